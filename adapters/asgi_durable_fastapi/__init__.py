@@ -1,0 +1,73 @@
+"""FastAPI adapter: one call installs the stack, in the right places, whatever the order.
+
+The request context and the lifespan go around everything, the server's own error page
+included; idempotency goes inside the application's middlewares, so that authentication and
+CORS run first.
+"""
+
+from __future__ import annotations
+
+import inspect
+import typing
+
+from asgi_durable import Durable, DurableError, DurableUsageError, IdempotencyMiddleware
+from asgi_durable.middleware.problem_details import problem_response
+from fastapi import FastAPI, params
+from starlette.background import BackgroundTasks
+from starlette.middleware import Middleware
+from starlette.requests import HTTPConnection, Request
+from starlette.responses import Response
+from starlette.types import ASGIApp
+
+__all__ = ["install"]
+
+_INSTALLED = "asgi_durable"
+_AMBIENT_CLASSES = (HTTPConnection, Response, BackgroundTasks)
+
+
+def install(app: FastAPI, durable: Durable) -> None:
+    """Make an application's requests durable.
+
+    Routes and middlewares may be added before or after, and the application keeps its own
+    ``lifespan``. Parameters that FastAPI fills anew for each request (``Depends``, ``Request``,
+    ``Response``, ``BackgroundTasks``) are not recorded.
+
+    Raises:
+        DurableUsageError: The application has been started, or has a ``Durable`` already.
+    """
+    if app.middleware_stack is not None:
+        msg = "install() comes before the application's first request"
+        raise DurableUsageError(msg)
+    if hasattr(app.state, _INSTALLED):
+        msg = "a Durable is installed in this application already"
+        raise DurableUsageError(msg)
+    setattr(app.state, _INSTALLED, durable)
+    durable.engine.registry.add_ambient_rule(_is_ambient)
+    app.add_exception_handler(DurableError, _answer)
+    # At the end, which is inside: `add_middleware` puts its middleware at the front.
+    app.user_middleware.append(
+        Middleware(IdempotencyMiddleware, durable.engine, policy=durable.idempotency)
+    )
+    build = app.build_middleware_stack
+
+    def build_with_durable() -> ASGIApp:
+        return durable.wrap_outside(build())
+
+    app.build_middleware_stack = build_with_durable  # type: ignore[method-assign]
+
+
+async def _answer(_: Request, error: Exception) -> Response:
+    if not isinstance(error, DurableError):
+        raise error
+    status, headers, body = problem_response(error)
+    response = Response(body, status_code=status)
+    response.raw_headers = headers
+    return response
+
+
+def _is_ambient(parameter: inspect.Parameter, hint: object) -> bool:
+    markers = (parameter.default, *getattr(hint, "__metadata__", ()))
+    if any(isinstance(marker, params.Depends) for marker in markers):
+        return True
+    bare = typing.get_args(hint)[0] if hasattr(hint, "__metadata__") else hint
+    return isinstance(bare, type) and issubclass(bare, _AMBIENT_CLASSES)

@@ -1,0 +1,73 @@
+"""Durable requests and functions for any ASGI app."""
+
+from asgi_durable.codec import Codec, JsonCodec
+from asgi_durable.context import RequestContext
+from asgi_durable.durable import Durable
+from asgi_durable.engine.handle import WorkflowHandle, WorkflowStatus
+from asgi_durable.errors import (
+    DecodeError,
+    DurableError,
+    DurableUsageError,
+    EncodeError,
+    IdempotencyError,
+    KeyMalformedError,
+    KeyReusedError,
+    NonDeterministicWorkflowError,
+    PrincipalUnavailableError,
+    RemoteError,
+    RequestInProgressError,
+    RequestTooLargeError,
+    ResponseNotKeptError,
+    StepRetriesExhaustedError,
+    StepTimeoutError,
+    StorageError,
+    StorageUnavailableError,
+    WorkflowConflictError,
+    WorkflowInterruptedError,
+    WorkflowNotFoundError,
+)
+from asgi_durable.middleware.idempotency import IdempotencyMiddleware
+from asgi_durable.middleware.idempotency_policy import IdempotencyPolicy
+from asgi_durable.middleware.lifespan import LifespanMiddleware
+from asgi_durable.middleware.problem_details import ProblemDetailsMiddleware
+from asgi_durable.middleware.request_context import RequestContextMiddleware
+from asgi_durable.retry import RetryPolicy
+from asgi_durable.storage.records import WorkflowState
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "Codec",
+    "DecodeError",
+    "Durable",
+    "DurableError",
+    "DurableUsageError",
+    "EncodeError",
+    "IdempotencyError",
+    "IdempotencyMiddleware",
+    "IdempotencyPolicy",
+    "JsonCodec",
+    "KeyMalformedError",
+    "KeyReusedError",
+    "LifespanMiddleware",
+    "NonDeterministicWorkflowError",
+    "PrincipalUnavailableError",
+    "ProblemDetailsMiddleware",
+    "RemoteError",
+    "RequestContext",
+    "RequestContextMiddleware",
+    "RequestInProgressError",
+    "RequestTooLargeError",
+    "ResponseNotKeptError",
+    "RetryPolicy",
+    "StepRetriesExhaustedError",
+    "StepTimeoutError",
+    "StorageError",
+    "StorageUnavailableError",
+    "WorkflowConflictError",
+    "WorkflowHandle",
+    "WorkflowInterruptedError",
+    "WorkflowNotFoundError",
+    "WorkflowState",
+    "WorkflowStatus",
+]

@@ -1,0 +1,315 @@
+"""How values are written into the step log: JSON that keeps their types.
+
+JSON's own values stand for themselves; any other value is an object with the reserved
+member ``$`` that names its kind. Classes are named ``module:QualName`` and found again
+among those that were registered, never by an import: a row cannot choose code.
+"""
+
+from __future__ import annotations
+
+import base64
+import dataclasses
+import datetime
+import decimal
+import enum
+import json
+import math
+import pathlib
+import uuid
+import zoneinfo
+from collections.abc import Callable
+from typing import Any, Protocol
+
+from asgi_durable.errors import DecodeError, EncodeError
+from asgi_durable.exception_codec import pack_exception, unpack_exception
+from asgi_durable.type_registry import TypeRegistry, is_named_tuple, is_pydantic_model
+
+__all__ = ["Codec", "JsonCodec"]
+
+MAX_PAYLOAD_BYTES = 16 * 1024 * 1024
+_INT64 = 1 << 63
+
+_dumps = json.JSONEncoder(separators=(",", ":"), allow_nan=False, check_circular=False).encode
+_loads = json.loads
+
+
+class Codec(Protocol):
+    """Turns values into bytes for the step log, and back into equal values."""
+
+    def encode(self, value: object) -> bytes:
+        """Return *value* as bytes, equal values as equal bytes.
+
+        Raises:
+            EncodeError: The value, or a member of it, cannot be recorded.
+        """
+
+    def decode(self, data: bytes) -> Any:
+        """Return the value that :meth:`encode` was given.
+
+        Raises:
+            DecodeError: The bytes are damaged or name a class that is not known here.
+        """
+
+    def register(self, hint: object) -> None:
+        """Make the classes that a type hint names known, members included."""
+
+
+class JsonCodec:
+    """The default codec: readable JSON with types, never pickle.
+
+    Knows ``None, bool, int, float, str, list, dict, tuple, set, frozenset, bytes, complex,
+    date, time, datetime, timedelta, UUID, Decimal, Path``, exceptions, and the registered
+    enums, dataclasses, named tuples and pydantic models. Payloads are limited to 16 MiB.
+    """
+
+    def __init__(self) -> None:
+        self.types = TypeRegistry()
+
+    def register(self, hint: object) -> None:
+        """See :meth:`Codec.register`."""
+        self.types.register(hint)
+
+    def encode(self, value: object) -> bytes:
+        """See :meth:`Codec.encode`."""
+        try:
+            data = _dumps(self._pack(value)).encode("ascii")
+        except _UnknownTypeError as unknown:
+            path = self._path_to_unknown(value) or "the value itself"
+            raise EncodeError(_unknown_type_message(unknown.type, path)) from None
+        except RecursionError:
+            msg = "the value is nested too deeply, or contains itself"
+            raise EncodeError(msg) from None
+        if len(data) > MAX_PAYLOAD_BYTES:
+            msg = f"the value takes {len(data)} bytes; at most {MAX_PAYLOAD_BYTES} are recorded"
+            raise EncodeError(msg)
+        return data
+
+    def decode(self, data: bytes) -> Any:
+        """See :meth:`Codec.decode`."""
+        try:
+            return self._unpack(_loads(data))
+        except DecodeError:
+            raise
+        except (ValueError, TypeError, LookupError, AttributeError, ArithmeticError) as error:
+            msg = f"a recorded value is damaged ({type(error).__name__}: {error})"
+            raise DecodeError(msg) from error
+        except RecursionError:
+            msg = "a recorded value is nested too deeply"
+            raise DecodeError(msg) from None
+
+    def _pack(self, value: Any) -> Any:
+        kind = type(value)
+        if kind is str or value is None or kind is bool:
+            return value
+        pack = _PACKERS.get(kind)
+        if pack is not None:
+            return pack(self, value)
+        return self._pack_object(value, kind)
+
+    def _pack_object(self, value: Any, kind: type) -> Any:
+        if isinstance(value, BaseException):
+            return {"$": "error", **pack_exception(value, self._pack_or_none)}
+        name = self.types.name_of(kind)
+        if name is None:
+            raise _UnknownTypeError(kind)
+        if isinstance(value, enum.Flag):
+            return {"$": "flag", "t": name, "v": value.value}
+        if isinstance(value, enum.Enum):
+            return {"$": "enum", "t": name, "v": value.name}
+        if is_named_tuple(kind):
+            return {"$": "namedtuple", "t": name, "v": [self._pack(item) for item in value]}
+        if is_pydantic_model(kind):
+            # pydantic's own pickling state: exact, and no validator runs on the way back.
+            return {"$": "model", "t": name, "v": self._pack(value.__getstate__())}
+        members = {f.name: self._pack(getattr(value, f.name)) for f in dataclasses.fields(value)}
+        return {"$": "dataclass", "t": name, "v": members}
+
+    def _pack_or_none(self, value: object) -> Any:
+        """Pack what can be packed; exceptions carry locks, sockets and requests."""
+        try:
+            return self._pack(value)
+        except (_UnknownTypeError, RecursionError):
+            return None
+
+    def _path_to_unknown(self, value: object) -> str:
+        """Return where in *value* the first unencodable member sits, for the message."""
+        for key, member in _members(value):
+            try:
+                self._pack(member)
+            except _UnknownTypeError:
+                return f"[{key!r}]{self._path_to_unknown(member)}"
+        return ""
+
+    def _unpack(self, packed: Any) -> Any:
+        kind = type(packed)
+        if kind is list:
+            for index, item in enumerate(packed):
+                if type(item) is list or type(item) is dict:
+                    packed[index] = self._unpack(item)
+            return packed
+        if kind is dict:
+            tag = packed.get("$")
+            if tag is not None:
+                return _UNPACKERS[tag](self, packed)
+            for key, item in packed.items():
+                if type(item) is list or type(item) is dict:
+                    packed[key] = self._unpack(item)
+        return packed
+
+    def _unpack_object(self, packed: dict[str, Any]) -> Any:
+        cls = self.types.find(packed["t"])
+        if cls is None:
+            msg = f"the recorded class {packed['t']!r} is not known in this process"
+            raise DecodeError(msg)
+        return _REBUILDERS[packed["$"]](cls, self._unpack(packed["v"]))
+
+
+class _UnknownTypeError(Exception):
+    def __init__(self, kind: type) -> None:
+        super().__init__(kind)
+        self.type = kind
+
+
+def _unknown_type_message(kind: type, path: str) -> str:
+    return (
+        f"{kind.__module__}.{kind.__qualname__} at {path} cannot be recorded; name the class in "
+        "the function's annotations or call durable.register_type(), if it is a dataclass, "
+        "enum, named tuple or pydantic model"
+    )
+
+
+def _members(value: object) -> list[tuple[object, object]]:
+    if isinstance(value, dict):
+        return list(value.items())
+    if isinstance(value, (list, tuple, set, frozenset)):
+        return list(enumerate(value))
+    if dataclasses.is_dataclass(value):
+        return [(f.name, getattr(value, f.name)) for f in dataclasses.fields(value)]
+    return list(getattr(value, "__dict__", {}).items())
+
+
+def _pack_int(_: JsonCodec, value: int) -> Any:
+    # Hexadecimal: Python limits the decimal digits that it reads back to 4,300.
+    return value if -_INT64 <= value < _INT64 else {"$": "int", "v": hex(value)}
+
+
+def _pack_float(_: JsonCodec, value: float) -> Any:
+    return value if math.isfinite(value) else {"$": "float", "v": repr(value)}
+
+
+def _pack_list(codec: JsonCodec, value: list[Any]) -> Any:
+    return [codec._pack(item) for item in value]
+
+
+def _pack_dict(codec: JsonCodec, value: dict[Any, Any]) -> Any:
+    if all(type(key) is str for key in value) and "$" not in value:
+        return {key: codec._pack(item) for key, item in value.items()}
+    pairs = [[codec._pack(key), codec._pack(item)] for key, item in value.items()]
+    return {"$": "dict", "v": pairs}
+
+
+def _pack_set(codec: JsonCodec, value: set[Any] | frozenset[Any]) -> Any:
+    # Sorted, as the order of a set differs from process to process.
+    items = sorted((codec._pack(item) for item in value), key=_dumps)
+    return {"$": "set" if type(value) is set else "frozenset", "v": items}
+
+
+def _pack_datetime(_: JsonCodec, value: datetime.datetime) -> Any:
+    packed: dict[str, Any] = {"$": "datetime", "v": value.isoformat()}
+    if value.fold:
+        packed["fold"] = 1
+    if isinstance(value.tzinfo, zoneinfo.ZoneInfo):
+        packed["zone"] = value.tzinfo.key
+    return packed
+
+
+def _unpack_datetime(_: JsonCodec, packed: dict[str, Any]) -> datetime.datetime:
+    value = datetime.datetime.fromisoformat(packed["v"])
+    if "zone" in packed:
+        value = value.replace(tzinfo=zoneinfo.ZoneInfo(packed["zone"]))
+    return value.replace(fold=packed.get("fold", 0))
+
+
+def _unpack_pairs(codec: JsonCodec, packed: dict[str, Any]) -> dict[Any, Any]:
+    return {codec._unpack(key): codec._unpack(value) for key, value in packed["v"]}
+
+
+def _rebuild_dataclass(cls: Any, members: dict[str, Any]) -> Any:
+    value = object.__new__(cls)
+    for name, member in members.items():
+        # Past __init__, and past the guard of a frozen dataclass.
+        object.__setattr__(value, name, member)
+    return value
+
+
+def _rebuild_model(cls: Any, state: dict[str, Any]) -> Any:
+    value = cls.__new__(cls)
+    value.__setstate__(state)
+    return value
+
+
+def _tagged(tag: str, pack: Callable[[Any], Any]) -> Callable[[JsonCodec, Any], Any]:
+    return lambda _, value: {"$": tag, "v": pack(value)}
+
+
+def _plain(unpack: Callable[[Any], Any]) -> Callable[[JsonCodec, dict[str, Any]], Any]:
+    return lambda _, packed: unpack(packed["v"])
+
+
+def _items(build: Callable[[Any], Any]) -> Callable[[JsonCodec, dict[str, Any]], Any]:
+    return lambda codec, packed: build(codec._unpack(packed["v"]))
+
+
+_PACKERS: dict[type, Callable[[JsonCodec, Any], Any]] = {
+    int: _pack_int,
+    float: _pack_float,
+    list: _pack_list,
+    dict: _pack_dict,
+    tuple: lambda codec, value: {"$": "tuple", "v": _pack_list(codec, value)},
+    set: _pack_set,
+    frozenset: _pack_set,
+    bytes: _tagged("bytes", lambda value: base64.b64encode(value).decode("ascii")),
+    complex: _tagged("complex", lambda value: [repr(value.real), repr(value.imag)]),
+    datetime.datetime: _pack_datetime,
+    datetime.date: _tagged("date", datetime.date.isoformat),
+    datetime.time: lambda _, value: {"$": "time", "v": value.isoformat(), "fold": value.fold},
+    datetime.timedelta: _tagged("timedelta", lambda value: [value.days, value.seconds,
+                                                            value.microseconds]),
+    uuid.UUID: _tagged("uuid", str),
+    decimal.Decimal: _tagged("decimal", str),
+    type(pathlib.Path()): _tagged("path", str),
+}
+
+_UNPACKERS: dict[str, Callable[[JsonCodec, dict[str, Any]], Any]] = {
+    "int": _plain(lambda value: int(value, 16)),
+    "float": _plain(float),
+    "dict": _unpack_pairs,
+    "tuple": _items(tuple),
+    "set": _items(set),
+    "frozenset": _items(frozenset),
+    "bytes": _plain(lambda value: base64.b64decode(value, validate=True)),
+    "complex": _plain(lambda value: complex(float(value[0]), float(value[1]))),
+    "datetime": _unpack_datetime,
+    "date": _plain(datetime.date.fromisoformat),
+    "time": lambda _, packed: datetime.time.fromisoformat(packed["v"]).replace(
+        fold=packed["fold"]
+    ),
+    "timedelta": _plain(lambda value: datetime.timedelta(*value)),
+    "uuid": _plain(uuid.UUID),
+    "decimal": _plain(decimal.Decimal),
+    "path": _plain(pathlib.Path),
+    "error": lambda codec, packed: unpack_exception(packed, codec._unpack),
+    "enum": JsonCodec._unpack_object,
+    "flag": JsonCodec._unpack_object,
+    "namedtuple": JsonCodec._unpack_object,
+    "model": JsonCodec._unpack_object,
+    "dataclass": JsonCodec._unpack_object,
+}
+
+_REBUILDERS: dict[str, Callable[[Any, Any], Any]] = {
+    "enum": lambda cls, name: cls[name],
+    "flag": lambda cls, value: cls(value),
+    "namedtuple": lambda cls, items: cls._make(items),
+    "model": _rebuild_model,
+    "dataclass": _rebuild_dataclass,
+}

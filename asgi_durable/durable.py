@@ -1,0 +1,363 @@
+"""``Durable``: the one object that an application holds."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import inspect
+import os
+import sys
+from collections.abc import Callable, Coroutine, Sequence
+from importlib.metadata import entry_points
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, cast, overload
+from urllib.parse import urlsplit
+
+from asgi_durable.codec import Codec, JsonCodec
+from asgi_durable.context import RequestContext, current_request
+from asgi_durable.engine.engine import Engine
+from asgi_durable.engine.handle import WorkflowHandle
+from asgi_durable.engine.registry import (
+    Definition,
+    StepDefinition,
+    TransactionDefinition,
+    WorkflowDefinition,
+)
+from asgi_durable.engine.workflows import WorkflowOptions
+from asgi_durable.errors import DurableUsageError
+from asgi_durable.middleware.asgi import ASGIApp
+from asgi_durable.middleware.idempotency import IdempotencyMiddleware
+from asgi_durable.middleware.idempotency_policy import IdempotencyPolicy
+from asgi_durable.middleware.lifespan import LifespanMiddleware
+from asgi_durable.middleware.problem_details import ProblemDetailsMiddleware
+from asgi_durable.middleware.request_context import RequestContextMiddleware
+from asgi_durable.retry import RetryPolicy
+
+if TYPE_CHECKING:
+    from sqlalchemy.ext.asyncio import AsyncSession
+
+__all__ = ["Durable", "WorkflowCalls"]
+
+P = ParamSpec("P")
+R = TypeVar("R")
+AsyncFunction = Callable[P, Coroutine[Any, Any, R]]
+Decorator = Callable[[Callable[P, Coroutine[Any, Any, R]]], Callable[P, Coroutine[Any, Any, R]]]
+
+URL_VARIABLE = "ASGI_DURABLE_URL"
+DEFAULT_URL = "sqlite:///asgi_durable.db"
+STORAGE_ENTRY_POINTS = "asgi_durable.storage"
+DEFINITION_ATTRIBUTE = "__durable_definition__"
+
+
+class WorkflowCalls:
+    """Calls of workflows, all with the same options; see :meth:`Durable.options`."""
+
+    def __init__(self, engine: Engine, options: WorkflowOptions) -> None:
+        self._engine = engine
+        self._options = options
+
+    def run_workflow(
+        self, function: Callable[P, Coroutine[Any, Any, R]], *args: P.args, **kwargs: P.kwargs
+    ) -> Coroutine[Any, Any, R]:
+        """Run a workflow and return its result."""
+        definition = _workflow_definition(self._engine, function)
+        return self._engine.call_workflow(definition, args, kwargs, self._options)
+
+    def start_workflow(
+        self, function: Callable[P, Coroutine[Any, Any, R]], *args: P.args, **kwargs: P.kwargs
+    ) -> Coroutine[Any, Any, WorkflowHandle[R]]:
+        """Start a workflow in the background; return its handle once the start is durable."""
+        definition = _workflow_definition(self._engine, function)
+        started = self._engine.start_workflow(definition, args, kwargs, self._options)
+        return self._handle(started)
+
+    async def _handle(self, started: Coroutine[Any, Any, str]) -> WorkflowHandle[Any]:
+        return WorkflowHandle(self._engine, await started)
+
+
+class Durable:
+    """Makes an application's functions and requests durable.
+
+    Nothing connects before the application starts, so decorators can run at import. Several
+    instances can live in one process, each with a database of its own.
+
+    Args:
+        url: The database, ``sqlite:///orders.db`` say. By default the environment variable
+            ``ASGI_DURABLE_URL``, else ``sqlite:///asgi_durable.db``. The SQLite adapter reads
+            ``?synchronous=`` (``FULL``, the default, survives a loss of power; ``NORMAL`` may
+            lose the last commits to one) and ``?busy_timeout=`` (seconds, 5 by default).
+        codec: Writes values into the step log; readable JSON that keeps types by default.
+        idempotency: Which requests an ``Idempotency-Key`` makes durable.
+        request_id_headers: Headers that a request id is read from; the first one is sent.
+        drain_timeout: Seconds that a stop waits for runs before it interrupts them.
+        storage_patience: Seconds that a failing storage is tried before a run is given up,
+            to be taken up again later.
+
+    Raises:
+        DurableUsageError: No storage adapter is installed for the URL's scheme.
+    """
+
+    def __init__(
+        self,
+        url: str | None = None,
+        *,
+        codec: Codec | None = None,
+        idempotency: IdempotencyPolicy | None = None,
+        request_id_headers: Sequence[str] = ("X-Request-ID",),
+        drain_timeout: float = 5.0,
+        storage_patience: float = 30.0,
+    ) -> None:
+        self.url = url or os.environ.get(URL_VARIABLE) or DEFAULT_URL
+        self.idempotency = idempotency or IdempotencyPolicy()
+        self.request_id_headers = tuple(request_id_headers)
+        self._storage_factory = _find_storage(self.url)
+        self.engine = Engine(
+            lambda: self._storage_factory.load()(self.url),
+            codec or JsonCodec(),
+            drain_timeout_seconds=drain_timeout,
+            patience_seconds=storage_patience,
+        )
+
+    # Decorators
+
+    @overload
+    def workflow(self, function: AsyncFunction[P, R], /) -> AsyncFunction[P, R]: ...
+
+    @overload
+    def workflow(self, /, *, name: str | None = None) -> Decorator[P, R]: ...
+
+    def workflow(self, function: Any = None, /, *, name: str | None = None) -> Any:
+        """Make an ``async def`` function a workflow; calling it runs it durably.
+
+        Args:
+            function: The function, where the decorator is used bare.
+            name: What the log calls it; its qualified name by default.
+        """
+
+        def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
+            definition = WorkflowDefinition(function, name=name, registry=self.engine.registry)
+            self.engine.registry.add_workflow(definition)
+            options = WorkflowOptions()
+            return _durable_function(
+                definition,
+                lambda args, kwargs: self.engine.call_workflow(definition, args, kwargs, options),
+            )
+
+        return decorate if function is None else decorate(function)
+
+    @overload
+    def step(self, function: AsyncFunction[P, R], /) -> AsyncFunction[P, R]: ...
+
+    @overload
+    def step(
+        self,
+        /,
+        *,
+        name: str | None = None,
+        retry: RetryPolicy | None = ...,
+        timeout: float | None = None,
+    ) -> Decorator[P, R]: ...
+
+    def step(
+        self,
+        function: Any = None,
+        /,
+        *,
+        name: str | None = None,
+        retry: RetryPolicy | None = RetryPolicy(),  # noqa: B008  frozen
+        timeout: float | None = None,
+    ) -> Any:
+        """Make an ``async def`` function a step: recorded inside a workflow, plain outside.
+
+        Args:
+            function: The function, where the decorator is used bare.
+            name: What the log calls it; its qualified name by default.
+            retry: When it is tried again; three attempts by default, ``None`` for one.
+            timeout: Seconds for each attempt.
+        """
+
+        def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
+            definition = StepDefinition(
+                function,
+                name=name,
+                registry=self.engine.registry,
+                retry=retry,
+                timeout_seconds=timeout,
+            )
+            return _durable_function(
+                definition, lambda args, kwargs: self.engine.call_step(definition, args, kwargs)
+            )
+
+        return decorate if function is None else decorate(function)
+
+    @overload
+    def transaction(self, function: AsyncFunction[P, R], /) -> AsyncFunction[P, R]: ...
+
+    @overload
+    def transaction(self, /, *, name: str | None = None) -> Decorator[P, R]: ...
+
+    def transaction(self, function: Any = None, /, *, name: str | None = None) -> Any:
+        """Make an ``async def`` function a transaction with ``durable.session``.
+
+        Inside a workflow or a keyed request its rows and its record commit together, exactly
+        once; elsewhere it is a plain transaction.
+
+        Args:
+            function: The function, where the decorator is used bare.
+            name: What the log calls it; its qualified name by default.
+        """
+
+        def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
+            definition = TransactionDefinition(function, name=name, registry=self.engine.registry)
+            return _durable_function(
+                definition,
+                lambda args, kwargs: self.engine.call_transaction(definition, args, kwargs),
+            )
+
+        return decorate if function is None else decorate(function)
+
+    def register_type(self, hint: object) -> None:
+        """Let values of a class be recorded that no annotation names."""
+        self.engine.registry.codec.register(hint)
+
+    # Workflows
+
+    def options(self, *, workflow_id: str | None = None) -> WorkflowCalls:
+        """Return the workflow calls with options.
+
+        Args:
+            workflow_id: The workflow's id; one that exists is attached to instead of run.
+        """
+        return WorkflowCalls(self.engine, WorkflowOptions(workflow_id=workflow_id))
+
+    def run_workflow(
+        self, function: Callable[P, Coroutine[Any, Any, R]], *args: P.args, **kwargs: P.kwargs
+    ) -> Coroutine[Any, Any, R]:
+        """Run a workflow and return its result; the same as calling it."""
+        return self.options().run_workflow(function, *args, **kwargs)
+
+    def start_workflow(
+        self, function: Callable[P, Coroutine[Any, Any, R]], *args: P.args, **kwargs: P.kwargs
+    ) -> Coroutine[Any, Any, WorkflowHandle[R]]:
+        """Start a workflow in the background; return its handle once the start is durable."""
+        return self.options().start_workflow(function, *args, **kwargs)
+
+    async def retrieve_workflow(self, workflow_id: str) -> WorkflowHandle[Any]:
+        """Return the handle of a workflow that exists.
+
+        Raises:
+            WorkflowNotFoundError: No workflow has the id.
+        """
+        await self.engine.find_workflow(workflow_id)
+        return WorkflowHandle(self.engine, workflow_id)
+
+    # Context
+
+    @property
+    def workflow_id(self) -> str | None:
+        """The current workflow's id, or the current keyed request's; ``None`` outside."""
+        frame = self.engine.frame()
+        return frame.run.workflow_id if frame is not None and frame.run is not None else None
+
+    @property
+    def step_id(self) -> int | None:
+        """The current step's place in the log, from 0; ``None`` outside a step."""
+        frame = self.engine.frame()
+        return frame.step_number if frame is not None else None
+
+    @property
+    def request_id(self) -> str | None:
+        """The id of the request that began the current work, after a restart as well."""
+        frame = self.engine.frame()
+        if frame is not None and frame.run is not None:
+            return frame.run.workflow.request_id
+        request = current_request.get()
+        return request.request_id if request is not None else None
+
+    @property
+    def request(self) -> RequestContext | None:
+        """The request being handled; ``None`` outside, and in what a restart resumed."""
+        return current_request.get()
+
+    @property
+    def session(self) -> AsyncSession:
+        """The current transaction's session; ``None`` outside a transaction."""
+        frame = self.engine.frame()
+        # Typed for where it is used: code inside a transaction always has one.
+        return cast("AsyncSession", frame.session if frame is not None else None)
+
+    # Life
+
+    def wrap(self, app: ASGIApp) -> ASGIApp:
+        """Return an ASGI app with the whole stack around it."""
+        return self.wrap_outside(
+            IdempotencyMiddleware(
+                ProblemDetailsMiddleware(app), self.engine, policy=self.idempotency
+            )
+        )
+
+    def wrap_outside(self, app: ASGIApp) -> ASGIApp:
+        """Return an app with what belongs around everything: request context and lifespan.
+
+        For adapters whose framework has a better place for the rest.
+        """
+        return RequestContextMiddleware(
+            LifespanMiddleware(app, self.engine), header_names=self.request_id_headers
+        )
+
+    async def __aenter__(self) -> Durable:
+        """Start, and resume what was interrupted; for scripts, workers and tests."""
+        await self.engine.start()
+        self.engine.recover()
+        return self
+
+    async def __aexit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc_value: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        """Wait for the runs under way, for ``drain_timeout`` at most, and stop."""
+        await self.engine.stop()
+
+
+def _durable_function(
+    definition: Definition, call: Callable[[tuple[Any, ...], dict[str, Any]], Any]
+) -> Callable[..., Any]:
+    """Return what replaces a decorated function.
+
+    A plain function that returns a coroutine, as the call's place in the log is given out
+    when it is called. Frameworks ask whether it is a coroutine function: it says yes.
+    """
+
+    @functools.wraps(definition.function)
+    def durable_function(*args: Any, **kwargs: Any) -> Any:
+        return call(args, kwargs)
+
+    setattr(durable_function, DEFINITION_ATTRIBUTE, definition)
+    if sys.version_info >= (3, 12):
+        return inspect.markcoroutinefunction(durable_function)
+    # What `asyncio.iscoroutinefunction` looks for before Python 3.12.
+    marker = asyncio.coroutines._is_coroutine  # type: ignore[attr-defined]
+    durable_function._is_coroutine = marker  # type: ignore[attr-defined]
+    return durable_function
+
+
+def _workflow_definition(engine: Engine, function: Callable[..., Any]) -> WorkflowDefinition:
+    definition = getattr(function, DEFINITION_ATTRIBUTE, None)
+    if not isinstance(definition, WorkflowDefinition) or definition.registry is not engine.registry:
+        msg = f"{function!r} is not a workflow of this Durable; decorate it with @durable.workflow"
+        raise DurableUsageError(msg)
+    return definition
+
+
+def _find_storage(url: str) -> Any:
+    """Return the entry point of the adapter for a URL; it is imported at the first start."""
+    scheme = urlsplit(url).scheme
+    found = entry_points(group=STORAGE_ENTRY_POINTS, name=scheme)
+    if not found:
+        known = sorted(entry_points(group=STORAGE_ENTRY_POINTS).names)
+        msg = f"no storage adapter for {scheme!r}; there are {', '.join(known) or 'none'}"
+        raise DurableUsageError(msg)
+    return next(iter(found))
+

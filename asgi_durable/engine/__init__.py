@@ -1,0 +1,1 @@
+"""The durable engine: runs workflows, keeps their step logs, knows nothing of HTTP."""

@@ -1,0 +1,125 @@
+"""Group commit: what all runs have to write goes into one transaction at a time."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+import time
+from collections import deque
+from collections.abc import Sequence
+from weakref import WeakKeyDictionary
+
+from asgi_durable.errors import StorageError, StorageUnavailableError
+from asgi_durable.storage.protocol import StepLog
+from asgi_durable.storage.writes import FinishWorkflow, Outcome, OutcomeKind, RecordStep, Write
+
+__all__ = ["Committer"]
+
+logger = logging.getLogger(__name__)
+
+MAX_BATCH_WRITES = 1000
+MAX_BATCH_BYTES = 4 * 1024 * 1024
+FIRST_RETRY_SECONDS = 0.05
+LONGEST_RETRY_SECONDS = 1.0
+
+
+class Committer:
+    """Collects writes and commits them in batches, in the order of submission.
+
+    There is no timer: while one commit is in flight the next batch gathers. So a run alone
+    waits for its own commit only, and a hundred runs together share one.
+
+    Args:
+        storage: Where the batches go.
+        patience_seconds: For how long a batch is tried again while the storage fails.
+    """
+
+    def __init__(self, storage: StepLog, *, patience_seconds: float) -> None:
+        self._storage = storage
+        self._patience_seconds = patience_seconds
+        # An application without a lifespan may be called on one event loop after another.
+        self._lanes: WeakKeyDictionary[asyncio.AbstractEventLoop, _Lane] = WeakKeyDictionary()
+
+    def submit(self, write: Write) -> asyncio.Future[Outcome]:
+        """Queue a write of the running event loop; its future never raises.
+
+        Invariant: the future has a result only after COMMIT has returned. Cancelling it, or
+        who waits for it, does not take the write back.
+        """
+        loop = asyncio.get_running_loop()
+        lane = self._lanes.get(loop)
+        if lane is None:
+            lane = self._lanes[loop] = _Lane()
+        future: asyncio.Future[Outcome] = loop.create_future()
+        lane.pending.append((write, future))
+        if lane.task is None or lane.task.done():
+            lane.task = loop.create_task(self._drain(lane))
+        return future
+
+    async def flush(self) -> None:
+        """Wait until everything that the running event loop has submitted is settled."""
+        lane = self._lanes.get(asyncio.get_running_loop())
+        while lane is not None and lane.task is not None and not lane.task.done():
+            await asyncio.wait([lane.task])
+
+    async def _drain(self, lane: _Lane) -> None:
+        while lane.pending:
+            batch = _take_batch(lane.pending)
+            outcomes = await self._commit([write for write, _ in batch])
+            for (_, future), outcome in zip(batch, outcomes, strict=True):
+                if not future.done():
+                    future.set_result(outcome)
+
+    async def _commit(self, writes: Sequence[Write]) -> list[Outcome]:
+        """Commit a batch, again and again while the storage is unavailable."""
+        give_up_at = time.monotonic() + self._patience_seconds
+        delay = FIRST_RETRY_SECONDS
+        while True:
+            try:
+                return await self._storage.commit(writes)
+            except StorageUnavailableError as error:
+                if time.monotonic() + delay > give_up_at:
+                    logger.error("Giving up %d writes: %s", len(writes), error)
+                    return [Outcome(OutcomeKind.UNAVAILABLE, error=error)] * len(writes)
+                logger.warning("The storage is unavailable, trying again: %s", error)
+            except StorageError as error:
+                logger.exception("The storage failed; %d writes are lost", len(writes))
+                return [Outcome(OutcomeKind.UNAVAILABLE, error=error)] * len(writes)
+            except Exception as error:  # a defect of the adapter must not leave anybody waiting
+                logger.exception("The storage adapter failed; %d writes are lost", len(writes))
+                failure = StorageError(f"{type(error).__name__}: {error}")
+                return [Outcome(OutcomeKind.UNAVAILABLE, error=failure)] * len(writes)
+            await asyncio.sleep(delay * (1.0 + random.random() * 0.2))
+            delay = min(delay * 2, LONGEST_RETRY_SECONDS)
+
+
+class _Lane:
+    """The writes of one event loop and the task that commits them."""
+
+    def __init__(self) -> None:
+        self.pending: deque[tuple[Write, asyncio.Future[Outcome]]] = deque()
+        self.task: asyncio.Task[None] | None = None
+
+
+def _take_batch(
+    pending: deque[tuple[Write, asyncio.Future[Outcome]]],
+) -> list[tuple[Write, asyncio.Future[Outcome]]]:
+    """Take the oldest writes, as many as a transaction should hold; at least one."""
+    batch = []
+    size = 0
+    while pending and len(batch) < MAX_BATCH_WRITES and size < MAX_BATCH_BYTES:
+        item = pending.popleft()
+        batch.append(item)
+        size += _payload_bytes(item[0])
+    return batch
+
+
+def _payload_bytes(write: Write) -> int:
+    if isinstance(write, RecordStep):
+        return len(write.step.output or b"") + len(write.step.error or b"")
+    if isinstance(write, FinishWorkflow):
+        body = write.response.body if write.response is not None else None
+        return len(write.output or b"") + len(write.error or b"") + len(body or b"")
+    workflow = getattr(write, "workflow", None)
+    return len(workflow.input or b"") if workflow is not None else 0

@@ -1,0 +1,310 @@
+"""The engine: starts and stops, and routes every durable call to where it belongs."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import threading
+from collections.abc import Callable, Coroutine, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from asgi_durable.codec import Codec
+from asgi_durable.engine.active_runs import ActiveRuns, wait_for
+from asgi_durable.engine.committer import Committer
+from asgi_durable.engine.frame import Frame, current_frame
+from asgi_durable.engine.handle import WorkflowStatus, workflow_status
+from asgi_durable.engine.recovery import Recovery
+from asgi_durable.engine.registry import (
+    Registry,
+    StepDefinition,
+    TransactionDefinition,
+    WorkflowDefinition,
+)
+from asgi_durable.engine.requests import Requests
+from asgi_durable.engine.run import Finished, Interrupted, Run, Services, finished
+from asgi_durable.engine.step import run_step
+from asgi_durable.engine.transaction import run_plain_transaction, run_transaction
+from asgi_durable.engine.workflows import Call, WorkflowOptions, Workflows
+from asgi_durable.errors import DurableUsageError, WorkflowNotFoundError
+from asgi_durable.ids import new_id
+from asgi_durable.storage.protocol import Storage
+
+__all__ = ["Engine"]
+
+logger = logging.getLogger(__name__)
+
+FIRST_POLL_SECONDS = 0.05
+LONGEST_POLL_SECONDS = 1.0
+START_POLL_SECONDS = 0.01
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Running:
+    """What exists between start and stop."""
+
+    services: Services
+    active: ActiveRuns
+    workflows: Workflows
+    requests: Requests
+    recovery: Recovery
+
+
+class Engine:
+    """Runs one application's workflows on one storage.
+
+    Args:
+        open_storage: Makes the storage adapter, at each start.
+        codec: Writes values into the step log.
+        drain_timeout_seconds: How long a stop waits for runs before it interrupts them.
+        patience_seconds: How long a failing storage is tried before a run is given up.
+    """
+
+    def __init__(
+        self,
+        open_storage: Callable[[], Storage],
+        codec: Codec,
+        *,
+        drain_timeout_seconds: float,
+        patience_seconds: float,
+    ) -> None:
+        self.registry = Registry(codec)
+        self._open_storage = open_storage
+        self._drain_timeout_seconds = drain_timeout_seconds
+        self._patience_seconds = patience_seconds
+        self._running: _Running | None = None
+        self._starting = threading.Lock()
+        codec.register(WorkflowStatus)
+        self._status_step = self._own_step(self._read_status, "durable.get_status")
+        self._result_step = self._own_step(self._wait_for_result, "durable.get_result")
+        self._exists_step = self._own_step(self._refuse_missing, "durable.retrieve_workflow")
+
+    # Life
+
+    async def start(self) -> None:
+        """Open the storage and take over what dead executors left; recover nothing yet.
+
+        Raises:
+            StorageError: The database cannot be used; the message names it.
+        """
+        # Not `acquire()`: an application without a lifespan may call from several event
+        # loops, and none of them may be blocked while another one starts.
+        while not self._starting.acquire(blocking=False):
+            await asyncio.sleep(START_POLL_SECONDS)
+        try:
+            if self._running is None:
+                self._running = await self._build()
+        finally:
+            self._starting.release()
+
+    async def ensure_started(self) -> None:
+        """Start on the first request of an application whose lifespan never runs."""
+        if self._running is None:
+            await self.start()
+            self.recover()
+        else:
+            self._running.recovery.sweep_if_orphaned()
+
+    def recover(self) -> None:
+        """Resume, in the background, the workflows that were interrupted."""
+        self._live().recovery.sweep_soon()
+
+    async def drain(self) -> None:
+        """Wait for the runs under way, then interrupt them. New calls are still served."""
+        running = self._running
+        if running is not None:
+            await running.recovery.stop()
+            await running.active.drain(self._drain_timeout_seconds)
+
+    async def stop(self) -> None:
+        """Drain, flush what is to be written, and close the storage."""
+        running = self._running
+        if running is None:
+            return
+        await self.drain()
+        await running.services.committer.flush()
+        self._running = None
+        await running.services.storage.close()
+
+    async def _build(self) -> _Running:
+        storage = self._open_storage()
+        executor_id = new_id()
+        await storage.open(executor_id)
+        self.registry.prepare()
+        services = Services(
+            storage=storage,
+            committer=Committer(storage, patience_seconds=self._patience_seconds),
+            registry=self.registry,
+            executor_id=executor_id,
+            patience_seconds=self._patience_seconds,
+        )
+        active = ActiveRuns(lambda run, ending: recovery.on_interrupted(run, ending))
+        workflows = Workflows(services, active)
+        recovery = Recovery(services, active, workflows)
+        return _Running(
+            services=services,
+            active=active,
+            workflows=workflows,
+            requests=Requests(services, active),
+            recovery=recovery,
+        )
+
+    def _live(self) -> _Running:
+        if self._running is None:
+            msg = (
+                "the engine is not started: serve the app through durable.wrap() or install(), "
+                "or use 'async with durable:'"
+            )
+            raise DurableUsageError(msg)
+        return self._running
+
+    # Calls. Each gives out its place in the log at once and returns a coroutine.
+
+    @property
+    def requests(self) -> Requests:
+        """Workflows that are requests."""
+        return self._live().requests
+
+    def call_step(
+        self, definition: StepDefinition, args: tuple[Any, ...], kwargs: Mapping[str, Any]
+    ) -> Coroutine[Any, Any, Any]:
+        """Call a step: recorded between the steps of a run, a plain call elsewhere."""
+        run = self.run_between_steps()
+        if run is None:
+            return definition.function(*args, **kwargs)  # type: ignore[return-value]
+        return run_step(run, definition, run.next_number(), args, kwargs)
+
+    def call_transaction(
+        self, definition: TransactionDefinition, args: tuple[Any, ...], kwargs: Mapping[str, Any]
+    ) -> Coroutine[Any, Any, Any]:
+        """Call a transaction: recorded between the steps of a run, a plain one elsewhere."""
+        run = self.run_between_steps()
+        if run is None:
+            services = self._live().services
+            return run_plain_transaction(services, self.frame(), definition, args, kwargs)
+        return run_transaction(run, definition, run.next_number(), args, kwargs)
+
+    def call_workflow(
+        self,
+        definition: WorkflowDefinition,
+        args: tuple[Any, ...],
+        kwargs: Mapping[str, Any],
+        options: WorkflowOptions,
+    ) -> Coroutine[Any, Any, Any]:
+        """Run a workflow and return its result."""
+        call = self._call(definition, args, kwargs, options, awaited=True)
+        return self._live().workflows.result(call)
+
+    def start_workflow(
+        self,
+        definition: WorkflowDefinition,
+        args: tuple[Any, ...],
+        kwargs: Mapping[str, Any],
+        options: WorkflowOptions,
+    ) -> Coroutine[Any, Any, str]:
+        """Start a workflow in the background; return its id once that is durable."""
+        call = self._call(definition, args, kwargs, options, awaited=False)
+        return self._live().workflows.start(call)
+
+    def find_workflow(self, workflow_id: str) -> Coroutine[Any, Any, None]:
+        """Raise ``WorkflowNotFoundError`` unless there is a workflow with this id."""
+        return self.call_step(self._exists_step, (workflow_id,), {})
+
+    def workflow_status(self, workflow_id: str) -> Coroutine[Any, Any, WorkflowStatus]:
+        """Return a workflow's status; recorded where a workflow asks."""
+        return self.call_step(self._status_step, (workflow_id,), {})
+
+    def workflow_result(
+        self, workflow_id: str, timeout_seconds: float | None
+    ) -> Coroutine[Any, Any, Any]:
+        """Wait for a workflow's outcome; recorded where a workflow asks."""
+        return self.call_step(self._result_step, (workflow_id, timeout_seconds), {})
+
+    def _call(
+        self,
+        definition: WorkflowDefinition,
+        args: tuple[Any, ...],
+        kwargs: Mapping[str, Any],
+        options: WorkflowOptions,
+        *,
+        awaited: bool,
+    ) -> Call:
+        frame = self.frame()
+        if frame is not None and frame.step_name is not None:
+            msg = (
+                f"workflow {definition.name!r} is called inside {frame.step_name!r}: "
+                "steps and transactions cannot call workflows"
+            )
+            raise DurableUsageError(msg)
+        run = self.run_between_steps()
+        return Call(
+            definition=definition,
+            args=args,
+            kwargs=kwargs,
+            options=options,
+            parent=(run, run.next_number()) if run is not None else None,
+            awaited=awaited,
+        )
+
+    # Context
+
+    def frame(self) -> Frame | None:
+        """Return where the current code runs, ``None`` outside every run of this engine."""
+        frame = current_frame.get()
+        if frame is None or self._running is None:
+            return None
+        if frame.services is not self._running.services:
+            return None
+        if frame.run is not None and frame.run.closed:
+            return None
+        return frame
+
+    def run_between_steps(self) -> Run | None:
+        """Return the run whose next step could be called here."""
+        frame = self.frame()
+        return frame.run if frame is not None and frame.step_name is None else None
+
+    # What handles ask
+
+    def _own_step(self, function: Callable[..., Any], name: str) -> StepDefinition:
+        return StepDefinition(
+            function, name=name, registry=self.registry, retry=None, timeout_seconds=None
+        )
+
+    async def _refuse_missing(self, workflow_id: str) -> None:
+        running = self._live()
+        if running.active.find(workflow_id) is None:
+            if await running.services.storage.get_workflow(workflow_id) is None:
+                raise WorkflowNotFoundError(workflow_id)
+
+    async def _read_status(self, workflow_id: str) -> WorkflowStatus:
+        record = await self._live().services.storage.get_workflow(workflow_id)
+        if record is None:
+            raise WorkflowNotFoundError(workflow_id)
+        self.registry.find_workflow(record.name)
+        return workflow_status(record, self.registry.codec)
+
+    async def _wait_for_result(self, workflow_id: str, timeout_seconds: float | None) -> Any:
+        async with asyncio.timeout(timeout_seconds):
+            outcome = await self._wait_for_outcome(workflow_id)
+        return self._live().workflows.value_of(outcome)
+
+    async def _wait_for_outcome(self, workflow_id: str) -> Finished:
+        delay = FIRST_POLL_SECONDS
+        while True:
+            running = self._live()
+            run = running.active.find(workflow_id)
+            if run is not None:
+                ending = await wait_for(run, run.done)
+                if isinstance(ending, Finished):
+                    return ending
+                if isinstance(ending, Interrupted) and not ending.goes_on:
+                    raise ending.error
+            record = await running.services.storage.get_workflow(workflow_id)
+            if record is None:
+                raise WorkflowNotFoundError(workflow_id)
+            if record.is_final:
+                self.registry.find_workflow(record.name)
+                return finished(record)
+            await asyncio.sleep(delay)
+            delay = min(delay * 2, LONGEST_POLL_SECONDS)

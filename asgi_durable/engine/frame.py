@@ -1,0 +1,36 @@
+"""Where the current code runs: in which workflow, and inside which step."""
+
+from __future__ import annotations
+
+from contextvars import ContextVar
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from sqlalchemy.ext.asyncio import AsyncSession
+
+    from asgi_durable.engine.run import Run, Services
+
+__all__ = ["Frame", "current_frame"]
+
+
+@dataclass(frozen=True, slots=True)
+class Frame:
+    """A place in a run.
+
+    Attributes:
+        services: Whose run, where several ``Durable`` live in one process.
+        run: The workflow's run; ``None`` in a transaction outside any workflow.
+        step_name: The step or transaction whose body runs; ``None`` between steps.
+        step_number: Its place in the log.
+        session: The transaction's session.
+    """
+
+    services: Services
+    run: Run | None
+    step_name: str | None = None
+    step_number: int | None = None
+    session: AsyncSession | None = None
+
+
+current_frame: ContextVar[Frame | None] = ContextVar("asgi_durable_current_frame", default=None)

@@ -1,0 +1,118 @@
+"""What a caller holds of a workflow: its status and its outcome."""
+
+from __future__ import annotations
+
+import datetime
+from collections.abc import Awaitable
+from dataclasses import dataclass
+from typing import Any, Generic, Protocol, TypeVar
+
+from asgi_durable.codec import Codec
+from asgi_durable.errors import DecodeError, RemoteError
+from asgi_durable.storage.records import WorkflowRecord, WorkflowState
+
+__all__ = ["WorkflowHandle", "WorkflowStatus", "workflow_status"]
+
+ResultT_co = TypeVar("ResultT_co", covariant=True)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WorkflowStatus:
+    """What is known of a workflow.
+
+    Attributes:
+        status: ``PENDING`` until it is ``SUCCESS`` or ``ERROR``.
+        input: Its arguments by name; ``None`` for a request.
+        output: Its result, once it is a ``SUCCESS``.
+        error: What it raised, once it is an ``ERROR``.
+        attempts: Executions so far: 1, and one more for each time it was taken up again.
+    """
+
+    workflow_id: str
+    name: str
+    status: WorkflowState
+    input: Any
+    output: Any
+    error: BaseException | None
+    attempts: int
+    request_id: str | None
+    parent_id: str | None
+    created_at: datetime.datetime
+    updated_at: datetime.datetime
+
+
+class HandleSource(Protocol):
+    """What a handle asks."""
+
+    def workflow_status(self, workflow_id: str) -> Awaitable[WorkflowStatus]:
+        """Return a workflow's status."""
+
+    def workflow_result(self, workflow_id: str, timeout_seconds: float | None) -> Awaitable[Any]:
+        """Wait for a workflow's outcome."""
+
+
+class WorkflowHandle(Generic[ResultT_co]):
+    """A workflow that may be running, here or elsewhere, or be over."""
+
+    def __init__(self, source: HandleSource, workflow_id: str) -> None:
+        self._source = source
+        self.workflow_id = workflow_id
+
+    def __repr__(self) -> str:
+        """Name the workflow."""
+        return f"WorkflowHandle({self.workflow_id!r})"
+
+    def get_status(self) -> Awaitable[WorkflowStatus]:
+        """Return what is known of the workflow now; recorded where a workflow asks.
+
+        Raises:
+            WorkflowNotFoundError: Its row is gone.
+        """
+        return self._source.workflow_status(self.workflow_id)
+
+    def get_result(self, timeout: float | None = None) -> Awaitable[ResultT_co]:
+        """Wait until the workflow is over; return its result or raise its error.
+
+        Args:
+            timeout: Seconds to wait at most; the workflow goes on all the same.
+
+        Raises:
+            TimeoutError: It is not over in time.
+            WorkflowNotFoundError: Its row is gone.
+        """
+        return self._source.workflow_result(self.workflow_id, timeout)
+
+
+def workflow_status(record: WorkflowRecord, codec: Codec) -> WorkflowStatus:
+    """Return a row as people see it. What cannot be decoded here never breaks it."""
+    error = _decoded(codec, record.error)
+    if error is not None and not isinstance(error, BaseException):
+        error = RemoteError("unknown:Unknown", repr(error))
+    return WorkflowStatus(
+        workflow_id=record.workflow_id,
+        name=record.name,
+        status=record.state,
+        input=_decoded(codec, record.input),
+        output=_decoded(codec, record.output),
+        error=error,
+        attempts=record.attempts,
+        request_id=record.request_id,
+        parent_id=record.parent_id,
+        created_at=_time(record.created_at_us),
+        updated_at=_time(record.updated_at_us),
+    )
+
+
+def _decoded(codec: Codec, data: bytes | None) -> Any:
+    if data is None:
+        return None
+    try:
+        return codec.decode(data)
+    except DecodeError:
+        # Readable at least: the default codec writes JSON.
+        return data.decode("utf-8", "replace")
+
+
+def _time(microseconds: int) -> datetime.datetime:
+    epoch = datetime.datetime(1970, 1, 1, tzinfo=datetime.timezone.utc)
+    return epoch + datetime.timedelta(microseconds=microseconds)

@@ -1,0 +1,201 @@
+"""The functions that were decorated: what a call of each needs to know."""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+import logging
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any
+
+from asgi_durable.codec import Codec
+from asgi_durable.errors import DurableUsageError, EncodeError
+from asgi_durable.retry import RetryPolicy
+from asgi_durable.type_registry import function_hints
+
+__all__ = [
+    "AmbientParameter",
+    "Definition",
+    "Registry",
+    "StepDefinition",
+    "TransactionDefinition",
+    "WorkflowDefinition",
+]
+
+logger = logging.getLogger(__name__)
+
+AsyncFunction = Callable[..., Awaitable[Any]]
+
+# Tells whether a parameter, with its resolved type hint, is ambient: never recorded.
+AmbientParameter = Callable[[inspect.Parameter, object], bool]
+
+DIGEST_BYTES = 16
+
+
+class Definition:
+    """A decorated function.
+
+    Attributes:
+        ambient: Names of the parameters that a framework fills anew for every request.
+    """
+
+    def __init__(self, function: AsyncFunction, *, name: str | None, registry: Registry) -> None:
+        if not inspect.iscoroutinefunction(function):
+            msg = f"{function!r} must be an 'async def' function"
+            raise DurableUsageError(msg)
+        self.function = function
+        self.name = name or function.__qualname__
+        self.signature = inspect.signature(function)
+        self.registry = registry
+        self.ambient: frozenset[str] = frozenset()
+        self._prepared = False
+
+    def prepare(self) -> None:
+        """Resolve the annotations, once and as late as possible: they may name later classes."""
+        if self._prepared:
+            return
+        self._prepared = True
+        hints = function_hints(self.function)  # type: ignore[arg-type]
+        self.ambient = frozenset(
+            parameter.name
+            for parameter in self.signature.parameters.values()
+            if self.registry.is_ambient(parameter, hints.get(parameter.name))
+        )
+        for name, hint in hints.items():
+            if name not in self.ambient:
+                self.registry.codec.register(hint)
+
+    def recorded_arguments(
+        self, args: tuple[Any, ...], kwargs: Mapping[str, Any]
+    ) -> tuple[tuple[Any, ...], Mapping[str, Any]]:
+        """Return the arguments without the ambient ones."""
+        if not self.ambient:
+            return args, kwargs
+        bound = self.signature.bind(*args, **kwargs)
+        recorded = {k: v for k, v in bound.arguments.items() if k not in self.ambient}
+        return (), recorded
+
+
+class StepDefinition(Definition):
+    """A function decorated as a step."""
+
+    def __init__(
+        self,
+        function: AsyncFunction,
+        *,
+        name: str | None,
+        registry: Registry,
+        retry: RetryPolicy | None,
+        timeout_seconds: float | None,
+    ) -> None:
+        super().__init__(function, name=name, registry=registry)
+        if timeout_seconds is not None and not 0 < timeout_seconds < float("inf"):
+            msg = f"step {self.name!r}: timeout must be a positive number of seconds"
+            raise DurableUsageError(msg)
+        self.retry = retry
+        self.timeout_seconds = timeout_seconds
+
+
+class TransactionDefinition(Definition):
+    """A function decorated as a transaction."""
+
+
+class WorkflowDefinition(Definition):
+    """A function decorated as a workflow."""
+
+    def encode_input(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> bytes:
+        """Return the recorded arguments as the workflow's input.
+
+        Raises:
+            TypeError: The arguments do not fit the function's signature.
+            EncodeError: An argument cannot be recorded; the message names it.
+        """
+        bound = self.signature.bind(*args, **kwargs)
+        recorded = {k: v for k, v in bound.arguments.items() if k not in self.ambient}
+        try:
+            return self.registry.codec.encode(recorded)
+        except EncodeError as error:
+            msg = f"the input of workflow {self.name!r} cannot be recorded: {error}"
+            raise EncodeError(msg) from None
+
+    def bind_input(
+        self, data: bytes, args: tuple[Any, ...], kwargs: Mapping[str, Any]
+    ) -> inspect.BoundArguments:
+        """Return the arguments to run with: the recorded ones, the ambient ones of the call."""
+        arguments = self.registry.codec.decode(data)
+        if self.ambient:
+            given = self.signature.bind_partial(*args, **kwargs).arguments
+            arguments.update({k: v for k, v in given.items() if k in self.ambient})
+        ordered = {k: arguments[k] for k in self.signature.parameters if k in arguments}
+        return inspect.BoundArguments(self.signature, ordered)  # type: ignore[arg-type]
+
+
+class Registry:
+    """All that one ``Durable`` knows of the application's functions and types."""
+
+    def __init__(self, codec: Codec) -> None:
+        self.codec = codec
+        self._workflows: dict[str, WorkflowDefinition] = {}
+        self._ambient_rules: list[AmbientParameter] = []
+
+    def add_workflow(self, definition: WorkflowDefinition) -> None:
+        """Make a workflow known under its name.
+
+        Raises:
+            DurableUsageError: Another function has the name.
+        """
+        known = self._workflows.get(definition.name)
+        if known is not None and not _is_redefined(known.function, definition.function):
+            msg = (
+                f"two workflows are called {definition.name!r} ({known.function.__module__} and "
+                f"{definition.function.__module__}); give one of them another name="
+            )
+            raise DurableUsageError(msg)
+        self._workflows[definition.name] = definition
+
+    def find_workflow(self, name: str) -> WorkflowDefinition | None:
+        """Return the workflow of this name, ready to run."""
+        definition = self._workflows.get(name)
+        if definition is not None:
+            definition.prepare()
+        return definition
+
+    def prepare(self) -> None:
+        """Resolve the annotations of all workflows."""
+        for definition in self._workflows.values():
+            definition.prepare()
+
+    def add_ambient_rule(self, rule: AmbientParameter) -> None:
+        """Let a framework's adapter say which parameters the framework fills."""
+        self._ambient_rules.append(rule)
+
+    def is_ambient(self, parameter: inspect.Parameter, hint: object) -> bool:
+        """Tell whether a parameter is filled anew for every request."""
+        return any(rule(parameter, hint) for rule in self._ambient_rules)
+
+    def digest(
+        self, definition: Definition, args: tuple[Any, ...], kwargs: Mapping[str, Any]
+    ) -> bytes:
+        """Return a digest of a step's arguments, 16 bytes, equal for equal arguments.
+
+        What cannot be recorded, a client or a connection say, counts by its class.
+        """
+        values = definition.recorded_arguments(args, kwargs)
+        try:
+            data = self.codec.encode(values)
+        except EncodeError:
+            data = self.codec.encode((tuple(map(self._digestible, values[0])),
+                                      {k: self._digestible(v) for k, v in values[1].items()}))
+        return hashlib.blake2b(data, digest_size=DIGEST_BYTES).digest()
+
+    def _digestible(self, value: object) -> object:
+        try:
+            self.codec.encode(value)
+        except EncodeError:
+            return f"{type(value).__module__}:{type(value).__qualname__}"
+        return value
+
+
+def _is_redefined(known: AsyncFunction, new: AsyncFunction) -> bool:
+    """Tell whether a function is the same one, made again by a reload or a second call."""
+    return (known.__module__, known.__qualname__) == (new.__module__, new.__qualname__)

@@ -1,0 +1,217 @@
+"""Workflows that are requests: claimed under a key, resumed by a retry.
+
+The engine knows nothing of HTTP: such a workflow's body is whatever handler it is given,
+and its outcome is whatever answer that handler commits.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+
+from asgi_durable.engine.active_runs import ActiveRuns, wait_for
+from asgi_durable.engine.run import Ending, Finished, Interrupted, Run, RunStopped, Services
+from asgi_durable.errors import StorageError, WorkflowInterruptedError
+from asgi_durable.storage.records import ResponseRecord, WorkflowRecord, WorkflowState
+from asgi_durable.storage.writes import (
+    ClaimRequest,
+    FinishWorkflow,
+    ForgetRequest,
+    OutcomeKind,
+)
+
+__all__ = ["Answered", "Claimed", "InProgress", "KeyReused", "RequestRun", "Requests"]
+
+
+@dataclass(frozen=True, slots=True)
+class Claimed:
+    """The request is this caller's to answer; its handler runs in a task of the engine's."""
+
+    over: asyncio.Future[Ending]
+
+
+@dataclass(frozen=True, slots=True)
+class InProgress:
+    """The same request runs already."""
+
+
+@dataclass(frozen=True, slots=True)
+class KeyReused:
+    """The key belongs to a request with another fingerprint."""
+
+
+@dataclass(frozen=True, slots=True)
+class Answered:
+    """The request is finished."""
+
+    response: ResponseRecord
+
+
+Claim = Claimed | InProgress | KeyReused | Answered
+
+
+class RequestRun:
+    """What a request's handler commits its answer with."""
+
+    def __init__(self, run: Run, active: ActiveRuns) -> None:
+        self._run = run
+        self._active = active
+        self.ending: Ending | None = None
+
+    @property
+    def has_recorded(self) -> bool:
+        """True once something durable was called on behalf of the request."""
+        return self._run.has_recorded
+
+    async def finish(self, status_code: int, headers: bytes, body: bytes | None) -> None:
+        """Commit the answer: the request's outcome, from now on and for ever.
+
+        Raises:
+            StorageError: It is not known to be committed.
+            WorkflowInterruptedError: The request is not this executor's any more.
+            NonDeterministicWorkflowError: The handler left the request's log.
+        """
+        run = self._run
+        response = ResponseRecord(
+            workflow_id=run.workflow_id, status_code=status_code, headers=headers, body=body
+        )
+        run.refuse_unused_log()
+        run.submit(
+            FinishWorkflow(
+                workflow_id=run.workflow_id,
+                executor_id=run.services.executor_id,
+                state=WorkflowState.SUCCESS,
+                output=None,
+                error=None,
+                finished_at_us=time.time_ns() // 1000,
+                response=response,
+            )
+        )
+        await self._settle()
+        self._close(Finished(WorkflowState.SUCCESS, None, None))
+
+    async def leave_for_retry(self) -> None:
+        """Commit what is recorded so far; a retry of the request goes on after it."""
+        await self._settle()
+        reason = "it failed and waits for its retry"
+        self._close(Interrupted(WorkflowInterruptedError(self._run.workflow_id, reason)))
+
+    async def forget(self) -> None:
+        """Take the claim back: nothing was recorded, and the next try starts afresh."""
+        run = self._run
+        run.submit(ForgetRequest(run.workflow_id, run.services.executor_id))
+        await self._settle()
+        reason = "it was refused before it began"
+        self._close(Interrupted(WorkflowInterruptedError(run.workflow_id, reason)))
+
+    async def _settle(self) -> None:
+        try:
+            await self._run.settle()
+        except RunStopped:
+            stopped = self._run.stopped
+            raise (stopped.error if stopped is not None else StorageError()) from None
+
+    def _close(self, ending: Ending) -> None:
+        # What the handler calls from now on, in a background task say, is not the request's.
+        self.ending = ending
+        self._run.end(ending)
+        self._active.release(self._run)
+
+
+Handler = Callable[[RequestRun], Awaitable[None]]
+
+
+class Requests:
+    """Claims requests and runs their handlers."""
+
+    def __init__(self, services: Services, active: ActiveRuns) -> None:
+        self._services = services
+        self._active = active
+
+    async def claim(
+        self, workflow_id: str, *, name: str, fingerprint: str, request_id: str, handler: Handler
+    ) -> Claim:
+        """Claim a request, or say what became of the one that has its key.
+
+        Args:
+            workflow_id: Made of the key and its scope.
+            name: What the request is, for people.
+            fingerprint: Equal for retries of one request, different for any other.
+            request_id: Of this try.
+            handler: Called in a task of the engine's if the request is claimed.
+
+        Raises:
+            StorageError: Nothing is known to be claimed.
+        """
+        while (active := self._active.find(workflow_id)) is not None:
+            await wait_for(active, active.claimed)
+            if active is self._active.find(workflow_id):
+                same = active.workflow.fingerprint == fingerprint
+                return InProgress() if same else KeyReused()
+        run = Run(self._services, _record(self._services, workflow_id, name, fingerprint, request_id))
+        self._active.launch(run, self._drive(run, handler))
+        await wait_for(run, run.claimed)
+        if not run.done.done():
+            return Claimed(run.done)
+        ending = run.done.result()
+        if isinstance(ending, Interrupted) and isinstance(ending.error, _RefusedError):
+            return await self._explain(ending.error.existing, fingerprint)
+        if isinstance(ending, Interrupted) and isinstance(ending.error, StorageError):
+            raise ending.error
+        return Claimed(run.done)
+
+    async def _drive(self, run: Run, handler: Handler) -> Ending:
+        outcome = await asyncio.shield(self._services.committer.submit(ClaimRequest(run.workflow)))
+        if outcome.kind is OutcomeKind.CONFLICT and outcome.existing is not None:
+            return Interrupted(_RefusedError(outcome.existing))
+        run.check(outcome)
+        if outcome.kind is OutcomeKind.RESUMED:
+            for stored in await self._services.storage.load_runs([run.workflow_id]):
+                run.load(stored)
+        request = RequestRun(run, self._active)
+        run.claimed.set_result(None)
+        await handler(request)
+        if request.ending is not None:
+            return request.ending
+        return run.stopped or Interrupted(
+            WorkflowInterruptedError(run.workflow_id, "its handler gave no answer")
+        )
+
+    async def _explain(self, existing: WorkflowRecord, fingerprint: str) -> Claim:
+        if existing.fingerprint != fingerprint:
+            return KeyReused()
+        response = await self._services.storage.get_response(existing.workflow_id)
+        return Answered(response) if response is not None else InProgress()
+
+
+class _RefusedError(Exception):
+    """The key is taken; carries the row that has it."""
+
+    def __init__(self, existing: WorkflowRecord) -> None:
+        super().__init__(existing.workflow_id)
+        self.existing = existing
+
+
+def _record(
+    services: Services, workflow_id: str, name: str, fingerprint: str, request_id: str
+) -> WorkflowRecord:
+    now = time.time_ns() // 1000
+    return WorkflowRecord(
+        workflow_id=workflow_id,
+        name=name,
+        state=WorkflowState.PENDING,
+        executor_id=services.executor_id,
+        attempts=1,
+        parent_id=None,
+        parent_step=None,
+        awaited=True,
+        request_id=request_id,
+        fingerprint=fingerprint,
+        input=None,
+        output=None,
+        error=None,
+        created_at_us=now,
+        updated_at_us=now,
+    )

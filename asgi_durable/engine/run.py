@@ -1,0 +1,273 @@
+"""One execution of a workflow: its log, its place in it, and what is not durable yet."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from dataclasses import dataclass
+from typing import Any
+
+from asgi_durable.engine.committer import Committer
+from asgi_durable.engine.registry import Registry
+from asgi_durable.errors import (
+    NonDeterministicWorkflowError,
+    StorageError,
+    WorkflowInterruptedError,
+)
+from asgi_durable.storage.protocol import Storage
+from asgi_durable.storage.records import StepRecord, StoredRun, WorkflowRecord, WorkflowState
+from asgi_durable.storage.writes import Outcome, OutcomeKind, RecordStep, Write
+
+__all__ = ["Ending", "Finished", "Interrupted", "Run", "RunStopped", "Services", "finished"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Services:
+    """What every run of one engine shares."""
+
+    storage: Storage
+    committer: Committer
+    registry: Registry
+    executor_id: str
+    patience_seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class Finished:
+    """A workflow's outcome, encoded."""
+
+    state: WorkflowState
+    output: bytes | None
+    error: bytes | None
+
+
+@dataclass(frozen=True, slots=True)
+class Interrupted:
+    """A run that ended without an outcome; its log stays and the workflow is PENDING.
+
+    Attributes:
+        error: What the caller is told.
+        goes_on: True if this process should run it again by itself.
+    """
+
+    error: Exception
+    goes_on: bool = False
+
+
+Ending = Finished | Interrupted
+
+
+class RunStopped(BaseException):  # noqa: N818  no error of the application's
+    """Unwinds the code of a run that must not go on.
+
+    Not an ``Exception``: ``except Exception`` in a workflow must not swallow it and take a
+    failing database for a result.
+    """
+
+
+class Run:
+    """One execution of a workflow, in this process.
+
+    Attributes:
+        workflow: Its row, as of this execution.
+        claimed: Settled once it is known whether this execution may go on.
+        ended: The ending once the body is over; it may not be durable yet.
+        done: The ending once it is durable.
+        stopped: Set when the execution must not go on.
+        closed: True once calls made in its context do not belong to it any more.
+    """
+
+    def __init__(self, services: Services, workflow: WorkflowRecord) -> None:
+        loop = asyncio.get_running_loop()
+        self.services = services
+        self.workflow = workflow
+        self.loop = loop
+        self.claimed: asyncio.Future[None] = loop.create_future()
+        self.ended: asyncio.Future[Ending] = loop.create_future()
+        self.done: asyncio.Future[Ending] = loop.create_future()
+        self.stopped: Interrupted | None = None
+        self.closed = False
+        self._steps: dict[int, StepRecord] = {}
+        self._children: dict[int, WorkflowRecord] = {}
+        self._calls = 0
+        self._not_durable: list[asyncio.Future[Outcome]] = []
+
+    @property
+    def workflow_id(self) -> str:
+        """The workflow's id."""
+        return self.workflow.workflow_id
+
+    @property
+    def has_recorded(self) -> bool:
+        """True once a step or child of this workflow is in the log, or on its way there."""
+        return bool(self._calls or self._steps or self._children)
+
+    def load(self, stored: StoredRun) -> None:
+        """Take up the log of earlier executions, to be replayed from memory."""
+        self.workflow = stored.workflow
+        self._steps = {step.step_number: step for step in stored.steps}
+        self._children = {
+            child.parent_step: child for child in stored.children if child.parent_step is not None
+        }
+
+    def next_number(self) -> int:
+        """Give out the next place in the log.
+
+        Invariant: called when a step is *called*, before its coroutine runs, so that steps
+        under ``asyncio.gather`` have the same numbers in whatever order they finish.
+        """
+        number = self._calls
+        self._calls += 1
+        return number
+
+    def recorded_step(self, number: int, name: str, digest: bytes) -> StepRecord | None:
+        """Return what is recorded at a place of the log, ``None`` for nothing.
+
+        Raises:
+            NonDeterministicWorkflowError: Something else is recorded there.
+        """
+        step = self._steps.get(number)
+        if step is None:
+            self._refuse_other(number, self._children.get(number), f"step {name!r}")
+            return None
+        if step.name != name:
+            raise self._diverged(number, f"step {step.name!r}", f"step {name!r}")
+        if step.digest != digest:
+            recorded = f"step {name!r} with other arguments (digest {step.digest.hex()})"
+            raise self._diverged(number, recorded, f"step {name!r} (digest {digest.hex()})")
+        return step
+
+    def recorded_child(self, number: int, name: str, data: bytes) -> WorkflowRecord | None:
+        """Return the child that was called at a place of the log, ``None`` for nothing.
+
+        Raises:
+            NonDeterministicWorkflowError: Something else is recorded there.
+        """
+        child = self._children.get(number)
+        if child is None:
+            self._refuse_other(number, self._steps.get(number), f"workflow {name!r}")
+            return None
+        if child.name != name:
+            raise self._diverged(number, f"workflow {child.name!r}", f"workflow {name!r}")
+        if child.input != data:
+            recorded = f"workflow {name!r} with other arguments"
+            raise self._diverged(number, recorded, f"workflow {name!r}")
+        return child
+
+    def refuse_unused_log(self) -> None:
+        """Raise if the code ended before it came to the end of its log."""
+        numbers = [n for n in (*self._steps, *self._children) if n >= self._calls]
+        if numbers:
+            number = min(numbers)
+            entry = self._steps.get(number) or self._children[number]
+            raise self._diverged(number, repr(entry.name), "nothing, as it has ended")
+
+    def submit(self, write: Write) -> asyncio.Future[Outcome]:
+        """Hand a write to the committer; :meth:`settle` waits for it."""
+        future = self.services.committer.submit(write)
+        self._not_durable.append(future)
+        return future
+
+    def record_step(
+        self, number: int, name: str, digest: bytes, *, output: bytes | None, error: bytes | None
+    ) -> None:
+        """Submit a step's record."""
+        step = self.step_record(number, name, digest, output=output, error=error)
+        self.submit(RecordStep(step, self.services.executor_id))
+
+    def step_record(
+        self, number: int, name: str, digest: bytes, *, output: bytes | None, error: bytes | None
+    ) -> StepRecord:
+        """Return the record of a step that has just finished."""
+        return StepRecord(
+            workflow_id=self.workflow_id,
+            step_number=number,
+            name=name,
+            digest=digest,
+            output=output,
+            error=error,
+            finished_at_us=time.time_ns() // 1000,
+        )
+
+    def depend_on(self, other: Run) -> None:
+        """Let this run go on only when what *other* has written so far is durable."""
+        self._not_durable.extend(other._not_durable)
+        if other.stopped is not None:
+            self.stop(other.stopped.error, goes_on=other.stopped.goes_on)
+
+    async def settle(self) -> None:
+        """Wait until everything submitted is durable.
+
+        Invariant: awaited before the body of each step, and before a result is shown. Code
+        between steps has no side effects, so nothing needs to be durable sooner.
+
+        Raises:
+            RunStopped: The run must not go on.
+        """
+        while self._not_durable:
+            future = self._not_durable[0]
+            outcome = await asyncio.shield(future)
+            if self._not_durable and self._not_durable[0] is future:
+                del self._not_durable[0]
+            self.check(outcome)
+        if self.stopped is not None:
+            raise RunStopped
+
+    def check(self, outcome: Outcome) -> None:
+        """Stop the run if a write did not apply.
+
+        Raises:
+            RunStopped: It did not.
+        """
+        if outcome.kind in (OutcomeKind.DONE, OutcomeKind.RESUMED):
+            return
+        if outcome.kind is OutcomeKind.UNAVAILABLE:
+            error = outcome.error or StorageError("the storage is not available")
+            raise self.stop(error, goes_on=True)
+        if outcome.kind is OutcomeKind.REJECTED:
+            msg = f"workflow {self.workflow_id!r}: the database cannot hold a record"
+            raise self.stop(StorageError(f"{msg}: {outcome.error}"))
+        raise self.stop(WorkflowInterruptedError(self.workflow_id, "another executor owns it"))
+
+    def stop(self, error: Exception, *, goes_on: bool = False) -> RunStopped:
+        """Forbid the run to go on; the first reason counts. Returns what to raise."""
+        if self.stopped is None:
+            self.stopped = Interrupted(error, goes_on)
+        return RunStopped()
+
+    def end(self, ending: Ending) -> None:
+        """Publish how the body ended."""
+        self.closed = True
+        _settle_once(self.claimed, None)
+        _settle_once(self.ended, ending)
+
+    def finish(self, ending: Ending) -> None:
+        """Publish the ending that stands."""
+        self.end(ending)
+        _settle_once(self.done, ending)
+
+    def _refuse_other(
+        self, number: int, other: StepRecord | WorkflowRecord | None, called: str
+    ) -> None:
+        if other is not None:
+            kind = "step" if isinstance(other, StepRecord) else "workflow"
+            raise self._diverged(number, f"{kind} {other.name!r}", called)
+
+    def _diverged(self, number: int, recorded: str, called: str) -> Exception:
+        error = NonDeterministicWorkflowError(
+            self.workflow_id, number, recorded=recorded, called=called
+        )
+        # The code may catch the error; it must not go on all the same.
+        self.stop(error)
+        return error
+
+
+def finished(workflow: WorkflowRecord) -> Finished:
+    """Return the outcome of a workflow that has one."""
+    return Finished(workflow.state, workflow.output, workflow.error)
+
+
+def _settle_once(future: asyncio.Future[Any], result: object) -> None:
+    if not future.done():
+        future.set_result(result)
+

@@ -1,0 +1,299 @@
+"""Every error the library raises, with the HTTP status a client sees.
+
+DurableError                          500  base class; raise it, or catch this one
+├── DurableUsageError                 500  the library was called in a way that cannot work
+├── WorkflowNotFoundError             404  no such workflow id
+├── WorkflowConflictError             409  the workflow id belongs to another function
+├── WorkflowInterruptedError          503  the run ended without an outcome; it will go on
+├── NonDeterministicWorkflowError     500  the code no longer does what its step log says
+├── StepRetriesExhaustedError         500  every attempt of a step failed
+├── StepTimeoutError                  500  an attempt of a step took too long
+├── RemoteError                       500  stands for a recorded error that cannot be rebuilt
+├── EncodeError                       500  a value cannot be recorded
+├── DecodeError                       500  a recorded value cannot be read back
+├── StorageError                      500  the database refused; the message names it
+│   └── StorageUnavailableError       503  the database cannot be used at the moment
+└── IdempotencyError                  400  answers to requests with an Idempotency-Key
+    ├── KeyMalformedError             400  the key is empty, too long, repeated or not legal
+    ├── KeyReusedError                422  the key belongs to another request
+    ├── RequestInProgressError        409  the first request with this key still runs
+    ├── RequestTooLargeError          413  the body is longer than a keyed request may be
+    ├── ResponseNotKeptError          410  the request is done, but its answer was not kept
+    └── PrincipalUnavailableError     500  it cannot be told whose request it is
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+__all__ = [
+    "DecodeError",
+    "DurableError",
+    "DurableUsageError",
+    "EncodeError",
+    "IdempotencyError",
+    "KeyMalformedError",
+    "KeyReusedError",
+    "NonDeterministicWorkflowError",
+    "PrincipalUnavailableError",
+    "RemoteError",
+    "RequestInProgressError",
+    "RequestTooLargeError",
+    "ResponseNotKeptError",
+    "StepRetriesExhaustedError",
+    "StepTimeoutError",
+    "StorageError",
+    "StorageUnavailableError",
+    "WorkflowConflictError",
+    "WorkflowInterruptedError",
+    "WorkflowNotFoundError",
+]
+
+
+class DurableError(Exception):
+    """Base class of every error the library raises, and one to raise in handlers.
+
+    Raised while a request is handled it becomes an ``application/problem+json``
+    answer (RFC 9457).
+
+    Args:
+        message: What went wrong; the answer's ``detail``.
+        code: A stable word for programs, for example ``"INVALID_ID"``.
+        status_code: HTTP status of the answer, 400 to 599.
+
+    Raises:
+        ValueError: *status_code* is not an error status.
+    """
+
+    default_code: ClassVar[str] = "DURABLE_ERROR"
+    default_status: ClassVar[int] = 500
+    # Of the problem details; the status's own phrase where a class has none.
+    title: ClassVar[str] = ""
+    retryable: ClassVar[bool] = False
+    # The library's own errors name functions, files and arguments: for logs, not clients.
+    shows_message: ClassVar[bool] = True
+
+    def __init__(
+        self, message: str = "", *, code: str | None = None, status_code: int | None = None
+    ) -> None:
+        super().__init__(message)
+        self.code = code or self.default_code
+        self.status_code = status_code or self.default_status
+        if not 400 <= self.status_code <= 599:
+            msg = f"status_code must be between 400 and 599, got {status_code}"
+            raise ValueError(msg)
+
+    @property
+    def detail(self) -> str:
+        """The sentence a client may see: never SQL, paths or other users' data."""
+        return str(self) if self.shows_message else self.title
+
+
+class DurableUsageError(DurableError):
+    """The library was called in a way that cannot work; the message says what to do."""
+
+    default_code = "USAGE"
+    title = "The service uses durable execution incorrectly"
+    shows_message = False
+
+
+class WorkflowNotFoundError(DurableError):
+    """No workflow has this id."""
+
+    default_code = "WORKFLOW_NOT_FOUND"
+    default_status = 404
+    title = "Workflow not found"
+
+    def __init__(self, workflow_id: str) -> None:
+        super().__init__(f"no workflow has the id {workflow_id!r}")
+        self.workflow_id = workflow_id
+
+
+class WorkflowConflictError(DurableError):
+    """The workflow id belongs to a run of another function."""
+
+    default_code = "WORKFLOW_CONFLICT"
+    default_status = 409
+    title = "The workflow id is in use for something else"
+    shows_message = False
+
+    def __init__(self, workflow_id: str, *, wanted: str, existing: str) -> None:
+        super().__init__(f"workflow {workflow_id!r} is a run of {existing!r}, not of {wanted!r}")
+        self.workflow_id = workflow_id
+
+
+class WorkflowInterruptedError(DurableError):
+    """The run ended without an outcome (shutdown, cancellation, lost ownership).
+
+    Its step log is kept; whoever runs it next goes on after the last recorded step.
+    """
+
+    default_code = "WORKFLOW_INTERRUPTED"
+    default_status = 503
+    title = "The work was interrupted and will be continued"
+    retryable = True
+    shows_message = False
+
+    def __init__(self, workflow_id: str, reason: str) -> None:
+        super().__init__(f"workflow {workflow_id!r} was interrupted: {reason}")
+        self.workflow_id = workflow_id
+
+
+class NonDeterministicWorkflowError(DurableError):
+    """The workflow's code no longer does what its step log says.
+
+    The log is left as it was, and so is the workflow's status: code that follows the
+    log again can finish it.
+    """
+
+    default_code = "NON_DETERMINISTIC_WORKFLOW"
+    title = "The workflow's code does not fit its recorded steps"
+    shows_message = False
+
+    def __init__(self, workflow_id: str, step_number: int, *, recorded: str, called: str) -> None:
+        super().__init__(
+            f"workflow {workflow_id!r}, step {step_number}: the step log holds {recorded}, "
+            f"the code calls {called}"
+        )
+        self.workflow_id = workflow_id
+        self.step_number = step_number
+        self.recorded = recorded
+        self.called = called
+
+
+class StepRetriesExhaustedError(DurableError):
+    """Every attempt of a step failed; ``errors`` holds what each raised, in order."""
+
+    default_code = "STEP_RETRIES_EXHAUSTED"
+    title = "A step failed in every attempt"
+    shows_message = False
+
+    def __init__(self, step: str, errors: list[Exception]) -> None:
+        last = errors[-1]
+        super().__init__(
+            f"step {step!r} failed in all {len(errors)} attempts; "
+            f"the last one raised {type(last).__name__}: {last}"
+        )
+        self.step = step
+        self.errors = errors
+
+
+class StepTimeoutError(DurableError):
+    """An attempt of a step took longer than its timeout."""
+
+    default_code = "STEP_TIMEOUT"
+    title = "A step took too long"
+    shows_message = False
+
+    def __init__(self, step: str, timeout_seconds: float) -> None:
+        super().__init__(f"step {step!r} took longer than {timeout_seconds} s")
+        self.step = step
+        self.timeout_seconds = timeout_seconds
+
+
+class RemoteError(DurableError):
+    """Stands for a recorded error whose class cannot be found or rebuilt here.
+
+    Args:
+        type_name: Where the original class lived, ``"module:QualName"``.
+        message: ``str()`` of the original error.
+    """
+
+    default_code = "REMOTE_ERROR"
+    title = "A recorded error"
+    shows_message = False
+
+    def __init__(self, type_name: str, message: str) -> None:
+        super().__init__(f"{type_name.rpartition(':')[2]}: {message}")
+        self.type_name = type_name
+        self.message = message
+
+
+class EncodeError(DurableError):
+    """A value cannot be recorded; the message names the offending member."""
+
+    default_code = "ENCODE_ERROR"
+    title = "A value cannot be recorded"
+    shows_message = False
+
+
+class DecodeError(DurableError):
+    """A recorded value cannot be read back."""
+
+    default_code = "DECODE_ERROR"
+    title = "A recorded value cannot be read"
+    shows_message = False
+
+
+class StorageError(DurableError):
+    """The database refused; the message names it."""
+
+    default_code = "STORAGE_ERROR"
+    title = "The storage failed"
+    shows_message = False
+
+
+class StorageUnavailableError(StorageError):
+    """The database cannot be used at the moment: locked, full or not reachable."""
+
+    default_code = "STORAGE_UNAVAILABLE"
+    default_status = 503
+    title = "The storage is not available at the moment"
+    retryable = True
+
+
+class IdempotencyError(DurableError):
+    """Base class of the answers to requests with an ``Idempotency-Key``."""
+
+    default_code = "IDEMPOTENCY_ERROR"
+    default_status = 400
+    title = "The idempotent request cannot be served"
+
+
+class KeyMalformedError(IdempotencyError):
+    """The ``Idempotency-Key`` is empty, too long, repeated or not legal."""
+
+    default_code = "KEY_MALFORMED"
+    title = "The idempotency key is malformed"
+
+
+class KeyReusedError(IdempotencyError):
+    """The key belongs to a request with another method, path, query or body."""
+
+    default_code = "KEY_REUSED"
+    default_status = 422
+    title = "The idempotency key was used for another request"
+
+
+class RequestInProgressError(IdempotencyError):
+    """The first request with this key still runs."""
+
+    default_code = "IN_PROGRESS"
+    default_status = 409
+    title = "A request with this key is still running"
+    retryable = True
+
+
+class RequestTooLargeError(IdempotencyError):
+    """The body is longer than that of a keyed request may be."""
+
+    default_code = "BODY_TOO_LARGE"
+    default_status = 413
+    title = "The request body is too large"
+
+
+class ResponseNotKeptError(IdempotencyError):
+    """The request is done, but its answer was streamed or too large to be kept."""
+
+    default_code = "RESPONSE_NOT_KEPT"
+    default_status = 410
+    title = "The request is done, and its answer was not kept"
+
+
+class PrincipalUnavailableError(IdempotencyError):
+    """It cannot be told whose request it is, so it is not served at all."""
+
+    default_code = "PRINCIPAL_UNAVAILABLE"
+    default_status = 500
+    title = "The sender of the request cannot be determined"
+    shows_message = False

@@ -1,0 +1,114 @@
+"""How exceptions are written into the step log and come back.
+
+They are stored as type, message, arguments, attributes, cause, notes and traceback text.
+A class is found again only among the modules that are already loaded, and is rebuilt
+without calling its ``__init__``: odd constructors cannot break a replay, and no stored
+name makes code run. What cannot be rebuilt comes back as ``RemoteError``.
+"""
+
+from __future__ import annotations
+
+import sys
+import traceback
+from collections.abc import Callable
+from typing import Any
+
+from asgi_durable.errors import RemoteError
+
+__all__ = ["pack_exception", "unpack_exception"]
+
+# Kept on rebuilt exceptions, so that recording one again keeps the first traceback.
+TRACEBACK_ATTRIBUTE = "durable_traceback"
+MAX_TRACEBACK_CHARACTERS = 16_384
+MAX_CAUSES = 8
+
+Pack = Callable[[object], Any]
+Unpack = Callable[[Any], Any]
+
+
+def pack_exception(error: BaseException, pack: Pack, causes_left: int = MAX_CAUSES) -> dict[str, Any]:
+    """Return an exception as JSON values.
+
+    Args:
+        error: The exception.
+        pack: Packs a value, or returns ``None`` for what cannot be recorded.
+        causes_left: How many links of its chain of causes are kept.
+    """
+    cls = type(error)
+    packed: dict[str, Any] = {
+        "t": f"{cls.__module__}:{cls.__qualname__}",
+        "m": _message(error),
+        "a": [pack(argument) for argument in error.args],
+        "s": {
+            name: pack(value)
+            for name, value in vars(error).items()
+            if name not in ("__notes__", TRACEBACK_ATTRIBUTE)
+        },
+        "tb": _traceback_text(error),
+    }
+    if isinstance(error, RemoteError):
+        packed["t"], packed["m"] = error.type_name, error.message
+    notes = [str(note) for note in getattr(error, "__notes__", ())]
+    if notes:
+        packed["n"] = notes
+    cause = error.__cause__
+    if cause is not None and causes_left:
+        packed["c"] = {"$": "error", **pack_exception(cause, pack, causes_left - 1)}
+    return packed
+
+
+def unpack_exception(packed: dict[str, Any], unpack: Unpack) -> BaseException:
+    """Return the exception that was packed, or a ``RemoteError`` in its place."""
+    error = _rebuild(packed, unpack) or RemoteError(packed["t"], packed["m"])
+    for note in packed.get("n", ()):
+        error.add_note(note)
+    setattr(error, TRACEBACK_ATTRIBUTE, packed["tb"])
+    if "c" in packed:
+        error.__cause__ = unpack(packed["c"])
+    return error
+
+
+def _rebuild(packed: dict[str, Any], unpack: Unpack) -> BaseException | None:
+    cls = _find_loaded_class(packed["t"])
+    if cls is None:
+        return None
+    try:
+        arguments = unpack(packed["a"])
+        # Only __new__ of a built-in class runs: it fills errno and the like of OSError.
+        builtin = next(base for base in cls.__mro__ if base.__module__ == "builtins")
+        error: BaseException = builtin.__new__(cls, *arguments)
+        error.args = tuple(arguments)
+        vars(error).update(unpack(packed["s"]))
+        same_message = str(error) == packed["m"]
+    except Exception:  # noqa: BLE001  whatever a foreign class does, it stays readable
+        return None
+    return error if same_message else None
+
+
+def _find_loaded_class(name: str) -> Any:
+    """Return the exception class of this name in a loaded module; nothing is imported."""
+    module_name, _, qualified_name = name.partition(":")
+    found: Any = sys.modules.get(module_name)
+    for part in qualified_name.split("."):
+        found = getattr(found, part, None)
+    if not (isinstance(found, type) and issubclass(found, Exception)):
+        return None
+    return found
+
+
+def _message(error: BaseException) -> str:
+    try:
+        return str(error)
+    except Exception as failure:  # noqa: BLE001  __str__ is the user's code
+        return f"<no message: __str__ raised {type(failure).__name__}>"
+
+
+def _traceback_text(error: BaseException) -> str:
+    kept = getattr(error, TRACEBACK_ATTRIBUTE, None)
+    if isinstance(kept, str):
+        return kept
+    try:
+        text = "".join(traceback.format_exception(error))
+    except Exception:  # noqa: BLE001  it calls __str__ as well
+        text = "".join(traceback.format_tb(error.__traceback__))
+    return text[-MAX_TRACEBACK_CHARACTERS:]

@@ -1,0 +1,25 @@
+"""Identifiers that the library makes: time-ordered and unguessable."""
+
+from __future__ import annotations
+
+import sys
+
+if sys.version_info >= (3, 14):
+    from uuid import uuid7
+else:
+    from uuid_utils.compat import uuid7
+
+__all__ = ["child_workflow_id", "new_id"]
+
+# Between a parent's id and the call's number; not allowed in ids that users choose.
+CHILD_SEPARATOR = "#"
+
+
+def new_id() -> str:
+    """Return a new UUID version 7 (RFC 9562), 36 characters."""
+    return str(uuid7())
+
+
+def child_workflow_id(parent_id: str, step_number: int) -> str:
+    """Return the id of the workflow that a parent calls at this place of its log."""
+    return f"{parent_id}{CHILD_SEPARATOR}{step_number}"

@@ -1,0 +1,1 @@
+"""Raw ASGI middlewares, each usable alone on any ASGI app."""

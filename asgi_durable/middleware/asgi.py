@@ -1,0 +1,36 @@
+"""ASGI's types, and headers as the protocol carries them: ordered pairs of bytes."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Iterable, MutableMapping
+from typing import Any
+
+__all__ = [
+    "ASGIApp",
+    "Headers",
+    "Message",
+    "Receive",
+    "Scope",
+    "Send",
+    "header_values",
+    "replace_header",
+]
+
+Scope = MutableMapping[str, Any]
+Message = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
+ASGIApp = Callable[[Scope, Receive, Send], Awaitable[None]]
+Headers = list[tuple[bytes, bytes]]
+
+
+def header_values(headers: Iterable[tuple[bytes, bytes]], name: bytes) -> list[bytes]:
+    """Return the values of all lines of a header; *name* is in lower case."""
+    return [value for key, value in headers if key.lower() == name]
+
+
+def replace_header(
+    headers: Iterable[tuple[bytes, bytes]], name: bytes, value: bytes
+) -> Headers:
+    """Return the headers with exactly one line of this name; *name* is in lower case."""
+    return [(key, old) for key, old in headers if key.lower() != name] + [(name, value)]

@@ -1,0 +1,115 @@
+"""What makes two requests the same one: the key, its scope, and the fingerprint."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import re
+from collections.abc import Callable
+
+from asgi_durable.errors import KeyMalformedError, PrincipalUnavailableError
+from asgi_durable.middleware.asgi import Scope, header_values
+
+__all__ = ["idempotency_key", "principal_of", "request_fingerprint", "request_workflow_id"]
+
+MAX_KEY_BYTES = 255
+# RFC 9651, section 3.3.3, with parameters, which mean nothing here.
+_QUOTED = re.compile(rb'"((?:[\x20\x21\x23-\x5b\x5d-\x7e]|\\["\\])*)"(?: *;[\x20-\x7e]*)?')
+_ESCAPED = re.compile(rb'\\(["\\])')
+_BARE = re.compile(rb"[\x21\x23-\x2b\x2d-\x3a\x3c-\x5b\x5d-\x7e]+")
+
+
+def idempotency_key(scope: Scope, header_name: bytes) -> bytes | None:
+    """Return the request's key, ``None`` if it has none. Quoted and bare are the same key.
+
+    Args:
+        scope: An HTTP scope.
+        header_name: In lower case.
+
+    Raises:
+        KeyMalformedError: The key is empty, too long, repeated or not legal.
+
+    Source:
+        draft-ietf-httpapi-idempotency-key-header-07, section 2.1; bare keys are what most
+        clients send.
+    """
+    lines = header_values(scope["headers"], header_name)
+    if not lines:
+        return None
+    if len(lines) > 1:
+        msg = "the header occurs more than once"
+        raise KeyMalformedError(msg)
+    value = lines[0].strip(b" \t")
+    if value.startswith(b'"'):
+        quoted = _QUOTED.fullmatch(value)
+        key = _ESCAPED.sub(rb"\1", quoted[1]) if quoted else b""
+    else:
+        key = value if _BARE.fullmatch(value) else b""
+    if not 1 <= len(key) <= MAX_KEY_BYTES:
+        msg = (
+            f"a key is 1 to {MAX_KEY_BYTES} visible ASCII characters, bare without "
+            'quotes, commas, semicolons and backslashes, or a quoted string as in "8e03"'
+        )
+        raise KeyMalformedError(msg)
+    return key
+
+
+def principal_of(scope: Scope, configured: Callable[[Scope], str | None] | None) -> bytes:
+    """Return a name for whose request it is, under which its key is looked up.
+
+    Raises:
+        PrincipalUnavailableError: The configured function raised. The request is not served
+            as anybody else's, or as nobody's.
+    """
+    if configured is not None:
+        try:
+            principal = configured(scope)
+        except Exception as error:
+            msg = f"principal() raised {type(error).__name__}: {error}"
+            raise PrincipalUnavailableError(msg) from error
+        return b"anonymous" if principal is None else b"principal:" + principal.encode()
+    user = scope.get("user")
+    if user is not None and getattr(user, "is_authenticated", False):
+        return b"user:" + str(user.identity).encode()
+    credentials = header_values(scope["headers"], b"authorization")
+    if credentials:
+        return b"authorization:" + _digest(*credentials)
+    return b"anonymous"
+
+
+def request_workflow_id(principal: bytes, key: bytes) -> str:
+    """Return the id of the workflow that a key stands for: a hash, so no client can choose one.
+
+    The method and the path are not in it but in the fingerprint: the same key on another
+    endpoint is a mistake of the client's, and is told so.
+    """
+    digest = _digest(b"asgi-durable request", principal, key)
+    return base64.b32encode(digest).decode("ascii").lower()[:32]
+
+
+def request_fingerprint(scope: Scope, body: bytes) -> str:
+    """Return a digest of what must not change between retries of a request.
+
+    Most headers are left out: clients and proxies change them between retries. The digest
+    names its version, so that another way of making it never takes a retry for a misuse.
+
+    Args:
+        scope: An HTTP scope.
+        body: The whole request body.
+    """
+    media_type = b",".join(header_values(scope["headers"], b"content-type"))
+    encoding = b",".join(header_values(scope["headers"], b"content-encoding"))
+    # The raw path: no two paths that the app can tell apart share a fingerprint.
+    path = scope.get("raw_path") or scope["path"].encode()
+    query = scope.get("query_string", b"")
+    method = scope["method"].encode("ascii")
+    return "v1:" + _digest(method, path, query, media_type, encoding, body).hex()
+
+
+def _digest(*parts: bytes) -> bytes:
+    digest = hashlib.sha256()
+    for part in parts:
+        # A length prefix keeps ("ab", "c") and ("a", "bc") apart.
+        digest.update(len(part).to_bytes(8, "big"))
+        digest.update(part)
+    return digest.digest()

@@ -1,0 +1,128 @@
+"""The engine's life around the application's own lifespan."""
+
+from __future__ import annotations
+
+import logging
+from typing import Protocol
+
+from asgi_durable.errors import DurableError
+from asgi_durable.middleware.asgi import ASGIApp, Message, Receive, Scope, Send
+from asgi_durable.middleware.problem_details import send_problem
+
+__all__ = ["Lifecycle", "LifespanMiddleware"]
+
+logger = logging.getLogger(__name__)
+
+
+class Lifecycle(Protocol):
+    """What the lifespan starts and stops; an :class:`~asgi_durable.engine.engine.Engine`."""
+
+    async def start(self) -> None:
+        """Get ready to serve calls."""
+
+    async def ensure_started(self) -> None:
+        """Start, unless that has been done, because no lifespan will."""
+
+    def recover(self) -> None:
+        """Resume interrupted work in the background."""
+
+    async def drain(self) -> None:
+        """End the work under way; calls are still served."""
+
+    async def stop(self) -> None:
+        """Stop for good."""
+
+
+class LifespanMiddleware:
+    """Start the engine before the app's startup code and stop it after its shutdown code.
+
+    The app may call workflows in both. Interrupted work is resumed once the app has started,
+    and drained before the app shuts down, so that it finds what the app has opened. An app
+    without lifespan support works; where a server or a test client never sends the lifespan,
+    the engine starts on the first request.
+
+    Args:
+        app: The ASGI app to wrap.
+        engine: What is started and stopped.
+    """
+
+    def __init__(self, app: ASGIApp, engine: Lifecycle) -> None:
+        self.app = app
+        self.engine = engine
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve the lifespan, or start the engine where nobody sent one."""
+        if scope["type"] == "lifespan":
+            await _Lifespan(self.app, self.engine, receive, send).run(scope)
+            return
+        if scope["type"] in ("http", "websocket"):
+            try:
+                await self.engine.ensure_started()
+            except DurableError as error:
+                if scope["type"] == "websocket":
+                    raise
+                await send_problem(send, error)
+                return
+        await self.app(scope, receive, send)
+
+
+class _Lifespan:
+    """One lifespan: the app's messages, and what the engine does between them."""
+
+    def __init__(self, app: ASGIApp, engine: Lifecycle, receive: Receive, send: Send) -> None:
+        self.app = app
+        self.engine = engine
+        self._receive = receive
+        self._send = send
+        self._received: str | None = None
+        self._sent: str | None = None
+
+    async def run(self, scope: Scope) -> None:
+        try:
+            await self.engine.start()
+        except DurableError as error:
+            logger.error("The engine cannot start: %s", error)
+            await self._receive()
+            await self._send({"type": "lifespan.startup.failed", "message": str(error)})
+            return
+        try:
+            # Test clients leave it out, and some apps answer startup.failed without it.
+            scope.setdefault("asgi", {"version": "3.0", "spec_version": "2.0"})
+            await self._run_app(scope)
+        finally:
+            await self.engine.stop()
+        if self._received == "lifespan.shutdown" and self._sent != "lifespan.shutdown.failed":
+            await self._send({"type": "lifespan.shutdown.complete"})
+
+    async def _run_app(self, scope: Scope) -> None:
+        try:
+            await self.app(scope, self._receive_for_app, self._send_for_app)
+        except Exception:
+            if self._sent is not None:
+                raise
+            # The specification lets an app raise to say that it has no lifespan.
+            logger.debug("The app has no lifespan; answering for it.", exc_info=True)
+        if self._sent == "lifespan.startup.failed":
+            return
+        if self._received is None:
+            await self._receive_for_app()
+        if self._sent is None:
+            await self._send_for_app({"type": "lifespan.startup.complete"})
+        while self._received != "lifespan.shutdown":
+            await self._receive_for_app()
+
+    async def _receive_for_app(self) -> Message:
+        message = await self._receive()
+        self._received = message["type"]
+        if self._received == "lifespan.shutdown":
+            await self.engine.drain()
+        return message
+
+    async def _send_for_app(self, message: Message) -> None:
+        self._sent = message["type"]
+        if self._sent == "lifespan.shutdown.complete":
+            # Told to the server once the engine has stopped as well.
+            return
+        if self._sent == "lifespan.startup.complete":
+            self.engine.recover()
+        await self._send(message)

@@ -1,0 +1,65 @@
+"""A request body that is read before the app is called, and then handed to it."""
+
+from __future__ import annotations
+
+import asyncio
+
+from asgi_durable.errors import RequestTooLargeError
+from asgi_durable.middleware.asgi import Message, Receive, Scope, header_values
+
+__all__ = ["ClientGoneError", "ReplayedBody", "read_body"]
+
+
+class ClientGoneError(Exception):
+    """The client went away before its request was complete."""
+
+
+async def read_body(scope: Scope, receive: Receive, max_bytes: int) -> bytes:
+    """Return the whole body.
+
+    Raises:
+        RequestTooLargeError: It is longer than *max_bytes*; it was not read to its end.
+        ClientGoneError: The client went away. A truncated body is never taken for a whole.
+    """
+    announced = header_values(scope["headers"], b"content-length")
+    if announced and announced[0].isdigit() and int(announced[0]) > max_bytes:
+        raise _too_large(max_bytes)
+    body = bytearray()
+    while True:
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            raise ClientGoneError
+        body += message.get("body", b"")
+        if len(body) > max_bytes:
+            raise _too_large(max_bytes)
+        if not message.get("more_body", False):
+            return bytes(body)
+
+
+class ReplayedBody:
+    """Gives an app a body that was read already, and later what the client sends.
+
+    ``http.disconnect`` is kept from the app until its answer is complete: a client that goes
+    away does not stop the work. None is ever invented.
+    """
+
+    def __init__(self, body: bytes, receive: Receive) -> None:
+        self._body: bytes | None = body
+        self._receive = receive
+        self.answer_complete = asyncio.Event()
+
+    async def receive(self) -> Message:
+        """Return the next message for the app."""
+        if self._body is not None:
+            body, self._body = self._body, None
+            return {"type": "http.request", "body": body, "more_body": False}
+        message = await self._receive()
+        if message["type"] == "http.disconnect":
+            await self.answer_complete.wait()
+        return message
+
+
+def _too_large(max_bytes: int) -> RequestTooLargeError:
+    return RequestTooLargeError(
+        f"the body of a request with an idempotency key is at most {max_bytes} bytes long"
+    )

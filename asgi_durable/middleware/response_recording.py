@@ -1,0 +1,139 @@
+"""Recording an app's answer: it is committed before it is sent."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+
+from asgi_durable.engine.requests import RequestRun
+from asgi_durable.errors import DurableError
+from asgi_durable.middleware.asgi import Headers, Message, Send, header_values
+from asgi_durable.middleware.problem_details import send_problem
+
+__all__ = ["ResponseRecorder", "decode_headers", "encode_headers"]
+
+# What only concerns the connection, the moment or one client's session.
+_NOT_KEPT = frozenset(
+    {
+        b"connection",
+        b"content-length",
+        b"date",
+        b"keep-alive",
+        b"proxy-authenticate",
+        b"proxy-connection",
+        b"server",
+        b"server-timing",
+        b"set-cookie",
+        b"te",
+        b"traceparent",
+        b"tracestate",
+        b"trailer",
+        b"transfer-encoding",
+        b"upgrade",
+        b"x-request-id",
+    }
+)
+# Answers about the moment or the sender, not about the request.
+_NEVER_FINAL = frozenset({401, 403, 407, 408, 421, 425, 429})
+
+
+class ResponseRecorder:
+    """Takes the messages that an app sends in answer to one request.
+
+    Nothing reaches the client before the answer is committed, except where it cannot be kept:
+    an event stream, or a body longer than the limit, passes through as it is produced.
+
+    Attributes:
+        complete: True once the client has been answered in full.
+        client_gone: Set to True to send nothing more.
+    """
+
+    def __init__(
+        self, request: RequestRun, send: Send, *, max_body_bytes: int, added_headers: Headers
+    ) -> None:
+        self._request = request
+        self._send = send
+        self._max_body_bytes = max_body_bytes
+        self._added_headers = added_headers
+        self._start: Message | None = None
+        self._start_sent = False
+        self._body = bytearray()
+        self.complete = False
+        self.client_gone = False
+
+    async def send(self, message: Message) -> None:
+        """Take the app's next message."""
+        kind = message["type"]
+        if kind == "http.response.start":
+            self._start = message
+        elif kind != "http.response.body" or self._start is None or self.complete:
+            await self._forward(message)
+        else:
+            self._body += message.get("body", b"")
+            if not message.get("more_body", False):
+                await self._complete(self._start)
+            elif self._cannot_be_kept(self._start):
+                await self._send_body(self._start, more=True)
+
+    async def answer(self, error: DurableError) -> None:
+        """Answer with an error of the library's, unless the client has an answer already."""
+        if not self._start_sent:
+            self._start_sent = True
+            await send_problem(self._forward, error, headers=self._added_headers)
+        self.complete = True
+
+    def _cannot_be_kept(self, start: Message) -> bool:
+        media_type = header_values(start.get("headers", ()), b"content-type")
+        is_stream = bool(media_type) and media_type[0].startswith(b"text/event-stream")
+        return self._start_sent or is_stream or len(self._body) > self._max_body_bytes
+
+    async def _complete(self, start: Message) -> None:
+        try:
+            # Invariant: committed first, then sent. What is not known to be durable is not
+            # shown, and whoever asks again is answered the same.
+            await self._commit(start)
+        except DurableError as error:
+            await self.answer(error)
+        else:
+            await self._send_body(start, more=False)
+            self.complete = True
+
+    async def _commit(self, start: Message) -> None:
+        status = start["status"]
+        if status >= 500:
+            await self._request.leave_for_retry()
+        elif status < 400 or (self._request.has_recorded and status not in _NEVER_FINAL):
+            body = None if self._cannot_be_kept(start) else bytes(self._body)
+            await self._request.finish(status, encode_headers(start.get("headers", ())), body)
+        elif self._request.has_recorded:
+            await self._request.leave_for_retry()
+        else:
+            await self._request.forget()
+
+    async def _send_body(self, start: Message, *, more: bool) -> None:
+        if not self._start_sent:
+            self._start_sent = True
+            headers = [*start.get("headers", ()), *self._added_headers]
+            await self._forward({**start, "headers": headers})
+        chunk = bytes(self._body)
+        self._body.clear()
+        await self._forward({"type": "http.response.body", "body": chunk, "more_body": more})
+
+    async def _forward(self, message: Message) -> None:
+        if not self.client_gone:
+            await self._send(message)
+
+
+def encode_headers(headers: Iterable[tuple[bytes, bytes]]) -> bytes:
+    """Return the headers that are kept with an answer, in order, as JSON."""
+    kept = [
+        (name.lower().decode("latin-1"), value.decode("latin-1"))
+        for name, value in headers
+        if name.lower() not in _NOT_KEPT
+    ]
+    return json.dumps(kept).encode("ascii")
+
+
+def decode_headers(data: bytes) -> Headers:
+    """Return what :func:`encode_headers` was given, without what is not kept."""
+    return [(name.encode("latin-1"), value.encode("latin-1")) for name, value in json.loads(data)]

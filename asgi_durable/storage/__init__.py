@@ -1,0 +1,1 @@
+"""Storage: the port, its records and writes, and the adapters behind it."""

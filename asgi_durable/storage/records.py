@@ -1,0 +1,102 @@
+"""The rows of the step log as the engine sees them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+__all__ = ["ResponseRecord", "StepRecord", "StoredRun", "WorkflowRecord", "WorkflowState"]
+
+
+class WorkflowState(StrEnum):
+    """Where a workflow is in its life; SUCCESS and ERROR are final."""
+
+    PENDING = "PENDING"
+    SUCCESS = "SUCCESS"
+    ERROR = "ERROR"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WorkflowRecord:
+    """One workflow.
+
+    Attributes:
+        executor_id: Who runs it; ``None`` once nobody does.
+        attempts: Runs started so far, the first included.
+        parent_id: The workflow that called or started it.
+        parent_step: The place of that call in the parent's log.
+        awaited: True if the parent called it, False if it only started it.
+        fingerprint: Set on a request's own workflow: a digest of the request.
+        input: Encoded arguments, absent for a request.
+        output: Encoded result, once the state is SUCCESS; absent for a request.
+        error: Encoded exception, once the state is ERROR.
+        created_at_us: Microseconds since 1970, UTC, by the writer's clock.
+        updated_at_us: The same, of the last change of state.
+    """
+
+    workflow_id: str
+    name: str
+    state: WorkflowState
+    executor_id: str | None
+    attempts: int
+    parent_id: str | None
+    parent_step: int | None
+    awaited: bool
+    request_id: str | None
+    fingerprint: str | None
+    input: bytes | None
+    output: bytes | None
+    error: bytes | None
+    created_at_us: int
+    updated_at_us: int
+
+    @property
+    def is_request(self) -> bool:
+        """True for the workflow that is an HTTP request, False for a function's."""
+        return self.fingerprint is not None
+
+    @property
+    def is_final(self) -> bool:
+        """True once the outcome stands."""
+        return self.state is not WorkflowState.PENDING
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepRecord:
+    """One finished step: its encoded output, or its encoded error.
+
+    Attributes:
+        digest: Of the arguments, 16 bytes.
+    """
+
+    workflow_id: str
+    step_number: int
+    name: str
+    digest: bytes
+    output: bytes | None
+    error: bytes | None
+    finished_at_us: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ResponseRecord:
+    """The answer to a request.
+
+    Attributes:
+        headers: In order, duplicates kept, names in lower case; a JSON list of pairs.
+        body: The whole body, ``None`` if it was not kept (streamed or too large).
+    """
+
+    workflow_id: str
+    status_code: int
+    headers: bytes
+    body: bytes | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StoredRun:
+    """All that is recorded of one workflow: its row, its steps, its children."""
+
+    workflow: WorkflowRecord
+    steps: tuple[StepRecord, ...]
+    children: tuple[WorkflowRecord, ...]

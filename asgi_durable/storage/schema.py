@@ -1,0 +1,50 @@
+"""The schema's versions: how a database gets from one to the next.
+
+A released migration is never changed; a new version appends one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from sqlalchemy import Dialect
+from sqlalchemy.schema import CreateIndex, CreateTable
+
+from asgi_durable.errors import StorageError
+from asgi_durable.storage.tables import metadata, schema_version
+
+__all__ = ["MIGRATIONS", "Migration", "pending_migrations"]
+
+Migration = Callable[[Dialect], Sequence[str]]
+
+
+def _create_tables(dialect: Dialect) -> Sequence[str]:
+    tables = [table for table in metadata.sorted_tables if table is not schema_version]
+    indexes = [index for table in tables for index in sorted(table.indexes, key=str)]
+    statements = [*map(CreateTable, tables), *map(CreateIndex, indexes)]
+    return [str(statement.compile(dialect=dialect)) for statement in statements]
+
+
+MIGRATIONS: tuple[Migration, ...] = (_create_tables,)
+
+
+def pending_migrations(
+    found_version: int, database: str, migrations: Sequence[Migration] = MIGRATIONS
+) -> Sequence[Migration]:
+    """Return what brings a database of this version up to date, in order.
+
+    Args:
+        found_version: 0 for a database without our tables.
+        database: Its name, for the message.
+        migrations: All that this version of the library knows.
+
+    Raises:
+        StorageError: A newer version of the library has been here.
+    """
+    if found_version > len(migrations):
+        msg = (
+            f"{database} was written by a newer version of asgi-durable (schema {found_version}; "
+            f"this one knows up to {len(migrations)}): upgrade the library"
+        )
+        raise StorageError(msg)
+    return migrations[found_version:]

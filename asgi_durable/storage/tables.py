@@ -1,0 +1,100 @@
+"""SQLAlchemy Core tables, shared by the storage adapters.
+
+Column names are the fields of the records, so that reading is ``StepRecord(**row)``.
+"""
+
+from __future__ import annotations
+
+from sqlalchemy import (
+    BigInteger,
+    Boolean,
+    Column,
+    Index,
+    Integer,
+    LargeBinary,
+    MetaData,
+    PrimaryKeyConstraint,
+    Table,
+    Text,
+)
+
+__all__ = ["executors", "metadata", "responses", "schema_version", "steps", "workflows"]
+
+# Named constraints, so that a later migration can drop them on every database.
+metadata = MetaData(
+    naming_convention={"pk": "pk_%(table_name)s", "ix": "ix_%(table_name)s_%(column_0_name)s"}
+)
+
+schema_version = Table(
+    "asgi_durable_schema",
+    metadata,
+    Column("version", Integer, nullable=False),
+)
+
+# A row for every living executor; one whose row is gone is dead and can write nothing.
+executors = Table(
+    "asgi_durable_executors",
+    metadata,
+    Column("executor_id", Text, nullable=False),
+    Column("started_at_us", BigInteger, nullable=False),
+    PrimaryKeyConstraint("executor_id"),
+    sqlite_with_rowid=False,
+)
+
+workflows = Table(
+    "asgi_durable_workflows",
+    metadata,
+    Column("workflow_id", Text, nullable=False),
+    Column("name", Text, nullable=False),
+    Column("state", Text, nullable=False),
+    Column("executor_id", Text),
+    Column("attempts", Integer, nullable=False),
+    Column("parent_id", Text),
+    Column("parent_step", Integer),
+    Column("awaited", Boolean, nullable=False),
+    Column("request_id", Text),
+    Column("fingerprint", Text),
+    Column("input", LargeBinary),
+    Column("output", LargeBinary),
+    Column("error", LargeBinary),
+    # Microseconds as an integer: SQLite has no time type to keep them in.
+    Column("created_at_us", BigInteger, nullable=False),
+    Column("updated_at_us", BigInteger, nullable=False),
+    PrimaryKeyConstraint("workflow_id"),
+)
+Index(
+    "ix_asgi_durable_workflows_parent",
+    workflows.c.parent_id,
+    sqlite_where=workflows.c.parent_id.is_not(None),
+    postgresql_where=workflows.c.parent_id.is_not(None),
+)
+Index(
+    "ix_asgi_durable_workflows_pending",
+    workflows.c.executor_id,
+    workflows.c.workflow_id,
+    sqlite_where=workflows.c.state == "PENDING",
+    postgresql_where=workflows.c.state == "PENDING",
+)
+
+steps = Table(
+    "asgi_durable_steps",
+    metadata,
+    Column("workflow_id", Text, nullable=False),
+    Column("step_number", Integer, nullable=False),
+    Column("name", Text, nullable=False),
+    Column("digest", LargeBinary, nullable=False),
+    Column("output", LargeBinary),
+    Column("error", LargeBinary),
+    Column("finished_at_us", BigInteger, nullable=False),
+    PrimaryKeyConstraint("workflow_id", "step_number"),
+)
+
+responses = Table(
+    "asgi_durable_responses",
+    metadata,
+    Column("workflow_id", Text, nullable=False),
+    Column("status_code", Integer, nullable=False),
+    Column("headers", LargeBinary, nullable=False),
+    Column("body", LargeBinary),
+    PrimaryKeyConstraint("workflow_id"),
+)

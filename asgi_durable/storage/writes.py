@@ -1,0 +1,111 @@
+"""What a run asks the storage to make durable, and what it is told of each.
+
+Every write may be repeated: a commit whose answer got lost is tried again, and the second
+time finds its own rows and is DONE once more.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Enum, auto
+
+from asgi_durable.storage.records import (
+    ResponseRecord,
+    StepRecord,
+    WorkflowRecord,
+    WorkflowState,
+)
+
+__all__ = [
+    "DONE",
+    "FENCED",
+    "ClaimRequest",
+    "FinishWorkflow",
+    "ForgetRequest",
+    "Outcome",
+    "OutcomeKind",
+    "RecordStep",
+    "StartWorkflow",
+    "Write",
+]
+
+
+@dataclass(frozen=True, slots=True)
+class StartWorkflow:
+    """Insert a workflow. CONFLICT, with the row that is there, if its id is taken."""
+
+    workflow: WorkflowRecord
+
+
+@dataclass(frozen=True, slots=True)
+class ClaimRequest:
+    """Insert a request's workflow, or take over one that nobody runs.
+
+    DONE for a new row. RESUMED for a row that waited for its retry: its trailing failures
+    are dropped, those of the children it called included. CONFLICT, with the row, if the
+    row is finished, belongs to another executor or has another fingerprint.
+    """
+
+    workflow: WorkflowRecord
+
+
+@dataclass(frozen=True, slots=True)
+class RecordStep:
+    """Insert a finished step. CONFLICT if another outcome is recorded there."""
+
+    step: StepRecord
+    executor_id: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FinishWorkflow:
+    """Give a workflow its outcome, and a request its answer."""
+
+    workflow_id: str
+    executor_id: str
+    state: WorkflowState
+    output: bytes | None
+    error: bytes | None
+    finished_at_us: int
+    response: ResponseRecord | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ForgetRequest:
+    """Delete a request's workflow of which nothing is recorded; otherwise leave it."""
+
+    workflow_id: str
+    executor_id: str
+
+
+Write = StartWorkflow | ClaimRequest | RecordStep | FinishWorkflow | ForgetRequest
+
+
+class OutcomeKind(Enum):
+    """What became of a write."""
+
+    DONE = auto()
+    """It is durable."""
+    RESUMED = auto()
+    """A request that waited for its retry is the executor's again; durable."""
+    CONFLICT = auto()
+    """Something else is there; nothing was written."""
+    FENCED = auto()
+    """The executor does not own the workflow any more; nothing was written."""
+    REJECTED = auto()
+    """The database cannot hold it; nothing was written, and trying again is useless."""
+    UNAVAILABLE = auto()
+    """The database could not be used for as long as the storage patience lasts."""
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What became of a write, the row that was in its way, or the error."""
+
+    kind: OutcomeKind
+    existing: WorkflowRecord | None = None
+    error: Exception | None = None
+
+
+DONE = Outcome(OutcomeKind.DONE)
+FENCED = Outcome(OutcomeKind.FENCED)

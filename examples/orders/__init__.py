@@ -1,0 +1,1 @@
+"""An order service whose requests survive a crash."""

@@ -1,0 +1,136 @@
+"""An order service whose requests survive a crash: FastAPI on a SQLite file.
+
+Environment:
+    ASGI_DURABLE_URL: The database; ``sqlite:///orders.db`` by default.
+    ORDERS_OUTBOX: The file that stands for the mail server; ``outbox.txt`` by default.
+    ORDERS_DELAY: Seconds that sending a confirmation and each part of a job takes; 0.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import sqlalchemy as sa
+from asgi_durable import Durable, DurableError, RetryPolicy
+from asgi_durable_fastapi import install
+from fastapi import FastAPI
+from pydantic import BaseModel
+
+OUTBOX = Path(os.environ.get("ORDERS_OUTBOX", "outbox.txt"))
+DELAY_SECONDS = float(os.environ.get("ORDERS_DELAY", "0"))
+
+durable = Durable(os.environ.get("ASGI_DURABLE_URL", "sqlite:///orders.db"))
+
+
+class Order(BaseModel):
+    """What a customer orders."""
+
+    user_id: str
+    item_id: str
+    quantity: int
+
+
+class Job(BaseModel):
+    """Work that takes longer than a request should."""
+
+    parts: int = 5
+
+
+@durable.transaction
+async def create_tables() -> None:
+    """Create the application's own table, beside the step log."""
+    await durable.session.execute(
+        sa.text(
+            "CREATE TABLE IF NOT EXISTS orders (id INTEGER PRIMARY KEY AUTOINCREMENT, "
+            "user_id TEXT NOT NULL, item_id TEXT NOT NULL, quantity INTEGER NOT NULL)"
+        )
+    )
+
+
+@asynccontextmanager
+async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+    """The application's own start-up code: the engine runs around it."""
+    await create_tables()
+    yield
+
+
+app = FastAPI(title="Orders", lifespan=lifespan)
+install(app, durable)
+
+
+@durable.transaction
+async def save_order(order: Order) -> str:
+    """Insert the order: its row and the step's record commit together."""
+    result = await durable.session.execute(
+        sa.text(
+            "INSERT INTO orders (user_id, item_id, quantity) "
+            "VALUES (:user_id, :item_id, :quantity) RETURNING id"
+        ),
+        order.model_dump(),
+    )
+    return str(result.scalar_one())
+
+
+@durable.step(retry=RetryPolicy(max_attempts=5))
+async def send_confirmation(user_id: str, order_id: str) -> None:
+    """Send a mail: here, a line in a file. Retried on failure, never run again once recorded."""
+    await asyncio.sleep(DELAY_SECONDS)
+    with OUTBOX.open("a") as outbox:
+        outbox.write(f"order {order_id} confirmed to {user_id}\n")
+
+
+@app.post("/orders")
+@durable.workflow
+async def create_order(order: Order) -> dict[str, str]:
+    """A crash at any point: the order is finished after the restart, exactly once."""
+    order_id = await save_order(order)
+    await send_confirmation(order.user_id, order_id)
+    return {"order_id": order_id, "status": "confirmed"}
+
+
+@app.get("/orders/{order_id}")
+@durable.transaction
+async def get_order(order_id: int) -> dict[str, object]:
+    """Read an order; outside a keyed request this is a plain transaction."""
+    result = await durable.session.execute(
+        sa.text("SELECT id, user_id, item_id, quantity FROM orders WHERE id = :id"),
+        {"id": order_id},
+    )
+    row = result.mappings().one_or_none()
+    if row is None:
+        raise DurableError("Order not found", code="ORDER_NOT_FOUND", status_code=404)
+    return {**row, "id": str(row["id"])}
+
+
+@durable.step
+async def do_part(number: int) -> int:
+    """One part of a job."""
+    await asyncio.sleep(DELAY_SECONDS)
+    with OUTBOX.open("a") as outbox:
+        outbox.write(f"part {number} of job {durable.workflow_id} done\n")
+    return number
+
+
+@durable.workflow
+async def process_job(job: Job) -> dict[str, list[int]]:
+    """A job of several steps; it goes on after the last finished one."""
+    return {"processed": [await do_part(number) for number in range(job.parts)]}
+
+
+@app.post("/jobs")
+async def create_job(job: Job) -> dict[str, str]:
+    """Start a job and answer at once."""
+    handle = await durable.start_workflow(process_job, job)
+    return {"workflow_id": handle.workflow_id, "status": "started"}
+
+
+@app.get("/jobs/{workflow_id}")
+async def get_job(workflow_id: str) -> dict[str, object]:
+    """Tell how a job is doing."""
+    handle = await durable.retrieve_workflow(workflow_id)
+    status = await handle.get_status()
+    return {"workflow_id": workflow_id, "status": status.status, "result": status.output}
