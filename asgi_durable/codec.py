@@ -273,8 +273,9 @@ _PACKERS: dict[type, Callable[[JsonCodec, Any], Any]] = {
     datetime.datetime: _pack_datetime,
     datetime.date: _tagged("date", datetime.date.isoformat),
     datetime.time: lambda _, value: {"$": "time", "v": value.isoformat(), "fold": value.fold},
-    datetime.timedelta: _tagged("timedelta", lambda value: [value.days, value.seconds,
-                                                            value.microseconds]),
+    datetime.timedelta: _tagged(
+        "timedelta", lambda value: [value.days, value.seconds, value.microseconds]
+    ),
     uuid.UUID: _tagged("uuid", str),
     decimal.Decimal: _tagged("decimal", str),
     type(pathlib.Path()): _tagged("path", str),
@@ -291,9 +292,7 @@ _UNPACKERS: dict[str, Callable[[JsonCodec, dict[str, Any]], Any]] = {
     "complex": _plain(lambda value: complex(float(value[0]), float(value[1]))),
     "datetime": _unpack_datetime,
     "date": _plain(datetime.date.fromisoformat),
-    "time": lambda _, packed: datetime.time.fromisoformat(packed["v"]).replace(
-        fold=packed["fold"]
-    ),
+    "time": lambda _, packed: datetime.time.fromisoformat(packed["v"]).replace(fold=packed["fold"]),
     "timedelta": _plain(lambda value: datetime.timedelta(*value)),
     "uuid": _plain(uuid.UUID),
     "decimal": _plain(decimal.Decimal),

@@ -10,7 +10,7 @@ import sys
 from collections.abc import Callable, Coroutine, Sequence
 from importlib.metadata import entry_points
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, cast, overload
+from typing import TYPE_CHECKING, Any, ParamSpec, Protocol, Self, TypeVar, cast, overload
 from urllib.parse import urlsplit
 
 from asgi_durable.codec import Codec, JsonCodec
@@ -41,12 +41,19 @@ __all__ = ["Durable", "WorkflowCalls"]
 P = ParamSpec("P")
 R = TypeVar("R")
 AsyncFunction = Callable[P, Coroutine[Any, Any, R]]
-Decorator = Callable[[Callable[P, Coroutine[Any, Any, R]]], Callable[P, Coroutine[Any, Any, R]]]
 
 URL_VARIABLE = "ASGI_DURABLE_URL"
 DEFAULT_URL = "sqlite:///asgi_durable.db"
 STORAGE_ENTRY_POINTS = "asgi_durable.storage"
 DEFINITION_ATTRIBUTE = "__durable_definition__"
+COROUTINE_MARKER = "_is_coroutine"
+
+
+class Decorator(Protocol):
+    """Keeps the signature of what it decorates."""
+
+    def __call__(self, function: AsyncFunction[P, R], /) -> AsyncFunction[P, R]:
+        """Decorate an ``async def`` function."""
 
 
 class WorkflowCalls:
@@ -124,7 +131,7 @@ class Durable:
     def workflow(self, function: AsyncFunction[P, R], /) -> AsyncFunction[P, R]: ...
 
     @overload
-    def workflow(self, /, *, name: str | None = None) -> Decorator[P, R]: ...
+    def workflow(self, /, *, name: str | None = None) -> Decorator: ...
 
     def workflow(self, function: Any = None, /, *, name: str | None = None) -> Any:
         """Make an ``async def`` function a workflow; calling it runs it durably.
@@ -156,7 +163,7 @@ class Durable:
         name: str | None = None,
         retry: RetryPolicy | None = ...,
         timeout: float | None = None,
-    ) -> Decorator[P, R]: ...
+    ) -> Decorator: ...
 
     def step(
         self,
@@ -194,7 +201,7 @@ class Durable:
     def transaction(self, function: AsyncFunction[P, R], /) -> AsyncFunction[P, R]: ...
 
     @overload
-    def transaction(self, /, *, name: str | None = None) -> Decorator[P, R]: ...
+    def transaction(self, /, *, name: str | None = None) -> Decorator: ...
 
     def transaction(self, function: Any = None, /, *, name: str | None = None) -> Any:
         """Make an ``async def`` function a transaction with ``durable.session``.
@@ -305,7 +312,7 @@ class Durable:
             LifespanMiddleware(app, self.engine), header_names=self.request_id_headers
         )
 
-    async def __aenter__(self) -> Durable:
+    async def __aenter__(self) -> Self:
         """Start, and resume what was interrupted; for scripts, workers and tests."""
         await self.engine.start()
         self.engine.recover()
@@ -338,8 +345,8 @@ def _durable_function(
     if sys.version_info >= (3, 12):
         return inspect.markcoroutinefunction(durable_function)
     # What `asyncio.iscoroutinefunction` looks for before Python 3.12.
-    marker = asyncio.coroutines._is_coroutine  # type: ignore[attr-defined]
-    durable_function._is_coroutine = marker  # type: ignore[attr-defined]
+    marker = getattr(asyncio.coroutines, COROUTINE_MARKER)
+    setattr(durable_function, COROUTINE_MARKER, marker)
     return durable_function
 
 
@@ -360,4 +367,3 @@ def _find_storage(url: str) -> Any:
         msg = f"no storage adapter for {scheme!r}; there are {', '.join(known) or 'none'}"
         raise DurableUsageError(msg)
     return next(iter(found))
-

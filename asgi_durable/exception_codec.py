@@ -26,7 +26,9 @@ Pack = Callable[[object], Any]
 Unpack = Callable[[Any], Any]
 
 
-def pack_exception(error: BaseException, pack: Pack, causes_left: int = MAX_CAUSES) -> dict[str, Any]:
+def pack_exception(
+    error: BaseException, pack: Pack, causes_left: int = MAX_CAUSES
+) -> dict[str, Any]:
     """Return an exception as JSON values.
 
     Args:
@@ -38,7 +40,7 @@ def pack_exception(error: BaseException, pack: Pack, causes_left: int = MAX_CAUS
     packed: dict[str, Any] = {
         "t": f"{cls.__module__}:{cls.__qualname__}",
         "m": _message(error),
-        "a": [pack(argument) for argument in error.args],
+        "a": [pack(argument) for argument in _arguments(error)],
         "s": {
             name: pack(value)
             for name, value in vars(error).items()
@@ -74,13 +76,13 @@ def _rebuild(packed: dict[str, Any], unpack: Unpack) -> BaseException | None:
         return None
     try:
         arguments = unpack(packed["a"])
-        # Only __new__ of a built-in class runs: it fills errno and the like of OSError.
-        builtin = next(base for base in cls.__mro__ if base.__module__ == "builtins")
+        # Only a built-in class's own code runs: it fills errno and the like of OSError.
+        builtin = _builtin_base(cls)
         error: BaseException = builtin.__new__(cls, *arguments)
-        error.args = tuple(arguments)
+        builtin.__init__(error, *arguments)
         vars(error).update(unpack(packed["s"]))
         same_message = str(error) == packed["m"]
-    except Exception:  # noqa: BLE001  whatever a foreign class does, it stays readable
+    except Exception:
         return None
     return error if same_message else None
 
@@ -96,10 +98,23 @@ def _find_loaded_class(name: str) -> Any:
     return found
 
 
+def _builtin_base(cls: type) -> Any:
+    return next(base for base in cls.__mro__ if base.__module__ == "builtins")
+
+
+def _arguments(error: BaseException) -> tuple[Any, ...]:
+    """Return what the built-in class wants to be made of: OSError keeps some outside args."""
+    try:
+        arguments: tuple[Any, ...] = _builtin_base(type(error)).__reduce__(error)[1]
+    except Exception:
+        return error.args
+    return arguments
+
+
 def _message(error: BaseException) -> str:
     try:
         return str(error)
-    except Exception as failure:  # noqa: BLE001  __str__ is the user's code
+    except Exception as failure:
         return f"<no message: __str__ raised {type(failure).__name__}>"
 
 
@@ -109,6 +124,6 @@ def _traceback_text(error: BaseException) -> str:
         return kept
     try:
         text = "".join(traceback.format_exception(error))
-    except Exception:  # noqa: BLE001  it calls __str__ as well
+    except Exception:
         text = "".join(traceback.format_tb(error.__traceback__))
     return text[-MAX_TRACEBACK_CHARACTERS:]

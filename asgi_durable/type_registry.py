@@ -105,6 +105,6 @@ def _resolve(annotation: object, names: dict[str, Any], local_names: dict[str, A
     holder = SimpleNamespace(__annotations__={"hint": annotation})
     try:
         hints = typing.get_type_hints(holder, names, local_names, include_extras=True)
-    except Exception:  # noqa: BLE001  annotations are the user's; any of them may raise
+    except Exception:
         return []
     return list(hints.values())

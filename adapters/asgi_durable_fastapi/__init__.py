@@ -10,14 +10,15 @@ from __future__ import annotations
 import inspect
 import typing
 
-from asgi_durable import Durable, DurableError, DurableUsageError, IdempotencyMiddleware
-from asgi_durable.middleware.problem_details import problem_response
 from fastapi import FastAPI, params
 from starlette.background import BackgroundTasks
 from starlette.middleware import Middleware
 from starlette.requests import HTTPConnection, Request
 from starlette.responses import Response
 from starlette.types import ASGIApp
+
+from asgi_durable import Durable, DurableError, DurableUsageError, IdempotencyMiddleware
+from asgi_durable.middleware.problem_details import problem_response
 
 __all__ = ["install"]
 

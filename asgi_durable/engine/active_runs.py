@@ -23,13 +23,16 @@ class ActiveRuns:
     """Owns the tasks of all runs.
 
     Whoever waits for a run may be cancelled; the run's task is the engine's and goes on.
+
+    Attributes:
+        on_interrupted: Told of every run that ended without an outcome.
     """
 
-    def __init__(self, on_interrupted: Callable[[Run, Interrupted], None]) -> None:
+    def __init__(self) -> None:
         self._runs: dict[str, Run] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._launched: set[str] = set()
-        self._on_interrupted = on_interrupted
+        self.on_interrupted: Callable[[Run, Interrupted], None] = lambda *_: None
 
     def find(self, workflow_id: str) -> Run | None:
         """Return the run of this workflow, ``None`` if this process has none."""
@@ -105,7 +108,7 @@ class ActiveRuns:
             self.release(run)
             run.finish(ending)
             if isinstance(ending, Interrupted):
-                self._on_interrupted(run, ending)
+                self.on_interrupted(run, ending)
 
 
 async def wait_for(run: Run, future: asyncio.Future[ResultT]) -> ResultT:
@@ -120,9 +123,7 @@ async def wait_for(run: Run, future: asyncio.Future[ResultT]) -> ResultT:
         return await asyncio.shield(future)
 
     try:
-        return await asyncio.wrap_future(
-            asyncio.run_coroutine_threadsafe(wait_there(), run.loop)
-        )
+        return await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(wait_there(), run.loop))
     except RuntimeError:
         # The other loop closed between the look and the call.
         raise WorkflowInterruptedError(run.workflow_id, "its event loop was closed") from None

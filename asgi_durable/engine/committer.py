@@ -20,6 +20,9 @@ logger = logging.getLogger(__name__)
 
 MAX_BATCH_WRITES = 1000
 MAX_BATCH_BYTES = 4 * 1024 * 1024
+# Turns of the event loop that a batch waits for: as many as it takes until a child's end has
+# woken its parent, whose end then shares the commit. Microseconds, where nothing else runs.
+GATHER_TURNS = 2
 FIRST_RETRY_SECONDS = 0.05
 LONGEST_RETRY_SECONDS = 1.0
 
@@ -65,6 +68,8 @@ class Committer:
 
     async def _drain(self, lane: _Lane) -> None:
         while lane.pending:
+            for _ in range(GATHER_TURNS):
+                await asyncio.sleep(0)
             batch = _take_batch(lane.pending)
             outcomes = await self._commit([write for write, _ in batch])
             for (_, future), outcome in zip(batch, outcomes, strict=True):
@@ -106,7 +111,7 @@ def _take_batch(
     pending: deque[tuple[Write, asyncio.Future[Outcome]]],
 ) -> list[tuple[Write, asyncio.Future[Outcome]]]:
     """Take the oldest writes, as many as a transaction should hold; at least one."""
-    batch = []
+    batch: list[tuple[Write, asyncio.Future[Outcome]]] = []
     size = 0
     while pending and len(batch) < MAX_BATCH_WRITES and size < MAX_BATCH_BYTES:
         item = pending.popleft()

@@ -89,7 +89,7 @@ class Engine:
         """
         # Not `acquire()`: an application without a lifespan may call from several event
         # loops, and none of them may be blocked while another one starts.
-        while not self._starting.acquire(blocking=False):
+        while not self._starting.acquire(blocking=False):  # noqa: ASYNC110
             await asyncio.sleep(START_POLL_SECONDS)
         try:
             if self._running is None:
@@ -138,9 +138,10 @@ class Engine:
             executor_id=executor_id,
             patience_seconds=self._patience_seconds,
         )
-        active = ActiveRuns(lambda run, ending: recovery.on_interrupted(run, ending))
+        active = ActiveRuns()
         workflows = Workflows(services, active)
         recovery = Recovery(services, active, workflows)
+        active.on_interrupted = recovery.on_interrupted
         return _Running(
             services=services,
             active=active,
@@ -171,7 +172,7 @@ class Engine:
         """Call a step: recorded between the steps of a run, a plain call elsewhere."""
         run = self.run_between_steps()
         if run is None:
-            return definition.function(*args, **kwargs)  # type: ignore[return-value]
+            return definition.function(*args, **kwargs)
         return run_step(run, definition, run.next_number(), args, kwargs)
 
     def call_transaction(
@@ -273,9 +274,10 @@ class Engine:
 
     async def _refuse_missing(self, workflow_id: str) -> None:
         running = self._live()
-        if running.active.find(workflow_id) is None:
-            if await running.services.storage.get_workflow(workflow_id) is None:
-                raise WorkflowNotFoundError(workflow_id)
+        if running.active.find(workflow_id) is not None:
+            return
+        if await running.services.storage.get_workflow(workflow_id) is None:
+            raise WorkflowNotFoundError(workflow_id)
 
     async def _read_status(self, workflow_id: str) -> WorkflowStatus:
         record = await self._live().services.storage.get_workflow(workflow_id)

@@ -114,5 +114,5 @@ def _decoded(codec: Codec, data: bytes | None) -> Any:
 
 
 def _time(microseconds: int) -> datetime.datetime:
-    epoch = datetime.datetime(1970, 1, 1, tzinfo=datetime.timezone.utc)
+    epoch = datetime.datetime(1970, 1, 1, tzinfo=datetime.UTC)
     return epoch + datetime.timedelta(microseconds=microseconds)

@@ -127,7 +127,7 @@ class WorkflowDefinition(Definition):
             given = self.signature.bind_partial(*args, **kwargs).arguments
             arguments.update({k: v for k, v in given.items() if k in self.ambient})
         ordered = {k: arguments[k] for k in self.signature.parameters if k in arguments}
-        return inspect.BoundArguments(self.signature, ordered)  # type: ignore[arg-type]
+        return inspect.BoundArguments(self.signature, ordered)
 
 
 class Registry:
@@ -184,8 +184,12 @@ class Registry:
         try:
             data = self.codec.encode(values)
         except EncodeError:
-            data = self.codec.encode((tuple(map(self._digestible, values[0])),
-                                      {k: self._digestible(v) for k, v in values[1].items()}))
+            data = self.codec.encode(
+                (
+                    tuple(map(self._digestible, values[0])),
+                    {k: self._digestible(v) for k, v in values[1].items()},
+                )
+            )
         return hashlib.blake2b(data, digest_size=DIGEST_BYTES).digest()
 
     def _digestible(self, value: object) -> object:

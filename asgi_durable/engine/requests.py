@@ -150,7 +150,9 @@ class Requests:
             if active is self._active.find(workflow_id):
                 same = active.workflow.fingerprint == fingerprint
                 return InProgress() if same else KeyReused()
-        run = Run(self._services, _record(self._services, workflow_id, name, fingerprint, request_id))
+        run = Run(
+            self._services, _record(self._services, workflow_id, name, fingerprint, request_id)
+        )
         self._active.launch(run, self._drive(run, handler))
         await wait_for(run, run.claimed)
         if not run.done.done():

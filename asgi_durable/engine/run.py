@@ -57,7 +57,7 @@ class Interrupted:
 Ending = Finished | Interrupted
 
 
-class RunStopped(BaseException):  # noqa: N818  no error of the application's
+class RunStopped(BaseException):
     """Unwinds the code of a run that must not go on.
 
     Not an ``Exception``: ``except Exception`` in a workflow must not swallow it and take a
@@ -270,4 +270,3 @@ def finished(workflow: WorkflowRecord) -> Finished:
 def _settle_once(future: asyncio.Future[Any], result: object) -> None:
     if not future.done():
         future.set_result(result)
-

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from asgi_durable.engine.frame import Frame, current_frame
-from asgi_durable.engine.registry import Definition, StepDefinition
+from asgi_durable.engine.registry import StepDefinition
 from asgi_durable.engine.run import Run
 from asgi_durable.errors import (
     EncodeError,
@@ -16,6 +16,7 @@ from asgi_durable.errors import (
     StorageError,
     WorkflowInterruptedError,
 )
+from asgi_durable.retry import RetryPolicy
 from asgi_durable.storage.records import StepRecord
 
 __all__ = ["error_to_raise", "is_infrastructure_error", "replayed_result", "run_step"]
@@ -43,7 +44,7 @@ async def run_step(
     await run.settle()
     token = current_frame.set(Frame(run.services, run, definition.name, number))
     try:
-        value = await _attempt_until_done(run, definition, args, kwargs)
+        value = await _attempt_until_done(definition, args, kwargs)
         output = registry.codec.encode(value)
     except Exception as error:
         if is_infrastructure_error(error):
@@ -84,7 +85,7 @@ def is_infrastructure_error(error: Exception) -> bool:
 
 
 async def _attempt_until_done(
-    run: Run, definition: StepDefinition, args: tuple[Any, ...], kwargs: Mapping[str, Any]
+    definition: StepDefinition, args: tuple[Any, ...], kwargs: Mapping[str, Any]
 ) -> Any:
     errors: list[Exception] = []
     policy = definition.retry
@@ -94,24 +95,22 @@ async def _attempt_until_done(
         # CancelledError and KeyboardInterrupt are no `Exception`: neither is tried again.
         except Exception as error:
             errors.append(error)
-            may_retry = policy is not None and policy.max_attempts > 1
-            if (
-                policy is None
-                or not may_retry
-                or is_infrastructure_error(error)
-                or isinstance(error, EncodeError)
-                or not policy.wants_retry_of(error)
-            ):
+            if policy is None or policy.max_attempts == 1 or not _may_retry(policy, error):
                 raise
             if len(errors) >= policy.max_attempts:
                 raise StepRetriesExhaustedError(definition.name, errors) from error
         await asyncio.sleep(policy.delay_seconds(len(errors)))
 
 
+def _may_retry(policy: RetryPolicy, error: Exception) -> bool:
+    pointless = is_infrastructure_error(error) or isinstance(error, EncodeError)
+    return not pointless and policy.wants_retry_of(error)
+
+
 async def _attempt(
-    definition: Definition, args: tuple[Any, ...], kwargs: Mapping[str, Any]
+    definition: StepDefinition, args: tuple[Any, ...], kwargs: Mapping[str, Any]
 ) -> Any:
-    timeout_seconds = getattr(definition, "timeout_seconds", None)
+    timeout_seconds = definition.timeout_seconds
     if timeout_seconds is None:
         return await definition.function(*args, **kwargs)
     try:

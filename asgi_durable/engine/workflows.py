@@ -24,7 +24,7 @@ from asgi_durable.ids import CHILD_SEPARATOR, child_workflow_id, new_id
 from asgi_durable.storage.records import StoredRun, WorkflowRecord, WorkflowState
 from asgi_durable.storage.writes import FinishWorkflow, OutcomeKind, StartWorkflow
 
-__all__ = ["Call", "Workflows", "WorkflowOptions"]
+__all__ = ["Call", "WorkflowOptions", "Workflows"]
 
 logger = logging.getLogger(__name__)
 
@@ -172,8 +172,10 @@ class Workflows:
         run = Run(self._services, self._new_record(call, data, workflow_id))
         if call.parent is not None:
             run.depend_on(call.parent[0])
-        run.submit(StartWorkflow(run.workflow))
+        # Launched before its start is submitted, so that it runs before the committer does:
+        # a workflow without steps then starts and ends in one commit.
         self._active.launch(run, self._drive_fresh(run, call))
+        run.submit(StartWorkflow(run.workflow))
         return run
 
     async def _claim(self, call: Call, data: bytes, workflow_id: str) -> Run | WorkflowRecord:

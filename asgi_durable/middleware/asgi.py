@@ -29,8 +29,6 @@ def header_values(headers: Iterable[tuple[bytes, bytes]], name: bytes) -> list[b
     return [value for key, value in headers if key.lower() == name]
 
 
-def replace_header(
-    headers: Iterable[tuple[bytes, bytes]], name: bytes, value: bytes
-) -> Headers:
+def replace_header(headers: Iterable[tuple[bytes, bytes]], name: bytes, value: bytes) -> Headers:
     """Return the headers with exactly one line of this name; *name* is in lower case."""
     return [(key, old) for key, old in headers if key.lower() != name] + [(name, value)]

@@ -92,9 +92,7 @@ class StoredTransaction(Protocol):
 class Transactions(Protocol):
     """Database transactions that the application's code runs in."""
 
-    def transaction(
-        self, slot: StepSlot | None
-    ) -> AbstractAsyncContextManager[StoredTransaction]:
+    def transaction(self, slot: StepSlot | None) -> AbstractAsyncContextManager[StoredTransaction]:
         """Open a transaction, commit it at the end, roll it back on any exception.
 
         With a *slot* it is checked first, inside the transaction, that the executor owns the

@@ -21,8 +21,10 @@ Migration = Callable[[Dialect], Sequence[str]]
 def _create_tables(dialect: Dialect) -> Sequence[str]:
     tables = [table for table in metadata.sorted_tables if table is not schema_version]
     indexes = [index for table in tables for index in sorted(table.indexes, key=str)]
-    statements = [*map(CreateTable, tables), *map(CreateIndex, indexes)]
-    return [str(statement.compile(dialect=dialect)) for statement in statements]
+    return [
+        *(str(CreateTable(table).compile(dialect=dialect)) for table in tables),
+        *(str(CreateIndex(index).compile(dialect=dialect)) for index in indexes),
+    ]
 
 
 MIGRATIONS: tuple[Migration, ...] = (_create_tables,)

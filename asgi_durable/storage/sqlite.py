@@ -72,12 +72,18 @@ class SQLiteStorage:
         self._engine: AsyncEngine | None = None
 
     async def open(self, executor_id: str) -> None:
-        await self._on_thread(lambda: self._open(executor_id))
+        try:
+            await self._on_thread(lambda: self._open(executor_id))
+        except BaseException:
+            self._thread.shutdown(wait=False)
+            raise
         self._engine = _create_engine(self._file)
 
     async def close(self) -> None:
-        if self._engine is not None:
-            await self._engine.dispose()
+        if self._engine is None:
+            return
+        engine, self._engine = self._engine, None
+        await engine.dispose()
         await self._on_thread(self._close)
         self._thread.shutdown(wait=False)
 
@@ -254,7 +260,9 @@ def _among(table: sa.Table, column: sa.Column[Any], ids: Sequence[str]) -> sa.Se
 
 
 async def _rows(connection: AsyncConnection, statement: sa.Select[Any]) -> Sequence[RowMapping]:
-    return (await connection.execute(statement)).mappings().all()
+    result = await connection.execute(statement)
+    rows: Sequence[RowMapping] = result.mappings().all()
+    return rows
 
 
 def _workflow(row: RowMapping) -> WorkflowRecord:

@@ -15,10 +15,11 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 
 import sqlalchemy as sa
-from asgi_durable import Durable, DurableError, RetryPolicy
 from asgi_durable_fastapi import install
 from fastapi import FastAPI
 from pydantic import BaseModel
+
+from asgi_durable import Durable, DurableError, RetryPolicy
 
 OUTBOX = Path(os.environ.get("ORDERS_OUTBOX", "outbox.txt"))
 DELAY_SECONDS = float(os.environ.get("ORDERS_DELAY", "0"))

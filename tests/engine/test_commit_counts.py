@@ -1,0 +1,93 @@
+"""How many commits a workflow costs: the floor that durability allows."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+from asgi_durable import Durable
+from support.statements import written_statements
+
+pytestmark = pytest.mark.anyio
+
+
+@pytest.mark.parametrize(("steps", "commits"), [(0, 1), (1, 2), (2, 3), (10, 11)])
+async def test_a_workflow_alone_costs_a_commit_for_each_step_and_one_more(
+    durable: Durable, steps: int, commits: int
+) -> None:
+    @durable.step
+    async def step(number: int) -> int:
+        return number
+
+    @durable.workflow
+    async def work() -> None:
+        for number in range(steps):
+            await step(number)
+
+    with written_statements(durable) as statements:
+        await work()
+
+    assert statements.count("COMMIT") == commits
+
+
+async def test_a_given_id_costs_one_commit_more(durable: Durable) -> None:
+    @durable.step
+    async def step() -> None: ...
+
+    @durable.workflow
+    async def work() -> None:
+        await step()
+
+    with written_statements(durable) as statements:
+        await durable.options(workflow_id="w").run_workflow(work)
+
+    assert statements.count("COMMIT") == 3 - 1
+
+
+async def test_a_first_execution_reads_nothing_of_the_log(durable: Durable) -> None:
+    @durable.step
+    async def step() -> None: ...
+
+    @durable.workflow
+    async def work() -> None:
+        await step()
+
+    with written_statements(durable) as statements:
+        await work()
+
+    reads = [text for text in statements if text.startswith("SELECT") and "executors" not in text]
+    assert reads == []
+
+
+async def test_a_hundred_runs_together_share_their_commits(durable: Durable) -> None:
+    @durable.step
+    async def step(number: int) -> int:
+        return number
+
+    @durable.workflow
+    async def work(number: int) -> int:
+        return await step(number)
+
+    with written_statements(durable) as statements:
+        results = await asyncio.gather(*(work(number) for number in range(100)))
+
+    assert results == list(range(100))
+    assert statements.count("COMMIT") <= 10
+
+
+async def test_a_child_costs_no_commit_of_its_own_at_its_end(durable: Durable) -> None:
+    @durable.step
+    async def step() -> None: ...
+
+    @durable.workflow
+    async def child() -> None:
+        await step()
+
+    @durable.workflow
+    async def parent() -> None:
+        await child()
+
+    with written_statements(durable) as statements:
+        await parent()
+
+    assert statements.count("COMMIT") == 2

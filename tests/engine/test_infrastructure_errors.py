@@ -1,0 +1,187 @@
+"""A failing database is never an outcome: what it stops goes on later, in the same process."""
+
+from __future__ import annotations
+
+import asyncio
+import sqlite3
+from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+import sqlalchemy as sa
+from asgi_durable import Durable, StorageUnavailableError
+from asgi_durable.engine import recovery
+
+pytestmark = pytest.mark.anyio
+
+
+@pytest.fixture
+async def durable(url: str, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Durable]:
+    """An instance that loses its patience at once, and recovers as soon."""
+    monkeypatch.setattr(recovery, "FIRST_DELAY_SECONDS", 0.01)
+    async with Durable(
+        f"{url}?busy_timeout=0.01", drain_timeout=0.0, storage_patience=0.05
+    ) as durable:
+        yield durable
+
+
+@pytest.fixture
+def locked(tmp_path: Path):
+    @contextmanager
+    def lock() -> Iterator[None]:
+        """Hold the database's write lock, as another program would."""
+        connection = sqlite3.connect(tmp_path / "test.db", isolation_level=None)
+        connection.execute("BEGIN IMMEDIATE")
+        try:
+            yield
+        finally:
+            connection.close()
+
+    return lock
+
+
+async def test_a_workflow_that_cannot_be_started_is_a_503(durable: Durable, locked) -> None:
+    @durable.step
+    async def step() -> None: ...
+
+    @durable.workflow
+    async def work() -> None:
+        await step()
+
+    with locked(), pytest.raises(StorageUnavailableError) as caught:
+        await work()
+    assert caught.value.status_code == 503
+    with locked(), pytest.raises(StorageUnavailableError):
+        await durable.start_workflow(work)
+    with locked(), pytest.raises(StorageUnavailableError):
+        await durable.options(workflow_id="w").run_workflow(work)
+
+    assert await durable.options(workflow_id="w").run_workflow(work) is None
+
+
+async def test_a_step_whose_record_is_lost_runs_again_in_the_same_process(
+    durable: Durable, locked
+) -> None:
+    runs: list[str] = []
+
+    @durable.step
+    async def step(name: str) -> str:
+        runs.append(name)
+        return name
+
+    @durable.step
+    async def failing() -> None:
+        runs.append("failing")
+
+    @durable.workflow
+    async def work() -> str:
+        await step("first")
+        await step("second")
+        lock.__enter__()
+        try:
+            # Its barrier finds that the second step cannot be recorded.
+            await failing()
+        except Exception:
+            runs.append("swallowed")
+        return "done"
+
+    lock = locked()
+    with pytest.raises(StorageUnavailableError):
+        await durable.options(workflow_id="w").run_workflow(work)
+    assert "failing" not in runs
+    assert "swallowed" not in runs
+    lock.__exit__(None, None, None)
+
+    # The workflow re-enters the generator that locks, which has ended: nothing locks again.
+    lock = contextmanager(lambda: iter([None]))()
+    handle = await durable.retrieve_workflow("w")
+    assert await handle.get_result(timeout=60) == "done"
+    assert runs.count("first") == 1
+    assert runs.count("second") == 2
+    assert runs.count("failing") == 1
+
+
+async def test_a_locked_database_is_waited_for_within_the_patience(url: str, locked) -> None:
+    released = asyncio.Event()
+
+    async with Durable(f"{url}?busy_timeout=0.01", storage_patience=60.0) as durable:
+
+        @durable.workflow
+        async def work() -> str:
+            return "done"
+
+        with locked():
+            task = asyncio.ensure_future(work())
+            # Two polls of the event loop's clock later the first try has failed.
+            asyncio.get_running_loop().call_later(0.2, released.set)
+            await released.wait()
+            assert not task.done()
+        assert await task == "done"
+
+
+async def test_a_transaction_meets_a_locked_database(durable: Durable, locked) -> None:
+    runs = []
+
+    @durable.step
+    async def step() -> None: ...
+
+    @durable.transaction
+    async def insert() -> str:
+        runs.append(1)
+        await durable.session.execute(sa.text("CREATE TABLE once (id INTEGER)"))
+        return "inserted"
+
+    @durable.workflow
+    async def work() -> str:
+        lock.__enter__()
+        return await insert()
+
+    lock = locked()
+    started = asyncio.ensure_future(durable.options(workflow_id="w").run_workflow(work))
+    with pytest.raises(StorageUnavailableError):
+        await started
+    assert runs == []
+    lock.__exit__(None, None, None)
+    lock = contextmanager(lambda: iter([None]))()
+
+    assert await (await durable.retrieve_workflow("w")).get_result(timeout=60) == "inserted"
+
+
+async def test_a_full_database_is_a_503_and_the_work_goes_on_when_there_is_room(
+    durable: Durable,
+) -> None:
+    writer = durable.engine._running.services.storage._writer  # type: ignore[union-attr]
+    pages = writer._connection.execute("PRAGMA page_count").fetchone()[0]
+    runs: list[int] = []
+
+    @durable.step
+    async def step(number: int) -> str:
+        runs.append(number)
+        return "x" * 50_000
+
+    @durable.workflow
+    async def work() -> int:
+        return len(await step(0) + await step(1))
+
+    writer._connection.execute(f"PRAGMA max_page_count = {pages}")
+    with pytest.raises(StorageUnavailableError) as caught:
+        await durable.options(workflow_id="w").run_workflow(work)
+    assert "test.db" in str(caught.value)
+    assert runs == [0]
+    writer._connection.execute("PRAGMA max_page_count = 1000000")
+
+    assert await durable.options(workflow_id="w").run_workflow(work) == 100_000
+    assert runs.count(1) == 1
+
+
+async def test_a_payload_that_the_database_cannot_hold_fails_alone(durable: Durable) -> None:
+    @durable.workflow
+    async def work(value: str) -> str:
+        return value
+
+    # A lone surrogate is legal in JSON but not in a database's text.
+    calls = [durable.options(workflow_id=f"w{n}").run_workflow(work, "x") for n in range(5)]
+    bad = durable.options(workflow_id="bad").run_workflow(work, "\ud800")
+
+    assert await asyncio.gather(*calls, bad) == ["x"] * 5 + ["\ud800"]

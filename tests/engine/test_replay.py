@@ -1,0 +1,339 @@
+"""Replay: what is recorded never runs again, and code that left its log is told so."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+from asgi_durable import Durable, NonDeterministicWorkflowError
+from support.interruption import Gate
+
+pytestmark = pytest.mark.anyio
+
+
+async def test_a_restart_goes_on_after_the_last_recorded_step(url: str) -> None:
+    runs: list[int] = []
+    gate = Gate()
+    durable = Durable(url, drain_timeout=0.0)
+
+    @durable.step
+    async def step(number: int) -> int:
+        runs.append(number)
+        if number == 2:
+            await gate.wait()
+        return number
+
+    @durable.workflow
+    async def work() -> list[int]:
+        return [await step(number) for number in range(4)]
+
+    async with durable:
+        await durable.options(workflow_id="w").start_workflow(work)
+        await gate.reached.wait()
+    gate.open()
+    # No call: the start alone resumes it.
+    async with durable:
+        handle = await durable.retrieve_workflow("w")
+        assert await handle.get_result() == [0, 1, 2, 3]
+        assert (await handle.get_status()).attempts == 2
+    assert runs == [0, 1, 2, 2, 3]
+
+
+async def test_an_error_that_was_recorded_is_raised_on_replay_without_running(url: str) -> None:
+    runs: list[str] = []
+    gate = Gate()
+    durable = Durable(url, drain_timeout=0.0)
+
+    @durable.step(retry=None)
+    async def fail() -> None:
+        runs.append("fail")
+        raise LookupError("recorded")
+
+    @durable.step
+    async def wait() -> None:
+        await gate.wait()
+
+    @durable.workflow
+    async def work() -> str:
+        try:
+            await fail()
+        except LookupError as error:
+            await wait()
+            return str(error)
+        return "nothing raised"
+
+    async with durable:
+        await durable.options(workflow_id="w").start_workflow(work)
+        await gate.reached.wait()
+    gate.open()
+    async with durable:
+        assert await (await durable.retrieve_workflow("w")).get_result() == "recorded"
+    assert runs == ["fail"]
+
+
+async def test_gathered_steps_replay_in_call_order_whatever_order_they_finish_in(
+    url: str,
+) -> None:
+    runs: list[int] = []
+    gate = Gate()
+    first_may_end = asyncio.Event()
+    durable = Durable(url, drain_timeout=0.0)
+
+    @durable.step
+    async def step(number: int) -> int:
+        runs.append(number)
+        if number == 0 and len(runs) <= 3:
+            await first_may_end.wait()
+        else:
+            first_may_end.set()
+        return number * 10
+
+    @durable.step
+    async def wait() -> None:
+        await gate.wait()
+
+    @durable.workflow
+    async def work() -> list[int]:
+        results = await asyncio.gather(*(step(number) for number in range(3)))
+        await wait()
+        return results
+
+    async with durable:
+        await durable.options(workflow_id="w").start_workflow(work)
+        await gate.reached.wait()
+    gate.open()
+    async with durable:
+        assert await (await durable.retrieve_workflow("w")).get_result() == [0, 10, 20]
+    assert sorted(runs) == [0, 1, 2]
+
+
+async def test_a_steps_place_is_given_out_when_it_is_called(url: str) -> None:
+    durable = Durable(url)
+
+    @durable.step
+    async def place() -> int | None:
+        return durable.step_id
+
+    @durable.workflow
+    async def work() -> list[int | None]:
+        first, second = place(), place()
+        later = await second
+        return [await first, later]
+
+    async with durable:
+        assert await work() == [0, 1]
+
+
+async def test_a_half_finished_gather_runs_only_what_is_missing(url: str) -> None:
+    runs: list[int] = []
+    gate = Gate()
+    durable = Durable(url, drain_timeout=0.0)
+
+    @durable.step
+    async def step(number: int) -> int:
+        runs.append(number)
+        if number == 1:
+            await gate.wait()
+        return number
+
+    @durable.step
+    async def after(number: int) -> int:
+        return await step(number)
+
+    @durable.workflow
+    async def work() -> list[int]:
+        fast = await step(0)
+        slow = await asyncio.gather(step(1), step(2))
+        return [fast, *slow]
+
+    async with durable:
+        await durable.options(workflow_id="w").start_workflow(work)
+        await gate.reached.wait()
+    gate.open()
+    async with durable:
+        assert await (await durable.retrieve_workflow("w")).get_result() == [0, 1, 2]
+    assert runs.count(0) == 1
+    assert runs.count(1) == 2
+
+
+async def interrupted_then_changed(url: str, *, changed: str) -> NonDeterministicWorkflowError:
+    """Record two steps and a child, then replay with code that does something else."""
+    gate = Gate()
+
+    def build(variant: str) -> tuple[Durable, list[str]]:
+        durable = Durable(url, drain_timeout=0.0)
+        runs: list[str] = []
+
+        @durable.step
+        async def one(value: str) -> None:
+            runs.append(f"one {value}")
+
+        @durable.step
+        async def two() -> None:
+            runs.append("two")
+
+        @durable.workflow(name="child")
+        async def child(value: str) -> None: ...
+
+        @durable.workflow(name="work")
+        async def work() -> None:
+            if variant == "other step":
+                await two()
+            else:
+                await one("b" if variant == "other arguments" else "a")
+            if variant == "fewer":
+                return
+            if variant == "step for child":
+                await two()
+            else:
+                await child("b" if variant == "other child arguments" else "a")
+            await gate.wait()
+
+        return durable, runs
+
+    durable, runs = build("as recorded")
+    async with durable:
+        await durable.options(workflow_id="w").start_workflow(durable_function(durable))
+        await gate.reached.wait()
+    durable, runs = build(changed)
+    async with durable:
+        with pytest.raises(NonDeterministicWorkflowError) as caught:
+            await durable.options(workflow_id="w").run_workflow(durable_function(durable))
+        handle = await durable.retrieve_workflow("w")
+        assert (await handle.get_status()).status == "PENDING"
+    assert runs == []
+    # The log is as it was: code that follows it again finishes the workflow.
+    gate.open()
+    durable, runs = build("as recorded")
+    async with durable:
+        await (await durable.retrieve_workflow("w")).get_result(timeout=60)
+    assert runs == []
+    return caught.value
+
+
+def durable_function(durable: Durable):
+    """Return the workflow called ``work``, as its decorator returned it."""
+    definition = durable.engine.registry.find_workflow("work")
+    return durable.workflow(name="work")(definition.function)
+
+
+@pytest.mark.parametrize(
+    ("changed", "recorded", "called"),
+    [
+        ("other step", "one", "two"),
+        ("other arguments", "one", "one"),
+        ("step for child", "workflow 'child'", "two"),
+        ("other child arguments", "workflow 'child' with other arguments", "child"),
+        ("fewer", "child", "nothing"),
+    ],
+)
+async def test_code_that_left_its_log_is_told_so_and_changes_nothing(
+    url: str, changed: str, recorded: str, called: str
+) -> None:
+    error = await interrupted_then_changed(url, changed=changed)
+
+    assert recorded in error.recorded
+    assert called in error.called
+    assert "'w'" in str(error)
+
+
+async def test_a_divergence_cannot_be_swallowed(url: str) -> None:
+    gate = Gate()
+    runs: list[str] = []
+    variant = {"name": "first"}
+    durable = Durable(url, drain_timeout=0.0)
+
+    @durable.step
+    async def step(value: str) -> None: ...
+
+    @durable.step
+    async def effect() -> None:
+        runs.append("effect")
+
+    @durable.workflow
+    async def work() -> str:
+        try:
+            await step(variant["name"])
+        except NonDeterministicWorkflowError:
+            await effect()
+            return "swallowed"
+        await gate.wait()
+        return "done"
+
+    async with durable:
+        await durable.options(workflow_id="w").start_workflow(work)
+        await gate.reached.wait()
+    variant["name"] = "second"
+    async with durable:
+        with pytest.raises(NonDeterministicWorkflowError):
+            await durable.options(workflow_id="w").run_workflow(work)
+    assert runs == []
+
+
+async def test_a_finished_child_is_not_run_again_and_an_unfinished_one_goes_on(url: str) -> None:
+    runs: list[str] = []
+    gate = Gate()
+    durable = Durable(url, drain_timeout=0.0)
+
+    @durable.step
+    async def step(name: str) -> str:
+        runs.append(name)
+        if name == "second":
+            await gate.wait()
+        return name
+
+    @durable.workflow
+    async def child(name: str) -> str:
+        await step(f"before {name}")
+        return await step(name)
+
+    @durable.workflow
+    async def parent() -> list[str]:
+        return [await child("first"), await child("second")]
+
+    async with durable:
+        await durable.options(workflow_id="p").start_workflow(parent)
+        await gate.reached.wait()
+    gate.open()
+    async with durable:
+        assert await (await durable.retrieve_workflow("p")).get_result() == ["first", "second"]
+    assert runs == ["before first", "first", "before second", "second", "second"]
+
+
+async def test_a_workflow_without_a_function_stays_until_there_is_one(url: str) -> None:
+    gate = Gate()
+    durable = Durable(url, drain_timeout=0.0)
+
+    @durable.workflow(name="work")
+    async def work() -> str:
+        await gate.wait()
+        return "done"
+
+    async with durable:
+        await durable.options(workflow_id="w").start_workflow(work)
+        await gate.reached.wait()
+    async with Durable(url) as empty:
+        status = await (await empty.retrieve_workflow("w")).get_status()
+        assert status.status == "PENDING"
+    gate.open()
+    async with durable:
+        assert await (await durable.retrieve_workflow("w")).get_result() == "done"
+
+
+async def test_a_context_of_the_first_caller_does_not_reach_what_is_resumed(url: str) -> None:
+    gate = Gate()
+    durable = Durable(url, drain_timeout=0.0)
+    seen: list[object] = []
+
+    @durable.workflow
+    async def work() -> None:
+        seen.append((durable.workflow_id, durable.request))
+        await gate.wait()
+
+    async with durable:
+        await durable.options(workflow_id="w").start_workflow(work)
+        await gate.reached.wait()
+    gate.open()
+    async with durable:
+        await (await durable.retrieve_workflow("w")).get_result()
+    assert seen == [("w", None), ("w", None)]

@@ -1,0 +1,242 @@
+"""SQLite files as they are found: missing, damaged, not writable, too new, in use."""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from asgi_durable import Durable, DurableUsageError, StorageError
+from asgi_durable.storage.sqlite import SQLiteStorage
+from asgi_durable.storage.sqlite_file import SQLiteFile
+
+pytestmark = pytest.mark.anyio
+
+
+async def open_and_close(url: str) -> None:
+    storage = SQLiteStorage(url)
+    await storage.open("executor-1")
+    await storage.close()
+
+
+def pragma(path: Path, name: str) -> object:
+    connection = sqlite3.connect(path)
+    try:
+        return connection.execute(f"PRAGMA {name}").fetchone()[0]
+    finally:
+        connection.close()
+
+
+@pytest.mark.parametrize(
+    ("url", "path"),
+    [
+        ("sqlite:///orders.db", "orders.db"),
+        ("sqlite:////data/orders.db", "/data/orders.db"),
+        ("sqlite:///with%20space.db", "with space.db"),
+    ],
+)
+def test_a_url_names_a_file(url: str, path: str) -> None:
+    assert SQLiteFile.from_url(url).path == Path(path)
+
+
+def test_the_settings_are_in_the_url() -> None:
+    file = SQLiteFile.from_url("sqlite:///a.db?synchronous=normal&busy_timeout=0.5")
+
+    assert (file.synchronous, file.busy_timeout_seconds) == ("NORMAL", 0.5)
+    assert SQLiteFile.from_url("sqlite:///a.db").synchronous == "FULL"
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "sqlite://",
+        "sqlite:///",
+        "sqlite:///:memory:",
+        "sqlite://host/a.db",
+        "sqlite:///a.db?synchronous=sometimes",
+        "sqlite:///a.db?busy_timeout=long",
+        "sqlite:///a.db?speed=11",
+    ],
+)
+def test_a_url_that_is_not_understood_is_refused(url: str) -> None:
+    with pytest.raises(DurableUsageError):
+        SQLiteFile.from_url(url)
+
+
+@pytest.mark.parametrize(("level", "number"), [("FULL", 2), ("NORMAL", 1)])
+async def test_the_log_is_written_ahead_and_synchronised_as_set(
+    tmp_path: Path, level: str, number: int
+) -> None:
+    storage = SQLiteStorage(f"sqlite:///{tmp_path}/a.db?synchronous={level}")
+    await storage.open("executor-1")
+    cursor = storage._writer._cursor  # type: ignore[union-attr]
+
+    found = [cursor.execute(f"PRAGMA {p}").fetchone()[0] for p in ("journal_mode", "synchronous")]
+    await storage.close()
+
+    assert found == ["wal", number]
+
+
+async def test_the_applications_transactions_are_synchronised_as_well(tmp_path: Path) -> None:
+    import sqlalchemy as sa
+
+    storage = SQLiteStorage(f"sqlite:///{tmp_path}/a.db")
+    await storage.open("executor-1")
+    async with storage.transaction(None) as transaction:
+        result = await transaction.session.execute(sa.text("PRAGMA synchronous"))
+        level = result.scalar_one()
+    await storage.close()
+
+    assert level == 2
+
+
+async def test_a_missing_folder_is_named(tmp_path: Path) -> None:
+    with pytest.raises(StorageError, match=r"nowhere.*does not exist"):
+        await open_and_close(f"sqlite:///{tmp_path}/nowhere/a.db")
+
+
+async def test_a_file_that_is_no_database_is_named_and_left_as_it_is(tmp_path: Path) -> None:
+    path = tmp_path / "notes.txt"
+    path.write_text("these are my notes, and no database at all\n" * 100)
+    before = path.read_bytes()
+
+    with pytest.raises(StorageError, match=r"notes\.txt: file is not a database"):
+        await open_and_close(f"sqlite:///{path}")
+
+    assert path.read_bytes() == before
+
+
+async def test_a_folder_is_no_database(tmp_path: Path) -> None:
+    (tmp_path / "folder.db").mkdir()
+
+    with pytest.raises(StorageError, match=r"folder\.db"):
+        await open_and_close(f"sqlite:///{tmp_path}/folder.db")
+
+
+async def test_a_newer_schema_is_refused_and_left_as_it_is(tmp_path: Path) -> None:
+    path = tmp_path / "a.db"
+    await open_and_close(f"sqlite:///{path}")
+    with sqlite3.connect(path) as connection:
+        connection.execute("UPDATE asgi_durable_schema SET version = 99")
+    connection.close()
+
+    with pytest.raises(StorageError, match=r"a\.db.*newer version of asgi-durable.*99"):
+        await open_and_close(f"sqlite:///{path}")
+
+
+async def test_the_applications_own_tables_are_left_alone(tmp_path: Path) -> None:
+    path = tmp_path / "a.db"
+    with sqlite3.connect(path) as connection:
+        connection.execute("CREATE TABLE mine (x)")
+        connection.execute("PRAGMA user_version = 7")
+    connection.close()
+
+    await open_and_close(f"sqlite:///{path}")
+
+    assert pragma(path, "user_version") == 7
+    assert pragma(path, "integrity_check") == "ok"
+
+
+async def test_a_damaged_file_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "a.db"
+    await open_and_close(f"sqlite:///{path}")
+    data = bytearray(path.read_bytes())
+    data[100:8192] = os.urandom(8092)
+    path.write_bytes(bytes(data))
+
+    with pytest.raises(StorageError, match=r"a\.db"):
+        await open_and_close(f"sqlite:///{path}")
+
+
+async def test_a_second_user_of_a_file_is_refused(tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path}/a.db?busy_timeout=0.01"
+    async with Durable(url):
+        with pytest.raises(StorageError, match=r"a\.db is in use by another process"):
+            async with Durable(url):
+                pass
+    async with Durable(url):
+        pass
+
+
+async def test_the_lock_goes_with_the_process_that_had_it(tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path}/a.db?busy_timeout=0.01"
+    script = (
+        "import asyncio, os, signal\n"
+        "from asgi_durable.storage.sqlite import SQLiteStorage\n"
+        f"asyncio.run(SQLiteStorage({url!r}).open('dead'))\n"
+        "os.kill(os.getpid(), signal.SIGKILL)\n"
+    )
+    assert subprocess.run([sys.executable, "-c", script], check=False).returncode == -9
+
+    await open_and_close(url)
+
+
+READ_ONLY = """
+import asyncio, os, sys
+from asgi_durable import StorageError
+from asgi_durable.storage.sqlite import SQLiteStorage
+import aiosqlite, sqlalchemy.dialects.sqlite.aiosqlite
+if os.geteuid() == 0:
+    # The superuser may write everything: become somebody else, with all modules loaded.
+    os.setgroups([]); os.setegid(65534); os.seteuid(65534)
+try:
+    asyncio.run(SQLiteStorage(sys.argv[1]).open("executor-1"))
+except StorageError as error:
+    print(error)
+"""
+
+
+@pytest.mark.parametrize("what", ["file", "folder"])
+async def test_a_database_that_may_not_be_written_is_named(tmp_path: Path, what: str) -> None:
+    folder = tmp_path / "data"
+    folder.mkdir()
+    path = folder / "a.db"
+    await open_and_close(f"sqlite:///{path}")
+    for parent in [folder, *folder.parents][:4]:
+        parent.chmod(0o755)
+    path.chmod(0o444 if what == "file" else 0o666)
+    folder.chmod(0o777 if what == "file" else 0o555)
+    (folder / "a.db-owner").chmod(0o666)
+
+    result = subprocess.run(
+        [sys.executable, "-c", READ_ONLY, f"sqlite:///{path}"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+    assert "a.db" in result.stdout, result.stderr
+
+
+FULL_DISK = """
+import asyncio, resource, sys
+from asgi_durable import StorageError
+from asgi_durable.storage.sqlite import SQLiteStorage
+# A limit on the size of files: beyond it writing fails, as on a disk that is full.
+resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[2]), -1))
+try:
+    asyncio.run(SQLiteStorage(sys.argv[1]).open("executor-1"))
+except StorageError as error:
+    print(error)
+"""
+
+
+@pytest.mark.parametrize("limit", [1000, 20_000])
+async def test_a_disk_without_room_is_named_and_nothing_is_half_written(
+    tmp_path: Path, limit: int
+) -> None:
+    path = tmp_path / "a.db"
+
+    result = subprocess.run(
+        [sys.executable, "-c", FULL_DISK, f"sqlite:///{path}", str(limit)],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+    assert "a.db" in result.stdout, result.stderr
+    await open_and_close(f"sqlite:///{path}")
+    assert pragma(path, "integrity_check") == "ok"

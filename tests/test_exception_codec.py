@@ -1,0 +1,141 @@
+"""Exceptions through the step log."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+import pytest
+from asgi_durable import JsonCodec, RemoteError
+from fastapi import HTTPException
+from pydantic import BaseModel, ValidationError
+
+
+class TwoArguments(Exception):  # noqa: N818
+    def __init__(self, left: str, *, right: int) -> None:
+        super().__init__(f"{left} and {right}")
+        self.left = left
+        self.right = right
+
+
+class OddText(Exception):  # noqa: N818
+    def __str__(self) -> str:
+        raise RuntimeError
+
+
+class Holder(Exception):  # noqa: N818
+    def __init__(self, thing: object) -> None:
+        super().__init__("holds a thing")
+        self.thing = thing
+
+
+class Model(BaseModel):
+    number: int
+
+
+def through_the_log(error: BaseException) -> Any:
+    codec = JsonCodec()
+    return codec.decode(codec.encode(error))
+
+
+def raised(error: Exception, cause: Exception | None = None) -> Exception:
+    try:
+        raise error from cause
+    except Exception as caught:
+        return caught
+
+
+def test_a_constructor_with_keywords_is_no_obstacle() -> None:
+    restored = through_the_log(TwoArguments("a", right=2))
+
+    assert type(restored) is TwoArguments
+    assert (str(restored), restored.left, restored.right) == ("a and 2", "a", 2)
+
+
+def test_a_frameworks_exception_keeps_its_attributes() -> None:
+    restored = through_the_log(HTTPException(404, "gone", headers={"x-a": "1"}))
+
+    assert type(restored) is HTTPException
+    assert (restored.status_code, restored.detail) == (404, "gone")
+    assert restored.headers == {"x-a": "1"}
+
+
+def test_the_fields_of_builtin_errors_survive() -> None:
+    restored = through_the_log(FileNotFoundError(2, "no such file", "a.txt"))
+
+    assert (restored.errno, restored.filename) == (2, "a.txt")
+
+
+def test_cause_notes_and_traceback_text_survive() -> None:
+    error = raised(ValueError("outer"), KeyError("inner"))
+    error.add_note("seen on a Tuesday")
+
+    restored = through_the_log(error)
+
+    assert repr(restored.__cause__) == "KeyError('inner')"
+    assert restored.__notes__ == ["seen on a Tuesday"]
+    assert "in raised" in restored.durable_traceback
+
+
+def test_the_first_traceback_is_kept_when_an_error_is_recorded_again() -> None:
+    once = through_the_log(raised(ValueError("x")))
+
+    twice = through_the_log(once)
+
+    assert twice.durable_traceback == once.durable_traceback
+
+
+def test_a_group_keeps_its_members() -> None:
+    restored = through_the_log(ExceptionGroup("two", [ValueError("a"), TypeError("b")]))
+
+    assert [repr(error) for error in restored.exceptions] == ["ValueError('a')", "TypeError('b')"]
+
+
+def test_a_class_that_cannot_be_rebuilt_comes_back_as_remote_error() -> None:
+    with pytest.raises(ValidationError) as caught:
+        Model.model_validate({"number": "x"})
+
+    restored = through_the_log(caught.value)
+
+    assert type(restored) is RemoteError
+    assert restored.type_name.endswith(":ValidationError")
+    assert "number" in str(restored)
+
+
+def test_a_local_class_comes_back_as_remote_error() -> None:
+    class LocalError(Exception):
+        pass
+
+    restored = through_the_log(LocalError("here"))
+
+    assert type(restored) is RemoteError
+    assert str(restored).endswith("LocalError: here")
+
+
+def test_text_that_cannot_be_made_does_not_break_the_log() -> None:
+    restored = through_the_log(OddText())
+
+    assert "no message" in str(restored)
+
+
+def test_an_attribute_that_cannot_be_recorded_is_none() -> None:
+    restored = through_the_log(Holder(object()))
+
+    assert type(restored) is Holder
+    assert restored.thing is None
+
+
+def test_a_stored_name_imports_nothing() -> None:
+    name = "antigravity:SomeError"
+    data = b'{"$":"error","t":"%s","m":"x","a":[],"s":{},"tb":""}' % name.encode()
+
+    restored = JsonCodec().decode(data)
+
+    assert type(restored) is RemoteError
+    assert "antigravity" not in sys.modules
+
+
+def test_a_stored_name_reaches_nothing_but_exceptions() -> None:
+    data = b'{"$":"error","t":"os:system","m":"x","a":["true"],"s":{},"tb":""}'
+
+    assert type(JsonCodec().decode(data)) is RemoteError

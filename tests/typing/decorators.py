@@ -1,0 +1,38 @@
+"""Read by the type checker, never run: decorators keep signatures and results."""
+
+from __future__ import annotations
+
+from typing import assert_type
+
+from asgi_durable import Durable, RetryPolicy, WorkflowHandle
+
+durable = Durable()
+
+
+@durable.step
+async def bare(number: int, *, text: str = "") -> float:
+    """Keep what it was."""
+    return number / 2
+
+
+@durable.step(retry=RetryPolicy(max_attempts=5), timeout=1.0)
+async def with_arguments(number: int) -> str:
+    """Keep what it was."""
+    return str(number)
+
+
+@durable.workflow(name="work")
+async def work(number: int) -> list[str]:
+    """Keep what it was."""
+    return [await with_arguments(number)]
+
+
+async def uses() -> None:
+    """Call everything."""
+    assert_type(await bare(1, text="a"), float)
+    assert_type(await with_arguments(1), str)
+    assert_type(await work(1), list[str])
+    assert_type(await durable.run_workflow(work, 1), list[str])
+    assert_type(await durable.start_workflow(work, 1), WorkflowHandle[list[str]])
+    handle = await durable.options(workflow_id="w").start_workflow(work, 1)
+    assert_type(await handle.get_result(timeout=1.0), list[str])
