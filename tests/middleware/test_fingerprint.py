@@ -1,0 +1,158 @@
+"""Keys, scopes and fingerprints."""
+
+from __future__ import annotations
+
+import pytest
+from asgi_durable import KeyMalformedError, PrincipalUnavailableError
+from asgi_durable.middleware.fingerprint import (
+    idempotency_key,
+    principal_of,
+    request_fingerprint,
+    request_workflow_id,
+)
+from hypothesis import given
+from hypothesis import strategies as st
+from support.asgi import http_scope, keyed
+
+
+def key_of(value: str) -> bytes | None:
+    return idempotency_key(keyed(value), b"idempotency-key")
+
+
+class User:
+    def __init__(self, identity: str, *, is_authenticated: bool = True) -> None:
+        self.identity = identity
+        self.is_authenticated = is_authenticated
+
+
+@pytest.mark.parametrize(
+    ("sent", "key"),
+    [
+        ("8e03978e-40d5", b"8e03978e-40d5"),
+        ('"8e03978e-40d5"', b"8e03978e-40d5"),
+        ('"8e03978e-40d5";a=1; b', b"8e03978e-40d5"),
+        ("  padded\t", b"padded"),
+        (
+            '"with space, comma; and \\"quotes\\" and \\\\"',
+            b'with space, comma; and "quotes" and \\',
+        ),
+        ("x" * 255, b"x" * 255),
+        ("!#$%&'*+-.^_`|~:@/?()[]{}<>=", b"!#$%&'*+-.^_`|~:@/?()[]{}<>="),
+    ],
+)
+def test_quoted_and_bare_keys_are_read(sent: str, key: bytes) -> None:
+    assert key_of(sent) == key
+
+
+@pytest.mark.parametrize(
+    "sent",
+    [
+        "",
+        "   ",
+        '""',
+        '"unfinished',
+        '"a" "b"',
+        '"a"b',
+        '"bad \\escape"',
+        "a,b",
+        "a b",
+        "a;b",
+        "back\\slash",
+        "é",
+        "a\x1bb",
+        "a\x7f",
+        "x" * 256,
+        '"' + "x" * 256 + '"',
+    ],
+)
+def test_a_key_that_is_not_legal_is_refused(sent: str) -> None:
+    with pytest.raises(KeyMalformedError) as caught:
+        key_of(sent)
+
+    assert caught.value.status_code == 400
+
+
+def test_two_lines_are_refused_even_if_they_are_equal() -> None:
+    scope = http_scope("POST", headers=[("Idempotency-Key", "a"), ("idempotency-key", "a")])
+
+    with pytest.raises(KeyMalformedError, match="more than once"):
+        idempotency_key(scope, b"idempotency-key")
+
+
+def test_a_request_without_the_header_has_no_key() -> None:
+    assert idempotency_key(http_scope("POST"), b"idempotency-key") is None
+
+
+@given(st.text(st.characters(max_codepoint=255), max_size=300))
+def test_any_header_is_a_key_or_malformed(value: str) -> None:
+    try:
+        key = key_of(value)
+    except KeyMalformedError:
+        return
+    assert key
+    assert len(key) <= 255
+    assert key.isascii()
+
+
+def test_principals_do_not_meet() -> None:
+    scopes = [
+        keyed(),
+        keyed(headers=[("authorization", "Bearer a")]),
+        keyed(headers=[("authorization", "Bearer b")]),
+        keyed(user=User("a")),
+        keyed(user=User("b")),
+    ]
+
+    principals = [principal_of(scope, None) for scope in scopes]
+    assert len(set(principals)) == 5
+    assert all(b"Bearer" not in principal for principal in principals)
+    ids = {request_workflow_id(principal, b"k") for principal in principals}
+    assert len(ids) == 5
+
+
+def test_somebody_who_is_not_authenticated_is_anonymous() -> None:
+    user = User("guest", is_authenticated=False)
+
+    assert principal_of(keyed(user=user), None) == principal_of(keyed(), None)
+
+
+def test_a_configured_principal_counts() -> None:
+    def tenant(scope) -> str | None:
+        return scope.get("tenant")
+
+    assert principal_of(keyed(tenant="a"), tenant) != principal_of(keyed(tenant="b"), tenant)
+    assert principal_of(keyed(), tenant) == b"anonymous"
+    assert principal_of(keyed(tenant="nymous"), lambda _: "anonymous") != b"anonymous"
+
+
+def test_a_principal_that_cannot_be_told_is_nobody_elses() -> None:
+    def broken(scope) -> str:
+        raise LookupError("token service is down")
+
+    with pytest.raises(PrincipalUnavailableError):
+        principal_of(keyed(), broken)
+
+
+def test_ids_do_not_show_the_key() -> None:
+    workflow_id = request_workflow_id(b"anonymous", b"secret")
+
+    assert "secret" not in workflow_id
+    assert len(workflow_id) == 32
+
+
+def test_the_fingerprint_is_over_all_that_a_retry_repeats() -> None:
+    def fingerprint(body: bytes = b"{}", method: str = "POST", path: str = "/a", **more) -> str:
+        return request_fingerprint(http_scope(method, path, **more), body)
+
+    different = [
+        fingerprint(),
+        fingerprint(b"{ }"),
+        fingerprint(method="PATCH"),
+        fingerprint(path="/b"),
+        fingerprint(raw_path=b"/%61"),
+        fingerprint(query_string=b"a=1"),
+        fingerprint(headers=[("content-type", "application/json")]),
+        fingerprint(headers=[("content-encoding", "gzip")]),
+    ]
+    assert len(set(different)) == len(different)
+    assert fingerprint(headers=[("user-agent", "x"), ("traceparent", "y")]) == fingerprint()

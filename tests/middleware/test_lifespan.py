@@ -1,0 +1,303 @@
+"""The engine's life around the app's lifespan."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterable
+
+import pytest
+from asgi_durable import Durable, LifespanMiddleware, StorageError
+from support.asgi import answer, exchange, http_scope
+
+pytestmark = pytest.mark.anyio
+
+
+class Engine:
+    """Notes what the lifespan does to it, in order with what the app does."""
+
+    def __init__(self, *, error: Exception | None = None) -> None:
+        self.log: list[str] = []
+        self._error = error
+
+    async def start(self) -> None:
+        self.log.append("engine starts")
+        if self._error is not None:
+            raise self._error
+
+    async def ensure_started(self) -> None:
+        self.log.append("engine ensures")
+        if self._error is not None:
+            raise self._error
+
+    def recover(self) -> None:
+        self.log.append("engine recovers")
+
+    async def drain(self) -> None:
+        self.log.append("engine drains")
+
+    async def stop(self) -> None:
+        self.log.append("engine stops")
+
+
+class Server:
+    """The server's side of a lifespan."""
+
+    def __init__(self, messages: Iterable[str] = ("startup", "shutdown")) -> None:
+        self._messages = list(messages)
+        self.sent: list[dict[str, object]] = []
+
+    async def receive(self) -> dict[str, object]:
+        if not self._messages:
+            await asyncio.Event().wait()
+        return {"type": f"lifespan.{self._messages.pop(0)}"}
+
+    async def send(self, message) -> None:
+        self.sent.append(message)
+
+    @property
+    def types(self) -> list[object]:
+        return [message["type"] for message in self.sent]
+
+    async def run(self, app) -> None:
+        async with asyncio.timeout(30):
+            await app({"type": "lifespan"}, self.receive, self.send)
+
+
+def app_with_lifespan(engine: Engine):
+    async def app(scope, receive, send) -> None:
+        assert scope["asgi"]
+        assert (await receive())["type"] == "lifespan.startup"
+        engine.log.append("app starts")
+        await send({"type": "lifespan.startup.complete"})
+        assert (await receive())["type"] == "lifespan.shutdown"
+        engine.log.append("app stops")
+        await send({"type": "lifespan.shutdown.complete"})
+
+    return app
+
+
+COMPLETE = ["lifespan.startup.complete", "lifespan.shutdown.complete"]
+
+
+async def test_the_engine_lives_around_the_app() -> None:
+    engine, server = Engine(), Server()
+
+    await server.run(LifespanMiddleware(app_with_lifespan(engine), engine))
+
+    assert engine.log == [
+        "engine starts",
+        "app starts",
+        "engine recovers",
+        "engine drains",
+        "app stops",
+        "engine stops",
+    ]
+    assert server.types == COMPLETE
+
+
+async def raises_at_once(scope, receive, send) -> None:
+    raise TypeError(scope["type"])
+
+
+async def raises_after_reading(scope, receive, send) -> None:
+    await receive()
+    raise TypeError(scope["type"])
+
+
+async def returns_at_once(scope, receive, send) -> None:
+    return
+
+
+async def returns_after_startup(scope, receive, send) -> None:
+    await receive()
+    await send({"type": "lifespan.startup.complete"})
+
+
+@pytest.mark.parametrize(
+    "app", [raises_at_once, raises_after_reading, returns_at_once, returns_after_startup]
+)
+async def test_an_app_without_lifespan_support_works(app) -> None:
+    engine, server = Engine(), Server()
+
+    await server.run(LifespanMiddleware(app, engine))
+
+    assert engine.log == ["engine starts", "engine recovers", "engine drains", "engine stops"]
+    assert server.types == COMPLETE
+
+
+async def test_a_database_that_cannot_be_opened_fails_the_start_with_a_sentence() -> None:
+    engine, server = Engine(error=StorageError("orders.db: no room")), Server()
+
+    await server.run(LifespanMiddleware(app_with_lifespan(engine), engine))
+
+    assert server.sent == [{"type": "lifespan.startup.failed", "message": "orders.db: no room"}]
+    assert engine.log == ["engine starts"]
+
+
+async def test_an_app_that_fails_to_start_stops_the_engine() -> None:
+    engine, server = Engine(), Server()
+
+    async def app(scope, receive, send) -> None:
+        await receive()
+        await send({"type": "lifespan.startup.failed", "message": "no"})
+        raise RuntimeError("no")
+
+    with pytest.raises(RuntimeError):
+        await server.run(LifespanMiddleware(app, engine))
+
+    assert engine.log == ["engine starts", "engine stops"]
+    assert server.types == ["lifespan.startup.failed"]
+
+
+async def test_an_app_that_fails_to_stop_still_stops_the_engine() -> None:
+    engine, server = Engine(), Server()
+
+    async def app(scope, receive, send) -> None:
+        await receive()
+        await send({"type": "lifespan.startup.complete"})
+        await receive()
+        await send({"type": "lifespan.shutdown.failed", "message": "no"})
+
+    await server.run(LifespanMiddleware(app, engine))
+
+    assert engine.log[-1] == "engine stops"
+    assert server.types == ["lifespan.startup.complete", "lifespan.shutdown.failed"]
+
+
+async def test_requests_start_the_engine_where_no_lifespan_does() -> None:
+    engine = Engine()
+
+    async def app(scope, receive, send) -> None:
+        await answer(send)
+
+    result = await exchange(LifespanMiddleware(app, engine), http_scope())
+
+    assert result.status == 200
+    assert engine.log == ["engine ensures"]
+
+
+async def test_a_request_that_cannot_start_the_engine_is_answered_without_internals() -> None:
+    engine = Engine(error=StorageError("/data/orders.db: no room"))
+
+    result = await exchange(LifespanMiddleware(returns_at_once, engine), http_scope())
+
+    assert result.status == 500
+    assert b"orders.db" not in result.body
+
+
+async def test_the_app_may_call_workflows_in_its_own_startup_and_shutdown(url: str) -> None:
+    durable = Durable(url)
+    results = []
+
+    @durable.step
+    async def step(name: str) -> str:
+        return name
+
+    @durable.workflow
+    async def work(name: str) -> str:
+        return await step(name)
+
+    async def app(scope, receive, send) -> None:
+        await receive()
+        results.append(await work("startup"))
+        await send({"type": "lifespan.startup.complete"})
+        await receive()
+        results.append(await work("shutdown"))
+        await send({"type": "lifespan.shutdown.complete"})
+
+    server = Server()
+    await server.run(durable.wrap(app))
+
+    assert results == ["startup", "shutdown"]
+    assert server.types == COMPLETE
+
+
+async def test_interrupted_work_finds_what_the_app_opened(url: str) -> None:
+    durable = Durable(url, drain_timeout=0.0)
+    opened: list[str] = []
+    finished = asyncio.Event()
+    held = asyncio.Event()
+
+    @durable.workflow
+    async def work() -> str:
+        if not opened:
+            held.set()
+            await asyncio.Event().wait()
+        finished.set()
+        return opened[0]
+
+    async with durable:
+        await durable.options(workflow_id="w").start_workflow(work)
+        await held.wait()
+
+    async def app(scope, receive, send) -> None:
+        await receive()
+        await asyncio.sleep(0)
+        opened.append("resource")
+        await send({"type": "lifespan.startup.complete"})
+        await finished.wait()
+        await receive()
+        await send({"type": "lifespan.shutdown.complete"})
+
+    await Server().run(durable.wrap(app))
+
+    async with durable:
+        assert await (await durable.retrieve_workflow("w")).get_result() == "resource"
+
+
+def test_a_new_event_loop_for_each_request_is_served(url: str) -> None:
+    """As a test client without a ``with`` block does."""
+    durable = Durable(url)
+    runs: list[str] = []
+
+    @durable.step
+    async def step(name: str) -> str:
+        runs.append(name)
+        return name
+
+    @durable.workflow
+    async def work(name: str) -> str:
+        return await step(name)
+
+    async def app(scope, receive, send) -> None:
+        await answer(send, (await work(scope["path"])).encode())
+
+    wrapped = durable.wrap(app)
+    bodies = [
+        asyncio.run(exchange(wrapped, http_scope(path=f"/{number}"))).body for number in range(3)
+    ]
+    asyncio.run(durable.engine.stop())
+
+    assert bodies == [b"/0", b"/1", b"/2"]
+    assert runs == ["/0", "/1", "/2"]
+
+
+def test_work_left_on_an_event_loop_that_ended_goes_on_at_the_next_request(url: str) -> None:
+    durable = Durable(url)
+    may_end = False
+
+    @durable.step
+    async def step(number: int) -> int:
+        if number == 1 and not may_end:
+            await asyncio.Event().wait()
+        return number
+
+    @durable.workflow
+    async def work() -> list[int]:
+        return [await step(0), await step(1)]
+
+    async def app(scope, receive, send) -> None:
+        if scope["path"] == "/start":
+            await durable.options(workflow_id="w").start_workflow(work)
+            await answer(send)
+        else:
+            handle = await durable.retrieve_workflow("w")
+            await answer(send, str(await handle.get_result(timeout=60)).encode())
+
+    wrapped = durable.wrap(app)
+    asyncio.run(exchange(wrapped, http_scope(path="/start")))
+    may_end = True
+    result = asyncio.run(exchange(wrapped, http_scope(path="/result")))
+    asyncio.run(durable.engine.stop())
+
+    assert result.body == b"[0, 1]"

@@ -1,0 +1,83 @@
+"""Errors as problem details."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from asgi_durable import (
+    DurableError,
+    ProblemDetailsMiddleware,
+    RequestContextMiddleware,
+    StorageError,
+    StorageUnavailableError,
+)
+from support.asgi import Exchange, answer, exchange, http_scope
+
+pytestmark = pytest.mark.anyio
+
+
+def app_raising(error: Exception):
+    async def app(scope, receive, send) -> None:
+        raise error
+
+    return RequestContextMiddleware(ProblemDetailsMiddleware(app))
+
+
+async def test_an_error_is_a_problem_document() -> None:
+    error = DurableError("Invalid ID format", code="INVALID_ID", status_code=400)
+
+    result = await exchange(app_raising(error), http_scope(headers=[("x-request-id", "r1")]))
+
+    assert (result.status, result.headers("content-type")) == (400, ["application/problem+json"])
+    assert result.headers("content-length") == [str(len(result.body))]
+    assert json.loads(result.body) == {
+        "type": "urn:asgi-durable:problem:invalid-id",
+        "title": "Bad Request",
+        "status": 400,
+        "detail": "Invalid ID format",
+        "code": "INVALID_ID",
+        "error": "DurableError",
+        "request_id": "r1",
+        "retryable": False,
+    }
+
+
+async def test_a_technical_error_shows_nothing_of_the_inside() -> None:
+    result = await exchange(app_raising(StorageError("/data/a.db: SELECT secret")), http_scope())
+
+    assert result.status == 500
+    assert b"secret" not in result.body
+    assert b"a.db" not in result.body
+
+
+async def test_an_error_that_passes_says_when_to_come_back() -> None:
+    result = await exchange(app_raising(StorageUnavailableError("locked")), http_scope())
+
+    assert (result.status, result.headers("retry-after")) == (503, ["1"])
+    assert json.loads(result.body)["retryable"] is True
+
+
+async def test_any_other_error_is_a_bare_500_with_the_request_id_and_is_raised_again() -> None:
+    exchanged = Exchange()
+    scope = http_scope(headers=[("x-request-id", "r1")])
+
+    with pytest.raises(ZeroDivisionError):
+        await app_raising(ZeroDivisionError("secret"))(scope, exchanged.receive, exchanged.send)
+
+    assert exchanged.status == 500
+    assert exchanged.headers("x-request-id") == ["r1"]
+    assert b"secret" not in exchanged.body
+
+
+async def test_an_error_after_the_start_of_an_answer_is_only_raised() -> None:
+    async def app(scope, receive, send) -> None:
+        await answer(send)
+        raise DurableError("too late")
+
+    exchanged = Exchange()
+    with pytest.raises(DurableError, match="too late"):
+        await ProblemDetailsMiddleware(app)(http_scope(), exchanged.receive, exchanged.send)
+
+    assert exchanged.is_complete
+    assert exchanged.status == 200

@@ -1,0 +1,134 @@
+"""The request id and the rest of the request context."""
+
+from __future__ import annotations
+
+import uuid
+
+import pytest
+from asgi_durable import RequestContext, RequestContextMiddleware
+from asgi_durable.context import current_request
+from support.asgi import answer, exchange, http_scope
+
+pytestmark = pytest.mark.anyio
+
+
+class App:
+    """Notes the context it is called in."""
+
+    def __init__(self, headers=()) -> None:
+        self.seen: list[RequestContext | None] = []
+        self._headers = list(headers)
+
+    async def __call__(self, scope, receive, send) -> None:
+        self.seen.append(current_request.get())
+        if scope["type"] == "http":
+            await answer(send, headers=self._headers)
+
+
+async def test_a_valid_id_is_taken_over_and_sent_back() -> None:
+    app = App()
+
+    result = await exchange(
+        RequestContextMiddleware(app), http_scope(headers=[("X-Request-ID", "abc-1.2~/+=:@_")])
+    )
+
+    assert result.headers("x-request-id") == ["abc-1.2~/+=:@_"]
+    assert app.seen[0] is not None
+    assert app.seen[0].request_id == "abc-1.2~/+=:@_"
+
+
+@pytest.mark.parametrize(
+    "sent", ["", "a b", "a\x1b", "x" * 129, "a\r\nset-cookie: b", "é", "{urn:uuid}", "a\x00"]
+)
+async def test_an_unsafe_id_is_replaced_by_a_uuid_of_version_7(sent: str) -> None:
+    result = await exchange(
+        RequestContextMiddleware(App()), http_scope(headers=[("X-Request-ID", sent)])
+    )
+
+    (made,) = result.headers("x-request-id")
+    assert uuid.UUID(made).version == 7
+
+
+async def test_every_request_without_an_id_gets_its_own() -> None:
+    middleware = RequestContextMiddleware(App())
+
+    ids = [(await exchange(middleware, http_scope())).headers("x-request-id") for _ in range(3)]
+
+    assert len({made[0] for made in ids}) == 3
+
+
+async def test_several_names_are_read_and_the_first_is_sent() -> None:
+    middleware = RequestContextMiddleware(App(), header_names=("X-Correlation-ID", "X-Request-ID"))
+
+    result = await exchange(middleware, http_scope(headers=[("x-request-id", "from-proxy")]))
+
+    assert result.headers("x-correlation-id") == ["from-proxy"]
+
+
+async def test_an_id_that_the_app_set_is_replaced_not_doubled() -> None:
+    app = App(headers=[(b"X-Request-Id", b"mine"), (b"x-other", b"kept")])
+
+    result = await exchange(
+        RequestContextMiddleware(app), http_scope(headers=[("x-request-id", "real")])
+    )
+
+    assert result.headers("x-request-id") == ["real"]
+    assert result.headers("x-other") == ["kept"]
+
+
+async def test_the_context_has_the_request_without_its_secrets() -> None:
+    app = App()
+    scope = http_scope(
+        "PATCH",
+        "/orders/1",
+        [("host", "user:password@shop.example:8443")],
+        query_string=b"token=secret",
+        scheme="https",
+    )
+
+    await exchange(RequestContextMiddleware(app), scope)
+
+    (seen,) = app.seen
+    assert seen is not None
+    assert (seen.method, seen.client) == ("PATCH", "127.0.0.1")
+    assert seen.url == "https://shop.example:8443/orders/1"
+
+
+async def test_a_scope_with_the_bare_minimum_will_do() -> None:
+    app = App()
+    scope = {"type": "http", "method": "GET", "path": "/", "headers": [], "asgi": {}}
+
+    await exchange(RequestContextMiddleware(app), scope)
+
+    assert app.seen[0] is not None
+    assert app.seen[0].client is None
+
+
+async def test_the_context_ends_with_the_request() -> None:
+    await exchange(RequestContextMiddleware(App()), http_scope())
+
+    assert current_request.get() is None
+
+
+async def test_a_websocket_has_a_context_and_its_messages_are_untouched() -> None:
+    app = App()
+    scope = {"type": "websocket", "path": "/ws", "headers": []}
+
+    result = await exchange(RequestContextMiddleware(app), scope)
+
+    assert app.seen[0] is not None
+    assert app.seen[0].method == "WEBSOCKET"
+    assert result.sent == []
+
+
+async def test_unknown_scopes_pass() -> None:
+    app = App()
+
+    await exchange(RequestContextMiddleware(app), {"type": "something"})
+
+    assert app.seen == [None]
+
+
+def test_at_least_one_header_must_be_named() -> None:
+    with pytest.raises(ValueError, match="header_names"):
+        RequestContextMiddleware(App(), header_names=())

@@ -1,0 +1,121 @@
+"""Calling ASGI apps message by message, where a client library would hide the messages."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterable
+from typing import Any
+
+from asgi_durable.middleware.asgi import ASGIApp, Message, Receive, Scope, Send, header_values
+
+
+def http_scope(
+    method: str = "GET", path: str = "/", headers: Iterable[tuple[str, str]] = (), **more: Any
+) -> Scope:
+    """Return an HTTP scope as uvicorn makes it."""
+    raw = [(name.lower().encode(), value.encode("latin-1")) for name, value in headers]
+    scope: Scope = {
+        "type": "http",
+        "asgi": {"version": "3.0", "spec_version": "2.3"},
+        "http_version": "1.1",
+        "method": method,
+        "scheme": "http",
+        "path": path,
+        "raw_path": path.encode(),
+        "query_string": b"",
+        "headers": raw,
+        "client": ("127.0.0.1", 5000),
+        "server": ("testserver", 80),
+    }
+    return {**scope, **more}
+
+
+class Exchange:
+    """One request and what the app answers.
+
+    Attributes:
+        sent: The app's messages.
+        disconnected: Set it to let the client go away.
+    """
+
+    def __init__(self, body: bytes = b"", *, chunks: list[bytes] | None = None) -> None:
+        self._chunks = [body] if chunks is None else list(chunks)
+        self.disconnected = asyncio.Event()
+        self.answer_began = asyncio.Event()
+        self.sent: list[Message] = []
+
+    async def receive(self) -> Message:
+        if self._chunks:
+            chunk = self._chunks.pop(0)
+            return {"type": "http.request", "body": chunk, "more_body": bool(self._chunks)}
+        await self.disconnected.wait()
+        return {"type": "http.disconnect"}
+
+    async def send(self, message: Message) -> None:
+        self.sent.append(message)
+        if message["type"] == "http.response.body":
+            self.answer_began.set()
+
+    @property
+    def status(self) -> int:
+        return self._starts()[0]["status"]
+
+    @property
+    def body(self) -> bytes:
+        bodies = [m.get("body", b"") for m in self.sent if m["type"] == "http.response.body"]
+        return b"".join(bodies)
+
+    @property
+    def is_complete(self) -> bool:
+        """True if the answer is one start and bodies of which only the last one is final."""
+        bodies = [m for m in self.sent if m["type"] == "http.response.body"]
+        more = [m.get("more_body", False) for m in bodies]
+        return len(self._starts()) == 1 and more == [True] * (len(more) - 1) + [False]
+
+    def headers(self, name: str) -> list[str]:
+        values = header_values(self._starts()[0]["headers"], name.lower().encode())
+        return [value.decode("latin-1") for value in values]
+
+    def _starts(self) -> list[Message]:
+        return [m for m in self.sent if m["type"] == "http.response.start"]
+
+
+async def exchange(app: ASGIApp, scope: Scope, body: bytes = b"", **more: Any) -> Exchange:
+    """Send one request to an app and return the exchange, once the app is through."""
+    exchange = Exchange(body, **more)
+    await app(scope, exchange.receive, exchange.send)
+    return exchange
+
+
+def keyed(
+    key: str = "k",
+    path: str = "/",
+    headers: Iterable[tuple[str, str]] = (),
+    *,
+    method: str = "POST",
+    **more: Any,
+) -> Scope:
+    """Return the scope of a request with an idempotency key."""
+    return http_scope(method, path, [("Idempotency-Key", key), *headers], **more)
+
+
+async def answer(
+    send: Send,
+    body: bytes = b"ok",
+    *,
+    status: int = 200,
+    headers: Iterable[tuple[bytes, bytes]] = ((b"content-type", b"text/plain"),),
+) -> None:
+    """Answer with one body."""
+    await send({"type": "http.response.start", "status": status, "headers": list(headers)})
+    await send({"type": "http.response.body", "body": body})
+
+
+async def read_all(receive: Receive) -> bytes:
+    """Read a request's body."""
+    body = b""
+    while True:
+        message = await receive()
+        body += message.get("body", b"")
+        if not message.get("more_body", False):
+            return body
