@@ -12,6 +12,7 @@ import dataclasses
 import datetime
 import decimal
 import enum
+import ipaddress
 import json
 import math
 import pathlib
@@ -22,11 +23,17 @@ from typing import Any, Protocol
 
 from asgi_durable.errors import DecodeError, EncodeError
 from asgi_durable.exception_codec import pack_exception, unpack_exception
-from asgi_durable.type_registry import TypeRegistry, is_named_tuple, is_pydantic_model
+from asgi_durable.type_registry import (
+    TypeRegistry,
+    is_named_tuple,
+    is_pydantic_model,
+    is_pydantic_url,
+)
 
 __all__ = ["Codec", "JsonCodec"]
 
 MAX_PAYLOAD_BYTES = 16 * 1024 * 1024
+MAX_PATH_LEVELS = 20
 _INT64 = 1 << 63
 
 _dumps = json.JSONEncoder(separators=(",", ":"), allow_nan=False, check_circular=False).encode
@@ -37,7 +44,7 @@ class Codec(Protocol):
     """Turns values into bytes for the step log, and back into equal values."""
 
     def encode(self, value: object) -> bytes:
-        """Return *value* as bytes, equal values as equal bytes.
+        """Return *value* as bytes; the same bytes in every process.
 
         Raises:
             EncodeError: The value, or a member of it, cannot be recorded.
@@ -79,6 +86,9 @@ class JsonCodec:
         except RecursionError:
             msg = "the value is nested too deeply, or contains itself"
             raise EncodeError(msg) from None
+        except Exception as error:  # of a member's own code, or one that was never set
+            msg = f"the value cannot be read ({type(error).__name__}: {error})"
+            raise EncodeError(msg) from error
         if len(data) > MAX_PAYLOAD_BYTES:
             msg = f"the value takes {len(data)} bytes; at most {MAX_PAYLOAD_BYTES} are recorded"
             raise EncodeError(msg)
@@ -112,17 +122,8 @@ class JsonCodec:
         name = self.types.name_of(kind)
         if name is None:
             raise _UnknownTypeError(kind)
-        if isinstance(value, enum.Flag):
-            return {"$": "flag", "t": name, "v": value.value}
-        if isinstance(value, enum.Enum):
-            return {"$": "enum", "t": name, "v": value.name}
-        if is_named_tuple(kind):
-            return {"$": "namedtuple", "t": name, "v": [self._pack(item) for item in value]}
-        if is_pydantic_model(kind):
-            # pydantic's own pickling state: exact, and no validator runs on the way back.
-            return {"$": "model", "t": name, "v": self._pack(value.__getstate__())}
-        members = {f.name: self._pack(getattr(value, f.name)) for f in dataclasses.fields(value)}
-        return {"$": "dataclass", "t": name, "v": members}
+        tag, content = _content_of(value, kind)
+        return {"$": tag, "t": name, "v": self._pack(content)}
 
     def _pack_or_none(self, value: object) -> Any:
         """Pack what can be packed; exceptions carry locks, sockets and requests."""
@@ -131,13 +132,15 @@ class JsonCodec:
         except (_UnknownTypeError, RecursionError):
             return None
 
-    def _path_to_unknown(self, value: object) -> str:
+    def _path_to_unknown(self, value: object, levels: int = MAX_PATH_LEVELS) -> str:
         """Return where in *value* the first unencodable member sits, for the message."""
-        for key, member in _members(value):
+        for key, member in _members(value) if levels else ():
             try:
                 self._pack(member)
             except _UnknownTypeError:
-                return f"[{key!r}]{self._path_to_unknown(member)}"
+                return f"[{key!r}]{self._path_to_unknown(member, levels - 1)}"
+            except RecursionError:
+                break
         return ""
 
     def _unpack(self, packed: Any) -> Any:
@@ -162,6 +165,22 @@ class JsonCodec:
             msg = f"the recorded class {packed['t']!r} is not known in this process"
             raise DecodeError(msg)
         return _REBUILDERS[packed["$"]](cls, self._unpack(packed["v"]))
+
+
+def _content_of(value: Any, kind: type) -> tuple[str, object]:
+    """Return the kind of a registered class's value, and what it is rebuilt from."""
+    if isinstance(value, enum.Flag):
+        return "flag", value.value
+    if isinstance(value, enum.Enum):
+        return "enum", value.name
+    if is_pydantic_url(kind):
+        return "url", str(value)
+    if is_named_tuple(kind):
+        return "namedtuple", list(value)
+    if is_pydantic_model(kind):
+        # pydantic's own pickling state: exact, and no validator runs on the way back.
+        return "model", value.__getstate__()
+    return "dataclass", {f.name: getattr(value, f.name) for f in dataclasses.fields(value)}
 
 
 class _UnknownTypeError(Exception):
@@ -215,19 +234,33 @@ def _pack_set(codec: JsonCodec, value: set[Any] | frozenset[Any]) -> Any:
 
 
 def _pack_datetime(_: JsonCodec, value: datetime.datetime) -> Any:
-    packed: dict[str, Any] = {"$": "datetime", "v": value.isoformat()}
-    if value.fold:
-        packed["fold"] = 1
+    return {"$": "datetime", "v": value.isoformat(), **_pack_zone(value)}
+
+
+def _pack_time(_: JsonCodec, value: datetime.time) -> Any:
+    return {"$": "time", "v": value.isoformat(), **_pack_zone(value)}
+
+
+def _pack_zone(value: datetime.datetime | datetime.time) -> dict[str, Any]:
+    """Return what ISO 8601 leaves out: the fold, and the zone behind the offset."""
+    packed: dict[str, Any] = {"fold": 1} if value.fold else {}
     if isinstance(value.tzinfo, zoneinfo.ZoneInfo):
+        if value.tzinfo.key is None:
+            raise _UnknownTypeError(zoneinfo.ZoneInfo)
         packed["zone"] = value.tzinfo.key
     return packed
 
 
 def _unpack_datetime(_: JsonCodec, packed: dict[str, Any]) -> datetime.datetime:
     value = datetime.datetime.fromisoformat(packed["v"])
-    if "zone" in packed:
-        value = value.replace(tzinfo=zoneinfo.ZoneInfo(packed["zone"]))
-    return value.replace(fold=packed.get("fold", 0))
+    zone = zoneinfo.ZoneInfo(packed["zone"]) if "zone" in packed else value.tzinfo
+    return value.replace(tzinfo=zone, fold=packed.get("fold", 0))
+
+
+def _unpack_time(_: JsonCodec, packed: dict[str, Any]) -> datetime.time:
+    value = datetime.time.fromisoformat(packed["v"])
+    zone = zoneinfo.ZoneInfo(packed["zone"]) if "zone" in packed else value.tzinfo
+    return value.replace(tzinfo=zone, fold=packed.get("fold", 0))
 
 
 def _unpack_pairs(codec: JsonCodec, packed: dict[str, Any]) -> dict[Any, Any]:
@@ -272,13 +305,15 @@ _PACKERS: dict[type, Callable[[JsonCodec, Any], Any]] = {
     complex: _tagged("complex", lambda value: [repr(value.real), repr(value.imag)]),
     datetime.datetime: _pack_datetime,
     datetime.date: _tagged("date", datetime.date.isoformat),
-    datetime.time: lambda _, value: {"$": "time", "v": value.isoformat(), "fold": value.fold},
+    datetime.time: _pack_time,
     datetime.timedelta: _tagged(
         "timedelta", lambda value: [value.days, value.seconds, value.microseconds]
     ),
     uuid.UUID: _tagged("uuid", str),
     decimal.Decimal: _tagged("decimal", str),
     type(pathlib.Path()): _tagged("path", str),
+    ipaddress.IPv4Address: _tagged("ip", str),
+    ipaddress.IPv6Address: _tagged("ip", str),
 }
 
 _UNPACKERS: dict[str, Callable[[JsonCodec, dict[str, Any]], Any]] = {
@@ -292,14 +327,16 @@ _UNPACKERS: dict[str, Callable[[JsonCodec, dict[str, Any]], Any]] = {
     "complex": _plain(lambda value: complex(float(value[0]), float(value[1]))),
     "datetime": _unpack_datetime,
     "date": _plain(datetime.date.fromisoformat),
-    "time": lambda _, packed: datetime.time.fromisoformat(packed["v"]).replace(fold=packed["fold"]),
+    "time": _unpack_time,
     "timedelta": _plain(lambda value: datetime.timedelta(*value)),
     "uuid": _plain(uuid.UUID),
     "decimal": _plain(decimal.Decimal),
     "path": _plain(pathlib.Path),
+    "ip": _plain(ipaddress.ip_address),
     "error": lambda codec, packed: unpack_exception(packed, codec._unpack),
     "enum": JsonCodec._unpack_object,
     "flag": JsonCodec._unpack_object,
+    "url": JsonCodec._unpack_object,
     "namedtuple": JsonCodec._unpack_object,
     "model": JsonCodec._unpack_object,
     "dataclass": JsonCodec._unpack_object,
@@ -308,6 +345,7 @@ _UNPACKERS: dict[str, Callable[[JsonCodec, dict[str, Any]], Any]] = {
 _REBUILDERS: dict[str, Callable[[Any, Any], Any]] = {
     "enum": lambda cls, name: cls[name],
     "flag": lambda cls, value: cls(value),
+    "url": lambda cls, text: cls(text),
     "namedtuple": lambda cls, items: cls._make(items),
     "model": _rebuild_model,
     "dataclass": _rebuild_dataclass,

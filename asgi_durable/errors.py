@@ -162,20 +162,24 @@ class NonDeterministicWorkflowError(DurableError):
 
 
 class StepRetriesExhaustedError(DurableError):
-    """Every attempt of a step failed; ``errors`` holds what each raised, in order."""
+    """Every attempt of a step failed; ``errors`` holds what each raised, in order.
+
+    Of more than a hundred attempts it holds the first and the last fifty.
+    """
 
     default_code = "STEP_RETRIES_EXHAUSTED"
     title = "A step failed in every attempt"
     shows_message = False
 
-    def __init__(self, step: str, errors: list[Exception]) -> None:
+    def __init__(self, step: str, errors: list[Exception], attempts: int) -> None:
         last = errors[-1]
         super().__init__(
-            f"step {step!r} failed in all {len(errors)} attempts; "
+            f"step {step!r} failed in all {attempts} attempts; "
             f"the last one raised {type(last).__name__}: {last}"
         )
         self.step = step
         self.errors = errors
+        self.attempts = attempts
 
 
 class StepTimeoutError(DurableError):

@@ -11,6 +11,7 @@ from __future__ import annotations
 import sys
 import traceback
 from collections.abc import Callable
+from contextvars import ContextVar
 from typing import Any
 
 from asgi_durable.errors import RemoteError
@@ -19,34 +20,44 @@ __all__ = ["pack_exception", "unpack_exception"]
 
 # Kept on rebuilt exceptions, so that recording one again keeps the first traceback.
 TRACEBACK_ATTRIBUTE = "durable_traceback"
-MAX_TRACEBACK_CHARACTERS = 16_384
-MAX_CAUSES = 8
+# Of an exception itself, and of one that it refers to.
+MAX_TRACEBACK_CHARACTERS = (16_384, 2_048)
+MAX_MESSAGE_CHARACTERS = 65_536
+MAX_LEVELS = 4
+
+_level: ContextVar[int] = ContextVar("asgi_durable_exception_level", default=0)
 
 Pack = Callable[[object], Any]
 Unpack = Callable[[Any], Any]
 
 
-def pack_exception(
-    error: BaseException, pack: Pack, causes_left: int = MAX_CAUSES
-) -> dict[str, Any]:
+def pack_exception(error: BaseException, pack: Pack) -> dict[str, Any]:
     """Return an exception as JSON values.
+
+    Exceptions in its arguments and attributes, and its causes, are packed as well, down to
+    a few levels: they may refer to each other. Below that only type and message are kept.
 
     Args:
         error: The exception.
         pack: Packs a value, or returns ``None`` for what cannot be recorded.
-        causes_left: How many links of its chain of causes are kept.
     """
+    level = _level.get()
+    token = _level.set(level + 1)
+    try:
+        return _pack(error, pack, level)
+    finally:
+        _level.reset(token)
+
+
+def _pack(error: BaseException, pack: Pack, level: int) -> dict[str, Any]:
     cls = type(error)
+    whole = level < MAX_LEVELS
     packed: dict[str, Any] = {
         "t": f"{cls.__module__}:{cls.__qualname__}",
-        "m": _message(error),
-        "a": [pack(argument) for argument in _arguments(error)],
-        "s": {
-            name: pack(value)
-            for name, value in vars(error).items()
-            if name not in ("__notes__", TRACEBACK_ATTRIBUTE)
-        },
-        "tb": _traceback_text(error),
+        "m": _message(error)[:MAX_MESSAGE_CHARACTERS],
+        "a": [pack(argument) for argument in _arguments(error)] if whole else [],
+        "s": _attributes(error, pack) if whole else {},
+        "tb": _traceback_text(error)[-MAX_TRACEBACK_CHARACTERS[level > 0] :],
     }
     if isinstance(error, RemoteError):
         packed["t"], packed["m"] = error.type_name, error.message
@@ -54,17 +65,25 @@ def pack_exception(
     if notes:
         packed["n"] = notes
     cause = error.__cause__
-    if cause is not None and causes_left:
-        packed["c"] = {"$": "error", **pack_exception(cause, pack, causes_left - 1)}
+    if cause is not None and whole:
+        packed["c"] = pack(cause)
     return packed
+
+
+def _attributes(error: BaseException, pack: Pack) -> dict[str, Any]:
+    left_out = ("__notes__", TRACEBACK_ATTRIBUTE)
+    return {name: pack(value) for name, value in vars(error).items() if name not in left_out}
 
 
 def unpack_exception(packed: dict[str, Any], unpack: Unpack) -> BaseException:
     """Return the exception that was packed, or a ``RemoteError`` in its place."""
-    error = _rebuild(packed, unpack) or RemoteError(packed["t"], packed["m"])
-    for note in packed.get("n", ()):
-        error.add_note(note)
-    setattr(error, TRACEBACK_ATTRIBUTE, packed["tb"])
+    error = _rebuild(packed, unpack)
+    if error is None:
+        error = RemoteError(packed["t"], packed["m"])
+    # Past the class's own __setattr__, which may refuse.
+    vars(error)[TRACEBACK_ATTRIBUTE] = packed["tb"]
+    if "n" in packed:
+        vars(error)["__notes__"] = packed["n"]
     if "c" in packed:
         error.__cause__ = unpack(packed["c"])
     return error
@@ -126,4 +145,4 @@ def _traceback_text(error: BaseException) -> str:
         text = "".join(traceback.format_exception(error))
     except Exception:
         text = "".join(traceback.format_tb(error.__traceback__))
-    return text[-MAX_TRACEBACK_CHARACTERS:]
+    return text

@@ -11,8 +11,9 @@ else:
 
 __all__ = ["child_workflow_id", "new_id"]
 
-# Between a parent's id and the call's number; not allowed in ids that users choose.
-CHILD_SEPARATOR = "#"
+# Between a parent's id and the call's number; not allowed in ids that users choose. It may
+# stand in a URL's path as it is.
+CHILD_SEPARATOR = "~"
 
 
 def new_id() -> str:

@@ -9,7 +9,13 @@ import typing
 from types import FunctionType, SimpleNamespace
 from typing import Any
 
-__all__ = ["TypeRegistry", "function_hints", "is_named_tuple", "is_pydantic_model"]
+__all__ = [
+    "TypeRegistry",
+    "function_hints",
+    "is_named_tuple",
+    "is_pydantic_model",
+    "is_pydantic_url",
+]
 
 
 class TypeRegistry:
@@ -55,6 +61,11 @@ def is_pydantic_model(cls: type) -> bool:
     return hasattr(cls, "__pydantic_core_schema__") and hasattr(cls, "model_fields")
 
 
+def is_pydantic_url(cls: type) -> bool:
+    """Tell whether a class is one of pydantic's URLs, ``HttpUrl`` say."""
+    return cls.__module__ == "pydantic.networks" and hasattr(cls, "unicode_string")
+
+
 def function_hints(function: FunctionType) -> dict[str, object]:
     """Return a function's type hints by parameter; those that cannot be resolved are left out.
 
@@ -81,6 +92,7 @@ def _is_recordable(cls: type) -> bool:
     return (
         dataclasses.is_dataclass(cls)
         or is_pydantic_model(cls)
+        or is_pydantic_url(cls)
         or is_named_tuple(cls)
         or (issubclass(cls, enum.Enum) and cls is not enum.Enum)
     )

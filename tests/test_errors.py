@@ -14,7 +14,7 @@ EXAMPLES: list[DurableError] = [
     errors.WorkflowConflictError("w1", wanted="a", existing="b"),
     errors.WorkflowInterruptedError("w1", "shutdown"),
     errors.NonDeterministicWorkflowError("w1", 3, recorded="step 'a'", called="step 'b'"),
-    errors.StepRetriesExhaustedError("pay", [ValueError("one"), OSError(2, "two")]),
+    errors.StepRetriesExhaustedError("pay", [ValueError("one"), OSError(2, "two")], 2),
     errors.StepTimeoutError("pay", 1.5),
     errors.RemoteError("somewhere:Gone", "it broke"),
 ]
@@ -49,7 +49,7 @@ def test_an_error_survives_the_step_log_with_type_text_and_attributes(
 
 def test_the_causes_of_exhausted_retries_survive() -> None:
     codec = JsonCodec()
-    error = errors.StepRetriesExhaustedError("pay", [ValueError("one"), OSError(2, "two")])
+    error = errors.StepRetriesExhaustedError("pay", [ValueError("one"), OSError(2, "two")], 2)
 
     restored = codec.decode(codec.encode(error))
 

@@ -13,9 +13,10 @@ import typing
 from fastapi import FastAPI, params
 from starlette.background import BackgroundTasks
 from starlette.middleware import Middleware
-from starlette.requests import HTTPConnection, Request
+from starlette.requests import HTTPConnection
 from starlette.responses import Response
 from starlette.types import ASGIApp
+from starlette.websockets import WebSocket, WebSocketState
 
 from asgi_durable import Durable, DurableError, DurableUsageError, IdempotencyMiddleware
 from asgi_durable.middleware.problem_details import problem_response
@@ -23,6 +24,8 @@ from asgi_durable.middleware.problem_details import problem_response
 __all__ = ["install"]
 
 _INSTALLED = "asgi_durable"
+_CONNECTING = WebSocketState.CONNECTING
+_INTERNAL_ERROR = 1011  # RFC 6455, section 7.4.1
 _AMBIENT_CLASSES = (HTTPConnection, Response, BackgroundTasks)
 
 
@@ -44,7 +47,8 @@ def install(app: FastAPI, durable: Durable) -> None:
         raise DurableUsageError(msg)
     setattr(app.state, _INSTALLED, durable)
     durable.engine.registry.add_ambient_rule(_is_ambient)
-    app.add_exception_handler(DurableError, _answer)
+    # Starlette calls it for requests and for WebSockets; its annotation knows one at a time.
+    app.add_exception_handler(DurableError, typing.cast("typing.Any", _answer))
     # At the end, which is inside: `add_middleware` puts its middleware at the front.
     app.user_middleware.append(
         Middleware(IdempotencyMiddleware, durable.engine, policy=durable.idempotency)
@@ -57,9 +61,12 @@ def install(app: FastAPI, durable: Durable) -> None:
     app.build_middleware_stack = build_with_durable  # type: ignore[method-assign]
 
 
-async def _answer(_: Request, error: Exception) -> Response:
+async def _answer(connection: HTTPConnection, error: Exception) -> Response | None:
     if not isinstance(error, DurableError):
         raise error
+    if isinstance(connection, WebSocket) and connection.application_state is not _CONNECTING:
+        await connection.close(code=_INTERNAL_ERROR)
+        return None
     status, headers, body = problem_response(error)
     response = Response(body, status_code=status)
     response.raw_headers = headers

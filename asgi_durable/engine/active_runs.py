@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import logging
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Iterator
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
 from asgi_durable.engine.frame import Frame, current_frame
@@ -15,6 +16,9 @@ from asgi_durable.errors import WorkflowInterruptedError
 __all__ = ["ActiveRuns", "wait_for"]
 
 logger = logging.getLogger(__name__)
+
+# How long a cancelled run may take to clean up before it is left to itself.
+CANCEL_TIMEOUT_SECONDS = 5.0
 
 ResultT = TypeVar("ResultT")
 
@@ -26,27 +30,36 @@ class ActiveRuns:
 
     Attributes:
         on_interrupted: Told of every run that ended without an outcome.
+        on_lost: Told when a run went away with its event loop.
     """
 
     def __init__(self) -> None:
-        self._runs: dict[str, Run] = {}
-        self._tasks: set[asyncio.Task[None]] = set()
-        self._launched: set[str] = set()
         self.on_interrupted: Callable[[Run, Interrupted], None] = lambda *_: None
+        self.on_lost: Callable[[], None] = lambda: None
+        self._runs: dict[str, Run] = {}
+        self._tasks: dict[asyncio.Task[None], Run] = {}
+        self._launched: set[str] | None = None
+        self._closed = False
 
     def find(self, workflow_id: str) -> Run | None:
         """Return the run of this workflow, ``None`` if this process has none."""
         run = self._runs.get(workflow_id)
         if run is not None and run.loop.is_closed():
             # Its event loop went away without a word; what it recorded is in the log.
-            del self._runs[workflow_id]
+            self.release(run)
+            self.on_lost()
             return None
         return run
 
-    def watch_launches(self) -> set[str]:
-        """Return a set that from now on gets the id of every run that is launched."""
-        self._launched = set()
-        return self._launched
+    @contextmanager
+    def watching_launches(self) -> Iterator[set[str]]:
+        """Give a set that gets the id of every run that is launched meanwhile."""
+        launched: set[str] = set()
+        self._launched = launched
+        try:
+            yield launched
+        finally:
+            self._launched = None
 
     def launch(
         self,
@@ -54,20 +67,30 @@ class ActiveRuns:
         drive: Coroutine[Any, Any, Ending],
         *,
         context: contextvars.Context | None = None,
-    ) -> None:
-        """Start a run's task.
+    ) -> bool:
+        """Start a run's task; return False if its workflow has another run meanwhile.
 
         Args:
-            run: The run; no other run of its workflow may be active.
+            run: The run.
             drive: Runs the workflow and returns how it ended.
             context: Context variables to run with; a copy of the caller's by default.
+
+        Raises:
+            WorkflowInterruptedError: The engine has stopped.
         """
-        self._runs[run.workflow_id] = run
-        self._launched.add(run.workflow_id)
+        # One step, as threads with event loops of their own may call at once.
+        if self._closed or self._runs.setdefault(run.workflow_id, run) is not run:
+            drive.close()
+            if self._closed:
+                raise WorkflowInterruptedError(run.workflow_id, "the engine has stopped")
+            return False
+        if self._launched is not None:
+            self._launched.add(run.workflow_id)
         task = run.loop.create_task(self._supervise(run, drive), context=context)
         # The event loop itself holds tasks only weakly.
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        self._tasks[task] = run
+        task.add_done_callback(lambda done: self._tasks.pop(done, None))
+        return True
 
     def release(self, run: Run) -> None:
         """Let the workflow be attached to by its log; the run's task may have more to do."""
@@ -75,36 +98,60 @@ class ActiveRuns:
             del self._runs[run.workflow_id]
 
     async def drain(self, timeout_seconds: float) -> None:
-        """Wait for the tasks of this event loop, then cancel what still runs.
+        """Wait for the tasks of this event loop, then interrupt what still runs.
 
-        A cancelled run records nothing; its workflow stays PENDING.
+        A run that is interrupted records nothing more; its workflow stays PENDING.
         """
+        clock = asyncio.get_running_loop().time
+        give_up_at = clock() + timeout_seconds
+        while (tasks := self._tasks_here()) and (left := give_up_at - clock()) > 0:
+            await asyncio.wait(tasks, timeout=left)
+        # Again and again: a run that is interrupted may have launched another one.
+        while tasks := self._tasks_here():
+            logger.info("%d runs are interrupted and will be continued", len(tasks))
+            for task, run in tasks.items():
+                # Invariant: stopped before cancelled. What its code does about the
+                # cancellation, in an `except` or a `finally`, is not recorded.
+                run.stop(WorkflowInterruptedError(run.workflow_id, "the engine stops"))
+                task.cancel()
+            _, stuck = await asyncio.wait(tasks, timeout=CANCEL_TIMEOUT_SECONDS)
+            for task in stuck:
+                self._abandon(task, tasks[task])
+
+    def close(self) -> None:
+        """Launch no more runs."""
+        self._closed = True
+
+    def _tasks_here(self) -> dict[asyncio.Task[None], Run]:
         loop = asyncio.get_running_loop()
-        tasks = {task for task in self._tasks if task.get_loop() is loop}
-        if not tasks:
-            return
-        _, late = await asyncio.wait(tasks, timeout=timeout_seconds)
-        for task in late:
-            task.cancel()
-        if late:
-            logger.info("%d runs are interrupted and will be continued", len(late))
-            await asyncio.wait(late)
+        return {task: run for task, run in self._tasks.items() if run.loop is loop}
+
+    def _abandon(self, task: asyncio.Task[None], run: Run) -> None:
+        logger.warning("The run of workflow %s does not end; left to itself", run.workflow_id)
+        self._tasks.pop(task, None)
+        self.release(run)
+        if run.stopped is not None:
+            run.finish(run.stopped)
 
     async def _supervise(self, run: Run, drive: Coroutine[Any, Any, Ending]) -> None:
-        ending: Ending = Interrupted(
-            WorkflowInterruptedError(run.workflow_id, "its task was cancelled"), goes_on=True
-        )
         current_frame.set(Frame(run.services, run))
+        ending: Ending | None = None
         try:
             ending = await drive
-        except RunStopped:
-            ending = run.stopped or ending
-        except Exception as error:  # a defect of the engine must not leave anybody waiting
-            if run.stopped is None:
+        except (asyncio.CancelledError, KeyboardInterrupt, SystemExit):
+            raise
+        except BaseException as error:
+            # RunStopped, perhaps in the exception group of a task group. Or a defect, or an
+            # exception that is nobody's to record: no outcome, and not to be tried again.
+            if run.stopped is None and not isinstance(error, RunStopped):
                 logger.exception("The run of workflow %s failed", run.workflow_id)
-            ending = run.stopped or Interrupted(error)
+                reason = f"its code raised {type(error).__name__}"
+                run.stop(WorkflowInterruptedError(run.workflow_id, reason))
         finally:
-            # Also for cancellation and KeyboardInterrupt: nobody may wait for ever.
+            # Nobody may wait for ever, however this ends.
+            if ending is None:
+                cancelled = WorkflowInterruptedError(run.workflow_id, "its task was cancelled")
+                ending = run.stopped or Interrupted(cancelled, goes_on=True)
             self.release(run)
             run.finish(ending)
             if isinstance(ending, Interrupted):
@@ -115,6 +162,9 @@ async def wait_for(run: Run, future: asyncio.Future[ResultT]) -> ResultT:
     """Wait for a future of a run; the waiter's cancellation does not touch the run.
 
     The run may live on another event loop, where an application has no lifespan.
+
+    Raises:
+        WorkflowInterruptedError: The other event loop ended.
     """
     if run.loop is asyncio.get_running_loop():
         return await asyncio.shield(future)
@@ -122,8 +172,12 @@ async def wait_for(run: Run, future: asyncio.Future[ResultT]) -> ResultT:
     async def wait_there() -> ResultT:
         return await asyncio.shield(future)
 
+    waiting = wait_there()
     try:
-        return await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(wait_there(), run.loop))
-    except RuntimeError:
-        # The other loop closed between the look and the call.
-        raise WorkflowInterruptedError(run.workflow_id, "its event loop was closed") from None
+        return await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(waiting, run.loop))
+    except (RuntimeError, asyncio.CancelledError):
+        waiting.close()
+        task = asyncio.current_task()
+        if task is not None and task.cancelling():
+            raise
+        raise WorkflowInterruptedError(run.workflow_id, "its event loop ended") from None

@@ -8,9 +8,9 @@ import random
 import time
 from collections import deque
 from collections.abc import Sequence
-from weakref import WeakKeyDictionary
 
 from asgi_durable.errors import StorageError, StorageUnavailableError
+from asgi_durable.per_loop import PerLoop
 from asgi_durable.storage.protocol import StepLog
 from asgi_durable.storage.writes import FinishWorkflow, Outcome, OutcomeKind, RecordStep, Write
 
@@ -41,8 +41,7 @@ class Committer:
     def __init__(self, storage: StepLog, *, patience_seconds: float) -> None:
         self._storage = storage
         self._patience_seconds = patience_seconds
-        # An application without a lifespan may be called on one event loop after another.
-        self._lanes: WeakKeyDictionary[asyncio.AbstractEventLoop, _Lane] = WeakKeyDictionary()
+        self._lanes = PerLoop(_Lane)
 
     def submit(self, write: Write) -> asyncio.Future[Outcome]:
         """Queue a write of the running event loop; its future never raises.
@@ -51,9 +50,7 @@ class Committer:
         who waits for it, does not take the write back.
         """
         loop = asyncio.get_running_loop()
-        lane = self._lanes.get(loop)
-        if lane is None:
-            lane = self._lanes[loop] = _Lane()
+        lane = self._lanes.get()
         future: asyncio.Future[Outcome] = loop.create_future()
         lane.pending.append((write, future))
         if lane.task is None or lane.task.done():
@@ -62,8 +59,8 @@ class Committer:
 
     async def flush(self) -> None:
         """Wait until everything that the running event loop has submitted is settled."""
-        lane = self._lanes.get(asyncio.get_running_loop())
-        while lane is not None and lane.task is not None and not lane.task.done():
+        lane = self._lanes.get()
+        while lane.task is not None and not lane.task.done():
             await asyncio.wait([lane.task])
 
     async def _drain(self, lane: _Lane) -> None:
@@ -72,6 +69,11 @@ class Committer:
                 await asyncio.sleep(0)
             batch = _take_batch(lane.pending)
             outcomes = await self._commit([write for write, _ in batch])
+            if outcomes[0].kind is OutcomeKind.UNAVAILABLE:
+                # What queued behind a batch may build on it: a child on its parent's row.
+                batch += lane.pending
+                lane.pending.clear()
+                outcomes = [outcomes[0]] * len(batch)
             for (_, future), outcome in zip(batch, outcomes, strict=True):
                 if not future.done():
                     future.set_result(outcome)

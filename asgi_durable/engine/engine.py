@@ -14,6 +14,7 @@ from asgi_durable.engine.active_runs import ActiveRuns, wait_for
 from asgi_durable.engine.committer import Committer
 from asgi_durable.engine.frame import Frame, current_frame
 from asgi_durable.engine.handle import WorkflowStatus, workflow_status
+from asgi_durable.engine.loop_guard import LoopGuards
 from asgi_durable.engine.recovery import Recovery
 from asgi_durable.engine.registry import (
     Registry,
@@ -22,7 +23,7 @@ from asgi_durable.engine.registry import (
     WorkflowDefinition,
 )
 from asgi_durable.engine.requests import Requests
-from asgi_durable.engine.run import Finished, Interrupted, Run, Services, finished
+from asgi_durable.engine.run import Finished, Run, Services, finished
 from asgi_durable.engine.step import run_step
 from asgi_durable.engine.transaction import run_plain_transaction, run_transaction
 from asgi_durable.engine.workflows import Call, WorkflowOptions, Workflows
@@ -103,7 +104,7 @@ class Engine:
             await self.start()
             self.recover()
         else:
-            self._running.recovery.sweep_if_orphaned()
+            self._running.recovery.sweep_if_wanted()
 
     def recover(self) -> None:
         """Resume, in the background, the workflows that were interrupted."""
@@ -122,16 +123,19 @@ class Engine:
         if running is None:
             return
         await self.drain()
+        running.active.close()
         await running.services.committer.flush()
+        await running.services.guards.dismiss()
         self._running = None
         await running.services.storage.close()
 
     async def _build(self) -> _Running:
+        self.registry.prepare()
         storage = self._open_storage()
         executor_id = new_id()
         await storage.open(executor_id)
-        self.registry.prepare()
         services = Services(
+            guards=LoopGuards(),
             storage=storage,
             committer=Committer(storage, patience_seconds=self._patience_seconds),
             registry=self.registry,
@@ -142,6 +146,7 @@ class Engine:
         workflows = Workflows(services, active)
         recovery = Recovery(services, active, workflows)
         active.on_interrupted = recovery.on_interrupted
+        active.on_lost = recovery.on_lost
         return _Running(
             services=services,
             active=active,
@@ -219,6 +224,10 @@ class Engine:
         self, workflow_id: str, timeout_seconds: float | None
     ) -> Coroutine[Any, Any, Any]:
         """Wait for a workflow's outcome; recorded where a workflow asks."""
+        frame = self.frame()
+        if frame is not None and frame.session is not None:
+            msg = f"{frame.step_name!r} waits for a workflow while it holds the database"
+            raise DurableUsageError(msg)
         return self.call_step(self._result_step, (workflow_id, timeout_seconds), {})
 
     def _call(
@@ -248,6 +257,12 @@ class Engine:
         )
 
     # Context
+
+    @property
+    def is_in_request(self) -> bool:
+        """True where a claimed request is being handled."""
+        frame = self.frame()
+        return frame is not None and frame.run is not None and frame.run.workflow.is_request
 
     def frame(self) -> Frame | None:
         """Return where the current code runs, ``None`` outside every run of this engine."""
@@ -283,7 +298,7 @@ class Engine:
         record = await self._live().services.storage.get_workflow(workflow_id)
         if record is None:
             raise WorkflowNotFoundError(workflow_id)
-        self.registry.find_workflow(record.name)
+        self.registry.prepare()
         return workflow_status(record, self.registry.codec)
 
     async def _wait_for_result(self, workflow_id: str, timeout_seconds: float | None) -> Any:
@@ -300,13 +315,14 @@ class Engine:
                 ending = await wait_for(run, run.done)
                 if isinstance(ending, Finished):
                     return ending
-                if isinstance(ending, Interrupted) and not ending.goes_on:
-                    raise ending.error
             record = await running.services.storage.get_workflow(workflow_id)
             if record is None:
                 raise WorkflowNotFoundError(workflow_id)
             if record.is_final:
-                self.registry.find_workflow(record.name)
+                self.registry.prepare()
                 return finished(record)
+            parked = running.recovery.reason_for_parking(workflow_id)
+            if parked is not None:
+                raise parked
             await asyncio.sleep(delay)
             delay = min(delay * 2, LONGEST_POLL_SECONDS)

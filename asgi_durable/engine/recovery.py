@@ -10,14 +10,14 @@ from asgi_durable.engine.active_runs import ActiveRuns
 from asgi_durable.engine.run import Interrupted, Run, Services
 from asgi_durable.engine.workflows import Workflows
 from asgi_durable.errors import StorageError
-from asgi_durable.storage.records import StoredRun
 
 __all__ = ["Recovery"]
 
 logger = logging.getLogger(__name__)
 
-PAGE_SIZE = 500
-MAX_RECOVERED_AT_ONCE = 500
+PAGE_SIZE = 200
+# How long the next page waits for the runs of the one before it.
+PAGE_PAUSE_SECONDS = 1.0
 FIRST_DELAY_SECONDS = 1.0
 LONGEST_DELAY_SECONDS = 30.0
 
@@ -30,39 +30,46 @@ class Recovery:
         self._active = active
         self._workflows = workflows
         self._task: asyncio.Task[None] | None = None
-        self._again = False
+        self._wanted = False
         self._stopped = False
+        self._delay = FIRST_DELAY_SECONDS
         # Ended here without an outcome, and would again: left for code that knows better.
-        self._parked: set[str] = set()
+        self._parked: dict[str, Exception] = {}
 
     def sweep_soon(self, delay_seconds: float = 0.0) -> None:
-        """Sweep once on the running event loop, after a delay; sweeps never overlap."""
-        if self._stopped:
-            return
-        if self._task is not None and not self._task.done() and not _is_closed(self._task):
-            self._again = True
-            return
-        self._again = False
-        self._task = asyncio.get_running_loop().create_task(self._sweep(delay_seconds))
+        """Sweep on the running event loop, after a delay; sweeps never overlap."""
+        self._wanted = True
+        if not self._stopped and not self._is_sweeping():
+            loop = asyncio.get_running_loop()
+            self._task = loop.create_task(self._sweep(delay_seconds))
 
-    def sweep_if_orphaned(self) -> None:
-        """Sweep if an event loop went away with runs on it."""
-        if self._again and (self._task is None or self._task.done()):
+    def sweep_if_wanted(self) -> None:
+        """Sweep if an event loop went away with runs, or with a sweep, on it."""
+        if self._wanted and not self._is_sweeping():
             self.sweep_soon()
+
+    def reason_for_parking(self, workflow_id: str) -> Exception | None:
+        """Return why a workflow is left alone by this process, ``None`` if it is not."""
+        return self._parked.get(workflow_id)
+
+    def on_lost(self) -> None:
+        """Take note that a run went away with its event loop."""
+        self._wanted = True
 
     def on_interrupted(self, run: Run, ending: Interrupted) -> None:
         """Take note of a run that ended without an outcome."""
         if run.workflow.is_request:
             return
         if not ending.goes_on:
-            self._parked.add(run.workflow_id)
+            self._parked[run.workflow_id] = ending.error
             return
+        self._parked.pop(run.workflow_id, None)
         task = asyncio.current_task()
         if task is not None and task.cancelling():
             # The event loop is being shut down; the next one to call us sweeps.
-            self._again = True
+            self._wanted = True
         else:
-            self.sweep_soon(FIRST_DELAY_SECONDS)
+            self.sweep_soon(self._delay)
 
     async def stop(self) -> None:
         """End the sweep under way, and sweep no more."""
@@ -73,23 +80,31 @@ class Recovery:
         task.cancel()
         await asyncio.wait([task])
 
+    def _is_sweeping(self) -> bool:
+        task = self._task
+        return task is not None and not task.done() and not task.get_loop().is_closed()
+
     async def _sweep(self, delay_seconds: float) -> None:
+        """Sweep until nothing more is wanted; what is cancelled before that stays wanted."""
         delay = delay_seconds
-        while True:
+        while self._wanted:
             await asyncio.sleep(delay * (1.0 + random.random() * 0.1))
-            self._again = False
+            self._wanted = False
             try:
                 await self._sweep_once()
             except StorageError as error:
                 logger.warning("Recovery cannot read the storage, trying again: %s", error)
-            else:
-                if not self._again:
-                    return
-            delay = min(max(delay * 2, FIRST_DELAY_SECONDS), LONGEST_DELAY_SECONDS)
+                self._wanted = True
+            except asyncio.CancelledError:
+                self._wanted = True
+                raise
+            # Longer and longer: runs that the storage fails again have steps to repeat.
+            self._delay = min(self._delay * 2, LONGEST_DELAY_SECONDS)
+            delay = self._delay
+        self._delay = FIRST_DELAY_SECONDS
 
     async def _sweep_once(self) -> None:
         storage = self._services.storage
-        free = asyncio.Semaphore(MAX_RECOVERED_AT_ONCE)
         last_id = ""
         while True:
             page = await storage.list_pending(
@@ -99,20 +114,19 @@ class Recovery:
                 return
             last_id = page[-1]
             idle = [i for i in page if self._active.find(i) is None and i not in self._parked]
-            # Invariant: a workflow that got a run while its log was being read is left to
-            # that run; what was read of it may be out of date.
-            launched = self._active.watch_launches()
-            for stored in await storage.load_runs(idle) if idle else []:
-                await free.acquire()
-                if stored.workflow.workflow_id in launched or stored.workflow.is_final:
-                    free.release()
-                else:
-                    self._resume(stored, free)
+            runs = await self._resume(idle) if idle else []
+            # A pause, not a condition: these runs may wait for others of a later page.
+            if runs:
+                await asyncio.wait([run.done for run in runs], timeout=PAGE_PAUSE_SECONDS)
 
-    def _resume(self, stored: StoredRun, free: asyncio.Semaphore) -> None:
-        run = self._workflows.resume(stored)
-        run.done.add_done_callback(lambda _: free.release())
-
-
-def _is_closed(task: asyncio.Task[None]) -> bool:
-    return task.get_loop().is_closed()
+    async def _resume(self, workflow_ids: list[str]) -> list[Run]:
+        # Invariant: a workflow that got a run while its log was being read is left to that
+        # run; what was read of it may be out of date.
+        with self._active.watching_launches() as launched:
+            stored_runs = await self._services.storage.load_runs(workflow_ids)
+        runs = [
+            self._workflows.resume(stored)
+            for stored in stored_runs
+            if stored.workflow.workflow_id not in launched and not stored.workflow.is_final
+        ]
+        return [run for run in runs if run is not None]

@@ -49,6 +49,7 @@ class Definition:
         self.registry = registry
         self.ambient: frozenset[str] = frozenset()
         self._prepared = False
+        registry.add(self)
 
     def prepare(self) -> None:
         """Resolve the annotations, once and as late as possible: they may name later classes."""
@@ -136,6 +137,7 @@ class Registry:
     def __init__(self, codec: Codec) -> None:
         self.codec = codec
         self._workflows: dict[str, WorkflowDefinition] = {}
+        self._unprepared: list[Definition] = []
         self._ambient_rules: list[AmbientParameter] = []
 
     def add_workflow(self, definition: WorkflowDefinition) -> None:
@@ -155,15 +157,17 @@ class Registry:
 
     def find_workflow(self, name: str) -> WorkflowDefinition | None:
         """Return the workflow of this name, ready to run."""
-        definition = self._workflows.get(name)
-        if definition is not None:
-            definition.prepare()
-        return definition
+        self.prepare()
+        return self._workflows.get(name)
+
+    def add(self, definition: Definition) -> None:
+        """Take note of a function, to be prepared before a recorded value is read."""
+        self._unprepared.append(definition)
 
     def prepare(self) -> None:
-        """Resolve the annotations of all workflows."""
-        for definition in self._workflows.values():
-            definition.prepare()
+        """Resolve the annotations of all functions: any of them may name a recorded class."""
+        while self._unprepared:
+            self._unprepared.pop().prepare()
 
     def add_ambient_rule(self, rule: AmbientParameter) -> None:
         """Let a framework's adapter say which parameters the framework fills."""

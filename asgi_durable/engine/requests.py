@@ -77,7 +77,9 @@ class RequestRun:
         response = ResponseRecord(
             workflow_id=run.workflow_id, status_code=status_code, headers=headers, body=body
         )
-        run.refuse_unused_log()
+        unused = run.unused_log()
+        if unused is not None:
+            raise unused.error
         run.submit(
             FinishWorkflow(
                 workflow_id=run.workflow_id,
@@ -145,15 +147,18 @@ class Requests:
         Raises:
             StorageError: Nothing is known to be claimed.
         """
-        while (active := self._active.find(workflow_id)) is not None:
+        while True:
+            active = self._active.find(workflow_id)
+            if active is None:
+                row = _record(self._services, workflow_id, name, fingerprint, request_id)
+                run = Run(self._services, row)
+                if self._active.launch(run, self._drive(run, handler)):
+                    break
+                continue
             await wait_for(active, active.claimed)
             if active is self._active.find(workflow_id):
                 same = active.workflow.fingerprint == fingerprint
                 return InProgress() if same else KeyReused()
-        run = Run(
-            self._services, _record(self._services, workflow_id, name, fingerprint, request_id)
-        )
-        self._active.launch(run, self._drive(run, handler))
         await wait_for(run, run.claimed)
         if not run.done.done():
             return Claimed(run.done)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from asgi_durable.engine.committer import Committer
+from asgi_durable.engine.loop_guard import LoopGuards
 from asgi_durable.engine.registry import Registry
 from asgi_durable.errors import (
     NonDeterministicWorkflowError,
@@ -28,6 +29,7 @@ class Services:
     storage: Storage
     committer: Committer
     registry: Registry
+    guards: LoopGuards
     executor_id: str
     patience_seconds: float
 
@@ -87,6 +89,7 @@ class Run:
         self.done: asyncio.Future[Ending] = loop.create_future()
         self.stopped: Interrupted | None = None
         self.closed = False
+        self._guard = services.guards.watch()
         self._steps: dict[int, StepRecord] = {}
         self._children: dict[int, WorkflowRecord] = {}
         self._calls = 0
@@ -137,6 +140,15 @@ class Run:
             raise self._diverged(number, recorded, f"step {name!r} (digest {digest.hex()})")
         return step
 
+    def refuse_other_child(self, number: int, name: str, workflow_id: str) -> None:
+        """Raise if another call than that of this workflow, by its id, is recorded there."""
+        called = f"workflow {name!r} with the id {workflow_id!r}"
+        self._refuse_other(number, self._steps.get(number), called)
+        child = self._children.get(number)
+        if child is not None and (child.name, child.workflow_id) != (name, workflow_id):
+            recorded = f"workflow {child.name!r} with the id {child.workflow_id!r}"
+            raise self._diverged(number, recorded, called)
+
     def recorded_child(self, number: int, name: str, data: bytes) -> WorkflowRecord | None:
         """Return the child that was called at a place of the log, ``None`` for nothing.
 
@@ -154,13 +166,14 @@ class Run:
             raise self._diverged(number, recorded, f"workflow {name!r}")
         return child
 
-    def refuse_unused_log(self) -> None:
-        """Raise if the code ended before it came to the end of its log."""
+    def unused_log(self) -> Interrupted | None:
+        """Stop the run if its code has ended before it came to the end of its log."""
         numbers = [n for n in (*self._steps, *self._children) if n >= self._calls]
         if numbers:
             number = min(numbers)
             entry = self._steps.get(number) or self._children[number]
-            raise self._diverged(number, repr(entry.name), "nothing, as it has ended")
+            self._diverged(number, repr(entry.name), "nothing, as it has ended")
+        return self.stopped
 
     def submit(self, write: Write) -> asyncio.Future[Outcome]:
         """Hand a write to the committer; :meth:`settle` waits for it."""
@@ -171,7 +184,14 @@ class Run:
     def record_step(
         self, number: int, name: str, digest: bytes, *, output: bytes | None, error: bytes | None
     ) -> None:
-        """Submit a step's record."""
+        """Submit a step's record.
+
+        Raises:
+            RunStopped: The run must not go on, or is over.
+        """
+        if self.closed:
+            raise RunStopped
+        self.refuse_if_stopped()
         step = self.step_record(number, name, digest, output=output, error=error)
         self.submit(RecordStep(step, self.services.executor_id))
 
@@ -190,10 +210,17 @@ class Run:
         )
 
     def depend_on(self, other: Run) -> None:
-        """Let this run go on only when what *other* has written so far is durable."""
-        self._not_durable.extend(other._not_durable)
+        """Let this run go on only when what *other* has written so far is durable.
+
+        Raises:
+            RunStopped: Part of it is not, and will not be.
+        """
         if other.stopped is not None:
-            self.stop(other.stopped.error, goes_on=other.stopped.goes_on)
+            raise self.stop(other.stopped.error, goes_on=other.stopped.goes_on)
+        for future in other._not_durable:
+            if future.done():
+                self.check(future.result())
+        self._not_durable.extend(other._not_durable)
 
     async def settle(self) -> None:
         """Wait until everything submitted is durable.
@@ -210,8 +237,19 @@ class Run:
             if self._not_durable and self._not_durable[0] is future:
                 del self._not_durable[0]
             self.check(outcome)
-        if self.stopped is not None:
+        self.refuse_if_stopped()
+
+    def refuse_if_stopped(self) -> None:
+        """Raise ``RunStopped`` if the run must not go on, or its event loop is ending."""
+        if self.interruption() is not None:
             raise RunStopped
+
+    def interruption(self) -> Interrupted | None:
+        """Return why the run must not go on, ``None`` if it may."""
+        if self.stopped is None and (self._guard.cancelling() or self._guard.done()):
+            reason = "its event loop is ending"
+            self.stop(WorkflowInterruptedError(self.workflow_id, reason), goes_on=True)
+        return self.stopped
 
     def check(self, outcome: Outcome) -> None:
         """Stop the run if a write did not apply.

@@ -3,23 +3,30 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping
+import itertools
+from collections.abc import Mapping
 from typing import Any
 
 from asgi_durable.engine.frame import Frame, current_frame
 from asgi_durable.engine.registry import StepDefinition
 from asgi_durable.engine.run import Run
+from asgi_durable.engine.values import (
+    decode_recorded,
+    encode_error,
+    error_to_raise,
+    is_infrastructure_error,
+)
 from asgi_durable.errors import (
     EncodeError,
     StepRetriesExhaustedError,
     StepTimeoutError,
-    StorageError,
-    WorkflowInterruptedError,
 )
 from asgi_durable.retry import RetryPolicy
-from asgi_durable.storage.records import StepRecord
 
-__all__ = ["error_to_raise", "is_infrastructure_error", "replayed_result", "run_step"]
+__all__ = ["run_step"]
+
+# Of a step that fails more often, the errors in the middle are not kept.
+MAX_KEPT_ERRORS = 100
 
 
 async def run_step(
@@ -38,7 +45,7 @@ async def run_step(
     digest = registry.digest(definition, args, kwargs)
     recorded = run.recorded_step(number, definition.name, digest)
     if recorded is not None:
-        return replayed_result(run, recorded)
+        return decode_recorded(run, recorded.output, recorded.error)
 
     # Invariant: what came before is durable before this body has its side effects.
     await run.settle()
@@ -55,33 +62,9 @@ async def run_step(
         return registry.codec.decode(output)
     finally:
         current_frame.reset(token)
-    encoded = registry.codec.encode(failure)
+    encoded = encode_error(registry.codec, failure)
     run.record_step(number, definition.name, digest, output=None, error=encoded)
-    raise error_to_raise(registry.codec.decode, encoded, failure)
-
-
-def replayed_result(run: Run, recorded: StepRecord) -> Any:
-    """Return what a record holds, or raise the error that it holds."""
-    decode = run.services.registry.codec.decode
-    if recorded.error is not None:
-        raise decode(recorded.error)
-    return decode(recorded.output or b"null")
-
-
-def error_to_raise(
-    decode: Callable[[bytes], Any], encoded: bytes, original: Exception
-) -> Exception:
-    """Return the error as a replay will see it, with the traceback of its first appearance."""
-    error: Exception = decode(encoded)
-    return error.with_traceback(original.__traceback__)
-
-
-def is_infrastructure_error(error: Exception) -> bool:
-    """Tell whether an error says nothing about the application's work.
-
-    Invariant: such an error is never recorded as an outcome.
-    """
-    return isinstance(error, (StorageError, WorkflowInterruptedError))
+    raise error_to_raise(registry.codec, encoded, failure)
 
 
 async def _attempt_until_done(
@@ -89,17 +72,20 @@ async def _attempt_until_done(
 ) -> Any:
     errors: list[Exception] = []
     policy = definition.retry
-    while True:
+    for attempt in itertools.count(1):
         try:
             return await _attempt(definition, args, kwargs)
         # CancelledError and KeyboardInterrupt are no `Exception`: neither is tried again.
         except Exception as error:
             errors.append(error)
+            if len(errors) > MAX_KEPT_ERRORS:
+                del errors[MAX_KEPT_ERRORS // 2]
             if policy is None or policy.max_attempts == 1 or not _may_retry(policy, error):
                 raise
-            if len(errors) >= policy.max_attempts:
-                raise StepRetriesExhaustedError(definition.name, errors) from error
-        await asyncio.sleep(policy.delay_seconds(len(errors)))
+            if attempt >= policy.max_attempts:
+                raise StepRetriesExhaustedError(definition.name, errors, attempt) from error
+        await asyncio.sleep(policy.delay_seconds(attempt))
+    return None  # not reached: the attempts are counted without an end
 
 
 def _may_retry(policy: RetryPolicy, error: Exception) -> bool:

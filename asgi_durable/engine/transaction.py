@@ -10,7 +10,12 @@ from typing import Any
 from asgi_durable.engine.frame import Frame, current_frame
 from asgi_durable.engine.registry import TransactionDefinition
 from asgi_durable.engine.run import Run, Services
-from asgi_durable.engine.step import error_to_raise, is_infrastructure_error, replayed_result
+from asgi_durable.engine.values import (
+    decode_recorded,
+    encode_error,
+    error_to_raise,
+    is_infrastructure_error,
+)
 from asgi_durable.errors import StorageUnavailableError, WorkflowInterruptedError
 from asgi_durable.storage.protocol import SlotTakenError, StepSlot
 from asgi_durable.storage.records import StepRecord
@@ -55,7 +60,7 @@ async def run_transaction(
     digest = registry.digest(definition, args, kwargs)
     recorded = run.recorded_step(number, definition.name, digest)
     if recorded is not None:
-        return replayed_result(run, recorded)
+        return decode_recorded(run, recorded.output, recorded.error)
 
     # Invariant: what came before is durable before this body has its side effects; and
     # nothing of this run waits in the committer while the transaction holds the write lock.
@@ -67,11 +72,11 @@ async def run_transaction(
             raise run.stop(error, goes_on=isinstance(error, StorageUnavailableError)) from error
         failure = error
     else:
-        return replayed_result(run, step)
+        return decode_recorded(run, step.output, step.error)
     # Its rows are rolled back; the error is recorded once, by itself.
-    encoded = registry.codec.encode(failure)
+    encoded = encode_error(registry.codec, failure)
     run.record_step(number, definition.name, digest, output=None, error=encoded)
-    raise error_to_raise(registry.codec.decode, encoded, failure)
+    raise error_to_raise(registry.codec, encoded, failure)
 
 
 async def _commit_with_patience(
@@ -115,6 +120,8 @@ async def _commit_once(
         finally:
             current_frame.reset(token)
         output = run.services.registry.codec.encode(value)
+        # A body that was interrupted and returns all the same is rolled back.
+        run.refuse_if_stopped()
         step = run.step_record(number, definition.name, digest, output=output, error=None)
         await transaction.record(step)
     return step

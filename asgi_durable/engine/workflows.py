@@ -14,15 +14,16 @@ from asgi_durable.context import current_request
 from asgi_durable.engine.active_runs import ActiveRuns, wait_for
 from asgi_durable.engine.registry import WorkflowDefinition
 from asgi_durable.engine.run import Ending, Finished, Interrupted, Run, Services, finished
-from asgi_durable.engine.step import is_infrastructure_error
+from asgi_durable.engine.values import decode_recorded, encode_error, is_infrastructure_error
 from asgi_durable.errors import (
+    DecodeError,
     DurableUsageError,
     WorkflowConflictError,
     WorkflowInterruptedError,
 )
 from asgi_durable.ids import CHILD_SEPARATOR, child_workflow_id, new_id
 from asgi_durable.storage.records import StoredRun, WorkflowRecord, WorkflowState
-from asgi_durable.storage.writes import FinishWorkflow, OutcomeKind, StartWorkflow
+from asgi_durable.storage.writes import FinishWorkflow, OutcomeKind, ResumeWorkflow, StartWorkflow
 
 __all__ = ["Call", "WorkflowOptions", "Workflows"]
 
@@ -96,8 +97,11 @@ class Workflows:
         data = definition.encode_input(call.args, call.kwargs)
         if definition.ambient:
             _refuse_ambient(call)
-        if call.options.workflow_id is not None:
-            return await self._claim(call, data, call.options.workflow_id)
+        workflow_id = call.options.workflow_id
+        if workflow_id is not None:
+            if call.parent is not None:
+                call.parent[0].refuse_other_child(call.parent[1], definition.name, workflow_id)
+            return await self._claim(call, data, workflow_id)
         if call.parent is None:
             return self._start_fresh(call, data, new_id())
         parent, number = call.parent
@@ -110,17 +114,26 @@ class Workflows:
     async def result(self, call: Call) -> Any:
         """Begin a call, wait for its outcome, and return or raise it."""
         begun = await self.begin(call)
-        if isinstance(begun, WorkflowRecord):
-            return self.value_of(finished(begun))
         if call.parent is None:
+            if isinstance(begun, WorkflowRecord):
+                return self.value_of(finished(begun))
             return self.value_of(await wait_for(begun, begun.done))
-        # The parent may see the outcome before it is durable, but must not act on it sooner.
+        if isinstance(begun, WorkflowRecord):
+            return decode_recorded(call.parent[0], begun.output, begun.error)
         parent = call.parent[0]
-        ending = await wait_for(begun, begun.ended)
-        parent.depend_on(begun)
-        if isinstance(ending, Interrupted) and not isinstance(ending.error, WorkflowConflictError):
-            raise parent.stop(ending.error, goes_on=ending.goes_on)
-        return self.value_of(ending)
+        if begun.loop is parent.loop:
+            # The parent may see the outcome before it is durable, but must not act on it
+            # sooner.
+            ending = await wait_for(begun, begun.ended)
+            if isinstance(ending, Finished):
+                parent.depend_on(begun)
+        else:
+            ending = await wait_for(begun, begun.done)
+        if isinstance(ending, Finished):
+            return decode_recorded(parent, ending.output, ending.error)
+        if isinstance(ending.error, WorkflowConflictError):
+            raise ending.error
+        raise parent.stop(ending.error, goes_on=ending.goes_on)
 
     async def start(self, call: Call) -> str:
         """Begin a call and return the workflow's id once its start is durable."""
@@ -143,29 +156,30 @@ class Workflows:
             raise decode(ending.error)
         return decode(ending.output or b"null")
 
-    def resume(self, stored: StoredRun) -> Run:
-        """Run a recorded workflow again; nobody may be running it.
+    def resume(self, stored: StoredRun) -> Run | None:
+        """Run a recorded workflow again; return ``None`` if somebody does already.
 
         The run has none of the caller's context variables: they are another request's.
         """
         run = Run(self._services, stored.workflow)
         run.load(stored)
         run.claimed.set_result(None)
-        self._active.launch(run, self._drive_resumed(run), context=contextvars.Context())
-        return run
+        drive = self._drive_resumed(run)
+        return run if self._active.launch(run, drive, context=contextvars.Context()) else None
 
     async def _join_recorded(self, call: Call, child: WorkflowRecord) -> Run | WorkflowRecord:
         """Return the run of a child that an earlier execution of the parent called."""
-        active = self._active.find(child.workflow_id)
-        if active is not None:
-            return active
-        if child.is_final:
-            return child
-        run = Run(self._services, child)
-        # Invariant: the run is active before its log is read, so the log cannot grow
-        # under another run of the same workflow.
-        self._active.launch(run, self._drive_loaded(run, call))
-        return run
+        while True:
+            active = self._active.find(child.workflow_id)
+            if active is not None:
+                return active
+            if child.is_final:
+                return child
+            run = Run(self._services, child)
+            # Invariant: the run is active before its log is read, so the log cannot grow
+            # under another run of the same workflow.
+            if self._active.launch(run, self._drive_loaded(run, call)):
+                return run
 
     def _start_fresh(self, call: Call, data: bytes, workflow_id: str) -> Run:
         """Start a workflow whose id cannot exist yet; its row need not be durable so far."""
@@ -180,17 +194,20 @@ class Workflows:
 
     async def _claim(self, call: Call, data: bytes, workflow_id: str) -> Run | WorkflowRecord:
         """Join the run of a given id, or start one once its row is durable and unique."""
-        while (active := self._active.find(workflow_id)) is not None:
+        while True:
+            active = self._active.find(workflow_id)
+            if active is None:
+                run = Run(self._services, self._new_record(call, data, workflow_id))
+                if call.parent is not None:
+                    run.depend_on(call.parent[0])
+                if self._active.launch(run, self._drive_claimed(run, call)):
+                    return run
+                continue
             await wait_for(active, active.claimed)
             if active is self._active.find(workflow_id):
                 if active.workflow.name != call.definition.name:
                     raise _conflict(call.definition, active.workflow)
                 return active
-        run = Run(self._services, self._new_record(call, data, workflow_id))
-        if call.parent is not None:
-            run.depend_on(call.parent[0])
-        self._active.launch(run, self._drive_claimed(run, call))
-        return run
 
     async def _drive_fresh(self, run: Run, call: Call) -> Ending:
         if not call.awaited:
@@ -211,7 +228,8 @@ class Workflows:
     async def _drive_existing(self, run: Run, call: Call, existing: WorkflowRecord) -> Ending:
         """Attach to the workflow that has the id already."""
         if existing.name != call.definition.name or existing.is_request:
-            return Interrupted(_conflict(call.definition, existing))
+            # It may be waiting for recovery, which this run has kept from it so far.
+            return Interrupted(_conflict(call.definition, existing), goes_on=True)
         if existing.is_final:
             return finished(existing)
         if existing.executor_id != self._services.executor_id:
@@ -229,6 +247,7 @@ class Workflows:
             run.claimed.set_result(None)
         if run.workflow.is_final:
             return finished(run.workflow)
+        await self._count_attempt(run)
         return await self._drive_body(run, call.definition, call.args, call.kwargs)
 
     async def _drive_resumed(self, run: Run) -> Ending:
@@ -241,7 +260,18 @@ class Workflows:
         if definition.ambient and run.workflow.parent_id is not None:
             reason = "it takes parameters of its request and waits for the request's retry"
             return Interrupted(WorkflowInterruptedError(run.workflow_id, reason))
+        await self._count_attempt(run)
         return await self._drive_body(run, definition, (), {})
+
+    async def _count_attempt(self, run: Run) -> None:
+        """Count the execution that is about to begin.
+
+        Invariant: a write before any body. Where the storage takes no writes, no step runs
+        again and again without a chance of being recorded.
+        """
+        now = time.time_ns() // 1000
+        run.submit(ResumeWorkflow(run.workflow_id, self._services.executor_id, now))
+        await run.settle()
 
     async def _drive_body(
         self,
@@ -254,7 +284,10 @@ class Workflows:
 
         async def body() -> Any:
             # The first execution sees the recorded arguments too.
-            bound = definition.bind_input(run.workflow.input or b"{}", args, kwargs)
+            try:
+                bound = definition.bind_input(run.workflow.input or b"{}", args, kwargs)
+            except DecodeError as failure:
+                raise run.stop(failure) from failure
             for name in sorted(definition.ambient - bound.arguments.keys()):
                 raise _missing_ambient(definition, name)
             return await definition.function(*bound.args, **bound.kwargs)
@@ -300,27 +333,27 @@ class Workflows:
 
 async def _ending_of(run: Run, body: Callable[[], Coroutine[Any, Any, Any]]) -> Ending:
     """Run a body and return its outcome, encoded; nothing is durable yet."""
-    encode = run.services.registry.codec.encode
-    output = None
+    codec = run.services.registry.codec
     try:
-        output = encode(await body())
-        run.refuse_unused_log()
+        ending = Finished(WorkflowState.SUCCESS, codec.encode(await body()), None)
     except asyncio.CancelledError:
         task = asyncio.current_task()
-        if task is None or task.cancelling():
+        if run.interruption() is None and task is not None and not task.cancelling():
+            # Not the run was cancelled but something that its code awaited: no outcome.
+            reason = "its code raised CancelledError"
+            run.stop(WorkflowInterruptedError(run.workflow_id, reason))
+        if run.stopped is None:
             raise
-        # Not the run was cancelled but something that its code awaited. That is no outcome.
-        reason = "its code raised CancelledError"
-        return run.stopped or Interrupted(WorkflowInterruptedError(run.workflow_id, reason))
+        return run.stopped
     except Exception as error:
         if is_infrastructure_error(error):
             run.stop(error, goes_on=True)
-        return run.stopped or Finished(WorkflowState.ERROR, None, encode(error))
-    except BaseException:
-        # RunStopped, perhaps inside the exception group of a task group.
-        if run.stopped is None:
-            raise
-    return run.stopped or Finished(WorkflowState.SUCCESS, output, None)
+        ending = Finished(WorkflowState.ERROR, None, encode_error(codec, error))
+    # Invariant: asked last. What a stopped run's code makes of it is no outcome.
+    interruption = run.interruption()
+    if interruption is None:
+        interruption = run.unused_log()
+    return interruption or ending
 
 
 def _refuse_ambient(call: Call) -> None:

@@ -58,23 +58,30 @@ def principal_of(scope: Scope, configured: Callable[[Scope], str | None] | None)
     """Return a name for whose request it is, under which its key is looked up.
 
     Raises:
-        PrincipalUnavailableError: The configured function raised. The request is not served
-            as anybody else's, or as nobody's.
+        PrincipalUnavailableError: The configured function, or the user's identity, failed.
+            The request is not served as anybody else's, or as nobody's.
     """
-    if configured is not None:
-        try:
+    try:
+        if configured is not None:
             principal = configured(scope)
-        except Exception as error:
-            msg = f"principal() raised {type(error).__name__}: {error}"
-            raise PrincipalUnavailableError(msg) from error
-        return b"anonymous" if principal is None else b"principal:" + principal.encode()
-    user = scope.get("user")
-    if user is not None and getattr(user, "is_authenticated", False):
-        return b"user:" + str(user.identity).encode()
+            return b"anonymous" if principal is None else _named(b"principal:", principal)
+        user = scope.get("user")
+        if user is not None and getattr(user, "is_authenticated", False):
+            return _named(b"user:", user.identity)
+    except Exception as error:
+        msg = f"the principal cannot be told ({type(error).__name__}: {error})"
+        raise PrincipalUnavailableError(msg) from error
     credentials = header_values(scope["headers"], b"authorization")
     if credentials:
         return b"authorization:" + _digest(*credentials)
     return b"anonymous"
+
+
+def _named(kind: bytes, name: object) -> bytes:
+    if not isinstance(name, str) or not name:
+        msg = f"a principal is a string that is not empty, got {name!r}"
+        raise TypeError(msg)
+    return kind + name.encode()
 
 
 def request_workflow_id(principal: bytes, key: bytes) -> str:
@@ -100,7 +107,7 @@ def request_fingerprint(scope: Scope, body: bytes) -> str:
     media_type = b",".join(header_values(scope["headers"], b"content-type"))
     encoding = b",".join(header_values(scope["headers"], b"content-encoding"))
     # The raw path: no two paths that the app can tell apart share a fingerprint.
-    path = scope.get("raw_path") or scope["path"].encode()
+    path = scope.get("raw_path") or scope["path"].encode("utf-8", "surrogatepass")
     query = scope.get("query_string", b"")
     method = scope["method"].encode("ascii")
     return "v1:" + _digest(method, path, query, media_type, encoding, body).hex()

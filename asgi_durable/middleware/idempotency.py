@@ -8,6 +8,8 @@ asked to come back, or interrupted and goes on after what is recorded.
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, Protocol
 
 from asgi_durable.context import current_request
@@ -27,7 +29,15 @@ from asgi_durable.errors import (
     ResponseNotKeptError,
 )
 from asgi_durable.ids import new_id
-from asgi_durable.middleware.asgi import ASGIApp, Headers, Receive, Scope, Send, header_values
+from asgi_durable.middleware.asgi import (
+    ASGIApp,
+    Headers,
+    Message,
+    Receive,
+    Scope,
+    Send,
+    header_values,
+)
 from asgi_durable.middleware.fingerprint import (
     idempotency_key,
     principal_of,
@@ -37,7 +47,12 @@ from asgi_durable.middleware.fingerprint import (
 from asgi_durable.middleware.idempotency_policy import IdempotencyPolicy
 from asgi_durable.middleware.problem_details import problem_response, send_problem
 from asgi_durable.middleware.request_body import ClientGoneError, ReplayedBody, read_body
-from asgi_durable.middleware.response_recording import ResponseRecorder, decode_headers
+from asgi_durable.middleware.response_recording import (
+    REPLAYED_HEADER,
+    ResponseRecorder,
+    decode_headers,
+    with_marks,
+)
 from asgi_durable.storage.records import ResponseRecord
 
 __all__ = ["IdempotencyMiddleware"]
@@ -48,12 +63,19 @@ _HIDDEN_EXTENSIONS = frozenset(
 )
 
 
+_WITHOUT_BODY = frozenset({204, 304})
+
+
 class RequestSource(Protocol):
     """Claims requests; an :class:`~asgi_durable.engine.engine.Engine`."""
 
     @property
     def requests(self) -> Requests:
         """Workflows that are requests."""
+
+    @property
+    def is_in_request(self) -> bool:
+        """True where a claimed request is being handled."""
 
 
 class IdempotencyMiddleware:
@@ -75,7 +97,12 @@ class IdempotencyMiddleware:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve a request."""
-        if scope["type"] != "http" or scope["method"] not in self.policy.methods:
+        # A stack inside another one, as of a mounted application, leaves the request to it.
+        if (
+            scope["type"] != "http"
+            or scope["method"] not in self.policy.methods
+            or self.engine.is_in_request
+        ):
             await self.app(scope, receive, send)
             return
         try:
@@ -100,19 +127,21 @@ class IdempotencyMiddleware:
             workflow_id = request_workflow_id(principal, key)
             marks.append((b"durable-id", workflow_id.encode("ascii")))
             attempt = _Attempt(self, scope, ReplayedBody(body, receive), send, marks)
-            claim = await self.engine.requests.claim(
-                workflow_id,
-                name=f"{scope['method']} {scope['path']}",
-                fingerprint=request_fingerprint(scope, body),
-                request_id=_request_id(),
-                handler=attempt.handle,
-            )
+            with attempt.noticing_cancellation():
+                claim = await self.engine.requests.claim(
+                    workflow_id,
+                    name=f"{scope['method']} {scope['path']}",
+                    fingerprint=request_fingerprint(scope, body),
+                    request_id=_request_id(),
+                    handler=attempt.handle,
+                )
         except DurableError as error:
             await send_problem(send, error, headers=marks)
             return
         match claim:
             case Claimed():
-                await attempt.wait(claim)
+                with attempt.noticing_cancellation():
+                    await attempt.wait(claim)
             case Answered():
                 await _send_answer(send, claim.response, marks)
             case InProgress():
@@ -135,60 +164,73 @@ class _Attempt:
         marks: Headers,
     ) -> None:
         self._app = middleware.app
-        self._scope = _without_hidden_extensions(scope)
+        self._scope = scope
         self._body = body
         self._send = send
         self._marks = marks
         self._max_response_body = middleware.policy.max_response_body
         self._recorder: ResponseRecorder | None = None
         self._app_error: Exception | None = None
+        self._is_handled = False
+        self._client_gone = False
+
+    @contextmanager
+    def noticing_cancellation(self) -> Iterator[None]:
+        """Send nothing more once the server gives the connection up; the work goes on."""
+        try:
+            yield
+        except asyncio.CancelledError:
+            self._client_gone = True
+            raise
 
     async def handle(self, request: RequestRun) -> None:
         """Call the app; this is the body of the request's workflow."""
+        _hide_extensions(self._scope)
         recorder = self._recorder = ResponseRecorder(
             request,
-            self._send,
+            self._forward,
             max_body_bytes=self._max_response_body,
             added_headers=self._marks,
+            sending=self._body.may_tell,
         )
         try:
             await self._app(self._scope, self._body.receive, recorder.send)
         except Exception as error:  # raised again by `wait`, in the server's own task
             self._app_error = error
-        finally:
-            self._body.answer_complete.set()
         if not recorder.complete:
             # Invariant: an error is never an answer for ever; what is recorded is kept.
             await request.leave_for_retry()
+        self._is_handled = True
 
     async def wait(self, claim: Claimed) -> None:
         """Wait until the app is through; background tasks that follow its answer included."""
-        try:
-            ending = await asyncio.shield(claim.over)
-        except asyncio.CancelledError:
-            # The server gave the connection up. The work goes on without it.
-            if self._recorder is not None:
-                self._recorder.client_gone = True
-            raise
-        if self._app_error is not None:
+        ending = await asyncio.shield(claim.over)
+        if self._recorder is not None and self._recorder.complete:
+            if self._app_error is not None:
+                raise self._app_error
+            return
+        if self._is_handled and self._app_error is not None:
             raise self._app_error
-        if self._recorder is None or not self._recorder.complete:
-            error = ending.error if isinstance(ending, Interrupted) else None
-            if not isinstance(error, DurableError):
-                error = DurableError("Internal server error")
-            await self._answer(error)
-
-    async def _answer(self, error: DurableError) -> None:
+        error: Exception = DurableError("Internal server error")
+        if isinstance(ending, Interrupted) and not self._is_handled:
+            error = ending.error
+        if not isinstance(error, DurableError):
+            raise error
         if self._recorder is not None:
             await self._recorder.answer(error)
         else:
-            await send_problem(self._send, error, headers=self._marks)
+            await send_problem(self._forward, error, headers=self._marks)
+
+    async def _forward(self, message: Message) -> None:
+        if not self._client_gone:
+            await self._send(message)
 
 
 async def _send_answer(send: Send, response: ResponseRecord, marks: Headers) -> None:
     """Send a finished request's answer again, byte for byte."""
-    headers = [*decode_headers(response.headers), *marks, (b"idempotent-replayed", b"true")]
+    marks = [*marks, (REPLAYED_HEADER, b"true")]
     status, body = response.status_code, response.body
+    headers = decode_headers(response.headers)
     if body is None:
         error = ResponseNotKeptError("the request was carried out; its answer was not kept")
         locations = header_values(headers, b"location")
@@ -197,19 +239,21 @@ async def _send_answer(send: Send, response: ResponseRecord, marks: Headers) -> 
             "location": locations[0].decode("latin-1") if locations else None,
         }
         status, headers, body = problem_response(error, members=members)
-        headers = [*headers, *marks, (b"idempotent-replayed", b"true")]
-    else:
+    elif status not in _WITHOUT_BODY:
         headers.append((b"content-length", b"%d" % len(body)))
-    await send({"type": "http.response.start", "status": status, "headers": headers})
+    await send(
+        {"type": "http.response.start", "status": status, "headers": with_marks(headers, marks)}
+    )
     await send({"type": "http.response.body", "body": body})
 
 
-def _without_hidden_extensions(scope: Scope) -> Scope:
+def _hide_extensions(scope: Scope) -> None:
+    """Take extensions out of the scope itself: what the app puts in must reach who is outside."""
     extensions = scope.get("extensions") or {}
-    if _HIDDEN_EXTENSIONS.isdisjoint(extensions):
-        return scope
-    shown = {name: value for name, value in extensions.items() if name not in _HIDDEN_EXTENSIONS}
-    return {**scope, "extensions": shown}
+    if not _HIDDEN_EXTENSIONS.isdisjoint(extensions):
+        scope["extensions"] = {
+            name: value for name, value in extensions.items() if name not in _HIDDEN_EXTENSIONS
+        }
 
 
 def _request_id() -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from typing import Protocol
 
-from asgi_durable.errors import DurableError
+from asgi_durable.errors import DurableError, DurableUsageError
 from asgi_durable.middleware.asgi import ASGIApp, Message, Receive, Scope, Send
 from asgi_durable.middleware.problem_details import send_problem
 
@@ -58,12 +58,20 @@ class LifespanMiddleware:
         if scope["type"] in ("http", "websocket"):
             try:
                 await self.engine.ensure_started()
-            except DurableError as error:
+            except Exception as error:
                 if scope["type"] == "websocket":
                     raise
-                await send_problem(send, error)
+                await send_problem(send, _as_durable_error(error))
                 return
         await self.app(scope, receive, send)
+
+
+def _as_durable_error(error: Exception) -> DurableError:
+    if isinstance(error, DurableError):
+        return error
+    failure = DurableUsageError(f"the engine cannot start ({type(error).__name__}: {error})")
+    failure.__cause__ = error
+    return failure
 
 
 class _Lifespan:
@@ -80,11 +88,11 @@ class _Lifespan:
     async def run(self, scope: Scope) -> None:
         try:
             await self.engine.start()
-        except DurableError as error:
-            logger.error("The engine cannot start: %s", error)
+        except Exception as error:
             await self._receive()
             await self._send({"type": "lifespan.startup.failed", "message": str(error)})
-            return
+            # As frameworks do: test clients wait for it.
+            raise
         try:
             # Test clients leave it out, and some apps answer startup.failed without it.
             scope.setdefault("asgi", {"version": "3.0", "spec_version": "2.0"})

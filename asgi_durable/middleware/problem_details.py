@@ -25,7 +25,8 @@ class ProblemDetailsMiddleware:
     """Answer a ``DurableError`` that the app raises; answer any other error with a bare 500.
 
     An error other than ``DurableError`` is raised again after the answer, so that the server
-    and the middlewares around this one still see it.
+    and the middlewares around this one still see it. Frameworks answer what they do not know
+    with a 500 and raise it all the same: that answer is held back and replaced.
 
     Args:
         app: The ASGI app to wrap.
@@ -39,23 +40,46 @@ class ProblemDetailsMiddleware:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        started = False
-
-        async def send_and_note(message: Message) -> None:
-            nonlocal started
-            started = started or message["type"] == "http.response.start"
-            await send(message)
-
+        sender = _HoldingSender(send)
         try:
-            await self.app(scope, receive, send_and_note)
+            await self.app(scope, receive, sender.send)
         except DurableError as error:
-            if started:
+            if sender.has_sent:
                 raise
             await send_problem(send, error)
         except Exception:
-            if not started:
+            if not sender.has_sent and not sender.held:
                 await send_problem(send, DurableError("Internal server error"))
+            await sender.release()
             raise
+        else:
+            await sender.release()
+
+
+class _HoldingSender:
+    """Sends an app's messages on, but holds a 500 back until the app is through."""
+
+    def __init__(self, send: Send) -> None:
+        self._send = send
+        self.held: list[Message] = []
+        self.has_sent = False
+
+    async def send(self, message: Message) -> None:
+        if (message["type"] == "http.response.start" and message["status"] == 500) or (
+            self.held and not message.get("more_body", False)
+        ):
+            self.held.append(message)
+        else:
+            await self.release()
+            self.has_sent = True
+            await self._send(message)
+
+    async def release(self) -> None:
+        """Send what was held back."""
+        held, self.held = self.held, []
+        for message in held:
+            self.has_sent = True
+            await self._send(message)
 
 
 async def send_problem(send: Send, error: DurableError, *, headers: Headers | None = None) -> None:

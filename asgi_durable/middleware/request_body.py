@@ -39,14 +39,17 @@ async def read_body(scope: Scope, receive: Receive, max_bytes: int) -> bytes:
 class ReplayedBody:
     """Gives an app a body that was read already, and later what the client sends.
 
-    ``http.disconnect`` is kept from the app until its answer is complete: a client that goes
-    away does not stop the work. None is ever invented.
+    ``http.disconnect`` is kept from the app for as long as it works on an answer that will be
+    kept: a client that goes away does not stop the work. None is ever invented.
+
+    Attributes:
+        may_tell: Set once the app may be told that its client has gone.
     """
 
     def __init__(self, body: bytes, receive: Receive) -> None:
         self._body: bytes | None = body
         self._receive = receive
-        self.answer_complete = asyncio.Event()
+        self.may_tell = asyncio.Event()
 
     async def receive(self) -> Message:
         """Return the next message for the app."""
@@ -55,7 +58,7 @@ class ReplayedBody:
             return {"type": "http.request", "body": body, "more_body": False}
         message = await self._receive()
         if message["type"] == "http.disconnect":
-            await self.answer_complete.wait()
+            await self.may_tell.wait()
         return message
 
 

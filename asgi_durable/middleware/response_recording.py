@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import Iterable
 
@@ -10,7 +11,13 @@ from asgi_durable.errors import DurableError
 from asgi_durable.middleware.asgi import Headers, Message, Send, header_values
 from asgi_durable.middleware.problem_details import send_problem
 
-__all__ = ["ResponseRecorder", "decode_headers", "encode_headers"]
+__all__ = [
+    "REPLAYED_HEADER",
+    "ResponseRecorder",
+    "decode_headers",
+    "encode_headers",
+    "with_marks",
+]
 
 # What only concerns the connection, the moment or one client's session.
 _NOT_KEPT = frozenset(
@@ -35,6 +42,9 @@ _NOT_KEPT = frozenset(
 )
 # Answers about the moment or the sender, not about the request.
 _NEVER_FINAL = frozenset({401, 403, 407, 408, 421, 425, 429})
+# The client is to send the same request elsewhere, with the same key.
+_ASKS_AGAIN = frozenset({307, 308})
+REPLAYED_HEADER = b"idempotent-replayed"
 
 
 class ResponseRecorder:
@@ -43,23 +53,35 @@ class ResponseRecorder:
     Nothing reaches the client before the answer is committed, except where it cannot be kept:
     an event stream, or a body longer than the limit, passes through as it is produced.
 
+    Args:
+        request: What the answer is committed to.
+        send: Where the messages go.
+        max_body_bytes: A longer body is not kept.
+        added_headers: Put on the answer, in place of the app's own of the same names.
+        sending: Set once the client gets to see something.
+
     Attributes:
         complete: True once the client has been answered in full.
-        client_gone: Set to True to send nothing more.
     """
 
     def __init__(
-        self, request: RequestRun, send: Send, *, max_body_bytes: int, added_headers: Headers
+        self,
+        request: RequestRun,
+        send: Send,
+        *,
+        max_body_bytes: int,
+        added_headers: Headers,
+        sending: asyncio.Event,
     ) -> None:
         self._request = request
         self._send = send
+        self._sending = sending
         self._max_body_bytes = max_body_bytes
         self._added_headers = added_headers
         self._start: Message | None = None
         self._start_sent = False
         self._body = bytearray()
         self.complete = False
-        self.client_gone = False
 
     async def send(self, message: Message) -> None:
         """Take the app's next message."""
@@ -67,7 +89,7 @@ class ResponseRecorder:
         if kind == "http.response.start":
             self._start = message
         elif kind != "http.response.body" or self._start is None or self.complete:
-            await self._forward(message)
+            await self._send(message)
         else:
             self._body += message.get("body", b"")
             if not message.get("more_body", False):
@@ -79,7 +101,8 @@ class ResponseRecorder:
         """Answer with an error of the library's, unless the client has an answer already."""
         if not self._start_sent:
             self._start_sent = True
-            await send_problem(self._forward, error, headers=self._added_headers)
+            self._sending.set()
+            await send_problem(self._send, error, headers=self._added_headers)
         self.complete = True
 
     def _cannot_be_kept(self, start: Message) -> bool:
@@ -102,7 +125,7 @@ class ResponseRecorder:
         status = start["status"]
         if status >= 500:
             await self._request.leave_for_retry()
-        elif status < 400 or (self._request.has_recorded and status not in _NEVER_FINAL):
+        elif self._is_final(status):
             body = None if self._cannot_be_kept(start) else bytes(self._body)
             await self._request.finish(status, encode_headers(start.get("headers", ())), body)
         elif self._request.has_recorded:
@@ -110,18 +133,26 @@ class ResponseRecorder:
         else:
             await self._request.forget()
 
+    def _is_final(self, status: int) -> bool:
+        if status in _ASKS_AGAIN:
+            return self._request.has_recorded
+        return status < 400 or (self._request.has_recorded and status not in _NEVER_FINAL)
+
     async def _send_body(self, start: Message, *, more: bool) -> None:
         if not self._start_sent:
             self._start_sent = True
-            headers = [*start.get("headers", ()), *self._added_headers]
-            await self._forward({**start, "headers": headers})
+            self._sending.set()
+            headers = with_marks(start.get("headers", ()), self._added_headers)
+            await self._send({**start, "headers": headers})
         chunk = bytes(self._body)
         self._body.clear()
-        await self._forward({"type": "http.response.body", "body": chunk, "more_body": more})
+        await self._send({"type": "http.response.body", "body": chunk, "more_body": more})
 
-    async def _forward(self, message: Message) -> None:
-        if not self.client_gone:
-            await self._send(message)
+
+def with_marks(headers: Iterable[tuple[bytes, bytes]], marks: Headers) -> Headers:
+    """Return an answer's headers with those of the library's, which an app may pass on."""
+    ours = {REPLAYED_HEADER, *(name for name, _ in marks)}
+    return [*((name, value) for name, value in headers if name.lower() not in ours), *marks]
 
 
 def encode_headers(headers: Iterable[tuple[bytes, bytes]]) -> bytes:

@@ -26,8 +26,8 @@ class Lifecycle(Protocol):
     async def open(self, executor_id: str) -> None:
         """Connect, create or migrate the tables, and take over what dead executors left.
 
-        Afterwards every PENDING workflow of a function belongs to *executor_id*, with one
-        attempt more, and every PENDING request belongs to nobody, until its retry claims it.
+        Afterwards every PENDING workflow of a function belongs to *executor_id*, and every
+        PENDING request belongs to nobody, until its retry claims it.
 
         Raises:
             StorageError: The database cannot be used; the message names it.

@@ -8,14 +8,14 @@ from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, contextmanager
 from typing import Any, TypeVar
-from weakref import WeakKeyDictionary
 
 import sqlalchemy as sa
 from sqlalchemy.engine import RowMapping
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncSession, create_async_engine
 
-from asgi_durable.errors import StorageError
+from asgi_durable.errors import DurableUsageError, StorageError
+from asgi_durable.per_loop import PerLoop
 from asgi_durable.storage import tables
 from asgi_durable.storage.protocol import SlotTakenError, StepSlot
 from asgi_durable.storage.records import (
@@ -46,6 +46,13 @@ class SQLiteTransaction:
         # Invariant: the application's rows are flushed before the record, and both are in
         # the transaction that `SQLiteStorage.transaction` commits.
         await self.session.commit()
+        raw = await self._connection.get_raw_connection()
+        if raw.driver_connection is None or not raw.driver_connection.in_transaction:
+            msg = (
+                "a transaction was ended behind the session's back, by a COMMIT or ROLLBACK in "
+                "SQL or of its connection; use durable.session.commit() or leave it out"
+            )
+            raise DurableUsageError(msg)
         values = {column.name: getattr(step, column.name) for column in tables.steps.columns}
         await self._connection.execute(sa.insert(tables.steps).values(values))
 
@@ -65,27 +72,29 @@ class SQLiteStorage:
         self._lock = SQLiteFileLock(self._file)
         # Not the loop's default pool: the application may fill that one up.
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="asgi-durable-sqlite")
-        self._turns: WeakKeyDictionary[asyncio.AbstractEventLoop, asyncio.Lock] = (
-            WeakKeyDictionary()
-        )
+        self._turns = PerLoop(asyncio.Lock)
         self._writer: SQLiteWriter | None = None
         self._engine: AsyncEngine | None = None
 
     async def open(self, executor_id: str) -> None:
         try:
             await self._on_thread(lambda: self._open(executor_id))
+            self._engine = _create_engine(self._file)
         except BaseException:
+            # The thread may be opening still where this was cancelled: close after it.
+            self._thread.submit(self._close_files)
             self._thread.shutdown(wait=False)
             raise
-        self._engine = _create_engine(self._file)
 
     async def close(self) -> None:
         if self._engine is None:
             return
         engine, self._engine = self._engine, None
-        await engine.dispose()
-        await self._on_thread(self._close)
-        self._thread.shutdown(wait=False)
+        try:
+            await engine.dispose()
+            await self._on_thread(self._close)
+        finally:
+            self._thread.shutdown(wait=False)
 
     async def commit(self, batch: Sequence[Write]) -> list[Outcome]:
         writer = _opened(self._writer)
@@ -161,7 +170,11 @@ class SQLiteStorage:
 
     def _open(self, executor_id: str) -> None:
         file = self._file
-        if not file.path.parent.is_dir():
+        try:
+            folder_exists = file.path.parent.is_dir()
+        except OSError as error:
+            raise StorageError(str(error)) from error
+        if not folder_exists:
             msg = f"{file.path}: the folder {file.path.parent} does not exist"
             raise StorageError(msg)
         self._lock.acquire()
@@ -175,10 +188,13 @@ class SQLiteStorage:
             raise
 
     def _close(self) -> None:
-        if self._writer is not None:
-            with naming_errors(str(self._file.path)):
-                self._writer.retire()
-        self._close_files()
+        try:
+            if self._writer is not None:
+                with naming_errors(str(self._file.path)):
+                    self._writer.retire()
+        finally:
+            # A row that stays does no harm: the next to open the file declares it dead.
+            self._close_files()
 
     def _close_files(self) -> None:
         if self._writer is not None:
@@ -197,7 +213,7 @@ class SQLiteStorage:
         SQLite has one writer at a time; waiting for it in its busy handler means sleeping and
         has no order. Event loops beyond the first, and other processes, still wait there.
         """
-        return self._turns.setdefault(asyncio.get_running_loop(), asyncio.Lock())
+        return self._turns.get()
 
     @asynccontextmanager
     async def _reading(self) -> AsyncIterator[AsyncConnection]:

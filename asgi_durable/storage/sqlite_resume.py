@@ -19,8 +19,8 @@ _LOG = (
 )
 _DELETE_STEP = f"DELETE FROM {tables.steps.name} WHERE workflow_id = ? AND step_number = ?"
 _REOPEN_WORKFLOW = (
-    f"UPDATE {tables.workflows.name} SET state = 'PENDING', error = NULL, executor_id = ?, "
-    "attempts = attempts + 1 WHERE workflow_id = ?"
+    f"UPDATE {tables.workflows.name} SET state = 'PENDING', error = NULL, executor_id = ? "
+    "WHERE workflow_id = ?"
 )
 
 

@@ -31,6 +31,7 @@ from asgi_durable.storage.writes import (
     Outcome,
     OutcomeKind,
     RecordStep,
+    ResumeWorkflow,
     StartWorkflow,
     Write,
 )
@@ -73,6 +74,9 @@ SELECT_STEP = (
 TAKE_REQUEST = (
     f"UPDATE {tables.workflows.name} SET executor_id = ?, attempts = attempts + 1, "
     "request_id = ?, updated_at_us = ? WHERE workflow_id = ?"
+)
+RESUME_WORKFLOW = (
+    f"UPDATE {tables.workflows.name} SET attempts = attempts + 1, updated_at_us = ? WHERE {_OWNED}"
 )
 FORGET_REQUEST = (
     f"DELETE FROM {tables.workflows.name} WHERE {_OWNED} "
@@ -134,9 +138,9 @@ class SQLiteWriter:
             self._cursor.execute(f"DELETE FROM {tables.executors.name}")
             self._cursor.execute(_insert(tables.executors), (self._executor_id, now))
             self._cursor.execute(
-                f"UPDATE {tables.workflows.name} SET attempts = attempts + 1, executor_id = ?, "
-                "updated_at_us = ? WHERE state = 'PENDING' AND fingerprint IS NULL",
-                (self._executor_id, now),
+                f"UPDATE {tables.workflows.name} SET executor_id = ? "
+                "WHERE state = 'PENDING' AND fingerprint IS NULL",
+                (self._executor_id,),
             )
             self._cursor.execute(
                 f"UPDATE {tables.workflows.name} SET executor_id = NULL "
@@ -153,16 +157,26 @@ class SQLiteWriter:
     def commit(self, batch: Sequence[Write]) -> list[Outcome]:
         """Apply a batch in one transaction; see ``StepLog.commit``."""
         try:
-            with self._transaction():
-                return self._apply_together(batch) if self._is_alive() else _fenced(batch)
+            return self._commit(batch, self._apply_together)
         except (_NotAllAppliedError, *_BAD_ROW) as error:
-            failure = storage_error(error, str(self._file.path))
-            if failure is not None:
-                raise failure from error
+            self._raise_failure(error)
+        try:
+            return self._commit(batch, self._apply_singly)
+        except sqlite3.Error as error:
+            self._raise_failure(error)
+            raise
+
+    def _commit(
+        self, batch: Sequence[Write], apply: Callable[[Sequence[Write]], list[Outcome]]
+    ) -> list[Outcome]:
         with self._transaction():
-            if not self._is_alive():
-                return _fenced(batch)
-            return [self._apply_alone(write) for write in batch]
+            return apply(batch) if self._is_alive() else [FENCED] * len(batch)
+
+    def _raise_failure(self, error: Exception) -> None:
+        """Raise the library's error if the database failed; return if a row is to blame."""
+        failure = storage_error(error, str(self._file.path))
+        if failure is not None:
+            raise failure from error
 
     @contextmanager
     def _transaction(self) -> Iterator[None]:
@@ -186,7 +200,7 @@ class SQLiteWriter:
         outcomes = [DONE] * len(batch)
         by_kind: dict[type, list[Any]] = {}
         for index, write in enumerate(batch):
-            if isinstance(write, (ClaimRequest, ForgetRequest)):
+            if isinstance(write, (ClaimRequest, ResumeWorkflow, ForgetRequest)):
                 outcomes[index] = self._apply_alone(write)
             else:
                 by_kind.setdefault(type(write), []).append(write)
@@ -201,6 +215,9 @@ class SQLiteWriter:
         answers = [_response_values(end.response) for end in ends if end.response is not None]
         self._execute_all(INSERT_RESPONSE, answers)
         return outcomes
+
+    def _apply_singly(self, batch: Sequence[Write]) -> list[Outcome]:
+        return [self._apply_alone(write) for write in batch]
 
     def _execute_all(self, statement: str, rows: Iterable[tuple[Any, ...]]) -> None:
         parameters = list(rows)
@@ -258,6 +275,10 @@ class SQLiteWriter:
         same = StepRecord(**dict(zip(_columns(tables.steps), found, strict=True))) == step
         return DONE if same else Outcome(OutcomeKind.CONFLICT)
 
+    def _resume(self, write: ResumeWorkflow) -> Outcome:
+        parameters = (write.resumed_at_us, write.workflow_id, write.executor_id)
+        return DONE if self._changes(RESUME_WORKFLOW, parameters) else FENCED
+
     def _finish(self, write: FinishWorkflow) -> Outcome:
         if not self._changes(FINISH_WORKFLOW, _finish_parameters(write)):
             existing = self._workflow(write.workflow_id)
@@ -286,13 +307,10 @@ _APPLY: dict[type, Callable[[SQLiteWriter, Any], Outcome]] = {
     StartWorkflow: SQLiteWriter._start,
     ClaimRequest: SQLiteWriter._claim,
     RecordStep: SQLiteWriter._record,
+    ResumeWorkflow: SQLiteWriter._resume,
     FinishWorkflow: SQLiteWriter._finish,
     ForgetRequest: SQLiteWriter._forget,
 }
-
-
-def _fenced(batch: Sequence[Write]) -> list[Outcome]:
-    return [FENCED] * len(batch)
 
 
 def _step_parameters(write: RecordStep) -> tuple[Any, ...]:

@@ -25,6 +25,7 @@ __all__ = [
     "Outcome",
     "OutcomeKind",
     "RecordStep",
+    "ResumeWorkflow",
     "StartWorkflow",
     "Write",
 ]
@@ -47,6 +48,15 @@ class ClaimRequest:
     """
 
     workflow: WorkflowRecord
+
+
+@dataclass(frozen=True, slots=True)
+class ResumeWorkflow:
+    """Count one more execution of a workflow, before it begins."""
+
+    workflow_id: str
+    executor_id: str
+    resumed_at_us: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +88,7 @@ class ForgetRequest:
     executor_id: str
 
 
-Write = StartWorkflow | ClaimRequest | RecordStep | FinishWorkflow | ForgetRequest
+Write = StartWorkflow | ClaimRequest | ResumeWorkflow | RecordStep | FinishWorkflow | ForgetRequest
 
 
 class OutcomeKind(Enum):

@@ -10,18 +10,19 @@ from __future__ import annotations
 
 import asyncio
 import os
+import pathlib
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from pathlib import Path
+from typing import Annotated
 
 import sqlalchemy as sa
 from asgi_durable_fastapi import install
-from fastapi import FastAPI
-from pydantic import BaseModel
+from fastapi import FastAPI, Path
+from pydantic import BaseModel, Field
 
 from asgi_durable import Durable, DurableError, RetryPolicy
 
-OUTBOX = Path(os.environ.get("ORDERS_OUTBOX", "outbox.txt"))
+OUTBOX = pathlib.Path(os.environ.get("ORDERS_OUTBOX", "outbox.txt"))
 DELAY_SECONDS = float(os.environ.get("ORDERS_DELAY", "0"))
 
 durable = Durable(os.environ.get("ASGI_DURABLE_URL", "sqlite:///orders.db"))
@@ -32,13 +33,13 @@ class Order(BaseModel):
 
     user_id: str
     item_id: str
-    quantity: int
+    quantity: Annotated[int, Field(gt=0, le=1000)]
 
 
 class Job(BaseModel):
     """Work that takes longer than a request should."""
 
-    parts: int = 5
+    parts: Annotated[int, Field(gt=0, le=100)] = 5
 
 
 @durable.transaction
@@ -95,7 +96,7 @@ async def create_order(order: Order) -> dict[str, str]:
 
 @app.get("/orders/{order_id}")
 @durable.transaction
-async def get_order(order_id: int) -> dict[str, object]:
+async def get_order(order_id: Annotated[int, Path(gt=0, lt=2**63)]) -> dict[str, object]:
     """Read an order; outside a keyed request this is a plain transaction."""
     result = await durable.session.execute(
         sa.text("SELECT id, user_id, item_id, quantity FROM orders WHERE id = :id"),

@@ -128,10 +128,23 @@ async def test_an_app_without_lifespan_support_works(app) -> None:
 async def test_a_database_that_cannot_be_opened_fails_the_start_with_a_sentence() -> None:
     engine, server = Engine(error=StorageError("orders.db: no room")), Server()
 
-    await server.run(LifespanMiddleware(app_with_lifespan(engine), engine))
+    with pytest.raises(StorageError):
+        await server.run(LifespanMiddleware(app_with_lifespan(engine), engine))
 
     assert server.sent == [{"type": "lifespan.startup.failed", "message": "orders.db: no room"}]
     assert engine.log == ["engine starts"]
+
+
+async def test_any_error_fails_the_start() -> None:
+    engine, server = Engine(error=OSError("name too long")), Server()
+
+    with pytest.raises(OSError, match="name too long"):
+        await server.run(LifespanMiddleware(app_with_lifespan(engine), engine))
+    result = await exchange(LifespanMiddleware(returns_at_once, engine), http_scope())
+
+    assert server.types == ["lifespan.startup.failed"]
+    assert result.status == 500
+    assert b"name too long" not in result.body
 
 
 async def test_an_app_that_fails_to_start_stops_the_engine() -> None:

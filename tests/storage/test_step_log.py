@@ -12,6 +12,7 @@ from asgi_durable.storage.writes import (
     ClaimRequest,
     ForgetRequest,
     OutcomeKind,
+    ResumeWorkflow,
     StartWorkflow,
 )
 from support.records import EXECUTOR, record, request, response, step, success, workflow
@@ -150,10 +151,21 @@ async def test_opening_takes_over_functions_and_frees_requests(
     assert taken is not None
     assert freed is not None
     assert over is not None
-    assert (taken.executor_id, taken.attempts) == ("executor-2", 2)
-    assert (freed.executor_id, freed.attempts) == (None, 1)
-    assert over.attempts == 1
+    assert taken.executor_id == "executor-2"
+    assert freed.executor_id is None
+    assert over.executor_id == EXECUTOR
     assert pending == ["a"]
+
+
+async def test_a_resumed_workflow_counts_its_executions(storage: Storage) -> None:
+    await storage.commit([StartWorkflow(workflow())])
+
+    assert await kinds(storage, ResumeWorkflow("w", EXECUTOR, 8)) == [DONE]
+    assert await kinds(storage, ResumeWorkflow("w", "other", 9)) == [FENCED]
+
+    found = await storage.get_workflow("w")
+    assert found is not None
+    assert (found.attempts, found.updated_at_us) == (2, 8)
 
 
 async def test_pending_workflows_come_in_pages(storage: Storage) -> None:

@@ -21,6 +21,11 @@ class Gate:
         self.reached.set()
         await self._opened.wait()
 
+    @property
+    def is_open(self) -> bool:
+        """True once everybody may pass."""
+        return self._opened.is_set()
+
     def open(self) -> None:
         """Let everybody pass."""
         self._opened.set()

@@ -1,0 +1,35 @@
+"""Telling a workflow that was cancelled from an event loop that is being shut down."""
+
+from __future__ import annotations
+
+import asyncio
+
+from asgi_durable.per_loop import PerLoop
+
+__all__ = ["LoopGuards"]
+
+
+class LoopGuards:
+    """Keeps a task on every event loop that only waits to be cancelled.
+
+    ``asyncio.run`` ends by cancelling all tasks before any of them gets a turn. So when a
+    run's code sees a cancellation and the guard is being cancelled as well, the loop ends,
+    and what that code does about it is no outcome.
+    """
+
+    def __init__(self) -> None:
+        self._guards = PerLoop(lambda: asyncio.get_running_loop().create_task(_wait()))
+
+    def watch(self) -> asyncio.Task[None]:
+        """Return the running event loop's guard."""
+        return self._guards.get()
+
+    async def dismiss(self) -> None:
+        """End the running event loop's guard; nothing runs there any more."""
+        guard = self._guards.get()
+        guard.cancel()
+        await asyncio.wait([guard])
+
+
+async def _wait() -> None:
+    await asyncio.get_running_loop().create_future()

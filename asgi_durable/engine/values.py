@@ -1,0 +1,70 @@
+"""Outcomes on their way into the log and back."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from asgi_durable.codec import Codec
+from asgi_durable.errors import (
+    DecodeError,
+    EncodeError,
+    RemoteError,
+    StorageError,
+    WorkflowInterruptedError,
+)
+
+if TYPE_CHECKING:
+    from asgi_durable.engine.run import Run
+
+__all__ = ["decode_recorded", "encode_error", "error_to_raise", "is_infrastructure_error"]
+
+MAX_MESSAGE_CHARACTERS = 10_000
+
+
+def encode_error(codec: Codec, error: Exception) -> bytes:
+    """Return an error as bytes, whatever it holds."""
+    try:
+        return codec.encode(error)
+    except EncodeError:
+        kind = type(error)
+        name = f"{kind.__module__}:{kind.__qualname__}"
+        return codec.encode(RemoteError(name, _text(error)[:MAX_MESSAGE_CHARACTERS]))
+
+
+def error_to_raise(codec: Codec, encoded: bytes, original: Exception) -> Exception:
+    """Return the error as a replay will see it, with the traceback of its first appearance."""
+    error: Exception = codec.decode(encoded)
+    return error.with_traceback(original.__traceback__)
+
+
+def decode_recorded(run: Run, output: bytes | None, error: bytes | None) -> Any:
+    """Return what a record of a run's log holds, or raise the error that it holds.
+
+    Invariant: a record that this process cannot read is no outcome of the workflow's. The
+    run stops, and code that knows the record's classes goes on with it.
+    """
+    codec = run.services.registry.codec
+    try:
+        value = codec.decode(output or b"null") if error is None else codec.decode(error)
+    except DecodeError as failure:
+        raise run.stop(failure) from failure
+    if error is not None:
+        raise value
+    return value
+
+
+def is_infrastructure_error(error: BaseException) -> bool:
+    """Tell whether an error says nothing about the application's work.
+
+    Invariant: such an error is never recorded as an outcome, alone or in a group.
+    """
+    if isinstance(error, BaseExceptionGroup):
+        return any(is_infrastructure_error(member) for member in error.exceptions)
+    return isinstance(error, (StorageError, WorkflowInterruptedError))
+
+
+def _text(error: Exception) -> str:
+    try:
+        return str(error)
+    except Exception:  # __str__ is the application's code
+        return ""
