@@ -7,6 +7,7 @@ import dataclasses
 import datetime
 import decimal
 import enum
+import ipaddress
 import math
 import pathlib
 import threading
@@ -18,7 +19,7 @@ import pytest
 from asgi_durable import DecodeError, EncodeError, JsonCodec
 from hypothesis import given
 from hypothesis import strategies as st
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, Field, HttpUrl
 
 
 class Colour(enum.Enum):
@@ -91,6 +92,10 @@ VALUES: list[Any] = [
     datetime.datetime(2026, 10, 25, 2, 30, tzinfo=BERLIN, fold=1),
     datetime.datetime(2026, 1, 1, tzinfo=datetime.timezone.utc),
     datetime.timedelta(days=-1, microseconds=5),
+    datetime.time(1, 2, tzinfo=BERLIN),
+    ipaddress.ip_address("127.0.0.1"),
+    ipaddress.ip_address("::1"),
+    HttpUrl("https://example.org/a?b=c"),
     uuid.UUID(int=5),
     decimal.Decimal("1.10"),
     pathlib.Path("a/b"),
@@ -111,7 +116,7 @@ VALUES: list[Any] = [
 @pytest.fixture
 def codec() -> JsonCodec:
     codec = JsonCodec()
-    for hint in (Person, Order, Level, Right, Point):
+    for hint in (Person, Order, Level, Right, Point, HttpUrl):
         codec.register(hint)
     return codec
 
@@ -215,6 +220,24 @@ def test_a_value_that_contains_itself_is_refused() -> None:
 
     with pytest.raises(EncodeError, match="nested"):
         JsonCodec().encode(value)
+
+
+class App:
+    def __init__(self) -> None:
+        self.me = self
+
+
+def test_an_object_that_refers_to_itself_is_refused() -> None:
+    with pytest.raises(EncodeError, match="App"):
+        JsonCodec().encode({"app": App()})
+
+
+def test_a_member_that_was_never_set_is_refused(codec: JsonCodec) -> None:
+    person = Person("n", [])
+    del person.name
+
+    with pytest.raises(EncodeError, match="name"):
+        codec.encode(person)
 
 
 def test_a_value_over_the_limit_is_refused() -> None:

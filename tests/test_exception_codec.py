@@ -112,6 +112,41 @@ def test_a_local_class_comes_back_as_remote_error() -> None:
     assert str(restored).endswith("LocalError: here")
 
 
+def test_exceptions_that_refer_to_each_other_have_an_end() -> None:
+    error = Holder(None)
+    error.thing = error.other = error  # type: ignore[attr-defined]
+    error.__cause__ = Holder(error)
+
+    restored = through_the_log(error)
+
+    assert type(restored) is Holder
+    assert str(restored.thing) == "holds a thing"
+
+
+def test_a_chain_that_is_kept_twice_stays_small() -> None:
+    error = raised(ValueError("first"))
+    for number in range(30):
+        error = raised(Holder(error), error)
+        error.args = (f"level {number}",)
+
+    assert len(JsonCodec().encode(error)) < 1_000_000
+
+
+class Falsy(Exception):  # noqa: N818
+    def __len__(self) -> int:
+        return 0
+
+
+class Frozen(Exception):  # noqa: N818
+    def __setattr__(self, name: str, value: object) -> None:
+        raise AttributeError(name)
+
+
+@pytest.mark.parametrize("cls", [Falsy, Frozen])
+def test_a_class_with_odd_manners_comes_back(cls: type[Exception]) -> None:
+    assert type(through_the_log(cls("x"))) is cls
+
+
 def test_text_that_cannot_be_made_does_not_break_the_log() -> None:
     restored = through_the_log(OddText())
 

@@ -159,10 +159,9 @@ class Requests:
             if active is self._active.find(workflow_id):
                 same = active.workflow.fingerprint == fingerprint
                 return InProgress() if same else KeyReused()
-        await wait_for(run, run.claimed)
-        if not run.done.done():
+        if await wait_for(run, run.claimed):
             return Claimed(run.done)
-        ending = run.done.result()
+        ending = await wait_for(run, run.done)
         if isinstance(ending, Interrupted) and isinstance(ending.error, _RefusedError):
             return await self._explain(ending.error.existing, fingerprint)
         if isinstance(ending, Interrupted) and isinstance(ending.error, StorageError):
@@ -178,7 +177,7 @@ class Requests:
             for stored in await self._services.storage.load_runs([run.workflow_id]):
                 run.load(stored)
         request = RequestRun(run, self._active)
-        run.claimed.set_result(None)
+        run.claimed.set_result(True)
         await handler(request)
         if request.ending is not None:
             return request.ending

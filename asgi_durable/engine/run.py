@@ -72,7 +72,8 @@ class Run:
 
     Attributes:
         workflow: Its row, as of this execution.
-        claimed: Settled once it is known whether this execution may go on.
+        claimed: True once the workflow is durable and this execution's to run; False if it
+            ended before that.
         ended: The ending once the body is over; it may not be durable yet.
         done: The ending once it is durable.
         stopped: Set when the execution must not go on.
@@ -84,7 +85,7 @@ class Run:
         self.services = services
         self.workflow = workflow
         self.loop = loop
-        self.claimed: asyncio.Future[None] = loop.create_future()
+        self.claimed: asyncio.Future[bool] = loop.create_future()
         self.ended: asyncio.Future[Ending] = loop.create_future()
         self.done: asyncio.Future[Ending] = loop.create_future()
         self.stopped: Interrupted | None = None
@@ -276,7 +277,7 @@ class Run:
     def end(self, ending: Ending) -> None:
         """Publish how the body ended."""
         self.closed = True
-        _settle_once(self.claimed, None)
+        _settle_once(self.claimed, False)
         _settle_once(self.ended, ending)
 
     def finish(self, ending: Ending) -> None:

@@ -14,7 +14,7 @@ from asgi_durable.engine.values import (
     decode_recorded,
     encode_error,
     error_to_raise,
-    is_infrastructure_error,
+    infrastructure_error_in,
 )
 from asgi_durable.errors import (
     EncodeError,
@@ -54,8 +54,9 @@ async def run_step(
         value = await _attempt_until_done(definition, args, kwargs)
         output = registry.codec.encode(value)
     except Exception as error:
-        if is_infrastructure_error(error):
-            raise run.stop(error, goes_on=True) from error
+        outage = infrastructure_error_in(error)
+        if outage is not None:
+            raise run.stop(outage, goes_on=True) from error
         failure = error
     else:
         run.record_step(number, definition.name, digest, output=output, error=None)
@@ -89,7 +90,7 @@ async def _attempt_until_done(
 
 
 def _may_retry(policy: RetryPolicy, error: Exception) -> bool:
-    pointless = is_infrastructure_error(error) or isinstance(error, EncodeError)
+    pointless = infrastructure_error_in(error) is not None or isinstance(error, EncodeError)
     return not pointless and policy.wants_retry_of(error)
 
 

@@ -14,7 +14,7 @@ from asgi_durable.engine.values import (
     decode_recorded,
     encode_error,
     error_to_raise,
-    is_infrastructure_error,
+    infrastructure_error_in,
 )
 from asgi_durable.errors import StorageUnavailableError, WorkflowInterruptedError
 from asgi_durable.storage.protocol import SlotTakenError, StepSlot
@@ -68,8 +68,9 @@ async def run_transaction(
     try:
         step = await _commit_with_patience(run, definition, (number, digest), args, kwargs)
     except Exception as error:
-        if is_infrastructure_error(error):
-            raise run.stop(error, goes_on=isinstance(error, StorageUnavailableError)) from error
+        outage = infrastructure_error_in(error)
+        if outage is not None:
+            raise run.stop(outage, goes_on=isinstance(outage, StorageUnavailableError)) from error
         failure = error
     else:
         return decode_recorded(run, step.output, step.error)

@@ -16,7 +16,7 @@ from asgi_durable.errors import (
 if TYPE_CHECKING:
     from asgi_durable.engine.run import Run
 
-__all__ = ["decode_recorded", "encode_error", "error_to_raise", "is_infrastructure_error"]
+__all__ = ["decode_recorded", "encode_error", "error_to_raise", "infrastructure_error_in"]
 
 MAX_MESSAGE_CHARACTERS = 10_000
 
@@ -53,14 +53,18 @@ def decode_recorded(run: Run, output: bytes | None, error: bytes | None) -> Any:
     return value
 
 
-def is_infrastructure_error(error: BaseException) -> bool:
-    """Tell whether an error says nothing about the application's work.
+def infrastructure_error_in(error: BaseException) -> Exception | None:
+    """Return the error, or the one in a group, that says nothing about the application's work.
 
-    Invariant: such an error is never recorded as an outcome, alone or in a group.
+    Invariant: such an error is never recorded as an outcome.
     """
-    if isinstance(error, BaseExceptionGroup):
-        return any(is_infrastructure_error(member) for member in error.exceptions)
-    return isinstance(error, (StorageError, WorkflowInterruptedError))
+    if isinstance(error, (StorageError, WorkflowInterruptedError)):
+        return error
+    for member in error.exceptions if isinstance(error, BaseExceptionGroup) else ():
+        found = infrastructure_error_in(member)
+        if found is not None:
+            return found
+    return None
 
 
 def _text(error: Exception) -> str:

@@ -14,7 +14,7 @@ from asgi_durable.context import current_request
 from asgi_durable.engine.active_runs import ActiveRuns, wait_for
 from asgi_durable.engine.registry import WorkflowDefinition
 from asgi_durable.engine.run import Ending, Finished, Interrupted, Run, Services, finished
-from asgi_durable.engine.values import decode_recorded, encode_error, is_infrastructure_error
+from asgi_durable.engine.values import decode_recorded, encode_error, infrastructure_error_in
 from asgi_durable.errors import (
     DecodeError,
     DurableUsageError,
@@ -140,9 +140,8 @@ class Workflows:
         begun = await self.begin(call)
         if isinstance(begun, WorkflowRecord):
             return begun.workflow_id
-        await wait_for(begun, begun.claimed)
-        if begun.done.done():
-            ending = begun.done.result()
+        if not await wait_for(begun, begun.claimed):
+            ending = await wait_for(begun, begun.done)
             if isinstance(ending, Interrupted):
                 raise ending.error
         return begun.workflow_id
@@ -163,7 +162,7 @@ class Workflows:
         """
         run = Run(self._services, stored.workflow)
         run.load(stored)
-        run.claimed.set_result(None)
+        run.claimed.set_result(True)
         drive = self._drive_resumed(run)
         return run if self._active.launch(run, drive, context=contextvars.Context()) else None
 
@@ -213,7 +212,7 @@ class Workflows:
         if not call.awaited:
             # Who starts a workflow is told its id, so the start must be durable by then.
             await run.settle()
-        run.claimed.set_result(None)
+        run.claimed.set_result(True)
         return await self._drive_body(run, call.definition, call.args, call.kwargs)
 
     async def _drive_claimed(self, run: Run, call: Call) -> Ending:
@@ -222,7 +221,7 @@ class Workflows:
         if outcome.kind is OutcomeKind.CONFLICT and outcome.existing is not None:
             return await self._drive_existing(run, call, outcome.existing)
         run.check(outcome)
-        run.claimed.set_result(None)
+        run.claimed.set_result(True)
         return await self._drive_body(run, call.definition, call.args, call.kwargs)
 
     async def _drive_existing(self, run: Run, call: Call, existing: WorkflowRecord) -> Ending:
@@ -244,7 +243,7 @@ class Workflows:
             return Interrupted(WorkflowInterruptedError(run.workflow_id, "its row is gone"))
         run.load(stored[0])
         if not run.claimed.done():
-            run.claimed.set_result(None)
+            run.claimed.set_result(True)
         if run.workflow.is_final:
             return finished(run.workflow)
         await self._count_attempt(run)
@@ -346,8 +345,9 @@ async def _ending_of(run: Run, body: Callable[[], Coroutine[Any, Any, Any]]) -> 
             raise
         return run.stopped
     except Exception as error:
-        if is_infrastructure_error(error):
-            run.stop(error, goes_on=True)
+        outage = infrastructure_error_in(error)
+        if outage is not None:
+            run.stop(outage, goes_on=True)
         ending = Finished(WorkflowState.ERROR, None, encode_error(codec, error))
     # Invariant: asked last. What a stopped run's code makes of it is no outcome.
     interruption = run.interruption()

@@ -74,12 +74,12 @@ class SQLiteStorage:
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="asgi-durable-sqlite")
         self._turns = PerLoop(asyncio.Lock)
         self._writer: SQLiteWriter | None = None
-        self._engine: AsyncEngine | None = None
+        self._engines: _Engines | None = None
 
     async def open(self, executor_id: str) -> None:
         try:
             await self._on_thread(lambda: self._open(executor_id))
-            self._engine = _create_engine(self._file)
+            self._engines = await _Engines.create(self._file)
         except BaseException:
             # The thread may be opening still where this was cancelled: close after it.
             self._thread.submit(self._close_files)
@@ -87,11 +87,11 @@ class SQLiteStorage:
             raise
 
     async def close(self) -> None:
-        if self._engine is None:
+        if self._engines is None:
             return
-        engine, self._engine = self._engine, None
+        engines, self._engines = self._engines, None
         try:
-            await engine.dispose()
+            await engines.dispose()
             await self._on_thread(self._close)
         finally:
             self._thread.shutdown(wait=False)
@@ -153,7 +153,7 @@ class SQLiteStorage:
     async def transaction(self, slot: StepSlot | None) -> AsyncIterator[SQLiteTransaction]:
         async with self._turn():
             with self._translating_errors():
-                async with _opened(self._engine).connect() as connection:
+                async with _opened(self._engines).here().connect() as connection:
                     await connection.exec_driver_sql("BEGIN IMMEDIATE")
                     if slot is not None:
                         await _check_slot(connection, slot)
@@ -218,7 +218,7 @@ class SQLiteStorage:
     @asynccontextmanager
     async def _reading(self) -> AsyncIterator[AsyncConnection]:
         with self._translating_errors():
-            async with _opened(self._engine).connect() as connection:
+            async with _opened(self._engines).here().connect() as connection:
                 yield connection
 
     async def _select(self, statement: sa.Select[Any]) -> Sequence[RowMapping]:
@@ -238,10 +238,42 @@ class SQLiteStorage:
             raise failure from error
 
 
-def _create_engine(file: SQLiteFile) -> AsyncEngine:
+class _Engines:
+    """SQLAlchemy's engines: a pool for one event loop, single connections for any other.
+
+    A pool of SQLAlchemy's belongs to one event loop. An application without a lifespan may be
+    called on others, even at once.
+    """
+
+    def __init__(self, file: SQLiteFile) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._pooled = _create_engine(file)
+        self._single = _create_engine(file, poolclass=sa.NullPool)
+
+    @classmethod
+    async def create(cls, file: SQLiteFile) -> _Engines:
+        """Make both, and let them do what they do on their first connection."""
+        engines = cls(file)
+        for engine in (engines._pooled, engines._single):
+            async with engine.connect():
+                pass
+        return engines
+
+    def here(self) -> AsyncEngine:
+        """Return the engine for the running event loop."""
+        return self._pooled if asyncio.get_running_loop() is self._loop else self._single
+
+    async def dispose(self) -> None:
+        """Close all connections."""
+        await self._pooled.dispose()
+        await self._single.dispose()
+
+
+def _create_engine(file: SQLiteFile, **options: Any) -> AsyncEngine:
     engine = create_async_engine(
         sa.URL.create("sqlite+aiosqlite", database=str(file.path)),
         connect_args={"timeout": file.busy_timeout_seconds, "isolation_level": None},
+        **options,
     )
 
     @sa.event.listens_for(engine.sync_engine, "connect")

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import sqlalchemy as sa
-from asgi_durable import Durable, StorageUnavailableError
+from asgi_durable import Durable, StorageUnavailableError, WorkflowNotFoundError
 from asgi_durable.engine import recovery
 
 pytestmark = pytest.mark.anyio
@@ -173,6 +173,90 @@ async def test_a_full_database_is_a_503_and_the_work_goes_on_when_there_is_room(
 
     assert await durable.options(workflow_id="w").run_workflow(work) == 100_000
     assert runs.count(1) == 1
+
+
+async def test_a_child_of_a_workflow_that_never_began_does_not_run(
+    durable: Durable, locked
+) -> None:
+    runs: list[str] = []
+
+    @durable.step
+    async def step() -> None:
+        runs.append("step")
+
+    @durable.workflow
+    async def child() -> None:
+        await step()
+
+    @durable.workflow
+    async def parent() -> None:
+        # Its own start is with the committer by now.
+        await asyncio.sleep(0.01)
+        await child()
+
+    with locked(), pytest.raises(StorageUnavailableError):
+        await durable.options(workflow_id="p").run_workflow(parent)
+    assert runs == []
+
+    with pytest.raises(WorkflowNotFoundError):
+        await durable.retrieve_workflow("p~0")
+
+
+async def test_a_failing_database_in_a_group_is_no_outcome(durable: Durable, locked) -> None:
+    is_locked = True
+
+    @durable.transaction
+    async def select() -> None:
+        await durable.session.execute(sa.text("SELECT 1"))
+
+    @durable.step(retry=None)
+    async def step() -> str:
+        async with asyncio.TaskGroup() as group:
+            group.create_task(select())
+        return "selected"
+
+    @durable.workflow
+    async def work() -> str:
+        if is_locked:
+            lock.__enter__()
+        return await step()
+
+    lock = locked()
+    with pytest.raises(StorageUnavailableError):
+        await durable.options(workflow_id="w").run_workflow(work)
+    is_locked = False
+    lock.__exit__(None, None, None)
+
+    assert await durable.options(workflow_id="w").run_workflow(work) == "selected"
+
+
+async def test_a_database_that_takes_no_writes_repeats_no_side_effects(
+    durable: Durable, locked
+) -> None:
+    runs: list[str] = []
+
+    @durable.step
+    async def charge() -> str:
+        runs.append("charge")
+        if len(runs) == 1:
+            lock.__enter__()
+        return "charged"
+
+    @durable.workflow
+    async def work() -> str:
+        return await charge()
+
+    lock = locked()
+    with pytest.raises(StorageUnavailableError):
+        await durable.options(workflow_id="w").run_workflow(work)
+    for _ in range(3):
+        with pytest.raises(StorageUnavailableError):
+            await durable.options(workflow_id="w").run_workflow(work)
+    assert runs == ["charge"]
+    lock.__exit__(None, None, None)
+
+    assert await (await durable.retrieve_workflow("w")).get_result(timeout=60) == "charged"
+    assert runs == ["charge"] * 2
 
 
 async def test_a_payload_that_the_database_cannot_hold_fails_alone(durable: Durable) -> None:

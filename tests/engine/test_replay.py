@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
+from typing import Any
 
 import pytest
-from asgi_durable import Durable, NonDeterministicWorkflowError
+from asgi_durable import DecodeError, Durable, NonDeterministicWorkflowError
 from support.interruption import Gate
 
 pytestmark = pytest.mark.anyio
+
+
+@dataclasses.dataclass
+class Parcel:
+    number: int
 
 
 async def test_a_restart_goes_on_after_the_last_recorded_step(url: str) -> None:
@@ -235,6 +242,80 @@ async def test_code_that_left_its_log_is_told_so_and_changes_nothing(
     assert recorded in error.recorded
     assert called in error.called
     assert "'w'" in str(error)
+
+
+@pytest.mark.parametrize("change", ["raises before the end", "another id"])
+async def test_other_ways_of_leaving_the_log_are_noticed(url: str, change: str) -> None:
+    durable = Durable(url, drain_timeout=0.0)
+    gate = Gate()
+    changed = False
+    runs: list[str] = []
+
+    @durable.step
+    async def step() -> None: ...
+
+    @durable.workflow
+    async def child() -> None:
+        runs.append("child")
+
+    @durable.workflow
+    async def work() -> None:
+        if changed and change == "raises before the end":
+            raise ValueError
+        await step()
+        child_id = "other" if changed and change == "another id" else "first"
+        await durable.options(workflow_id=child_id).run_workflow(child)
+        await gate.wait()
+
+    async with durable:
+        await durable.options(workflow_id="w").start_workflow(work)
+        await gate.reached.wait()
+    changed = True
+    async with durable:
+        with pytest.raises(NonDeterministicWorkflowError):
+            await durable.options(workflow_id="w").run_workflow(work)
+        handle = await durable.retrieve_workflow("w")
+        assert (await handle.get_status()).status == "PENDING"
+    assert runs == ["child"]
+
+
+async def test_a_record_that_cannot_be_read_is_no_outcome(url: str) -> None:
+    gate = Gate()
+
+    def build(*, knows_the_class: bool) -> Durable:
+        durable = Durable(url, drain_timeout=0.0)
+
+        @durable.step(name="pack")
+        async def pack() -> Any:
+            return Parcel(5)
+
+        @durable.workflow(name="work")
+        async def work() -> int:
+            parcel = await pack()
+            await gate.wait()
+            number: int = parcel.number
+            return number
+
+        if knows_the_class:
+
+            @durable.step(name="never called")
+            async def weigh(parcel: Parcel) -> None: ...
+
+        return durable
+
+    durable = build(knows_the_class=True)
+    async with durable:
+        await durable.options(workflow_id="w").start_workflow(durable_function(durable))
+        await gate.reached.wait()
+    gate.open()
+    async with build(knows_the_class=False) as ignorant:
+        handle = await ignorant.retrieve_workflow("w")
+        with pytest.raises(DecodeError, match="Parcel"):
+            await handle.get_result(timeout=60)
+        assert (await handle.get_status()).status == "PENDING"
+    # The annotation of a step that this workflow never calls is enough.
+    async with build(knows_the_class=True) as knowing:
+        assert await (await knowing.retrieve_workflow("w")).get_result(timeout=60) == 5
 
 
 async def test_a_divergence_cannot_be_swallowed(url: str) -> None:

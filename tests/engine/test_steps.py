@@ -9,6 +9,7 @@ from asgi_durable import (
     Durable,
     DurableUsageError,
     EncodeError,
+    RemoteError,
     RetryPolicy,
     StepRetriesExhaustedError,
     StepTimeoutError,
@@ -236,6 +237,61 @@ async def test_a_result_that_cannot_be_recorded_is_the_steps_error(durable: Dura
             await durable.options(workflow_id="w").run_workflow(work)
 
     assert len(runs) == 1
+
+
+async def test_any_argument_counts_for_the_digest(durable: Durable) -> None:
+    class Client:
+        def __init__(self) -> None:
+            self.me = self
+
+    @durable.step
+    async def step(client: Client, number: int) -> int:
+        return number
+
+    @durable.workflow
+    async def work() -> int:
+        return await step(Client(), 1)
+
+    assert await work() == 1
+
+
+async def test_an_error_of_any_size_is_recorded(durable: Durable) -> None:
+    @durable.step(retry=None)
+    async def fail() -> None:
+        raise ValueError("x" * 17_000_000)
+
+    @durable.workflow
+    async def work(*, catch: bool) -> str:
+        try:
+            await fail()
+        except RemoteError as error:
+            if not catch:
+                raise
+            return error.type_name
+        return "nothing raised"
+
+    assert await work(catch=True) == "builtins:ValueError"
+    with pytest.raises(RemoteError):
+        await durable.options(workflow_id="w").run_workflow(work, catch=False)
+    assert (await (await durable.retrieve_workflow("w")).get_status()).status == "ERROR"
+
+
+async def test_of_very_many_errors_the_first_and_the_last_are_kept(durable: Durable) -> None:
+    runs = []
+
+    @durable.step(retry=RetryPolicy(max_attempts=250, initial_interval=0.0))
+    async def fail() -> None:
+        runs.append(1)
+        raise ValueError(len(runs))
+
+    @durable.workflow
+    async def work() -> None:
+        await fail()
+
+    with pytest.raises(StepRetriesExhaustedError) as caught:
+        await work()
+    assert (caught.value.attempts, len(caught.value.errors)) == (250, 100)
+    assert [caught.value.errors[n].args for n in (0, -1)] == [(1,), (250,)]
 
 
 async def test_a_function_that_is_not_async_is_refused_at_decoration(durable: Durable) -> None:

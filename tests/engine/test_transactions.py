@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import sqlalchemy as sa
 from asgi_durable import Durable, DurableUsageError, EncodeError
-from sqlalchemy.exc import IntegrityError, OperationalError
+from sqlalchemy.exc import IntegrityError, OperationalError, SQLAlchemyError
 from support.interruption import Gate
 
 pytestmark = pytest.mark.anyio
@@ -278,6 +278,46 @@ async def test_a_workflow_cannot_be_called_in_a_transaction(durable: Durable) ->
     async with asyncio.timeout(30):
         with pytest.raises(DurableUsageError, match="inside"):
             await insert()
+
+
+async def test_a_workflow_cannot_be_waited_for_in_a_transaction(durable: Durable) -> None:
+    gate = Gate()
+
+    @durable.workflow
+    async def other() -> None:
+        await gate.wait()
+
+    handle = await durable.start_workflow(other)
+
+    @durable.transaction
+    async def insert() -> None:
+        await handle.get_result()
+
+    async with asyncio.timeout(30):
+        with pytest.raises(DurableUsageError, match="holds the database"):
+            await insert()
+    gate.open()
+    await handle.get_result()
+
+
+@pytest.mark.parametrize("how", ["sql", "connection"])
+async def test_a_transaction_ended_behind_the_sessions_back_is_told_so(
+    durable: Durable, how: str
+) -> None:
+    @durable.transaction
+    async def insert() -> None:
+        await durable.session.execute(INSERT, {"name": how})
+        if how == "sql":
+            await durable.session.execute(sa.text("COMMIT"))
+        else:
+            await (await durable.session.connection()).commit()
+
+    @durable.workflow
+    async def work() -> None:
+        await insert()
+
+    with pytest.raises((DurableUsageError, SQLAlchemyError)):
+        await work()
 
 
 async def test_many_transactions_at_once_all_commit(durable: Durable, effects) -> None:

@@ -12,6 +12,7 @@ from asgi_durable import (
     DurableUsageError,
     EncodeError,
     WorkflowConflictError,
+    WorkflowInterruptedError,
     WorkflowNotFoundError,
 )
 from support.interruption import Gate
@@ -359,6 +360,40 @@ async def test_the_url_comes_from_the_environment(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setenv("ASGI_DURABLE_URL", "sqlite:///elsewhere.db")
 
     assert Durable().url == "sqlite:///elsewhere.db"
+
+
+async def test_a_call_of_the_wrong_function_leaves_the_workflow_to_recovery(url: str) -> None:
+    durable = Durable(url, drain_timeout=0.0)
+    gate = Gate()
+
+    @durable.workflow
+    async def right() -> str:
+        await gate.wait()
+        return "right"
+
+    @durable.workflow
+    async def wrong() -> None: ...
+
+    async with durable:
+        await durable.options(workflow_id="w").start_workflow(right)
+        await gate.reached.wait()
+    gate.open()
+    async with durable:
+        with pytest.raises(WorkflowConflictError):
+            await durable.options(workflow_id="w").run_workflow(wrong)
+        assert await (await durable.retrieve_workflow("w")).get_result(timeout=60) == "right"
+
+
+async def test_waiting_for_a_workflow_that_is_left_alone_says_why(durable: Durable) -> None:
+    @durable.workflow
+    async def work() -> None:
+        raise asyncio.CancelledError
+
+    handle = await durable.start_workflow(work)
+
+    for _ in range(2):
+        with pytest.raises(WorkflowInterruptedError, match="CancelledError"):
+            await handle.get_result(timeout=60)
 
 
 async def test_the_context_is_none_outside(durable: Durable) -> None:

@@ -133,11 +133,29 @@ def test_a_principal_that_cannot_be_told_is_nobody_elses() -> None:
         principal_of(keyed(), broken)
 
 
+class UserWithoutIdentity:
+    is_authenticated = True
+
+
+@pytest.mark.parametrize("user", [UserWithoutIdentity(), User(""), User(None), User(5)])
+def test_a_user_without_a_name_is_nobody_elses(user: object) -> None:
+    with pytest.raises(PrincipalUnavailableError):
+        principal_of(keyed(user=user), None)
+
+
 def test_ids_do_not_show_the_key() -> None:
     workflow_id = request_workflow_id(b"anonymous", b"secret")
 
     assert "secret" not in workflow_id
     assert len(workflow_id) == 32
+
+
+def test_a_scope_without_a_raw_path_has_a_fingerprint() -> None:
+    scope = http_scope("POST", "/a")
+    del scope["raw_path"]
+    scope["path"] = "/\udcff"
+
+    assert request_fingerprint(scope, b"").startswith("v1:")
 
 
 def test_the_fingerprint_is_over_all_that_a_retry_repeats() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import sqlite3
+import threading
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
@@ -592,6 +593,124 @@ async def test_chunks_within_the_limit_are_kept_as_one_answer(durable: Durable) 
     first, again = [await exchange(wrapped, keyed(), b"{}") for _ in range(2)]
 
     assert (first.body, again.body) == (b"ab", b"ab")
+
+
+async def test_an_event_stream_ends_when_its_client_leaves(durable: Durable) -> None:
+    async def handle(scope, receive, send) -> None:
+        await read_all(receive)
+        headers = [(b"content-type", b"text/event-stream")]
+        await send({"type": "http.response.start", "status": 200, "headers": headers})
+        await send({"type": "http.response.body", "body": b"data: 1\n\n", "more_body": True})
+        assert (await receive())["type"] == "http.disconnect"
+
+    app = App(handle)
+    wrapped = durable.wrap(app)
+    exchanged = Exchange(b"{}")
+    call = asyncio.ensure_future(wrapped(keyed(), exchanged.receive, exchanged.send))
+    await exchanged.answer_began.wait()
+    exchanged.disconnected.set()
+    async with asyncio.timeout(60):
+        await call
+
+    assert exchanged.body == b"data: 1\n\n"
+
+
+async def test_a_stack_inside_another_leaves_the_request_to_it(durable: Durable) -> None:
+    app = App()
+    nested = durable.wrap(durable.wrap(app))
+
+    results = [await exchange(nested, keyed(), b"{}") for _ in range(2)]
+
+    assert [(r.status, r.body) for r in results] == [(200, b"call 1")] * 2
+
+
+@pytest.mark.parametrize("status", [307, 308])
+async def test_a_redirect_of_the_request_itself_does_not_use_its_key_up(
+    durable: Durable, status: int
+) -> None:
+    async def handle(scope, receive, send) -> None:
+        if scope["path"] == "/orders/":
+            await answer(send, b"", status=status, headers=[(b"location", b"/orders")])
+        else:
+            await answer(send, b"ordered")
+
+    wrapped = durable.wrap(App(handle))
+
+    assert (await exchange(wrapped, keyed(path="/orders/"), b"{}")).status == status
+    assert (await exchange(wrapped, keyed(path="/orders"), b"{}")).body == b"ordered"
+
+
+async def test_an_answer_without_a_body_is_replayed_without_a_length(durable: Durable) -> None:
+    async def handle(scope, receive, send) -> None:
+        await answer(send, b"", status=204, headers=[])
+
+    wrapped = durable.wrap(App(handle))
+    results = [await exchange(wrapped, keyed(), b"{}") for _ in range(2)]
+
+    assert [(r.status, r.headers("content-length")) for r in results] == [(204, [])] * 2
+
+
+async def test_marks_that_the_app_passes_on_are_not_taken_for_ours(durable: Durable) -> None:
+    async def handle(scope, receive, send) -> None:
+        marks = [(b"Idempotent-Replayed", b"true"), (b"Idempotency-Key", b"upstream")]
+        await answer(send, headers=marks)
+
+    wrapped = durable.wrap(App(handle))
+    first, again = [await exchange(wrapped, keyed(), b"{}") for _ in range(2)]
+
+    assert (first.headers("idempotent-replayed"), first.headers("idempotency-key")) == ([], ["k"])
+    assert again.headers("idempotent-replayed") == ["true"]
+    assert again.headers("idempotency-key") == ["k"]
+
+
+async def test_a_server_that_gives_up_during_the_claim_is_sent_nothing(
+    durable: Durable,
+) -> None:
+    app = App()
+    wrapped = durable.wrap(app)
+    exchanged = Exchange(b"{}")
+    call = asyncio.ensure_future(wrapped(keyed(), exchanged.receive, exchanged.send))
+    while not call.done() and app.calls == 0:
+        await asyncio.sleep(0)
+        if any("claim" in repr(task.get_coro()) for task in asyncio.all_tasks()):
+            call.cancel()
+        call.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await call
+    while (result := await exchange(wrapped, keyed(), b"{}")).status == 409:
+        await asyncio.sleep(0)
+
+    assert result.body == b"call 1"
+    assert exchanged.sent == []
+
+
+def test_one_key_on_several_event_loops_is_one_execution(url: str) -> None:
+    durable = Durable(url)
+    calls: list[int] = []
+
+    async def handle(scope, receive, send) -> None:
+        calls.append(1)
+        await asyncio.sleep(0)
+        await answer(send, f"call {len(calls)}".encode())
+
+    wrapped = durable.wrap(handle)
+    barrier = threading.Barrier(8)
+    results: list[Exchange] = []
+
+    def client() -> None:
+        barrier.wait()
+        results.append(asyncio.run(exchange(wrapped, keyed(), b"{}")))
+
+    threads = [threading.Thread(target=client) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    asyncio.run(durable.engine.stop())
+
+    assert calls == [1]
+    assert {r.status for r in results} <= {200, 409, 503}
+    assert {r.body for r in results if r.status == 200} <= {b"call 1"}
 
 
 async def test_extensions_that_pass_the_recorder_by_are_hidden(durable: Durable) -> None:

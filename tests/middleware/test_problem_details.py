@@ -70,6 +70,41 @@ async def test_any_other_error_is_a_bare_500_with_the_request_id_and_is_raised_a
     assert b"secret" not in exchanged.body
 
 
+async def test_a_frameworks_500_for_an_error_of_the_library_is_replaced() -> None:
+    async def app(scope, receive, send) -> None:
+        await answer(send, b"Internal Server Error", status=500)
+        raise DurableError("Order not found", status_code=404)
+
+    result = await exchange(ProblemDetailsMiddleware(app), http_scope())
+
+    assert (result.status, json.loads(result.body)["detail"]) == (404, "Order not found")
+    assert result.is_complete
+
+
+async def test_a_frameworks_500_for_any_other_error_is_kept() -> None:
+    async def app(scope, receive, send) -> None:
+        await answer(send, b"Internal Server Error", status=500)
+        raise ZeroDivisionError
+
+    exchanged = Exchange()
+    with pytest.raises(ZeroDivisionError):
+        await ProblemDetailsMiddleware(app)(http_scope(), exchanged.receive, exchanged.send)
+
+    assert (exchanged.status, exchanged.body) == (500, b"Internal Server Error")
+    assert exchanged.is_complete
+
+
+async def test_an_apps_own_500_passes_as_it_is_produced() -> None:
+    async def app(scope, receive, send) -> None:
+        await send({"type": "http.response.start", "status": 500, "headers": []})
+        await send({"type": "http.response.body", "body": b"a", "more_body": True})
+        await send({"type": "http.response.body", "body": b"b"})
+
+    result = await exchange(ProblemDetailsMiddleware(app), http_scope())
+
+    assert (result.status, result.body, result.is_complete) == (500, b"ab", True)
+
+
 async def test_an_error_after_the_start_of_an_answer_is_only_raised() -> None:
     async def app(scope, receive, send) -> None:
         await answer(send)
