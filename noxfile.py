@@ -1,0 +1,96 @@
+"""What is checked before a change lands; ``nox`` alone runs all of it but the benchmarks."""
+
+from __future__ import annotations
+
+import ast
+import os
+import shutil
+from pathlib import Path
+
+import nox
+
+PYPROJECT = nox.project.load_toml("pyproject.toml")
+PYTHONS = nox.project.python_versions(PYPROJECT)  # from the classifiers: one source
+GROUPS = {
+    name: nox.project.dependency_groups(PYPROJECT, name) for name in PYPROJECT["dependency-groups"]
+}
+MAX_FILE_LINES = 400
+MAX_FUNCTION_LINES = 50
+
+nox.needs_version = ">=2024.10.9"
+nox.options.default_venv_backend = "uv|virtualenv"
+nox.options.sessions = ["lint", "tests", "package"]
+nox.options.download_python = "never"
+# Interpreters that a machine does not have are skipped, and named.
+nox.options.error_on_missing_interpreters = False
+
+# Where pyenv keeps interpreters that it does not put on the path.
+PYENV = Path(os.environ.get("PYENV_ROOT", Path.home() / ".pyenv")) / "versions"
+if PYENV.is_dir():
+    folders = [str(folder) for folder in sorted(PYENV.glob("3.*/bin"))]
+    os.environ["PATH"] = os.pathsep.join([os.environ["PATH"], *folders])
+
+
+@nox.session(python=PYTHONS[0])
+def lint(session: nox.Session) -> None:
+    """Check style, types, the direction of imports, and the size of files and functions."""
+    session.install("-e", ".[fastapi]", *GROUPS["lint"])
+    session.run("ruff", "format", "--check", ".")
+    session.run("ruff", "check", ".")
+    session.run("mypy")
+    session.run("mypy", "tests/typing", "examples/orders")
+    session.run("lint-imports", "--no-logo")
+    refuse_long_code(session)
+
+
+@nox.session(python=PYTHONS)
+def tests(session: nox.Session) -> None:
+    """Run the tests on one Python."""
+    session.install("-e", ".[fastapi]", *GROUPS["test"])
+    session.run("pytest", *session.posargs)
+
+
+@nox.session(python=PYTHONS[0])
+def lowest(session: nox.Session) -> None:
+    """Run the tests with the lowest version of every direct dependency; needs uv."""
+    session.install("--resolution=lowest-direct", ".[fastapi]", *GROUPS["test"])
+    session.run("pytest", "--ignore=tests/crash", *session.posargs)
+
+
+@nox.session(python=PYTHONS[0])
+def package(session: nox.Session) -> None:
+    """Build the wheel, and run the example from it in an environment that has nothing else."""
+    session.install("build")
+    built = Path(session.create_tmp()).resolve()
+    shutil.rmtree(built)
+    session.run("python", "-m", "build", "--wheel", "--outdir", str(built), silent=True)
+    (wheel,) = built.glob("*.whl")
+    session.run("python", "-m", "venv", str(built / "empty"))
+    python = str(built / "empty" / "bin" / "python")
+    session.run(python, "-m", "pip", "install", "-q", f"{wheel}[fastapi]", external=True)
+    script = Path("tests/package/run_example.py").resolve()
+    example = Path("examples").resolve()
+    # From outside the checkout, so that nothing is imported from it by accident.
+    session.chdir(built)
+    session.run(python, str(script), str(example), str(built), external=True)
+
+
+@nox.session(python=PYTHONS[0])
+def benchmarks(session: nox.Session) -> None:
+    """Print how fast the engine is, beside the limit of hand-written code."""
+    session.install(".")
+    session.run("python", "benchmarks/engine.py", *session.posargs)
+
+
+def refuse_long_code(session: nox.Session) -> None:
+    """Fail if a file or a function of the library is too long to be taken in at once."""
+    for path in [*Path("asgi_durable").rglob("*.py"), *Path("adapters").rglob("*.py")]:
+        text = path.read_text()
+        if text.count("\n") > MAX_FILE_LINES:
+            session.error(f"{path} has more than {MAX_FILE_LINES} lines")
+        for node in ast.walk(ast.parse(text)):
+            if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
+                docstring = ast.get_docstring(node) or ""
+                lines = (node.end_lineno or 0) - node.lineno - docstring.count("\n")
+                if lines > MAX_FUNCTION_LINES:
+                    session.error(f"{path}: {node.name} has more than {MAX_FUNCTION_LINES} lines")
