@@ -37,7 +37,7 @@ MAX_PATH_LEVELS = 20
 _INT64 = 1 << 63
 
 _dumps = json.JSONEncoder(separators=(",", ":"), allow_nan=False, check_circular=False).encode
-_loads = json.loads
+_loads = json.JSONDecoder().decode
 
 
 class Codec(Protocol):
@@ -97,7 +97,7 @@ class JsonCodec:
     def decode(self, data: bytes) -> Any:
         """See :meth:`Codec.decode`."""
         try:
-            return self._unpack(_loads(data))
+            return self._unpack(_loads(data.decode("utf-8")))
         except DecodeError:
             raise
         except (ValueError, TypeError, LookupError, AttributeError, ArithmeticError) as error:

@@ -21,9 +21,12 @@ class PerLoop(Generic[ThingT]):
         self._make = make
         self._things: dict[asyncio.AbstractEventLoop, ThingT] = {}
 
-    def get(self) -> ThingT:
-        """Return the running event loop's own."""
-        loop = asyncio.get_running_loop()
+    def get(self, loop: asyncio.AbstractEventLoop) -> ThingT:
+        """Return the own one of *loop*, which must be running here.
+
+        Callers that have the loop pass it on: asking for it is a system call before
+        Python 3.12.
+        """
         thing = self._things.get(loop)
         if thing is None:
             # Not a weak dictionary: tasks and locks refer to their loop.

@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 
 from asgi_durable.engine.frame import Frame, current_frame
 from asgi_durable.engine.run import Ending, Interrupted, Run, RunStopped
+from asgi_durable.engine.signal import Signal
 from asgi_durable.errors import WorkflowInterruptedError
 
 __all__ = ["ActiveRuns", "wait_for"]
@@ -87,9 +88,9 @@ class ActiveRuns:
         if self._launched is not None:
             self._launched.add(run.workflow_id)
         task = run.loop.create_task(self._supervise(run, drive), context=context)
+        run.task = task
         # The event loop itself holds tasks only weakly.
         self._tasks[task] = run
-        task.add_done_callback(lambda done: self._tasks.pop(done, None))
         return True
 
     def release(self, run: Run) -> None:
@@ -156,23 +157,21 @@ class ActiveRuns:
             run.finish(ending)
             if isinstance(ending, Interrupted):
                 self.on_interrupted(run, ending)
+            if run.task is not None:
+                self._tasks.pop(run.task, None)
 
 
-async def wait_for(run: Run, future: asyncio.Future[ResultT]) -> ResultT:
-    """Wait for a future of a run; the waiter's cancellation does not touch the run.
+async def wait_for(run: Run, signal: Signal[ResultT], loop: asyncio.AbstractEventLoop) -> ResultT:
+    """Wait on *loop* for a signal of a run; cancelling the waiter does not touch the run.
 
     The run may live on another event loop, where an application has no lifespan.
 
     Raises:
         WorkflowInterruptedError: The other event loop ended.
     """
-    if run.loop is asyncio.get_running_loop():
-        return await asyncio.shield(future)
-
-    async def wait_there() -> ResultT:
-        return await asyncio.shield(future)
-
-    waiting = wait_there()
+    if run.loop is loop:
+        return await signal.wait()
+    waiting = signal.wait()
     try:
         return await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(waiting, run.loop))
     except (RuntimeError, asyncio.CancelledError):

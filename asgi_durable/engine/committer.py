@@ -9,12 +9,20 @@ import time
 from collections import deque
 from collections.abc import Sequence
 
+from asgi_durable.engine.signal import Signal
 from asgi_durable.errors import StorageError, StorageUnavailableError
 from asgi_durable.per_loop import PerLoop
 from asgi_durable.storage.protocol import StepLog
-from asgi_durable.storage.writes import FinishWorkflow, Outcome, OutcomeKind, RecordStep, Write
+from asgi_durable.storage.writes import (
+    FinishWorkflow,
+    Outcome,
+    OutcomeKind,
+    RecordStep,
+    StartWorkflow,
+    Write,
+)
 
-__all__ = ["Committer"]
+__all__ = ["Committer", "Lane"]
 
 logger = logging.getLogger(__name__)
 
@@ -41,29 +49,31 @@ class Committer:
     def __init__(self, storage: StepLog, *, patience_seconds: float) -> None:
         self._storage = storage
         self._patience_seconds = patience_seconds
-        self._lanes = PerLoop(_Lane)
+        self._lanes = PerLoop(Lane)
 
-    def submit(self, write: Write) -> asyncio.Future[Outcome]:
-        """Queue a write of the running event loop; its future never raises.
+    def lane(self, loop: asyncio.AbstractEventLoop) -> Lane:
+        """Return the queue of *loop*, which must be running here."""
+        return self._lanes.get(loop)
 
-        Invariant: the future has a result only after COMMIT has returned. Cancelling it, or
-        who waits for it, does not take the write back.
+    def submit(self, lane: Lane, write: Write) -> Signal[Outcome]:
+        """Queue a write; the signal tells what became of it.
+
+        Invariant: the signal is set only after COMMIT has returned. Cancelling who waits for
+        it does not take the write back.
         """
-        loop = asyncio.get_running_loop()
-        lane = self._lanes.get()
-        future: asyncio.Future[Outcome] = loop.create_future()
-        lane.pending.append((write, future))
+        settled: Signal[Outcome] = Signal(lane.loop)
+        lane.pending.append((write, settled))
         if lane.task is None or lane.task.done():
-            lane.task = loop.create_task(self._drain(lane))
-        return future
+            lane.task = lane.loop.create_task(self._drain(lane))
+        return settled
 
     async def flush(self) -> None:
         """Wait until everything that the running event loop has submitted is settled."""
-        lane = self._lanes.get()
+        lane = self._lanes.get(asyncio.get_running_loop())
         while lane.task is not None and not lane.task.done():
             await asyncio.wait([lane.task])
 
-    async def _drain(self, lane: _Lane) -> None:
+    async def _drain(self, lane: Lane) -> None:
         while lane.pending:
             for _ in range(GATHER_TURNS):
                 await asyncio.sleep(0)
@@ -74,9 +84,8 @@ class Committer:
                 batch += lane.pending
                 lane.pending.clear()
                 outcomes = [outcomes[0]] * len(batch)
-            for (_, future), outcome in zip(batch, outcomes, strict=True):
-                if not future.done():
-                    future.set_result(outcome)
+            for (_, settled), outcome in zip(batch, outcomes, strict=True):
+                settled.set(outcome)
 
     async def _commit(self, writes: Sequence[Write]) -> list[Outcome]:
         """Commit a batch, again and again while the storage is unavailable."""
@@ -101,19 +110,20 @@ class Committer:
             delay = min(delay * 2, LONGEST_RETRY_SECONDS)
 
 
-class _Lane:
+class Lane:
     """The writes of one event loop and the task that commits them."""
 
     def __init__(self) -> None:
-        self.pending: deque[tuple[Write, asyncio.Future[Outcome]]] = deque()
+        self.loop = asyncio.get_running_loop()
+        self.pending: deque[tuple[Write, Signal[Outcome]]] = deque()
         self.task: asyncio.Task[None] | None = None
 
 
 def _take_batch(
-    pending: deque[tuple[Write, asyncio.Future[Outcome]]],
-) -> list[tuple[Write, asyncio.Future[Outcome]]]:
+    pending: deque[tuple[Write, Signal[Outcome]]],
+) -> list[tuple[Write, Signal[Outcome]]]:
     """Take the oldest writes, as many as a transaction should hold; at least one."""
-    batch: list[tuple[Write, asyncio.Future[Outcome]]] = []
+    batch: list[tuple[Write, Signal[Outcome]]] = []
     size = 0
     while pending and len(batch) < MAX_BATCH_WRITES and size < MAX_BATCH_BYTES:
         item = pending.popleft()
@@ -124,9 +134,10 @@ def _take_batch(
 
 def _payload_bytes(write: Write) -> int:
     if isinstance(write, RecordStep):
-        return len(write.step.output or b"") + len(write.step.error or b"")
+        return len(write.step.output or write.step.error or b"")
     if isinstance(write, FinishWorkflow):
         body = write.response.body if write.response is not None else None
-        return len(write.output or b"") + len(write.error or b"") + len(body or b"")
-    workflow = getattr(write, "workflow", None)
-    return len(workflow.input or b"") if workflow is not None else 0
+        return len(write.output or write.error or b"") + len(body or b"")
+    if isinstance(write, StartWorkflow):
+        return len(write.workflow.input or b"")
+    return 0

@@ -252,6 +252,7 @@ class Engine:
             args=args,
             kwargs=kwargs,
             options=options,
+            loop=run.loop if run is not None else asyncio.get_running_loop(),
             parent=(run, run.next_number()) if run is not None else None,
             awaited=awaited,
         )
@@ -312,7 +313,7 @@ class Engine:
             running = self._live()
             run = running.active.find(workflow_id)
             if run is not None:
-                ending = await wait_for(run, run.done)
+                ending = await wait_for(run, run.done, asyncio.get_running_loop())
                 if isinstance(ending, Finished):
                     return ending
             record = await running.services.storage.get_workflow(workflow_id)

@@ -20,13 +20,13 @@ class LoopGuards:
     def __init__(self) -> None:
         self._guards = PerLoop(lambda: asyncio.get_running_loop().create_task(_wait()))
 
-    def watch(self) -> asyncio.Task[None]:
-        """Return the running event loop's guard."""
-        return self._guards.get()
+    def watch(self, loop: asyncio.AbstractEventLoop) -> asyncio.Task[None]:
+        """Return the guard of *loop*, which must be running here."""
+        return self._guards.get(loop)
 
     async def dismiss(self) -> None:
         """End the running event loop's guard; nothing runs there any more."""
-        guard = self._guards.get()
+        guard = self._guards.get(asyncio.get_running_loop())
         guard.cancel()
         await asyncio.wait([guard])
 

@@ -116,8 +116,9 @@ class Recovery:
             idle = [i for i in page if self._active.find(i) is None and i not in self._parked]
             runs = await self._resume(idle) if idle else []
             # A pause, not a condition: these runs may wait for others of a later page.
-            if runs:
-                await asyncio.wait([run.done for run in runs], timeout=PAGE_PAUSE_SECONDS)
+            tasks = [run.task for run in runs if run.task is not None]
+            if tasks:
+                await asyncio.wait(tasks, timeout=PAGE_PAUSE_SECONDS)
 
     async def _resume(self, workflow_ids: list[str]) -> list[Run]:
         # Invariant: a workflow that got a run while its log was being read is left to that

@@ -30,6 +30,8 @@ AsyncFunction = Callable[..., Awaitable[Any]]
 AmbientParameter = Callable[[inspect.Parameter, object], bool]
 
 DIGEST_BYTES = 16
+_BY_NAME = inspect.Parameter.POSITIONAL_OR_KEYWORD
+_BY_NAME_ONLY = inspect.Parameter.KEYWORD_ONLY
 
 
 class Definition:
@@ -48,6 +50,10 @@ class Definition:
         self.signature = inspect.signature(function)
         self.registry = registry
         self.ambient: frozenset[str] = frozenset()
+        kinds = {parameter.kind for parameter in self.signature.parameters.values()}
+        # Parameters that can all be given by name; then binding is a matter of a dictionary.
+        self._all_by_name = kinds <= {_BY_NAME, _BY_NAME_ONLY}
+        self._names = tuple(self.signature.parameters) if kinds <= {_BY_NAME} else ()
         self._prepared = False
         registry.add(self)
 
@@ -66,15 +72,32 @@ class Definition:
             if name not in self.ambient:
                 self.registry.codec.register(hint)
 
+    def arguments(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the arguments of a call by name.
+
+        Raises:
+            TypeError: They do not fit the function's signature.
+        """
+        if not kwargs and len(args) == len(self._names):
+            return dict(zip(self._names, args, strict=True))
+        return self.signature.bind(*args, **kwargs).arguments
+
+    def call(self, arguments: dict[str, Any]) -> Awaitable[Any]:
+        """Call the function with arguments by name."""
+        if self._all_by_name:
+            return self.function(**arguments)
+        ordered = {k: arguments[k] for k in self.signature.parameters if k in arguments}
+        bound = inspect.BoundArguments(self.signature, ordered)
+        return self.function(*bound.args, **bound.kwargs)
+
     def recorded_arguments(
         self, args: tuple[Any, ...], kwargs: Mapping[str, Any]
     ) -> tuple[tuple[Any, ...], Mapping[str, Any]]:
         """Return the arguments without the ambient ones."""
         if not self.ambient:
             return args, kwargs
-        bound = self.signature.bind(*args, **kwargs)
-        recorded = {k: v for k, v in bound.arguments.items() if k not in self.ambient}
-        return (), recorded
+        arguments = self.arguments(args, kwargs)
+        return (), {k: v for k, v in arguments.items() if k not in self.ambient}
 
 
 class StepDefinition(Definition):
@@ -111,8 +134,9 @@ class WorkflowDefinition(Definition):
             TypeError: The arguments do not fit the function's signature.
             EncodeError: An argument cannot be recorded; the message names it.
         """
-        bound = self.signature.bind(*args, **kwargs)
-        recorded = {k: v for k, v in bound.arguments.items() if k not in self.ambient}
+        recorded = self.arguments(args, kwargs)
+        if self.ambient:
+            recorded = {k: v for k, v in recorded.items() if k not in self.ambient}
         try:
             return self.registry.codec.encode(recorded)
         except EncodeError as error:
@@ -121,14 +145,13 @@ class WorkflowDefinition(Definition):
 
     def bind_input(
         self, data: bytes, args: tuple[Any, ...], kwargs: Mapping[str, Any]
-    ) -> inspect.BoundArguments:
+    ) -> dict[str, Any]:
         """Return the arguments to run with: the recorded ones, the ambient ones of the call."""
-        arguments = self.registry.codec.decode(data)
+        arguments: dict[str, Any] = self.registry.codec.decode(data)
         if self.ambient:
             given = self.signature.bind_partial(*args, **kwargs).arguments
             arguments.update({k: v for k, v in given.items() if k in self.ambient})
-        ordered = {k: arguments[k] for k in self.signature.parameters if k in arguments}
-        return inspect.BoundArguments(self.signature, ordered)
+        return arguments
 
 
 class Registry:
@@ -186,7 +209,7 @@ class Registry:
         """
         values = definition.recorded_arguments(args, kwargs)
         try:
-            data = self.codec.encode(values)
+            data = self.codec.encode(list(values[0]) if not values[1] else values)
         except EncodeError:
             data = self.codec.encode(
                 (

@@ -29,7 +29,7 @@ __all__ = ["Answered", "Claimed", "InProgress", "KeyReused", "RequestRun", "Requ
 class Claimed:
     """The request is this caller's to answer; its handler runs in a task of the engine's."""
 
-    over: asyncio.Future[Ending]
+    run: Run
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,29 +147,30 @@ class Requests:
         Raises:
             StorageError: Nothing is known to be claimed.
         """
+        loop = asyncio.get_running_loop()
         while True:
             active = self._active.find(workflow_id)
             if active is None:
                 row = _record(self._services, workflow_id, name, fingerprint, request_id)
-                run = Run(self._services, row)
+                run = Run(self._services, row, loop)
                 if self._active.launch(run, self._drive(run, handler)):
                     break
                 continue
-            await wait_for(active, active.claimed)
+            await wait_for(active, active.claimed, loop)
             if active is self._active.find(workflow_id):
                 same = active.workflow.fingerprint == fingerprint
                 return InProgress() if same else KeyReused()
-        if await wait_for(run, run.claimed):
-            return Claimed(run.done)
-        ending = await wait_for(run, run.done)
+        if await wait_for(run, run.claimed, loop):
+            return Claimed(run)
+        ending = await wait_for(run, run.done, loop)
         if isinstance(ending, Interrupted) and isinstance(ending.error, _RefusedError):
             return await self._explain(ending.error.existing, fingerprint)
         if isinstance(ending, Interrupted) and isinstance(ending.error, StorageError):
             raise ending.error
-        return Claimed(run.done)
+        return Claimed(run)
 
     async def _drive(self, run: Run, handler: Handler) -> Ending:
-        outcome = await asyncio.shield(self._services.committer.submit(ClaimRequest(run.workflow)))
+        outcome = await run.commit(ClaimRequest(run.workflow))
         if outcome.kind is OutcomeKind.CONFLICT and outcome.existing is not None:
             return Interrupted(_RefusedError(outcome.existing))
         run.check(outcome)
@@ -177,7 +178,7 @@ class Requests:
             for stored in await self._services.storage.load_runs([run.workflow_id]):
                 run.load(stored)
         request = RequestRun(run, self._active)
-        run.claimed.set_result(True)
+        run.claimed.set(True)
         await handler(request)
         if request.ending is not None:
             return request.ending

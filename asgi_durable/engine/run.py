@@ -10,6 +10,7 @@ from typing import Any
 from asgi_durable.engine.committer import Committer
 from asgi_durable.engine.loop_guard import LoopGuards
 from asgi_durable.engine.registry import Registry
+from asgi_durable.engine.signal import Signal
 from asgi_durable.errors import (
     NonDeterministicWorkflowError,
     StorageError,
@@ -80,21 +81,24 @@ class Run:
         closed: True once calls made in its context do not belong to it any more.
     """
 
-    def __init__(self, services: Services, workflow: WorkflowRecord) -> None:
-        loop = asyncio.get_running_loop()
+    def __init__(
+        self, services: Services, workflow: WorkflowRecord, loop: asyncio.AbstractEventLoop
+    ) -> None:
         self.services = services
         self.workflow = workflow
         self.loop = loop
-        self.claimed: asyncio.Future[bool] = loop.create_future()
-        self.ended: asyncio.Future[Ending] = loop.create_future()
-        self.done: asyncio.Future[Ending] = loop.create_future()
+        self.claimed: Signal[bool] = Signal(loop)
+        self.ended: Signal[Ending] = Signal(loop)
+        self.done: Signal[Ending] = Signal(loop)
+        self.task: asyncio.Task[None] | None = None
         self.stopped: Interrupted | None = None
         self.closed = False
-        self._guard = services.guards.watch()
+        self._guard = services.guards.watch(loop)
+        self._lane = services.committer.lane(loop)
         self._steps: dict[int, StepRecord] = {}
         self._children: dict[int, WorkflowRecord] = {}
         self._calls = 0
-        self._not_durable: list[asyncio.Future[Outcome]] = []
+        self._not_durable: list[Signal[Outcome]] = []
 
     @property
     def workflow_id(self) -> str:
@@ -176,11 +180,13 @@ class Run:
             self._diverged(number, repr(entry.name), "nothing, as it has ended")
         return self.stopped
 
-    def submit(self, write: Write) -> asyncio.Future[Outcome]:
+    def submit(self, write: Write) -> None:
         """Hand a write to the committer; :meth:`settle` waits for it."""
-        future = self.services.committer.submit(write)
-        self._not_durable.append(future)
-        return future
+        self._not_durable.append(self.services.committer.submit(self._lane, write))
+
+    async def commit(self, write: Write) -> Outcome:
+        """Hand a write to the committer and return what became of it."""
+        return await self.services.committer.submit(self._lane, write).wait()
 
     def record_step(
         self, number: int, name: str, digest: bytes, *, output: bytes | None, error: bytes | None
@@ -218,9 +224,9 @@ class Run:
         """
         if other.stopped is not None:
             raise self.stop(other.stopped.error, goes_on=other.stopped.goes_on)
-        for future in other._not_durable:
-            if future.done():
-                self.check(future.result())
+        for settled in other._not_durable:
+            if settled.is_set():
+                self.check(settled.get())
         self._not_durable.extend(other._not_durable)
 
     async def settle(self) -> None:
@@ -233,11 +239,13 @@ class Run:
             RunStopped: The run must not go on.
         """
         while self._not_durable:
-            future = self._not_durable[0]
-            outcome = await asyncio.shield(future)
-            if self._not_durable and self._not_durable[0] is future:
-                del self._not_durable[0]
-            self.check(outcome)
+            # The last first: what was submitted before it is settled by then.
+            await self._not_durable[-1].wait()
+            written, self._not_durable = self._not_durable, []
+            self._not_durable += [settled for settled in written if not settled.is_set()]
+            for settled in written:
+                if settled.is_set():
+                    self.check(settled.get())
         self.refuse_if_stopped()
 
     def refuse_if_stopped(self) -> None:
@@ -277,13 +285,13 @@ class Run:
     def end(self, ending: Ending) -> None:
         """Publish how the body ended."""
         self.closed = True
-        _settle_once(self.claimed, False)
-        _settle_once(self.ended, ending)
+        self.claimed.set(False)
+        self.ended.set(ending)
 
     def finish(self, ending: Ending) -> None:
         """Publish the ending that stands."""
         self.end(ending)
-        _settle_once(self.done, ending)
+        self.done.set(ending)
 
     def _refuse_other(
         self, number: int, other: StepRecord | WorkflowRecord | None, called: str
@@ -304,8 +312,3 @@ class Run:
 def finished(workflow: WorkflowRecord) -> Finished:
     """Return the outcome of a workflow that has one."""
     return Finished(workflow.state, workflow.output, workflow.error)
-
-
-def _settle_once(future: asyncio.Future[Any], result: object) -> None:
-    if not future.done():
-        future.set_result(result)

@@ -64,6 +64,7 @@ class Call:
     """One call of a workflow: what, with which arguments, and from where.
 
     Attributes:
+        loop: The event loop that the call runs on.
         parent: The run that calls, with the place of the call in its log.
         awaited: True for a call, False for a start in the background.
     """
@@ -72,6 +73,7 @@ class Call:
     args: tuple[Any, ...]
     kwargs: Mapping[str, Any]
     options: WorkflowOptions
+    loop: asyncio.AbstractEventLoop
     parent: tuple[Run, int] | None
     awaited: bool
 
@@ -117,18 +119,18 @@ class Workflows:
         if call.parent is None:
             if isinstance(begun, WorkflowRecord):
                 return self.value_of(finished(begun))
-            return self.value_of(await wait_for(begun, begun.done))
+            return self.value_of(await wait_for(begun, begun.done, call.loop))
         if isinstance(begun, WorkflowRecord):
             return decode_recorded(call.parent[0], begun.output, begun.error)
         parent = call.parent[0]
         if begun.loop is parent.loop:
             # The parent may see the outcome before it is durable, but must not act on it
             # sooner.
-            ending = await wait_for(begun, begun.ended)
+            ending = await wait_for(begun, begun.ended, call.loop)
             if isinstance(ending, Finished):
                 parent.depend_on(begun)
         else:
-            ending = await wait_for(begun, begun.done)
+            ending = await wait_for(begun, begun.done, call.loop)
         if isinstance(ending, Finished):
             return decode_recorded(parent, ending.output, ending.error)
         if isinstance(ending.error, WorkflowConflictError):
@@ -140,8 +142,8 @@ class Workflows:
         begun = await self.begin(call)
         if isinstance(begun, WorkflowRecord):
             return begun.workflow_id
-        if not await wait_for(begun, begun.claimed):
-            ending = await wait_for(begun, begun.done)
+        if not await wait_for(begun, begun.claimed, call.loop):
+            ending = await wait_for(begun, begun.done, call.loop)
             if isinstance(ending, Interrupted):
                 raise ending.error
         return begun.workflow_id
@@ -160,9 +162,9 @@ class Workflows:
 
         The run has none of the caller's context variables: they are another request's.
         """
-        run = Run(self._services, stored.workflow)
+        run = Run(self._services, stored.workflow, asyncio.get_running_loop())
         run.load(stored)
-        run.claimed.set_result(True)
+        run.claimed.set(True)
         drive = self._drive_resumed(run)
         return run if self._active.launch(run, drive, context=contextvars.Context()) else None
 
@@ -174,7 +176,7 @@ class Workflows:
                 return active
             if child.is_final:
                 return child
-            run = Run(self._services, child)
+            run = Run(self._services, child, call.loop)
             # Invariant: the run is active before its log is read, so the log cannot grow
             # under another run of the same workflow.
             if self._active.launch(run, self._drive_loaded(run, call)):
@@ -182,7 +184,7 @@ class Workflows:
 
     def _start_fresh(self, call: Call, data: bytes, workflow_id: str) -> Run:
         """Start a workflow whose id cannot exist yet; its row need not be durable so far."""
-        run = Run(self._services, self._new_record(call, data, workflow_id))
+        run = Run(self._services, self._new_record(call, data, workflow_id), call.loop)
         if call.parent is not None:
             run.depend_on(call.parent[0])
         # Launched before its start is submitted, so that it runs before the committer does:
@@ -196,13 +198,13 @@ class Workflows:
         while True:
             active = self._active.find(workflow_id)
             if active is None:
-                run = Run(self._services, self._new_record(call, data, workflow_id))
+                run = Run(self._services, self._new_record(call, data, workflow_id), call.loop)
                 if call.parent is not None:
                     run.depend_on(call.parent[0])
                 if self._active.launch(run, self._drive_claimed(run, call)):
                     return run
                 continue
-            await wait_for(active, active.claimed)
+            await wait_for(active, active.claimed, call.loop)
             if active is self._active.find(workflow_id):
                 if active.workflow.name != call.definition.name:
                     raise _conflict(call.definition, active.workflow)
@@ -212,16 +214,16 @@ class Workflows:
         if not call.awaited:
             # Who starts a workflow is told its id, so the start must be durable by then.
             await run.settle()
-        run.claimed.set_result(True)
+        run.claimed.set(True)
         return await self._drive_body(run, call.definition, call.args, call.kwargs)
 
     async def _drive_claimed(self, run: Run, call: Call) -> Ending:
         await run.settle()
-        outcome = await asyncio.shield(self._services.committer.submit(StartWorkflow(run.workflow)))
+        outcome = await run.commit(StartWorkflow(run.workflow))
         if outcome.kind is OutcomeKind.CONFLICT and outcome.existing is not None:
             return await self._drive_existing(run, call, outcome.existing)
         run.check(outcome)
-        run.claimed.set_result(True)
+        run.claimed.set(True)
         return await self._drive_body(run, call.definition, call.args, call.kwargs)
 
     async def _drive_existing(self, run: Run, call: Call, existing: WorkflowRecord) -> Ending:
@@ -242,8 +244,7 @@ class Workflows:
         if not stored or stored[0].workflow.input is None:
             return Interrupted(WorkflowInterruptedError(run.workflow_id, "its row is gone"))
         run.load(stored[0])
-        if not run.claimed.done():
-            run.claimed.set_result(True)
+        run.claimed.set(True)
         if run.workflow.is_final:
             return finished(run.workflow)
         await self._count_attempt(run)
@@ -284,12 +285,12 @@ class Workflows:
         async def body() -> Any:
             # The first execution sees the recorded arguments too.
             try:
-                bound = definition.bind_input(run.workflow.input or b"{}", args, kwargs)
+                arguments = definition.bind_input(run.workflow.input or b"{}", args, kwargs)
             except DecodeError as failure:
                 raise run.stop(failure) from failure
-            for name in sorted(definition.ambient - bound.arguments.keys()):
+            for name in sorted(definition.ambient - arguments.keys()):
                 raise _missing_ambient(definition, name)
-            return await definition.function(*bound.args, **bound.kwargs)
+            return await definition.call(arguments)
 
         ending = await _ending_of(run, body)
         if isinstance(ending, Finished):

@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from typing import Any, Protocol
 
 from asgi_durable.context import current_request
+from asgi_durable.engine.active_runs import wait_for
 from asgi_durable.engine.requests import (
     Answered,
     Claimed,
@@ -204,7 +205,7 @@ class _Attempt:
 
     async def wait(self, claim: Claimed) -> None:
         """Wait until the app is through; background tasks that follow its answer included."""
-        ending = await asyncio.shield(claim.over)
+        ending = await wait_for(claim.run, claim.run.done, asyncio.get_running_loop())
         if self._recorder is not None and self._recorder.complete:
             if self._app_error is not None:
                 raise self._app_error

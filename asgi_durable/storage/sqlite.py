@@ -213,7 +213,7 @@ class SQLiteStorage:
         SQLite has one writer at a time; waiting for it in its busy handler means sleeping and
         has no order. Event loops beyond the first, and other processes, still wait there.
         """
-        return self._turns.get()
+        return self._turns.get(asyncio.get_running_loop())
 
     @asynccontextmanager
     async def _reading(self) -> AsyncIterator[AsyncConnection]:

@@ -87,7 +87,9 @@ FORGET_REQUEST = (
 )
 IS_ALIVE = f"SELECT 1 FROM {tables.executors.name} WHERE executor_id = ?"
 
-_workflow_values = attrgetter(*_columns(tables.workflows))
+_workflow_fields = attrgetter(*_columns(tables.workflows))
+_STATE = _columns(tables.workflows).index("state")
+_AWAITED = _columns(tables.workflows).index("awaited")
 _step_values = attrgetter(*_columns(tables.steps))
 _response_values = attrgetter(*_columns(tables.responses))
 
@@ -313,13 +315,21 @@ _APPLY: dict[type, Callable[[SQLiteWriter, Any], Outcome]] = {
 }
 
 
+def _workflow_values(workflow: WorkflowRecord) -> tuple[Any, ...]:
+    # Plain strings and integers: the driver looks for an adapter for any subclass of them.
+    values = list(_workflow_fields(workflow))
+    values[_STATE] = workflow.state.value
+    values[_AWAITED] = int(workflow.awaited)
+    return tuple(values)
+
+
 def _step_parameters(write: RecordStep) -> tuple[Any, ...]:
     return (*_step_values(write.step), write.step.workflow_id, write.executor_id)
 
 
 def _finish_parameters(write: FinishWorkflow) -> tuple[Any, ...]:
     return (
-        write.state,
+        write.state.value,
         write.output,
         write.error,
         write.finished_at_us,
