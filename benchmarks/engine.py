@@ -22,9 +22,10 @@ from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+from sqlalchemy.dialects.sqlite.pysqlite import SQLiteDialect_pysqlite
+
 from asgi_durable import Durable
 from asgi_durable.storage.schema import MIGRATIONS
-from sqlalchemy.dialects.sqlite.pysqlite import SQLiteDialect_pysqlite
 
 CONCURRENCIES = (1, 16, 128)
 Run = Callable[[int], Awaitable[object]]

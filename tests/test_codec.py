@@ -16,10 +16,11 @@ import zoneinfo
 from typing import Annotated, Any, NamedTuple
 
 import pytest
-from asgi_durable import DecodeError, EncodeError, JsonCodec
 from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import BaseModel, Field, HttpUrl
+
+from asgi_durable import DecodeError, EncodeError, JsonCodec
 
 
 class Colour(enum.Enum):
@@ -90,7 +91,7 @@ VALUES: list[Any] = [
     datetime.date(2026, 1, 2),
     datetime.time(1, 2, 3, fold=1),
     datetime.datetime(2026, 10, 25, 2, 30, tzinfo=BERLIN, fold=1),
-    datetime.datetime(2026, 1, 1, tzinfo=datetime.timezone.utc),
+    datetime.datetime(2026, 1, 1, tzinfo=datetime.UTC),
     datetime.timedelta(days=-1, microseconds=5),
     datetime.time(1, 2, tzinfo=BERLIN),
     ipaddress.ip_address("127.0.0.1"),

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import inspect
 
-import asgi_durable
 import pytest
+
+import asgi_durable
 from asgi_durable import DurableError, JsonCodec, errors
 
 EXAMPLES: list[DurableError] = [

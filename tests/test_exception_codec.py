@@ -6,9 +6,10 @@ import sys
 from typing import Any
 
 import pytest
-from asgi_durable import JsonCodec, RemoteError
 from fastapi import HTTPException
 from pydantic import BaseModel, ValidationError
+
+from asgi_durable import JsonCodec, RemoteError
 
 
 class TwoArguments(Exception):  # noqa: N818

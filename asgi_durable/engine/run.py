@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import time
 from dataclasses import dataclass
-from typing import Any
 
 from asgi_durable.engine.committer import Committer
 from asgi_durable.engine.loop_guard import LoopGuards

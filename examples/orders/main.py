@@ -16,11 +16,11 @@ from contextlib import asynccontextmanager
 from typing import Annotated
 
 import sqlalchemy as sa
-from asgi_durable_fastapi import install
 from fastapi import FastAPI, Path
 from pydantic import BaseModel, Field
 
 from asgi_durable import Durable, DurableError, RetryPolicy
+from asgi_durable_fastapi import install
 
 OUTBOX = pathlib.Path(os.environ.get("ORDERS_OUTBOX", "outbox.txt"))
 DELAY_SECONDS = float(os.environ.get("ORDERS_DELAY", "0"))

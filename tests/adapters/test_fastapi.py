@@ -8,8 +8,6 @@ from contextlib import asynccontextmanager
 from typing import Annotated, Any
 
 import pytest
-from asgi_durable import Durable, DurableError, DurableUsageError
-from asgi_durable_fastapi import install
 from fastapi import BackgroundTasks, Depends, FastAPI, HTTPException, Request, Response, WebSocket
 from fastapi.middleware.cors import CORSMiddleware
 from fastapi.testclient import TestClient
@@ -18,6 +16,9 @@ from starlette.authentication import AuthCredentials, AuthenticationBackend, Sim
 from starlette.middleware.authentication import AuthenticationMiddleware
 from starlette.websockets import WebSocketDisconnect
 from support.statements import written_statements
+
+from asgi_durable import Durable, DurableError, DurableUsageError
+from asgi_durable_fastapi import install
 
 KEY = {"Idempotency-Key": "k"}
 
@@ -115,7 +116,7 @@ def test_dependencies_and_what_fastapi_fills_in_are_not_recorded(
         response: Response,
         tasks: BackgroundTasks,
         user: Annotated[User, Depends(current_user)],
-        again: User = Depends(current_user),  # noqa: B008
+        again: User = Depends(current_user),  # noqa: B008, FAST002
     ) -> dict[str, str]:
         seen.append((user.name, again.name, request.url.path))
         response.headers["x-handled"] = "yes"

@@ -12,6 +12,7 @@ import sys
 from pathlib import Path
 
 import sqlalchemy as sa
+
 from asgi_durable import Durable
 
 FOLDER = Path(sys.argv[1])

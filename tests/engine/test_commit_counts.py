@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 
 import pytest
-from asgi_durable import Durable
 from support.statements import written_statements
+
+from asgi_durable import Durable
 
 pytestmark = pytest.mark.anyio
 

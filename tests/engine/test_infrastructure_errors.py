@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import sqlalchemy as sa
+
 from asgi_durable import Durable, StorageUnavailableError, WorkflowNotFoundError
 from asgi_durable.engine import recovery
 

@@ -7,8 +7,9 @@ import dataclasses
 from typing import Any
 
 import pytest
-from asgi_durable import DecodeError, Durable, NonDeterministicWorkflowError
 from support.interruption import Gate
+
+from asgi_durable import DecodeError, Durable, NonDeterministicWorkflowError
 
 pytestmark = pytest.mark.anyio
 

@@ -7,9 +7,10 @@ from collections.abc import Coroutine
 from typing import Any
 
 import pytest
+from support.interruption import Gate
+
 from asgi_durable import Durable, WorkflowInterruptedError
 from asgi_durable.engine import active_runs
-from support.interruption import Gate
 
 pytestmark = pytest.mark.anyio
 

@@ -9,9 +9,10 @@ from pathlib import Path
 
 import pytest
 import sqlalchemy as sa
-from asgi_durable import Durable, DurableUsageError, EncodeError
 from sqlalchemy.exc import IntegrityError, OperationalError, SQLAlchemyError
 from support.interruption import Gate
+
+from asgi_durable import Durable, DurableUsageError, EncodeError
 
 pytestmark = pytest.mark.anyio
 

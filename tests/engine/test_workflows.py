@@ -7,6 +7,8 @@ import dataclasses
 import datetime
 
 import pytest
+from support.interruption import Gate
+
 from asgi_durable import (
     Durable,
     DurableUsageError,
@@ -15,7 +17,6 @@ from asgi_durable import (
     WorkflowInterruptedError,
     WorkflowNotFoundError,
 )
-from support.interruption import Gate
 
 pytestmark = pytest.mark.anyio
 

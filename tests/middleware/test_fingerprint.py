@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from support.asgi import http_scope, keyed
+
 from asgi_durable import KeyMalformedError, PrincipalUnavailableError
 from asgi_durable.middleware.fingerprint import (
     idempotency_key,
@@ -10,9 +14,6 @@ from asgi_durable.middleware.fingerprint import (
     request_fingerprint,
     request_workflow_id,
 )
-from hypothesis import given
-from hypothesis import strategies as st
-from support.asgi import http_scope, keyed
 
 
 def key_of(value: str) -> bytes | None:

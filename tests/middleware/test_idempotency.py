@@ -10,6 +10,8 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 import pytest
+from support.asgi import Exchange, answer, exchange, http_scope, keyed, read_all
+
 from asgi_durable import (
     Durable,
     DurableError,
@@ -18,7 +20,6 @@ from asgi_durable import (
     StorageUnavailableError,
 )
 from asgi_durable.middleware.asgi import Receive, Scope, Send
-from support.asgi import Exchange, answer, exchange, http_scope, keyed, read_all
 
 pytestmark = pytest.mark.anyio
 

@@ -6,8 +6,9 @@ import asyncio
 from collections.abc import Iterable
 
 import pytest
-from asgi_durable import Durable, LifespanMiddleware, StorageError
 from support.asgi import answer, exchange, http_scope
+
+from asgi_durable import Durable, LifespanMiddleware, StorageError
 
 pytestmark = pytest.mark.anyio
 

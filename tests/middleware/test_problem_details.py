@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 
 import pytest
+from support.asgi import Exchange, answer, exchange, http_scope
+
 from asgi_durable import (
     DurableError,
     ProblemDetailsMiddleware,
@@ -12,7 +14,6 @@ from asgi_durable import (
     StorageError,
     StorageUnavailableError,
 )
-from support.asgi import Exchange, answer, exchange, http_scope
 
 pytestmark = pytest.mark.anyio
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 import uuid
 
 import pytest
+from support.asgi import answer, exchange, http_scope
+
 from asgi_durable import RequestContext, RequestContextMiddleware
 from asgi_durable.context import current_request
-from support.asgi import answer, exchange, http_scope
 
 pytestmark = pytest.mark.anyio
 

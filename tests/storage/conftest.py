@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
 import pytest
+
 from asgi_durable.storage.protocol import Storage
 from asgi_durable.storage.sqlite import SQLiteStorage
 

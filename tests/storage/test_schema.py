@@ -6,6 +6,7 @@ import sqlite3
 from pathlib import Path
 
 import pytest
+
 from asgi_durable import StorageError
 from asgi_durable.storage import sqlite_writer
 from asgi_durable.storage.schema import MIGRATIONS, pending_migrations

@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+
 from asgi_durable import Durable, DurableUsageError, StorageError
 from asgi_durable.storage.sqlite import SQLiteStorage
 from asgi_durable.storage.sqlite_file import SQLiteFile

@@ -6,6 +6,8 @@ import asyncio
 from collections.abc import Callable
 
 import pytest
+from support.records import EXECUTOR, record, request, response, step, success, workflow
+
 from asgi_durable.storage.protocol import Storage
 from asgi_durable.storage.records import WorkflowState
 from asgi_durable.storage.writes import (
@@ -15,7 +17,6 @@ from asgi_durable.storage.writes import (
     ResumeWorkflow,
     StartWorkflow,
 )
-from support.records import EXECUTOR, record, request, response, step, success, workflow
 
 pytestmark = pytest.mark.anyio
 

@@ -6,9 +6,10 @@ import asyncio
 
 import pytest
 import sqlalchemy as sa
+from support.records import EXECUTOR, record, step, success, workflow
+
 from asgi_durable.storage.protocol import SlotTakenError, StepSlot, Storage
 from asgi_durable.storage.writes import StartWorkflow
-from support.records import EXECUTOR, record, step, success, workflow
 
 pytestmark = pytest.mark.anyio
 

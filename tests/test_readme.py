@@ -1,0 +1,40 @@
+"""What the README shows is what there is."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+REPOSITORY = Path(__file__).parents[1]
+TEXTS = ["README.md", "docs/guide.md"]
+
+
+def python_blocks(name: str) -> list[str]:
+    return re.findall(r"```python\n(.*?)```", (REPOSITORY / name).read_text(), re.DOTALL)
+
+
+@pytest.mark.parametrize("name", TEXTS)
+def test_its_python_runs(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (block,) = python_blocks(name)
+
+    exec(compile(block, name, "exec"), {"__name__": "readme"})
+
+
+@pytest.mark.parametrize("name", [*TEXTS, "CONTRIBUTING.md", "benchmarks/README.md"])
+def test_its_links_lead_somewhere(name: str) -> None:
+    text = (REPOSITORY / name).read_text()
+
+    links = re.findall(r"\]\((?!https?:)([^)#]+)\)", text)
+    assert [link for link in links if not ((REPOSITORY / name).parent / link).exists()] == []
+
+
+def test_the_ci_runs_the_test_command_as_printed() -> None:
+    readme = (REPOSITORY / "README.md").read_text()
+    script = (REPOSITORY / ".ci" / "run").read_text()
+
+    marker = "<!-- the test command -->"
+    assert readme.count(marker) == 1
+    assert marker in script
