@@ -173,7 +173,8 @@ class SQLiteStorage:
         try:
             folder_exists = file.path.parent.is_dir()
         except OSError as error:
-            raise StorageError(str(error)) from error
+            msg = f"{file.path}: {error}"
+            raise StorageError(msg) from error
         if not folder_exists:
             msg = f"{file.path}: the folder {file.path.parent} does not exist"
             raise StorageError(msg)

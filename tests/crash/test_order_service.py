@@ -28,7 +28,7 @@ def server(tmp_path: Path) -> Iterator[Server]:
 
 
 def order(number: int) -> dict[str, object]:
-    return {"user_id": f"user-{number}", "item_id": "book", "quantity": number}
+    return {"user_id": f"user-{number}", "item_id": "book", "quantity": number + 1}
 
 
 def confirmed_users(folder: Path) -> dict[str, int]:

@@ -9,7 +9,12 @@ from typing import Any
 import pytest
 from support.interruption import Gate
 
-from asgi_durable import DecodeError, Durable, NonDeterministicWorkflowError
+from asgi_durable import (
+    DecodeError,
+    Durable,
+    NonDeterministicWorkflowError,
+    WorkflowInterruptedError,
+)
 
 pytestmark = pytest.mark.anyio
 
@@ -380,6 +385,53 @@ async def test_a_finished_child_is_not_run_again_and_an_unfinished_one_goes_on(u
     async with durable:
         assert await (await durable.retrieve_workflow("p")).get_result() == ["first", "second"]
     assert runs == ["before first", "first", "before second", "second", "second"]
+
+
+async def test_a_call_while_recovery_reads_the_log_leaves_one_run(url: str) -> None:
+    durable = Durable(url, drain_timeout=0.0)
+    gate, read = Gate(), Gate()
+    runs: list[str] = []
+
+    @durable.step
+    async def step() -> str:
+        runs.append("step")
+        return "done"
+
+    @durable.workflow
+    async def work() -> str:
+        await gate.wait()
+        result = await step()
+        if not read.is_open:
+            raise asyncio.CancelledError
+        return result
+
+    async with durable:
+        await durable.options(workflow_id="w").start_workflow(work)
+        await gate.reached.wait()
+    gate.open()
+    await durable.engine.start()
+    storage = durable.engine._running.services.storage  # type: ignore[union-attr]
+    load_runs = storage.load_runs
+
+    async def load_and_wait(workflow_ids):
+        found = await load_runs(workflow_ids)
+        if not read.reached.is_set():
+            await read.wait()
+        return found
+
+    storage.load_runs = load_and_wait  # type: ignore[method-assign]
+    durable.engine.recover()
+    await read.reached.wait()
+    # This run records the step and ends without an outcome.
+    with pytest.raises(WorkflowInterruptedError):
+        await durable.options(workflow_id="w").run_workflow(work)
+    read.open()
+    while durable.engine._running.recovery._is_sweeping():  # type: ignore[union-attr]
+        await asyncio.sleep(0)
+    await durable.engine.stop()
+    async with durable:
+        assert await (await durable.retrieve_workflow("w")).get_result(timeout=60) == "done"
+    assert runs == ["step"]
 
 
 async def test_a_workflow_without_a_function_stays_until_there_is_one(url: str) -> None:

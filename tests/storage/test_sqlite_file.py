@@ -6,6 +6,8 @@ import os
 import sqlite3
 import subprocess
 import sys
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -190,14 +192,21 @@ except StorageError as error:
 """
 
 
+@pytest.fixture
+def folder_for_all() -> Iterator[Path]:
+    """A folder that other users can reach, as those of ``tmp_path`` are not."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder)
+        path.chmod(0o755)
+        yield path
+        path.chmod(0o755)
+
+
 @pytest.mark.parametrize("what", ["file", "folder"])
-async def test_a_database_that_may_not_be_written_is_named(tmp_path: Path, what: str) -> None:
-    folder = tmp_path / "data"
-    folder.mkdir()
+async def test_a_database_that_may_not_be_written_is_named(folder_for_all: Path, what: str) -> None:
+    folder = folder_for_all
     path = folder / "a.db"
     await open_and_close(f"sqlite:///{path}")
-    for parent in [folder, *folder.parents][:4]:
-        parent.chmod(0o755)
     path.chmod(0o444 if what == "file" else 0o666)
     folder.chmod(0o777 if what == "file" else 0o555)
     (folder / "a.db-owner").chmod(0o666)
