@@ -7,7 +7,7 @@ import sys
 if sys.version_info >= (3, 14):
     from uuid import uuid7
 else:
-    from uuid_utils.compat import uuid7
+    from uuid_utils import uuid7
 
 __all__ = ["child_workflow_id", "new_id"]
 

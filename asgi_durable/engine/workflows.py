@@ -6,7 +6,7 @@ import asyncio
 import contextvars
 import logging
 import time
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -281,18 +281,12 @@ class Workflows:
         kwargs: Mapping[str, Any],
     ) -> Ending:
         """Run the function, make its outcome durable, and return it."""
-
-        async def body() -> Any:
+        try:
             # The first execution sees the recorded arguments too.
-            try:
-                arguments = definition.bind_input(run.workflow.input or b"{}", args, kwargs)
-            except DecodeError as failure:
-                raise run.stop(failure) from failure
-            for name in sorted(definition.ambient - arguments.keys()):
-                raise _missing_ambient(definition, name)
-            return await definition.call(arguments)
-
-        ending = await _ending_of(run, body)
+            arguments = definition.bind_input(run.workflow.input or b"{}", args, kwargs)
+        except DecodeError as failure:
+            raise run.stop(failure) from failure
+        ending = await _ending_of(run, definition, arguments)
         if isinstance(ending, Finished):
             run.submit(
                 FinishWorkflow(
@@ -331,11 +325,14 @@ class Workflows:
         )
 
 
-async def _ending_of(run: Run, body: Callable[[], Coroutine[Any, Any, Any]]) -> Ending:
-    """Run a body and return its outcome, encoded; nothing is durable yet."""
+async def _ending_of(run: Run, definition: WorkflowDefinition, arguments: dict[str, Any]) -> Ending:
+    """Call a workflow's function and return its outcome, encoded; nothing is durable yet."""
     codec = run.services.registry.codec
     try:
-        ending = Finished(WorkflowState.SUCCESS, codec.encode(await body()), None)
+        for name in sorted(definition.ambient - arguments.keys()):
+            raise _missing_ambient(definition, name)
+        output = codec.encode(await definition.call(arguments))
+        ending = Finished(WorkflowState.SUCCESS, output, None)
     except asyncio.CancelledError:
         task = asyncio.current_task()
         if run.interruption() is None and task is not None and not task.cancelling():
