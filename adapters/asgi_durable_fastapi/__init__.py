@@ -51,7 +51,7 @@ def install(app: FastAPI, durable: Durable) -> None:
     app.add_exception_handler(DurableError, typing.cast("typing.Any", _answer))
     # At the end, which is inside: `add_middleware` puts its middleware at the front.
     app.user_middleware.append(
-        Middleware(IdempotencyMiddleware, durable.engine, policy=durable.idempotency)
+        Middleware(IdempotencyMiddleware, engine=durable.engine, policy=durable.idempotency)
     )
     build = app.build_middleware_stack
 

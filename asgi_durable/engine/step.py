@@ -12,9 +12,8 @@ from asgi_durable.engine.registry import StepDefinition
 from asgi_durable.engine.run import Run
 from asgi_durable.engine.values import (
     decode_recorded,
-    encode_error,
-    error_to_raise,
     infrastructure_error_in,
+    record_failure,
 )
 from asgi_durable.errors import (
     EncodeError,
@@ -63,9 +62,7 @@ async def run_step(
         return registry.codec.decode(output)
     finally:
         current_frame.reset(token)
-    encoded = encode_error(registry.codec, failure)
-    run.record_step(number, definition.name, digest, output=None, error=encoded)
-    raise error_to_raise(registry.codec, encoded, failure)
+    raise record_failure(run, number, definition.name, digest, failure)
 
 
 async def _attempt_until_done(

@@ -12,9 +12,8 @@ from asgi_durable.engine.registry import TransactionDefinition
 from asgi_durable.engine.run import Run, Services
 from asgi_durable.engine.values import (
     decode_recorded,
-    encode_error,
-    error_to_raise,
     infrastructure_error_in,
+    record_failure,
 )
 from asgi_durable.errors import StorageUnavailableError, WorkflowInterruptedError
 from asgi_durable.storage.protocol import SlotTakenError, StepSlot
@@ -75,9 +74,7 @@ async def run_transaction(
     else:
         return decode_recorded(run, step.output, step.error)
     # Its rows are rolled back; the error is recorded once, by itself.
-    encoded = encode_error(registry.codec, failure)
-    run.record_step(number, definition.name, digest, output=None, error=encoded)
-    raise error_to_raise(registry.codec, encoded, failure)
+    raise record_failure(run, number, definition.name, digest, failure)
 
 
 async def _commit_with_patience(

@@ -16,7 +16,7 @@ from asgi_durable.errors import (
 if TYPE_CHECKING:
     from asgi_durable.engine.run import Run
 
-__all__ = ["decode_recorded", "encode_error", "error_to_raise", "infrastructure_error_in"]
+__all__ = ["decode_recorded", "encode_error", "infrastructure_error_in", "record_failure"]
 
 MAX_MESSAGE_CHARACTERS = 10_000
 
@@ -31,10 +31,18 @@ def encode_error(codec: Codec, error: Exception) -> bytes:
         return codec.encode(RemoteError(name, _text(error)[:MAX_MESSAGE_CHARACTERS]))
 
 
-def error_to_raise(codec: Codec, encoded: bytes, original: Exception) -> Exception:
-    """Return the error as a replay will see it, with the traceback of its first appearance."""
+def record_failure(
+    run: Run, number: int, name: str, digest: bytes, failure: Exception
+) -> Exception:
+    """Submit the record of a step that failed; return the error to raise.
+
+    It is the error as a replay will see it, with the traceback of its first appearance.
+    """
+    codec = run.services.registry.codec
+    encoded = encode_error(codec, failure)
+    run.record_step(number, name, digest, output=None, error=encoded)
     error: Exception = codec.decode(encoded)
-    return error.with_traceback(original.__traceback__)
+    return error.with_traceback(failure.__traceback__)
 
 
 def decode_recorded(run: Run, output: bytes | None, error: bytes | None) -> Any:

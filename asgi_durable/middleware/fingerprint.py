@@ -69,7 +69,10 @@ def principal_of(scope: Scope, configured: Callable[[Scope], str | None] | None)
         if user is not None and getattr(user, "is_authenticated", False):
             return _named(b"user:", user.identity)
     except Exception as error:
-        msg = f"the principal cannot be told ({type(error).__name__}: {error})"
+        msg = (
+            f"the principal cannot be told ({type(error).__name__}: {error}); give the user an "
+            "identity, or configure IdempotencyPolicy(principal=...)"
+        )
         raise PrincipalUnavailableError(msg) from error
     credentials = header_values(scope["headers"], b"authorization")
     if credentials:

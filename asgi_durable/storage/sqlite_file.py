@@ -113,6 +113,8 @@ class SQLiteFileLock:
                 self._path, timeout=self._timeout, isolation_level=None, check_same_thread=False
             )
         try:
+            # Nothing is ever written, so there is nothing to roll back from a file.
+            connection.execute("PRAGMA journal_mode=MEMORY")
             connection.execute("BEGIN EXCLUSIVE")
         except sqlite3.Error as error:
             connection.close()

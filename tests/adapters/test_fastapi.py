@@ -252,9 +252,14 @@ def test_an_unhandled_error_has_the_request_id_and_a_retry_goes_on(
 def test_the_order_of_installation_does_not_matter(durable: Durable, order: str) -> None:
     app = FastAPI()
 
+    class Customer(SimpleUser):
+        @property
+        def identity(self) -> str:
+            return self.username
+
     class Backend(AuthenticationBackend):
         async def authenticate(self, conn):
-            return AuthCredentials(), SimpleUser(conn.headers["x-user"])
+            return AuthCredentials(), Customer(conn.headers["x-user"])
 
     def middlewares() -> None:
         app.add_middleware(AuthenticationMiddleware, backend=Backend())
