@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import sqlite3
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -31,6 +32,8 @@ from asgi_durable.storage.sqlite_writer import SQLiteWriter
 from asgi_durable.storage.writes import Outcome, Write
 
 __all__ = ["SQLiteStorage"]
+
+logger = logging.getLogger(__name__)
 
 ResultT = TypeVar("ResultT")
 
@@ -191,10 +194,11 @@ class SQLiteStorage:
     def _close(self) -> None:
         try:
             if self._writer is not None:
-                with naming_errors(str(self._file.path)):
-                    self._writer.retire()
-        finally:
+                self._writer.retire()
+        except sqlite3.Error as error:
             # A row that stays does no harm: the next to open the file declares it dead.
+            logger.warning("%s: the executor stays listed: %s", self._file.path, error)
+        finally:
             self._close_files()
 
     def _close_files(self) -> None:

@@ -164,6 +164,22 @@ async def test_a_second_user_of_a_file_is_refused(tmp_path: Path) -> None:
         pass
 
 
+async def test_a_database_that_is_locked_at_the_end_is_closed_all_the_same(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    url = f"sqlite:///{tmp_path}/a.db?busy_timeout=0.01"
+    storage = SQLiteStorage(url)
+    await storage.open("executor-1")
+    other = sqlite3.connect(tmp_path / "a.db", isolation_level=None)
+    other.execute("BEGIN IMMEDIATE")
+
+    await storage.close()
+    other.close()
+
+    assert "stays listed" in caplog.text
+    await open_and_close(url)
+
+
 async def test_the_lock_goes_with_the_process_that_had_it(tmp_path: Path) -> None:
     url = f"sqlite:///{tmp_path}/a.db?busy_timeout=0.01"
     script = (
