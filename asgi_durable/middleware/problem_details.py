@@ -41,8 +41,14 @@ class ProblemDetailsMiddleware:
             await self.app(scope, receive, send)
             return
         sender = _HoldingSender(send)
+
+        async def receive_after_release() -> Message:
+            # An app that waits for its client after an answer needs the answer to be sent.
+            await sender.release()
+            return await receive()
+
         try:
-            await self.app(scope, receive, sender.send)
+            await self.app(scope, receive_after_release, sender.send)
         except DurableError as error:
             if sender.has_sent:
                 raise

@@ -88,6 +88,9 @@ class ResponseRecorder:
         kind = message["type"]
         if kind == "http.response.start":
             self._start = message
+            if self._is_event_stream(message):
+                # At once: its first event may be long in coming, or never come.
+                await self._send_body(message, more=True)
         elif kind != "http.response.body" or self._start is None or self.complete:
             await self._send(message)
         else:
@@ -106,9 +109,12 @@ class ResponseRecorder:
         self.complete = True
 
     def _cannot_be_kept(self, start: Message) -> bool:
+        too_long = len(self._body) > self._max_body_bytes
+        return self._start_sent or too_long or self._is_event_stream(start)
+
+    def _is_event_stream(self, start: Message) -> bool:
         media_type = header_values(start.get("headers", ()), b"content-type")
-        is_stream = bool(media_type) and media_type[0].startswith(b"text/event-stream")
-        return self._start_sent or is_stream or len(self._body) > self._max_body_bytes
+        return bool(media_type) and media_type[0].lower().startswith(b"text/event-stream")
 
     async def _complete(self, start: Message) -> None:
         try:

@@ -616,6 +616,29 @@ async def test_an_event_stream_ends_when_its_client_leaves(durable: Durable) -> 
     assert exchanged.body == b"data: 1\n\n"
 
 
+async def test_an_event_stream_without_events_ends_when_its_client_leaves(
+    durable: Durable,
+) -> None:
+    async def handle(scope, receive, send) -> None:
+        await read_all(receive)
+        headers = [(b"content-type", b"Text/Event-Stream")]
+        await send({"type": "http.response.start", "status": 200, "headers": headers})
+        assert (await receive())["type"] == "http.disconnect"
+
+    exchanged = Exchange(b"{}")
+    exchanged.disconnected.set()
+    async with asyncio.timeout(60):
+        await durable.wrap(App(handle))(keyed(), exchanged.receive, exchanged.send)
+
+    assert exchanged.status == 200
+
+
+async def test_a_length_of_very_many_digits_is_too_large(durable: Durable) -> None:
+    scope = keyed(headers=[("content-length", "9" * 5000)])
+
+    assert (await exchange(durable.wrap(App()), scope, b"{}")).status == 413
+
+
 async def test_a_stack_inside_another_leaves_the_request_to_it(durable: Durable) -> None:
     app = App()
     nested = durable.wrap(durable.wrap(app))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 
 import pytest
@@ -104,6 +105,25 @@ async def test_an_apps_own_500_passes_as_it_is_produced() -> None:
     result = await exchange(ProblemDetailsMiddleware(app), http_scope())
 
     assert (result.status, result.body, result.is_complete) == (500, b"ab", True)
+
+
+async def test_a_500_is_sent_before_its_app_waits_for_the_client() -> None:
+    exchanged = Exchange()
+
+    async def app(scope, receive, send) -> None:
+        await receive()
+        await answer(send, b"no", status=500)
+        await receive()
+
+    async def send(message) -> None:
+        await exchanged.send(message)
+        if message["type"] == "http.response.body":
+            exchanged.disconnected.set()
+
+    async with asyncio.timeout(60):
+        await ProblemDetailsMiddleware(app)(http_scope(), exchanged.receive, send)
+
+    assert (exchanged.status, exchanged.body, exchanged.is_complete) == (500, b"no", True)
 
 
 async def test_an_error_after_the_start_of_an_answer_is_only_raised() -> None:
