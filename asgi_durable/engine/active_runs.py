@@ -91,6 +91,7 @@ class ActiveRuns:
         run.task = task
         # The event loop itself holds tasks only weakly.
         self._tasks[task] = run
+        task.add_done_callback(lambda done: self._on_done(done, drive))
         return True
 
     def release(self, run: Run) -> None:
@@ -123,6 +124,21 @@ class ActiveRuns:
         """Launch no more runs."""
         self._closed = True
 
+    def _on_done(self, task: asyncio.Task[None], drive: Coroutine[Any, Any, Ending]) -> None:
+        run = self._tasks.pop(task, None)
+        if run is None or run.done.is_set():
+            return
+        # Cancelled before its first turn: nothing of `_supervise` has run.
+        drive.close()
+        cancelled = WorkflowInterruptedError(run.workflow_id, "its task was cancelled")
+        self._publish(run, run.stopped or Interrupted(cancelled, goes_on=True))
+
+    def _publish(self, run: Run, ending: Ending) -> None:
+        self.release(run)
+        run.finish(ending)
+        if isinstance(ending, Interrupted):
+            self.on_interrupted(run, ending)
+
     def _tasks_here(self) -> dict[asyncio.Task[None], Run]:
         loop = asyncio.get_running_loop()
         return {task: run for task, run in self._tasks.items() if run.loop is loop}
@@ -153,12 +169,7 @@ class ActiveRuns:
             if ending is None:
                 cancelled = WorkflowInterruptedError(run.workflow_id, "its task was cancelled")
                 ending = run.stopped or Interrupted(cancelled, goes_on=True)
-            self.release(run)
-            run.finish(ending)
-            if isinstance(ending, Interrupted):
-                self.on_interrupted(run, ending)
-            if run.task is not None:
-                self._tasks.pop(run.task, None)
+            self._publish(run, ending)
 
 
 async def wait_for(run: Run, signal: Signal[ResultT], loop: asyncio.AbstractEventLoop) -> ResultT:

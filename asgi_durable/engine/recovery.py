@@ -63,9 +63,10 @@ class Recovery:
         if not ending.goes_on:
             self._parked[run.workflow_id] = ending.error
             return
-        self._parked.pop(run.workflow_id, None)
-        task = asyncio.current_task()
-        if task is not None and task.cancelling():
+        if run.claimed.get():
+            self._parked.pop(run.workflow_id, None)
+        # Not `task.cancelling()`: a failed task group may leave that set (Python 3.11).
+        if run.is_loop_ending():
             # The event loop is being shut down; the next one to call us sweeps.
             self._wanted = True
         else:

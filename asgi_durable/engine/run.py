@@ -252,9 +252,13 @@ class Run:
         if self.interruption() is not None:
             raise RunStopped
 
+    def is_loop_ending(self) -> bool:
+        """Tell whether the run's event loop is being shut down."""
+        return bool(self._guard.cancelling()) or self._guard.done()
+
     def interruption(self) -> Interrupted | None:
         """Return why the run must not go on, ``None`` if it may."""
-        if self.stopped is None and (self._guard.cancelling() or self._guard.done()):
+        if self.stopped is None and self.is_loop_ending():
             reason = "its event loop is ending"
             self.stop(WorkflowInterruptedError(self.workflow_id, reason), goes_on=True)
         return self.stopped

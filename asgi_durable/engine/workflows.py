@@ -334,14 +334,9 @@ async def _ending_of(run: Run, definition: WorkflowDefinition, arguments: dict[s
         output = codec.encode(await definition.call(arguments))
         ending = Finished(WorkflowState.SUCCESS, output, None)
     except asyncio.CancelledError:
-        task = asyncio.current_task()
-        if run.interruption() is None and task is not None and not task.cancelling():
-            # Not the run was cancelled but something that its code awaited: no outcome.
-            reason = "its code raised CancelledError"
-            run.stop(WorkflowInterruptedError(run.workflow_id, reason))
-        if run.stopped is None:
-            raise
-        return run.stopped
+        # Neither the engine nor the event loop stops: its own code raised it. No outcome.
+        own = WorkflowInterruptedError(run.workflow_id, "its code raised CancelledError")
+        return run.interruption() or Interrupted(own)
     except Exception as error:
         outage = infrastructure_error_in(error)
         if outage is not None:

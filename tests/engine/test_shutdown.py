@@ -266,6 +266,43 @@ def test_a_sweep_that_ends_with_its_event_loop_is_made_up_for(url: str) -> None:
     assert asyncio.run(finish()) == "done"
 
 
+async def test_runs_that_have_not_had_a_turn_are_interrupted_as_well(url: str) -> None:
+    durable = Durable(url, drain_timeout=0.0)
+
+    @durable.workflow
+    async def work() -> str:
+        return "done"
+
+    async with asyncio.timeout(60):
+        async with durable:
+            loop = asyncio.get_running_loop()
+            calls: list[asyncio.Future[str]] = []
+
+            def call_again() -> None:
+                if not durable.engine._running.active._closed:  # type: ignore[union-attr]
+                    calls.append(asyncio.ensure_future(work()))
+                    if len(calls) < 200:
+                        loop.call_soon(call_again)
+
+            loop.call_soon(call_again)
+            await asyncio.sleep(0)
+        results = await asyncio.gather(*calls, return_exceptions=True)
+
+    assert all(r == "done" or isinstance(r, Exception) for r in results)
+
+
+async def test_a_workflow_that_cancels_itself_is_left_alone(durable: Durable) -> None:
+    @durable.workflow
+    async def work() -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        task.cancel()
+        await asyncio.sleep(0)
+
+    with pytest.raises(WorkflowInterruptedError, match="its code raised CancelledError"):
+        await durable.options(workflow_id="w").run_workflow(work)
+
+
 async def test_a_start_that_is_cancelled_can_be_made_again(url: str) -> None:
     durable = Durable(f"{url}?busy_timeout=30")
 
