@@ -177,9 +177,19 @@ async def test_a_full_database_is_a_503_and_the_work_goes_on_when_there_is_room(
 
 
 async def test_a_child_of_a_workflow_that_never_began_does_not_run(
-    durable: Durable, locked
+    durable: Durable, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    storage = durable.engine._running.services.storage  # type: ignore[union-attr]
+    commit, batches, under_way = storage.commit, [], asyncio.Event()
+    ids: list[str | None] = []
     runs: list[str] = []
+
+    async def fail_the_first_batch(batch):
+        batches.append(batch)
+        under_way.set()
+        if batch[0] is batches[0][0]:
+            raise StorageUnavailableError("locked")
+        return await commit(batch)
 
     @durable.step
     async def step() -> None:
@@ -191,16 +201,20 @@ async def test_a_child_of_a_workflow_that_never_began_does_not_run(
 
     @durable.workflow
     async def parent() -> None:
-        # Its own start is with the committer by now.
-        await asyncio.sleep(0.01)
+        ids.append(durable.workflow_id)
+        # Its own start is being committed when the child's is submitted.
+        await under_way.wait()
         await child()
 
-    with locked(), pytest.raises(StorageUnavailableError):
-        await durable.options(workflow_id="p").run_workflow(parent)
-    assert runs == []
+    monkeypatch.setattr(storage, "commit", fail_the_first_batch)
+    with pytest.raises(StorageUnavailableError):
+        await parent()
+    monkeypatch.undo()
 
-    with pytest.raises(WorkflowNotFoundError):
-        await durable.retrieve_workflow("p~0")
+    for workflow_id in (ids[0], f"{ids[0]}~0"):
+        with pytest.raises(WorkflowNotFoundError):
+            await durable.retrieve_workflow(str(workflow_id))
+    assert runs == []
 
 
 async def test_a_failing_database_in_a_group_is_no_outcome(durable: Durable, locked) -> None:
