@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from dataclasses import dataclass
 
@@ -221,11 +222,13 @@ class Run:
         Raises:
             RunStopped: Part of it is not, and will not be.
         """
+        with contextlib.suppress(RunStopped):
+            for settled in other._not_durable:
+                if settled.is_set():
+                    other.check(settled.get())
+        # Both stop: this may be called by the code of either, parent or child.
         if other.stopped is not None:
             raise self.stop(other.stopped.error, goes_on=other.stopped.goes_on)
-        for settled in other._not_durable:
-            if settled.is_set():
-                self.check(settled.get())
         self._not_durable.extend(other._not_durable)
 
     async def settle(self) -> None:

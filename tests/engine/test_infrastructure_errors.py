@@ -176,8 +176,9 @@ async def test_a_full_database_is_a_503_and_the_work_goes_on_when_there_is_room(
     assert runs.count(1) == 1
 
 
+@pytest.mark.parametrize("turns", [0, 20], ids=["called after", "queued behind"])
 async def test_a_child_of_a_workflow_that_never_began_does_not_run(
-    durable: Durable, monkeypatch: pytest.MonkeyPatch
+    durable: Durable, monkeypatch: pytest.MonkeyPatch, turns: int
 ) -> None:
     storage = durable.engine._running.services.storage  # type: ignore[union-attr]
     commit, batches, under_way = storage.commit, [], asyncio.Event()
@@ -188,6 +189,8 @@ async def test_a_child_of_a_workflow_that_never_began_does_not_run(
         batches.append(batch)
         under_way.set()
         if batch[0] is batches[0][0]:
+            for _ in range(turns):
+                await asyncio.sleep(0)
             raise StorageUnavailableError("locked")
         return await commit(batch)
 
