@@ -2,28 +2,24 @@
 
 from __future__ import annotations
 
-import asyncio
-import functools
-import inspect
 import os
-import sys
 from collections.abc import Callable, Coroutine, Sequence
 from importlib.metadata import entry_points
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, ParamSpec, Protocol, Self, TypeVar, cast, overload
+from typing import TYPE_CHECKING, Any, ParamSpec, Self, TypeVar, cast, overload
 from urllib.parse import urlsplit
 
 from asgi_durable.codec import Codec, JsonCodec
 from asgi_durable.context import RequestContext, current_request
-from asgi_durable.engine.engine import Engine
+from asgi_durable.decorating import AsyncFunction, Decorator, durable_function
+from asgi_durable.engine.call import WorkflowOptions
+from asgi_durable.engine.engine import Engine, Limits
 from asgi_durable.engine.handle import WorkflowHandle
 from asgi_durable.engine.registry import (
-    Definition,
     StepDefinition,
     TransactionDefinition,
     WorkflowDefinition,
 )
-from asgi_durable.engine.workflows import WorkflowOptions
 from asgi_durable.errors import DurableUsageError
 from asgi_durable.middleware.asgi import ASGIApp
 from asgi_durable.middleware.idempotency import IdempotencyMiddleware
@@ -32,54 +28,20 @@ from asgi_durable.middleware.lifespan import LifespanMiddleware
 from asgi_durable.middleware.problem_details import ProblemDetailsMiddleware
 from asgi_durable.middleware.request_context import RequestContextMiddleware
 from asgi_durable.retry import RetryPolicy
+from asgi_durable.storage.protocol import ApplicationDatabase
+from asgi_durable.workflow_calls import WorkflowCalls
 
 if TYPE_CHECKING:
     from sqlalchemy.ext.asyncio import AsyncSession
 
-__all__ = ["Durable", "WorkflowCalls"]
+__all__ = ["Durable"]
 
 P = ParamSpec("P")
 R = TypeVar("R")
-AsyncFunction = Callable[P, Coroutine[Any, Any, R]]
 
 URL_VARIABLE = "ASGI_DURABLE_URL"
 DEFAULT_URL = "sqlite:///asgi_durable.db"
 STORAGE_ENTRY_POINTS = "asgi_durable.storage"
-DEFINITION_ATTRIBUTE = "__durable_definition__"
-COROUTINE_MARKER = "_is_coroutine"
-
-
-class Decorator(Protocol):
-    """Keeps the signature of what it decorates."""
-
-    def __call__(self, function: AsyncFunction[P, R], /) -> AsyncFunction[P, R]:
-        """Decorate an ``async def`` function."""
-
-
-class WorkflowCalls:
-    """Calls of workflows, all with the same options; see :meth:`Durable.options`."""
-
-    def __init__(self, engine: Engine, options: WorkflowOptions) -> None:
-        self._engine = engine
-        self._options = options
-
-    def run_workflow(
-        self, function: Callable[P, Coroutine[Any, Any, R]], *args: P.args, **kwargs: P.kwargs
-    ) -> Coroutine[Any, Any, R]:
-        """Run a workflow and return its result."""
-        definition = _workflow_definition(self._engine, function)
-        return self._engine.call_workflow(definition, args, kwargs, self._options)
-
-    def start_workflow(
-        self, function: Callable[P, Coroutine[Any, Any, R]], *args: P.args, **kwargs: P.kwargs
-    ) -> Coroutine[Any, Any, WorkflowHandle[R]]:
-        """Start a workflow in the background; return its handle once the start is durable."""
-        definition = _workflow_definition(self._engine, function)
-        started = self._engine.start_workflow(definition, args, kwargs, self._options)
-        return self._handle(started)
-
-    async def _handle(self, started: Coroutine[Any, Any, str]) -> WorkflowHandle[Any]:
-        return WorkflowHandle(self._engine, await started)
 
 
 class Durable:
@@ -93,12 +55,18 @@ class Durable:
             ``ASGI_DURABLE_URL``, else ``sqlite:///asgi_durable.db``. The SQLite adapter reads
             ``?synchronous=`` (``FULL``, the default, survives a loss of power; ``NORMAL`` may
             lose the last commits to one) and ``?busy_timeout=`` (seconds, 5 by default).
+        application_url: The database that ``durable.session`` is for, where it is another
+            one than the step log's. A transaction's record is then kept in a table of its
+            own beside the application's data, ``asgi_durable_transactions``.
         codec: Writes values into the step log; readable JSON that keeps types by default.
         idempotency: Which requests an ``Idempotency-Key`` makes durable.
         request_id_headers: Headers that a request id is read from; the first one is sent.
         drain_timeout: Seconds that a stop waits for runs before it interrupts them.
         storage_patience: Seconds that a failing storage is tried before a run is given up,
             to be taken up again later.
+        lease: Seconds that the process counts as alive without a sign of life. It gives one
+            every third of that, and its workflows are taken over by other processes when
+            there was none for so long. A process that ended is noticed sooner.
 
     Raises:
         DurableUsageError: No storage adapter is installed for the URL's scheme.
@@ -108,22 +76,36 @@ class Durable:
         self,
         url: str | None = None,
         *,
+        application_url: str | None = None,
         codec: Codec | None = None,
         idempotency: IdempotencyPolicy | None = None,
         request_id_headers: Sequence[str] = ("X-Request-ID",),
         drain_timeout: float = 5.0,
         storage_patience: float = 30.0,
+        lease: float = 15.0,
     ) -> None:
         self.url = url or os.environ.get(URL_VARIABLE) or DEFAULT_URL
         self.idempotency = idempotency or IdempotencyPolicy()
         self.request_id_headers = tuple(request_id_headers)
-        self._storage_factory = _find_storage(self.url)
+        self.application_url = application_url
+        storage = _find_storage(self.url)
         self.engine = Engine(
-            lambda: self._storage_factory.load()(self.url),
+            lambda: storage.load()(self.url),
+            self._application_database(),
             codec or JsonCodec(),
-            drain_timeout_seconds=drain_timeout,
-            patience_seconds=storage_patience,
+            Limits(
+                drain_timeout_seconds=drain_timeout,
+                patience_seconds=storage_patience,
+                lease_seconds=_positive(lease, "lease"),
+            ),
         )
+
+    def _application_database(self) -> Callable[[], ApplicationDatabase | None]:
+        url = self.application_url
+        if url is None or url == self.url:
+            return lambda: None
+        adapter = _find_storage(url)
+        return lambda: adapter.load().application_database(url)
 
     # Decorators
 
@@ -131,21 +113,39 @@ class Durable:
     def workflow(self, function: AsyncFunction[P, R], /) -> AsyncFunction[P, R]: ...
 
     @overload
-    def workflow(self, /, *, name: str | None = None) -> Decorator: ...
+    def workflow(
+        self, /, *, name: str | None = None, max_recovery_attempts: int | None = ...
+    ) -> Decorator: ...
 
-    def workflow(self, function: Any = None, /, *, name: str | None = None) -> Any:
+    def workflow(
+        self,
+        function: Any = None,
+        /,
+        *,
+        name: str | None = None,
+        max_recovery_attempts: int | None = 20,
+    ) -> Any:
         """Make an ``async def`` function a workflow; calling it runs it durably.
 
         Args:
             function: The function, where the decorator is used bare.
             name: What the log calls it; its qualified name by default.
+            max_recovery_attempts: How often it is taken up again after its process died, in
+                a row and without any progress, until it is set aside as
+                ``RETRIES_EXCEEDED``; ``None`` for ever. At least two more are made, in which
+                it runs by itself, so that it is not blamed for another's doing.
         """
 
         def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
-            definition = WorkflowDefinition(function, name=name, registry=self.engine.registry)
+            definition = WorkflowDefinition(
+                function,
+                name=name,
+                registry=self.engine.registry,
+                max_recovery_attempts=max_recovery_attempts,
+            )
             self.engine.registry.add_workflow(definition)
             options = WorkflowOptions()
-            return _durable_function(
+            return durable_function(
                 definition,
                 lambda args, kwargs: self.engine.call_workflow(definition, args, kwargs, options),
             )
@@ -191,7 +191,7 @@ class Durable:
                 retry=retry,
                 timeout_seconds=timeout,
             )
-            return _durable_function(
+            return durable_function(
                 definition, lambda args, kwargs: self.engine.call_step(definition, args, kwargs)
             )
 
@@ -201,9 +201,18 @@ class Durable:
     def transaction(self, function: AsyncFunction[P, R], /) -> AsyncFunction[P, R]: ...
 
     @overload
-    def transaction(self, /, *, name: str | None = None) -> Decorator: ...
+    def transaction(
+        self, /, *, name: str | None = None, isolation_level: str | None = None
+    ) -> Decorator: ...
 
-    def transaction(self, function: Any = None, /, *, name: str | None = None) -> Any:
+    def transaction(
+        self,
+        function: Any = None,
+        /,
+        *,
+        name: str | None = None,
+        isolation_level: str | None = None,
+    ) -> Any:
         """Make an ``async def`` function a transaction with ``durable.session``.
 
         Inside a workflow or a keyed request its rows and its record commit together, exactly
@@ -212,11 +221,18 @@ class Durable:
         Args:
             function: The function, where the decorator is used bare.
             name: What the log calls it; its qualified name by default.
+            isolation_level: ``"SERIALIZABLE"`` say; the database's default with ``None``. A
+                transaction that the database gives up for another one is tried again.
         """
 
         def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
-            definition = TransactionDefinition(function, name=name, registry=self.engine.registry)
-            return _durable_function(
+            definition = TransactionDefinition(
+                function,
+                name=name,
+                registry=self.engine.registry,
+                isolation_level=isolation_level,
+            )
+            return durable_function(
                 definition,
                 lambda args, kwargs: self.engine.call_transaction(definition, args, kwargs),
             )
@@ -312,6 +328,17 @@ class Durable:
             LifespanMiddleware(app, self.engine), header_names=self.request_id_headers
         )
 
+    async def migrate(self) -> None:
+        """Create the database's tables, or bring them up to date, and do nothing else.
+
+        A start does it as well. So it is for a role that may change tables, where the
+        application's own may not.
+
+        Raises:
+            StorageError: The database cannot be used; the message names it.
+        """
+        await self.engine.migrate()
+
     async def __aenter__(self) -> Self:
         """Start, and resume what was interrupted; for scripts, workers and tests."""
         await self.engine.start()
@@ -328,34 +355,11 @@ class Durable:
         await self.engine.stop()
 
 
-def _durable_function(
-    definition: Definition, call: Callable[[tuple[Any, ...], dict[str, Any]], Any]
-) -> Callable[..., Any]:
-    """Return what replaces a decorated function.
-
-    A plain function that returns a coroutine, as the call's place in the log is given out
-    when it is called. Frameworks ask whether it is a coroutine function: it says yes.
-    """
-
-    @functools.wraps(definition.function)
-    def durable_function(*args: Any, **kwargs: Any) -> Any:
-        return call(args, kwargs)
-
-    setattr(durable_function, DEFINITION_ATTRIBUTE, definition)
-    if sys.version_info >= (3, 12):
-        return inspect.markcoroutinefunction(durable_function)
-    # What `asyncio.iscoroutinefunction` looks for before Python 3.12.
-    marker = getattr(asyncio.coroutines, COROUTINE_MARKER)
-    setattr(durable_function, COROUTINE_MARKER, marker)
-    return durable_function
-
-
-def _workflow_definition(engine: Engine, function: Callable[..., Any]) -> WorkflowDefinition:
-    definition = getattr(function, DEFINITION_ATTRIBUTE, None)
-    if not isinstance(definition, WorkflowDefinition) or definition.registry is not engine.registry:
-        msg = f"{function!r} is not a workflow of this Durable; decorate it with @durable.workflow"
+def _positive(seconds: float, name: str) -> float:
+    if not 0 < seconds < float("inf"):
+        msg = f"{name} must be a positive number of seconds, got {seconds!r}"
         raise DurableUsageError(msg)
-    return definition
+    return seconds
 
 
 def _find_storage(url: str) -> Any:

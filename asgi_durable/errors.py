@@ -5,6 +5,7 @@ DurableError                          500  base class; raise it, or catch this o
 ├── WorkflowNotFoundError             404  no such workflow id
 ├── WorkflowConflictError             409  the workflow id belongs to another function
 ├── WorkflowInterruptedError          503  the run ended without an outcome; it will go on
+├── RecoveryAttemptsExceededError     500  the workflow ended its process again and again
 ├── NonDeterministicWorkflowError     500  the code no longer does what its step log says
 ├── StepRetriesExhaustedError         500  every attempt of a step failed
 ├── StepTimeoutError                  500  an attempt of a step took too long
@@ -36,6 +37,7 @@ __all__ = [
     "KeyReusedError",
     "NonDeterministicWorkflowError",
     "PrincipalUnavailableError",
+    "RecoveryAttemptsExceededError",
     "RemoteError",
     "RequestInProgressError",
     "RequestTooLargeError",
@@ -136,6 +138,24 @@ class WorkflowInterruptedError(DurableError):
 
     def __init__(self, workflow_id: str, reason: str) -> None:
         super().__init__(f"workflow {workflow_id!r} was interrupted: {reason}")
+        self.workflow_id = workflow_id
+
+
+class RecoveryAttemptsExceededError(DurableError):
+    """The workflow has ended its process again and again, and is set aside.
+
+    Its status is ``RETRIES_EXCEEDED``. Nothing of it was recorded between the crashes.
+    """
+
+    default_code = "RECOVERY_ATTEMPTS_EXCEEDED"
+    title = "The work failed again and again and was set aside"
+    shows_message = False
+
+    def __init__(self, workflow_id: str, crashes: int) -> None:
+        super().__init__(
+            f"workflow {workflow_id!r} is set aside: {crashes} processes in a row died "
+            "while they ran it, without any progress in between"
+        )
         self.workflow_id = workflow_id
 
 

@@ -14,6 +14,7 @@ EXAMPLES: list[DurableError] = [
     errors.WorkflowNotFoundError("w1"),
     errors.WorkflowConflictError("w1", wanted="a", existing="b"),
     errors.WorkflowInterruptedError("w1", "shutdown"),
+    errors.RecoveryAttemptsExceededError("w1", 3),
     errors.NonDeterministicWorkflowError("w1", 3, recorded="step 'a'", called="step 'b'"),
     errors.StepRetriesExhaustedError("pay", [ValueError("one"), OSError(2, "two")], 2),
     errors.StepTimeoutError("pay", 1.5),

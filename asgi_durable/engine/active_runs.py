@@ -32,11 +32,13 @@ class ActiveRuns:
     Attributes:
         on_interrupted: Told of every run that ended without an outcome.
         on_lost: Told when a run went away with its event loop.
+        on_ended: Told of every run that is over, with or without an outcome.
     """
 
     def __init__(self) -> None:
         self.on_interrupted: Callable[[Run, Interrupted], None] = lambda *_: None
         self.on_lost: Callable[[], None] = lambda: None
+        self.on_ended: Callable[[Run], None] = lambda _: None
         self._runs: dict[str, Run] = {}
         self._tasks: dict[asyncio.Task[None], Run] = {}
         self._launched: set[str] | None = None
@@ -51,6 +53,12 @@ class ActiveRuns:
             self.on_lost()
             return None
         return run
+
+    def ids_of_others(self, executor_id: str) -> frozenset[str]:
+        """Return the ids of runs on behalf of any other executor; callable on any thread."""
+        return frozenset(
+            run.workflow_id for run in list(self._runs.values()) if run.executor_id != executor_id
+        )
 
     @contextmanager
     def watching_launches(self) -> Iterator[set[str]]:
@@ -136,6 +144,7 @@ class ActiveRuns:
     def _publish(self, run: Run, ending: Ending) -> None:
         self.release(run)
         run.finish(ending)
+        self.on_ended(run)
         if isinstance(ending, Interrupted):
             self.on_interrupted(run, ending)
 

@@ -6,15 +6,20 @@ import asyncio
 import logging
 import threading
 from collections.abc import Callable, Coroutine, Mapping
+from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from typing import Any
 
 from asgi_durable.codec import Codec
-from asgi_durable.engine.active_runs import ActiveRuns, wait_for
+from asgi_durable.engine.active_runs import ActiveRuns
+from asgi_durable.engine.call import Call, WorkflowOptions
 from asgi_durable.engine.committer import Committer
+from asgi_durable.engine.drives import Drives
+from asgi_durable.engine.executor import Executor
 from asgi_durable.engine.frame import Frame, current_frame
 from asgi_durable.engine.handle import WorkflowStatus, workflow_status
 from asgi_durable.engine.loop_guard import LoopGuards
+from asgi_durable.engine.outcomes import Outcomes
 from asgi_durable.engine.recovery import Recovery
 from asgi_durable.engine.registry import (
     Registry,
@@ -23,21 +28,35 @@ from asgi_durable.engine.registry import (
     WorkflowDefinition,
 )
 from asgi_durable.engine.requests import Requests
-from asgi_durable.engine.run import Finished, Run, Services, finished
+from asgi_durable.engine.resumption import Resumption
+from asgi_durable.engine.run import Run, Services
 from asgi_durable.engine.step import run_step
+from asgi_durable.engine.takeover import Takeover
 from asgi_durable.engine.transaction import run_plain_transaction, run_transaction
-from asgi_durable.engine.workflows import Call, WorkflowOptions, Workflows
+from asgi_durable.engine.workflows import Workflows
 from asgi_durable.errors import DurableUsageError, WorkflowNotFoundError
-from asgi_durable.ids import new_id
-from asgi_durable.storage.protocol import Storage
+from asgi_durable.storage.protocol import ApplicationDatabase, Storage
 
-__all__ = ["Engine"]
+__all__ = ["Engine", "Limits"]
 
 logger = logging.getLogger(__name__)
 
-FIRST_POLL_SECONDS = 0.05
-LONGEST_POLL_SECONDS = 1.0
 START_POLL_SECONDS = 0.01
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Limits:
+    """How long what may take, in seconds.
+
+    Attributes:
+        drain_timeout_seconds: How long a stop waits for runs before it interrupts them.
+        patience_seconds: How long a failing storage is tried before a run is given up.
+        lease_seconds: How long the process counts as alive without a sign of life.
+    """
+
+    drain_timeout_seconds: float
+    patience_seconds: float
+    lease_seconds: float
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,6 +68,8 @@ class _Running:
     workflows: Workflows
     requests: Requests
     recovery: Recovery
+    takeover: Takeover
+    outcomes: Outcomes
 
 
 class Engine:
@@ -56,23 +77,23 @@ class Engine:
 
     Args:
         open_storage: Makes the storage adapter, at each start.
+        open_application: Makes the application's own database, ``None`` where it is the
+            storage's.
         codec: Writes values into the step log.
-        drain_timeout_seconds: How long a stop waits for runs before it interrupts them.
-        patience_seconds: How long a failing storage is tried before a run is given up.
+        limits: How long what may take.
     """
 
     def __init__(
         self,
         open_storage: Callable[[], Storage],
+        open_application: Callable[[], ApplicationDatabase | None],
         codec: Codec,
-        *,
-        drain_timeout_seconds: float,
-        patience_seconds: float,
+        limits: Limits,
     ) -> None:
         self.registry = Registry(codec)
         self._open_storage = open_storage
-        self._drain_timeout_seconds = drain_timeout_seconds
-        self._patience_seconds = patience_seconds
+        self._open_application = open_application
+        self._limits = limits
         self._running: _Running | None = None
         self._starting = threading.Lock()
         codec.register(WorkflowStatus)
@@ -83,7 +104,7 @@ class Engine:
     # Life
 
     async def start(self) -> None:
-        """Open the storage and take over what dead executors left; recover nothing yet.
+        """Open the storage and enter among the living; recover nothing yet.
 
         Raises:
             StorageError: The database cannot be used; the message names it.
@@ -105,17 +126,32 @@ class Engine:
             self.recover()
         else:
             self._running.recovery.sweep_if_wanted()
+            self._running.takeover.start()
 
     def recover(self) -> None:
-        """Resume, in the background, the workflows that were interrupted."""
-        self._live().recovery.sweep_soon()
+        """Resume, in the background, what dead executors left, now and from now on."""
+        self._live().takeover.start()
+
+    async def migrate(self) -> None:
+        """Create the database's tables, or bring them up to date, and do nothing else.
+
+        Raises:
+            StorageError: The database cannot be used; the message names it.
+        """
+        storage, application = self._open_storage(), self._open_application()
+        await storage.open()
+        await storage.close()
+        if application is not None:
+            await application.open()
+            await application.close()
 
     async def drain(self) -> None:
         """Wait for the runs under way, then interrupt them. New calls are still served."""
         running = self._running
         if running is not None:
+            await running.takeover.stop()
             await running.recovery.stop()
-            await running.active.drain(self._drain_timeout_seconds)
+            await running.active.drain(self._limits.drain_timeout_seconds)
 
     async def stop(self) -> None:
         """Drain, flush what is to be written, and close the storage."""
@@ -127,32 +163,60 @@ class Engine:
         await running.services.committer.flush()
         await running.services.guards.dismiss()
         self._running = None
+        # Invariant: what is to be written is written. From here on others may take over.
+        await running.services.executor.stop()
+        if running.services.application is not None:
+            await running.services.application.close()
         await running.services.storage.close()
 
     async def _build(self) -> _Running:
         self.registry.prepare()
-        storage = self._open_storage()
-        executor_id = new_id()
-        await storage.open(executor_id)
+        async with AsyncExitStack() as opened:
+            storage = self._open_storage()
+            await storage.open()
+            opened.push_async_callback(storage.close)
+            application = self._open_application()
+            if application is not None:
+                await application.open()
+                opened.push_async_callback(application.close)
+            running = self._assemble(storage, application)
+            await running.services.executor.start()
+            opened.pop_all()
+        return running
+
+    def _assemble(self, storage: Storage, application: ApplicationDatabase | None) -> _Running:
+        executor = Executor(storage, lease_seconds=self._limits.lease_seconds)
         services = Services(
             guards=LoopGuards(),
             storage=storage,
-            committer=Committer(storage, patience_seconds=self._patience_seconds),
+            application=application,
+            committer=Committer(storage, patience_seconds=self._limits.patience_seconds),
             registry=self.registry,
-            executor_id=executor_id,
-            patience_seconds=self._patience_seconds,
+            executor=executor,
+            patience_seconds=self._limits.patience_seconds,
         )
         active = ActiveRuns()
-        workflows = Workflows(services, active)
-        recovery = Recovery(services, active, workflows)
+        drives = Drives(services)
+        workflows = Workflows(services, active, drives)
+        resumption = Resumption(services, active, drives)
+        recovery = Recovery(services, active, resumption)
+        takeover = Takeover(services, resumption, recovery)
+        outcomes = Outcomes(services, active, recovery)
+        executor.runnable = takeover.runnable
+        executor.on_beat = takeover.on_beat
+        executor.on_message = outcomes.on_message
+        workflows.wait_elsewhere = outcomes.wait
         active.on_interrupted = recovery.on_interrupted
         active.on_lost = recovery.on_lost
+        active.on_ended = outcomes.on_ended
         return _Running(
             services=services,
             active=active,
             workflows=workflows,
             requests=Requests(services, active),
             recovery=recovery,
+            takeover=takeover,
+            outcomes=outcomes,
         )
 
     def _live(self) -> _Running:
@@ -303,27 +367,7 @@ class Engine:
         return workflow_status(record, self.registry.codec)
 
     async def _wait_for_result(self, workflow_id: str, timeout_seconds: float | None) -> Any:
+        running = self._live()
         async with asyncio.timeout(timeout_seconds):
-            outcome = await self._wait_for_outcome(workflow_id)
-        return self._live().workflows.value_of(outcome)
-
-    async def _wait_for_outcome(self, workflow_id: str) -> Finished:
-        delay = FIRST_POLL_SECONDS
-        while True:
-            running = self._live()
-            run = running.active.find(workflow_id)
-            if run is not None:
-                ending = await wait_for(run, run.done, asyncio.get_running_loop())
-                if isinstance(ending, Finished):
-                    return ending
-            record = await running.services.storage.get_workflow(workflow_id)
-            if record is None:
-                raise WorkflowNotFoundError(workflow_id)
-            if record.is_final:
-                self.registry.prepare()
-                return finished(record)
-            parked = running.recovery.reason_for_parking(workflow_id)
-            if parked is not None:
-                raise parked
-            await asyncio.sleep(delay)
-            delay = min(delay * 2, LONGEST_POLL_SECONDS)
+            outcome = await running.outcomes.wait(workflow_id)
+        return running.workflows.value_of(outcome)

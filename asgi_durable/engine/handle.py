@@ -21,10 +21,11 @@ class WorkflowStatus:
     """What is known of a workflow.
 
     Attributes:
-        status: ``PENDING`` until it is ``SUCCESS`` or ``ERROR``.
+        status: ``PENDING`` until it is ``SUCCESS``, ``ERROR`` or ``RETRIES_EXCEEDED``.
         input: Its arguments by name; ``None`` for a request.
         output: Its result, once it is a ``SUCCESS``.
-        error: What it raised, once it is an ``ERROR``.
+        error: What it raised, once it is an ``ERROR``; why it was given up, once it is
+            ``RETRIES_EXCEEDED``.
         attempts: Executions so far: 1, and one more for each time it was taken up again.
     """
 

@@ -1,4 +1,4 @@
-"""Running again what nobody runs: after a start, and after the storage failed a run."""
+"""Going on with this process's own workflows whose runs ended without an outcome."""
 
 from __future__ import annotations
 
@@ -7,9 +7,10 @@ import logging
 import random
 
 from asgi_durable.engine.active_runs import ActiveRuns
+from asgi_durable.engine.resumption import Resumption
 from asgi_durable.engine.run import Interrupted, Run, Services
-from asgi_durable.engine.workflows import Workflows
 from asgi_durable.errors import StorageError
+from asgi_durable.storage.records import StoredRun
 
 __all__ = ["Recovery"]
 
@@ -23,18 +24,31 @@ LONGEST_DELAY_SECONDS = 30.0
 
 
 class Recovery:
-    """Sweeps over the executor's PENDING workflows and resumes those that no run has."""
+    """Sweeps over the executor's PENDING workflows: those that no run has are seen to.
 
-    def __init__(self, services: Services, active: ActiveRuns, workflows: Workflows) -> None:
+    What the storage has failed is run again. A request is left to its retry, and what this
+    process cannot finish to one that can: both are released.
+    """
+
+    def __init__(self, services: Services, active: ActiveRuns, resumption: Resumption) -> None:
         self._services = services
         self._active = active
-        self._workflows = workflows
+        self._resumption = resumption
         self._task: asyncio.Task[None] | None = None
         self._wanted = False
         self._stopped = False
         self._delay = FIRST_DELAY_SECONDS
         # Ended here without an outcome, and would again: left for code that knows better.
         self._parked: dict[str, Exception] = {}
+
+    @property
+    def parked_ids(self) -> frozenset[str]:
+        """Workflows that this process leaves to others."""
+        return frozenset(self._parked)
+
+    def reason_for_parking(self, workflow_id: str) -> Exception | None:
+        """Return why a workflow is left alone by this process, ``None`` if it is not."""
+        return self._parked.get(workflow_id)
 
     def sweep_soon(self, delay_seconds: float = 0.0) -> None:
         """Sweep on the running event loop, after a delay; sweeps never overlap."""
@@ -48,20 +62,22 @@ class Recovery:
         if self._wanted and not self._is_sweeping():
             self.sweep_soon()
 
-    def reason_for_parking(self, workflow_id: str) -> Exception | None:
-        """Return why a workflow is left alone by this process, ``None`` if it is not."""
-        return self._parked.get(workflow_id)
-
     def on_lost(self) -> None:
         """Take note that a run went away with its event loop."""
         self._wanted = True
 
     def on_interrupted(self, run: Run, ending: Interrupted) -> None:
         """Take note of a run that ended without an outcome."""
-        if run.workflow.is_request:
+        if ending.is_released:
             return
-        if not ending.goes_on:
+        if ending.is_elsewhere:
+            if run.executor_id != self._services.executor.id:
+                # Meanwhile it may be this process's again, as another executor's.
+                self.sweep_soon()
+            return
+        if not ending.goes_on and not run.workflow.is_request:
             self._parked[run.workflow_id] = ending.error
+            self.sweep_soon()
             return
         if run.claimed.get():
             self._parked.pop(run.workflow_id, None)
@@ -109,26 +125,27 @@ class Recovery:
         last_id = ""
         while True:
             page = await storage.list_pending(
-                self._services.executor_id, after=last_id, limit=PAGE_SIZE
+                self._services.executor.id, after=last_id, limit=PAGE_SIZE
             )
             if not page:
                 return
             last_id = page[-1]
-            idle = [i for i in page if self._active.find(i) is None and i not in self._parked]
-            runs = await self._resume(idle) if idle else []
+            idle = [workflow_id for workflow_id in page if self._active.find(workflow_id) is None]
+            runs = await self._see_to(idle) if idle else []
             # A pause, not a condition: these runs may wait for others of a later page.
             tasks = [run.task for run in runs if run.task is not None]
             if tasks:
                 await asyncio.wait(tasks, timeout=PAGE_PAUSE_SECONDS)
 
-    async def _resume(self, workflow_ids: list[str]) -> list[Run]:
-        # Invariant: a workflow that got a run while its log was being read is left to that
-        # run; what was read of it may be out of date.
-        with self._active.watching_launches() as launched:
-            stored_runs = await self._services.storage.load_runs(workflow_ids)
-        runs = [
-            self._workflows.resume(stored)
-            for stored in stored_runs
-            if stored.workflow.workflow_id not in launched and not stored.workflow.is_final
-        ]
+    async def _see_to(self, workflow_ids: list[str]) -> list[Run]:
+        stored_runs = await self._resumption.load_idle(workflow_ids)
+        runs = [self._see_to_one(stored) for stored in stored_runs]
         return [run for run in runs if run is not None]
+
+    def _see_to_one(self, stored: StoredRun) -> Run | None:
+        workflow = stored.workflow
+        if workflow.executor_id != self._services.executor.id:
+            return None
+        if workflow.is_request or workflow.workflow_id in self._parked:
+            return self._resumption.release(workflow)
+        return self._resumption.resume(stored, is_counted=False)

@@ -30,6 +30,8 @@ AsyncFunction = Callable[..., Awaitable[Any]]
 AmbientParameter = Callable[[inspect.Parameter, object], bool]
 
 DIGEST_BYTES = 16
+# From this many crashes in a row without progress on, a workflow is taken over by itself.
+CRASHES_OF_A_SUSPECT = 2
 _BY_NAME = inspect.Parameter.POSITIONAL_OR_KEYWORD
 _BY_NAME_ONLY = inspect.Parameter.KEYWORD_ONLY
 
@@ -123,9 +125,43 @@ class StepDefinition(Definition):
 class TransactionDefinition(Definition):
     """A function decorated as a transaction."""
 
+    def __init__(
+        self,
+        function: AsyncFunction,
+        *,
+        name: str | None,
+        registry: Registry,
+        isolation_level: str | None,
+    ) -> None:
+        super().__init__(function, name=name, registry=registry)
+        self.isolation_level = isolation_level
+
 
 class WorkflowDefinition(Definition):
     """A function decorated as a workflow."""
+
+    def __init__(
+        self,
+        function: AsyncFunction,
+        *,
+        name: str | None,
+        registry: Registry,
+        max_recovery_attempts: int | None,
+    ) -> None:
+        super().__init__(function, name=name, registry=registry)
+        if max_recovery_attempts is not None and max_recovery_attempts < 1:
+            msg = f"workflow {self.name!r}: max_recovery_attempts must be at least 1, or None"
+            raise DurableUsageError(msg)
+        self.max_recovery_attempts = max_recovery_attempts
+
+    def is_hopeless(self, crashes: int) -> bool:
+        """Tell whether the workflow has killed too many processes in a row.
+
+        Invariant: the last of them it has killed while it ran as a suspect, by itself. Who
+        only happened to run beside the one to blame is never given up.
+        """
+        limit = self.max_recovery_attempts
+        return limit is not None and crashes > max(limit, CRASHES_OF_A_SUSPECT)
 
     def encode_input(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> bytes:
         """Return the recorded arguments as the workflow's input.
@@ -182,6 +218,12 @@ class Registry:
         """Return the workflow of this name, ready to run."""
         self.prepare()
         return self._workflows.get(name)
+
+    def workflow_names(self) -> tuple[frozenset[str], frozenset[str]]:
+        """Return all names, and those that need their request; callable on any thread."""
+        definitions = list(self._workflows.values())
+        bound = frozenset(definition.name for definition in definitions if definition.ambient)
+        return frozenset(definition.name for definition in definitions), bound
 
     def add(self, definition: Definition) -> None:
         """Take note of a function, to be prepared before a recorded value is read."""

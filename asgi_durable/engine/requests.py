@@ -20,6 +20,7 @@ from asgi_durable.storage.writes import (
     FinishWorkflow,
     ForgetRequest,
     OutcomeKind,
+    ReleaseWorkflow,
 )
 
 __all__ = ["Answered", "Claimed", "InProgress", "KeyReused", "RequestRun", "Requests"]
@@ -83,7 +84,7 @@ class RequestRun:
         run.submit(
             FinishWorkflow(
                 workflow_id=run.workflow_id,
-                executor_id=run.services.executor_id,
+                executor_id=run.executor_id,
                 state=WorkflowState.SUCCESS,
                 output=None,
                 error=None,
@@ -95,18 +96,22 @@ class RequestRun:
         self._close(Finished(WorkflowState.SUCCESS, None, None))
 
     async def leave_for_retry(self) -> None:
-        """Commit what is recorded so far; a retry of the request goes on after it."""
+        """Commit what is recorded so far; a retry of the request goes on after it, anywhere."""
+        run = self._run
+        run.submit(ReleaseWorkflow(run.workflow_id, run.executor_id))
         await self._settle()
         reason = "it failed and waits for its retry"
-        self._close(Interrupted(WorkflowInterruptedError(self._run.workflow_id, reason)))
+        interrupted = WorkflowInterruptedError(run.workflow_id, reason)
+        self._close(Interrupted(interrupted, is_released=True))
 
     async def forget(self) -> None:
         """Take the claim back: nothing was recorded, and the next try starts afresh."""
         run = self._run
-        run.submit(ForgetRequest(run.workflow_id, run.services.executor_id))
+        run.submit(ForgetRequest(run.workflow_id, run.executor_id))
         await self._settle()
         reason = "it was refused before it began"
-        self._close(Interrupted(WorkflowInterruptedError(run.workflow_id, reason)))
+        interrupted = WorkflowInterruptedError(run.workflow_id, reason)
+        self._close(Interrupted(interrupted, is_released=True))
 
     async def _settle(self) -> None:
         try:
@@ -172,7 +177,7 @@ class Requests:
     async def _drive(self, run: Run, handler: Handler) -> Ending:
         outcome = await run.commit(ClaimRequest(run.workflow))
         if outcome.kind is OutcomeKind.CONFLICT and outcome.existing is not None:
-            return Interrupted(_RefusedError(outcome.existing))
+            return Interrupted(_RefusedError(outcome.existing), is_released=True)
         run.check(outcome)
         if outcome.kind is OutcomeKind.RESUMED:
             for stored in await self._services.storage.load_runs([run.workflow_id]):
@@ -209,7 +214,7 @@ def _record(
         workflow_id=workflow_id,
         name=name,
         state=WorkflowState.PENDING,
-        executor_id=services.executor_id,
+        executor_id=services.executor.id,
         attempts=1,
         parent_id=None,
         parent_step=None,

@@ -8,6 +8,7 @@ import time
 from dataclasses import dataclass
 
 from asgi_durable.engine.committer import Committer
+from asgi_durable.engine.executor import Executor
 from asgi_durable.engine.loop_guard import LoopGuards
 from asgi_durable.engine.registry import Registry
 from asgi_durable.engine.signal import Signal
@@ -16,22 +17,36 @@ from asgi_durable.errors import (
     StorageError,
     WorkflowInterruptedError,
 )
-from asgi_durable.storage.protocol import Storage
+from asgi_durable.storage.protocol import ApplicationDatabase, Storage
 from asgi_durable.storage.records import StepRecord, StoredRun, WorkflowRecord, WorkflowState
 from asgi_durable.storage.writes import Outcome, OutcomeKind, RecordStep, Write
 
-__all__ = ["Ending", "Finished", "Interrupted", "Run", "RunStopped", "Services", "finished"]
+__all__ = [
+    "Ending",
+    "Finished",
+    "Interrupted",
+    "OwnedElsewhereError",
+    "Run",
+    "RunStopped",
+    "Services",
+    "finished",
+]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Services:
-    """What every run of one engine shares."""
+    """What every run of one engine shares.
+
+    Attributes:
+        application: The application's own database; ``None`` where it is the step log's.
+    """
 
     storage: Storage
+    application: ApplicationDatabase | None
     committer: Committer
     registry: Registry
     guards: LoopGuards
-    executor_id: str
+    executor: Executor
     patience_seconds: float
 
 
@@ -51,10 +66,17 @@ class Interrupted:
     Attributes:
         error: What the caller is told.
         goes_on: True if this process should run it again by itself.
+        is_released: True if its row says already that anybody may run it.
     """
 
     error: Exception
     goes_on: bool = False
+    is_released: bool = False
+
+    @property
+    def is_elsewhere(self) -> bool:
+        """True if another executor runs the workflow, or has finished it."""
+        return isinstance(self.error, OwnedElsewhereError)
 
 
 Ending = Finished | Interrupted
@@ -68,16 +90,26 @@ class RunStopped(BaseException):
     """
 
 
+class OwnedElsewhereError(WorkflowInterruptedError):
+    """The workflow is another executor's; its outcome is what that makes of it."""
+
+    def __init__(self, workflow_id: str) -> None:
+        super().__init__(workflow_id, "another executor owns it")
+
+
 class Run:
     """One execution of a workflow, in this process.
 
     Attributes:
         workflow: Its row, as of this execution.
+        executor_id: On whose behalf it writes, to its end: as another executor the process
+            does not own the workflow any more.
         claimed: True once the workflow is durable and this execution's to run; False if it
             ended before that.
         ended: The ending once the body is over; it may not be durable yet.
         done: The ending once it is durable.
         stopped: Set when the execution must not go on.
+        has_progressed: True once this execution has recorded a step.
         closed: True once calls made in its context do not belong to it any more.
     """
 
@@ -86,6 +118,7 @@ class Run:
     ) -> None:
         self.services = services
         self.workflow = workflow
+        self.executor_id = services.executor.id
         self.loop = loop
         self.claimed: Signal[bool] = Signal(loop)
         self.ended: Signal[Ending] = Signal(loop)
@@ -98,6 +131,7 @@ class Run:
         self._steps: dict[int, StepRecord] = {}
         self._children: dict[int, WorkflowRecord] = {}
         self._calls = 0
+        self.has_progressed = False
         self._not_durable: list[Signal[Outcome]] = []
 
     @property
@@ -138,12 +172,17 @@ class Run:
         if step is None:
             self._refuse_other(number, self._children.get(number), f"step {name!r}")
             return None
+        self.refuse_other_step(step, name, digest)
+        return step
+
+    def refuse_other_step(self, step: StepRecord, name: str, digest: bytes) -> None:
+        """Raise ``NonDeterministicWorkflowError`` if a record is another call's."""
+        number = step.step_number
         if step.name != name:
             raise self._diverged(number, f"step {step.name!r}", f"step {name!r}")
         if step.digest != digest:
             recorded = f"step {name!r} with other arguments (digest {step.digest.hex()})"
             raise self._diverged(number, recorded, f"step {name!r} (digest {digest.hex()})")
-        return step
 
     def refuse_other_child(self, number: int, name: str, workflow_id: str) -> None:
         """Raise if another call than that of this workflow, by its id, is recorded there."""
@@ -196,11 +235,19 @@ class Run:
         Raises:
             RunStopped: The run must not go on, or is over.
         """
+        self.submit_step(self.step_record(number, name, digest, output=output, error=error))
+
+    def submit_step(self, step: StepRecord) -> None:
+        """Submit a record.
+
+        Raises:
+            RunStopped: The run must not go on, or is over.
+        """
         if self.closed:
             raise RunStopped
         self.refuse_if_stopped()
-        step = self.step_record(number, name, digest, output=output, error=error)
-        self.submit(RecordStep(step, self.services.executor_id))
+        self.has_progressed = True
+        self.submit(RecordStep(step, self.executor_id))
 
     def step_record(
         self, number: int, name: str, digest: bytes, *, output: bytes | None, error: bytes | None
@@ -280,7 +327,7 @@ class Run:
         if outcome.kind is OutcomeKind.REJECTED:
             msg = f"workflow {self.workflow_id!r}: the database cannot hold a record"
             raise self.stop(StorageError(f"{msg}: {outcome.error}"))
-        raise self.stop(WorkflowInterruptedError(self.workflow_id, "another executor owns it"))
+        raise self.stop(OwnedElsewhereError(self.workflow_id))
 
     def stop(self, error: Exception, *, goes_on: bool = False) -> RunStopped:
         """Forbid the run to go on; the first reason counts. Returns what to raise."""

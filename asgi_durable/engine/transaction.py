@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import asyncio
+import functools
+import random
 import time
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
 from asgi_durable.engine.frame import Frame, current_frame
 from asgi_durable.engine.registry import TransactionDefinition
-from asgi_durable.engine.run import Run, Services
+from asgi_durable.engine.run import OwnedElsewhereError, Run, Services
+from asgi_durable.engine.transaction_places import place_of
 from asgi_durable.engine.values import (
     decode_recorded,
+    decoded_failure,
+    encode_error,
     infrastructure_error_in,
-    record_failure,
 )
-from asgi_durable.errors import StorageUnavailableError, WorkflowInterruptedError
-from asgi_durable.storage.protocol import SlotTakenError, StepSlot
+from asgi_durable.errors import StorageUnavailableError
+from asgi_durable.storage.protocol import SlotTakenError
 from asgi_durable.storage.records import StepRecord
 
 __all__ = ["run_plain_transaction", "run_transaction"]
@@ -37,7 +41,9 @@ async def run_plain_transaction(
         return await definition.function(*args, **kwargs)
     run = frame.run if frame is not None else None
     number = frame.step_number if frame is not None else None
-    async with services.storage.transaction(None) as transaction:
+    database = services.application or services.storage
+    opened = database.transaction(None, isolation_level=definition.isolation_level)
+    async with opened as transaction:
         inside = Frame(services, run, definition.name, number, transaction.session)
         token = current_frame.set(inside)
         try:
@@ -64,77 +70,108 @@ async def run_transaction(
     # Invariant: what came before is durable before this body has its side effects; and
     # nothing of this run waits in the committer while the transaction holds the write lock.
     await run.settle()
+    body = functools.partial(definition.function, *args, **kwargs)
+    transaction = _Transaction(run, definition, number, digest, body)
     try:
-        step = await _commit_with_patience(run, definition, (number, digest), args, kwargs)
+        step = await transaction.with_patience(transaction.commit)
     except Exception as error:
-        outage = infrastructure_error_in(error)
-        if outage is not None:
-            raise run.stop(outage, goes_on=isinstance(outage, StorageUnavailableError)) from error
-        failure = error
-    else:
-        return decode_recorded(run, step.output, step.error)
-    # Its rows are rolled back; the error is recorded once, by itself.
-    raise record_failure(run, number, definition.name, digest, failure)
+        step = await _failed(run, transaction, error)
+        if step.error is not None:
+            transaction.place.add_to_log(step)
+            raise decoded_failure(run, step.error, error) from None
+    run.refuse_other_step(step, definition.name, digest)
+    transaction.place.add_to_log(step)
+    return decode_recorded(run, step.output, step.error)
 
 
-async def _commit_with_patience(
-    run: Run,
-    definition: TransactionDefinition,
-    place: tuple[int, bytes],
-    args: tuple[Any, ...],
-    kwargs: Mapping[str, Any],
-) -> StepRecord:
-    """Run and commit, again while the database is unavailable; return the record."""
-    give_up_at = time.monotonic() + run.services.patience_seconds
-    delay = FIRST_RETRY_SECONDS
-    while True:
-        try:
-            return await _commit_once(run, definition, place, args, kwargs)
-        except SlotTakenError as error:
-            return await _own_record(run, place[0], error)
-        except StorageUnavailableError:
-            if time.monotonic() + delay > give_up_at:
-                raise
-        await asyncio.sleep(delay)
-        delay = min(delay * 2, LONGEST_RETRY_SECONDS)
+async def _failed(run: Run, transaction: _Transaction, error: Exception) -> StepRecord:
+    """Return the record of a failure, or of the success that somebody else was first with.
 
-
-async def _commit_once(
-    run: Run,
-    definition: TransactionDefinition,
-    place: tuple[int, bytes],
-    args: tuple[Any, ...],
-    kwargs: Mapping[str, Any],
-) -> StepRecord:
-    number, digest = place
-    slot = StepSlot(
-        workflow_id=run.workflow_id, step_number=number, executor_id=run.services.executor_id
-    )
-    async with run.services.storage.transaction(slot) as transaction:
-        frame = Frame(run.services, run, definition.name, number, transaction.session)
-        token = current_frame.set(frame)
-        try:
-            value = await definition.function(*args, **kwargs)
-        finally:
-            current_frame.reset(token)
-        output = run.services.registry.codec.encode(value)
-        # A body that was interrupted and returns all the same is rolled back.
-        run.refuse_if_stopped()
-        step = run.step_record(number, definition.name, digest, output=output, error=None)
-        await transaction.record(step)
-    return step
-
-
-async def _own_record(run: Run, number: int, error: SlotTakenError) -> StepRecord:
-    """Return the record that a commit of this run left, whose answer got lost.
+    Its rows are rolled back; the error is recorded once, by itself.
 
     Raises:
-        WorkflowInterruptedError: The record, or the workflow, is somebody else's.
+        RunStopped: The failure is the database's, not the transaction's.
     """
-    stored = await run.services.storage.load_runs([run.workflow_id])
-    for found in stored:
-        if found.workflow.executor_id == run.services.executor_id:
-            for step in found.steps:
-                if step.step_number == number:
-                    return step
-    raise WorkflowInterruptedError(run.workflow_id, "another executor owns it") from error
+    try:
+        if infrastructure_error_in(error) is not None:
+            raise error
+        return await transaction.with_patience(lambda: transaction.fail(error))
+    except Exception as failure:
+        outage = infrastructure_error_in(failure)
+        if outage is None:
+            raise
+        goes_on = isinstance(outage, StorageUnavailableError)
+        raise run.stop(outage, goes_on=goes_on) from failure
+
+
+class _Transaction:
+    """One call of a transaction that has a place in a run's log."""
+
+    def __init__(
+        self,
+        run: Run,
+        definition: TransactionDefinition,
+        number: int,
+        digest: bytes,
+        body: Callable[[], Awaitable[Any]],
+    ) -> None:
+        self.place = place_of(run, number)
+        self._run = run
+        self._definition = definition
+        self._number = number
+        self._digest = digest
+        self._body = body
+        self._may_be_recorded = run.workflow.attempts > 1
+
+    async def with_patience(self, once: Callable[[], Awaitable[StepRecord]]) -> StepRecord:
+        """Do it, again while the database is unavailable; return the record at the place."""
+        give_up_at = time.monotonic() + self._run.services.patience_seconds
+        delay = FIRST_RETRY_SECONDS
+        while True:
+            try:
+                return await once()
+            except SlotTakenError as error:
+                found = await self.place.find()
+                if found is not None:
+                    return found
+                raise OwnedElsewhereError(self._run.workflow_id) from error
+            except StorageUnavailableError:
+                # Its commit may have been done all the same.
+                self._may_be_recorded = True
+                if time.monotonic() + delay > give_up_at:
+                    raise
+            await asyncio.sleep(delay * (1.0 + random.random() * 0.2))
+            delay = min(delay * 2, LONGEST_RETRY_SECONDS)
+
+    async def commit(self) -> StepRecord:
+        """Run the body and commit its rows with its record."""
+        run, definition = self._run, self._definition
+        if self._may_be_recorded:
+            found = await self.place.find_early()
+            if found is not None:
+                return found
+        async with self.place.open(definition.isolation_level) as transaction:
+            frame = Frame(run.services, run, definition.name, self._number, transaction.session)
+            token = current_frame.set(frame)
+            try:
+                value = await self._body()
+            finally:
+                current_frame.reset(token)
+            output = run.services.registry.codec.encode(value)
+            # A body that was interrupted and returns all the same is rolled back.
+            run.refuse_if_stopped()
+            step = self._record(output=output, error=None)
+            await transaction.record(step)
+        return step
+
+    async def fail(self, error: Exception) -> StepRecord:
+        """Make a failure the only outcome that there can be."""
+        encoded = encode_error(self._run.services.registry.codec, error)
+        step = self._record(output=None, error=encoded)
+        await self.place.commit_failure(step)
+        return step
+
+    def _record(self, *, output: bytes | None, error: bytes | None) -> StepRecord:
+        return self._run.step_record(
+            self._number, self._definition.name, self._digest, output=output, error=error
+        )

@@ -16,7 +16,13 @@ from asgi_durable.errors import (
 if TYPE_CHECKING:
     from asgi_durable.engine.run import Run
 
-__all__ = ["decode_recorded", "encode_error", "infrastructure_error_in", "record_failure"]
+__all__ = [
+    "decode_recorded",
+    "decoded_failure",
+    "encode_error",
+    "infrastructure_error_in",
+    "record_failure",
+]
 
 MAX_MESSAGE_CHARACTERS = 10_000
 
@@ -41,7 +47,12 @@ def record_failure(
     codec = run.services.registry.codec
     encoded = encode_error(codec, failure)
     run.record_step(number, name, digest, output=None, error=encoded)
-    error: Exception = codec.decode(encoded)
+    return decoded_failure(run, encoded, failure)
+
+
+def decoded_failure(run: Run, encoded: bytes, failure: Exception) -> Exception:
+    """Return an error as a replay will see it, with the traceback of its first appearance."""
+    error: Exception = run.services.registry.codec.decode(encoded)
     return error.with_traceback(failure.__traceback__)
 
 

@@ -6,7 +6,7 @@ An adapter is a class, called with the URL, that an entry point of the group
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
@@ -17,24 +17,122 @@ from asgi_durable.storage.writes import Outcome, Write
 if TYPE_CHECKING:
     from sqlalchemy.ext.asyncio import AsyncSession
 
-__all__ = ["Lifecycle", "StepLog", "StepSlot", "Storage", "StoredTransaction", "Transactions"]
+__all__ = [
+    "ApplicationDatabase",
+    "ApplicationSlot",
+    "Beat",
+    "Executors",
+    "Lifecycle",
+    "Runnable",
+    "SlotTakenError",
+    "StepLog",
+    "StepSlot",
+    "Storage",
+    "StoredTransaction",
+    "Transactions",
+]
 
 
 class Lifecycle(Protocol):
-    """Opening and closing, and whose workflows are whose."""
+    """Opening and closing.
 
-    async def open(self, executor_id: str) -> None:
-        """Connect, create or migrate the tables, and take over what dead executors left.
+    An open storage may be called on any event loop, on several at once as well.
+    """
 
-        Afterwards every PENDING workflow of a function belongs to *executor_id*, and every
-        PENDING request belongs to nobody, until its retry claims it.
+    async def open(self) -> None:
+        """Connect, and create or migrate the tables; any number of processes may at once.
 
         Raises:
             StorageError: The database cannot be used; the message names it.
         """
 
     async def close(self) -> None:
-        """Give up the executor and disconnect; the writes under way are finished first."""
+        """Disconnect; the writes under way are finished first."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Runnable:
+    """Which workflows a process can run without their caller.
+
+    Attributes:
+        names: The functions that it knows.
+        bound_names: Those among them that need their request: not where they are its children.
+        excluded_ids: Workflows that it has tried in vain.
+    """
+
+    names: frozenset[str]
+    bound_names: frozenset[str] = frozenset()
+    excluded_ids: frozenset[str] = frozenset()
+
+
+@dataclass(frozen=True, slots=True)
+class Beat:
+    """What an executor learns with each beat.
+
+    Attributes:
+        is_alive: False if others have declared it dead: it owns nothing any more.
+        has_orphans: True if a runnable workflow is free.
+    """
+
+    is_alive: bool
+    has_orphans: bool
+
+
+class Executors(Protocol):
+    """Who is alive, and whose workflows are whose.
+
+    An executor is one incarnation of a process. While it is alive it owns its workflows;
+    once it is declared dead it can write nothing, and never comes back to life.
+
+    Attributes:
+        beat_interval_seconds: How often :meth:`beat` should be called. While nothing
+            happens a call is one statement at most.
+    """
+
+    beat_interval_seconds: float
+
+    async def register(
+        self, executor_id: str, *, lease_seconds: float, on_message: Callable[[str], None]
+    ) -> None:
+        """Enter an executor among the living, for as long as it beats.
+
+        Args:
+            executor_id: A new one, never used before.
+            lease_seconds: How long it counts as alive after its last beat.
+            on_message: Called with what others :meth:`send` it, on any thread.
+        """
+
+    async def beat(self, executor_id: str, *, lease_seconds: float, runnable: Runnable) -> Beat:
+        """Renew the lease when that is due, and declare dead whose lease has run out.
+
+        An executor whose process is known to be gone is declared dead sooner.
+        """
+
+    async def take_over(
+        self, executor_id: str, *, runnable: Runnable, limit: int, suspects: bool
+    ) -> list[WorkflowRecord]:
+        """Make free workflows of functions the executor's, and count an execution of each.
+
+        Where the last owner died, and not just left, its death is counted in ``crashes``: 1
+        if the log has entries that were not there at the crash before, else one more. A
+        workflow with two or more is a *suspect*. What others take at the same time is left
+        to them.
+
+        Args:
+            executor_id: The new owner. Nothing is taken if it is not alive.
+            runnable: Which ones.
+            limit: At most this many, in order of id.
+            suspects: True for suspects only, False for all others.
+        """
+
+    async def retire(self, executor_id: str) -> None:
+        """Take an executor out of the living; its workflows are free at once."""
+
+    async def send(self, executor_id: str | None, message: str) -> None:
+        """Send a short message to an executor, to all others if that is ``None``.
+
+        A hint only: it may get lost, and an adapter without a way to do it does nothing.
+        """
 
 
 class StepLog(Protocol):
@@ -45,7 +143,8 @@ class StepLog(Protocol):
 
         The writes of a batch are in the order in which they were submitted. What is DONE is
         durable when this returns. A write that the database cannot hold is REJECTED alone.
-        Every write of an executor that is not alive any more is FENCED.
+        Every write of an executor that is not alive any more is FENCED, and that still
+        holds at the COMMIT.
 
         Raises:
             StorageError: Nothing is known to be written. ``StorageUnavailableError`` if the
@@ -62,7 +161,7 @@ class StepLog(Protocol):
         """Return all that is recorded of these workflows; unknown ids are left out."""
 
     async def list_pending(self, executor_id: str, *, after: str, limit: int) -> list[str]:
-        """Return ids of the executor's PENDING workflows of functions, in order of id.
+        """Return ids of the executor's PENDING workflows, requests included, in order of id.
 
         Args:
             executor_id: Whose workflows.
@@ -92,19 +191,81 @@ class StoredTransaction(Protocol):
 class Transactions(Protocol):
     """Database transactions that the application's code runs in."""
 
-    def transaction(self, slot: StepSlot | None) -> AbstractAsyncContextManager[StoredTransaction]:
+    def transaction(
+        self, slot: StepSlot | None, *, isolation_level: str | None = None
+    ) -> AbstractAsyncContextManager[StoredTransaction]:
         """Open a transaction, commit it at the end, roll it back on any exception.
 
-        With a *slot* it is checked first, inside the transaction, that the executor owns the
-        workflow and that nothing is recorded at that place: of twins in a race one commits.
+        With a *slot* it is checked that the executor owns the workflow and that nothing is
+        recorded at that place: before the application's code runs, and in a way that holds
+        at the COMMIT when the record is written. Of twins in a race one commits.
+
+        Args:
+            slot: Its place in a step log, ``None`` for a plain transaction.
+            isolation_level: As SQL names it; the database's default with ``None``.
 
         Raises:
             SlotTakenError: The place is taken, or the workflow is not the executor's.
-            StorageUnavailableError: The database failed; nothing is known to be committed.
+            StorageUnavailableError: The database failed, or gave up this transaction for
+                another one; nothing is known to be committed.
+            DurableUsageError: The database does not know the isolation level.
         """
 
 
-class Storage(Lifecycle, StepLog, Transactions, Protocol):
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ApplicationSlot:
+    """The place in a step log that a transaction in another database will fill.
+
+    Attributes:
+        execution: Which execution of the workflow it belongs to, from 1.
+    """
+
+    workflow_id: str
+    step_number: int
+    execution: int
+
+
+class ApplicationDatabase(Protocol):
+    """A database of the application's own, apart from the step log's.
+
+    An adapter that has one offers it as ``application_database(url)``, a class method.
+    """
+
+    async def open(self) -> None:
+        """Connect, and create the table of records unless it is there.
+
+        Raises:
+            StorageError: The database cannot be used; the message names it.
+        """
+
+    async def close(self) -> None:
+        """Disconnect."""
+
+    def transaction(
+        self, slot: ApplicationSlot | None, *, isolation_level: str | None = None
+    ) -> AbstractAsyncContextManager[StoredTransaction]:
+        """Open a transaction, as :meth:`Transactions.transaction` does.
+
+        Nobody knows here who owns the workflow; of all that ever write a record at a place,
+        the first one commits. A failure makes way for a later execution.
+        """
+
+    async def find(self, slot: ApplicationSlot) -> StepRecord | None:
+        """Return what is recorded at a place: a success, or a failure of this execution.
+
+        Raises:
+            SlotTakenError: A later execution has failed there.
+        """
+
+    async def record_failure(self, step: StepRecord, slot: ApplicationSlot) -> None:
+        """Record that the transaction failed, so that nobody commits it later on.
+
+        Raises:
+            SlotTakenError: Something is recorded there.
+        """
+
+
+class Storage(Lifecycle, Executors, StepLog, Transactions, Protocol):
     """All that the engine needs of a database."""
 
 

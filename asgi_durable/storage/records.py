@@ -9,11 +9,12 @@ __all__ = ["ResponseRecord", "StepRecord", "StoredRun", "WorkflowRecord", "Workf
 
 
 class WorkflowState(StrEnum):
-    """Where a workflow is in its life; SUCCESS and ERROR are final."""
+    """Where a workflow is in its life; all but PENDING are final."""
 
     PENDING = "PENDING"
     SUCCESS = "SUCCESS"
     ERROR = "ERROR"
+    RETRIES_EXCEEDED = "RETRIES_EXCEEDED"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -21,7 +22,8 @@ class WorkflowRecord:
     """One workflow.
 
     Attributes:
-        executor_id: Who runs it; ``None`` once nobody does.
+        executor_id: Who runs it. It is free to be run by anybody where that is ``None`` or
+            an executor that is not alive any more.
         attempts: Runs started so far, the first included.
         parent_id: The workflow that called or started it.
         parent_step: The place of that call in the parent's log.
@@ -29,9 +31,11 @@ class WorkflowRecord:
         fingerprint: Set on a request's own workflow: a digest of the request.
         input: Encoded arguments, absent for a request.
         output: Encoded result, once the state is SUCCESS; absent for a request.
-        error: Encoded exception, once the state is ERROR.
+        error: Encoded exception, once the state is ERROR or RETRIES_EXCEEDED.
         created_at_us: Microseconds since 1970, UTC, by the writer's clock.
         updated_at_us: The same, of the last change of state.
+        crashes: How many of its executors died in a row without any new entry in its log.
+        crashed_at_entry: How many entries its log had when the last of them had died.
     """
 
     workflow_id: str
@@ -49,6 +53,8 @@ class WorkflowRecord:
     error: bytes | None
     created_at_us: int
     updated_at_us: int
+    crashes: int = 0
+    crashed_at_entry: int = 0
 
     @property
     def is_request(self) -> bool:

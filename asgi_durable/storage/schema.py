@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from sqlalchemy import Dialect
+from sqlalchemy import Dialect, MetaData, Table, Text
 from sqlalchemy.schema import CreateIndex, CreateTable
 
 from asgi_durable.errors import StorageError
@@ -20,11 +20,26 @@ Migration = Callable[[Dialect], Sequence[str]]
 
 def _create_tables(dialect: Dialect) -> Sequence[str]:
     tables = [table for table in metadata.sorted_tables if table is not schema_version]
+    if dialect.name == "postgresql":
+        tables = _in_code_point_order(tables)
     indexes = [index for table in tables for index in sorted(table.indexes, key=str)]
     return [
         *(str(CreateTable(table).compile(dialect=dialect)) for table in tables),
         *(str(CreateIndex(index).compile(dialect=dialect)) for index in indexes),
     ]
+
+
+def _in_code_point_order(tables: Sequence[Table]) -> list[Table]:
+    """Copy tables so that text sorts as it does in SQLite and Python.
+
+    It also compares faster, and its indexes outlive an update of the system's locales.
+    """
+    copies = MetaData(naming_convention=metadata.naming_convention)
+    copied = [table.to_metadata(copies) for table in tables]
+    for column in (column for table in copied for column in table.columns):
+        if isinstance(column.type, Text):
+            column.type = Text(collation="C")
+    return copied
 
 
 MIGRATIONS: tuple[Migration, ...] = (_create_tables,)

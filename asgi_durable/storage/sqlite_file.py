@@ -1,18 +1,26 @@
-"""A SQLite database file: its URL, its settings, and who may use it."""
+"""A SQLite database file: its URL, its settings and its write transactions."""
 
 from __future__ import annotations
 
 import sqlite3
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import parse_qs, unquote, urlsplit
 
-from asgi_durable.errors import DurableUsageError, StorageError
-from asgi_durable.storage.sqlite_errors import naming_errors
+from asgi_durable.errors import DurableUsageError
 
-__all__ = ["SQLiteFile", "SQLiteFileLock"]
+__all__ = ["CHECKPOINTS_ITSELF", "SQLiteFile", "write_transaction"]
 
+WAL_RETRY_SECONDS = 0.005
 SYNCHRONOUS_LEVELS = ("EXTRA", "FULL", "NORMAL", "OFF")
+
+# Before 3.51.3 a commit that resets the log while another connection checkpoints it may damage
+# the database (https://sqlite.org/wal.html#walresetbug). There our connections never checkpoint
+# by themselves; see `sqlite_checkpoints`.
+CHECKPOINTS_ITSELF = sqlite3.sqlite_version_info >= (3, 51, 3)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,6 +71,10 @@ class SQLiteFile:
             raise DurableUsageError(msg) from None
         return cls(path=Path(path), synchronous=synchronous, busy_timeout_seconds=seconds)
 
+    def beside(self, suffix: str) -> Path:
+        """Return the path of a file that belongs to the database, next to it."""
+        return self.path.with_name(f"{self.path.name}-{suffix}")
+
     def connect(self) -> sqlite3.Connection:
         """Open a connection that leaves transactions to its user.
 
@@ -84,49 +96,36 @@ class SQLiteFile:
 
     def configure(self, cursor: sqlite3.Cursor) -> None:
         """Set up a new connection."""
-        cursor.execute("PRAGMA journal_mode=WAL")
+        self._switch_to_wal(cursor)
         cursor.execute(f"PRAGMA synchronous={self.synchronous}")
         cursor.execute("PRAGMA trusted_schema=OFF")
+        if not CHECKPOINTS_ITSELF:
+            cursor.execute("PRAGMA wal_autocheckpoint=0")
+
+    def _switch_to_wal(self, cursor: sqlite3.Cursor) -> None:
+        # Where two open a new file at once, SQLite refuses one of them without any waiting.
+        give_up_at = time.monotonic() + self.busy_timeout_seconds
+        while True:
+            try:
+                cursor.execute("PRAGMA journal_mode=WAL")
+            except sqlite3.OperationalError as error:
+                if "locked" not in str(error) or time.monotonic() > give_up_at:
+                    raise
+                time.sleep(WAL_RETRY_SECONDS)
+            else:
+                return
 
 
-class SQLiteFileLock:
-    """Keeps a database file for one process, until it closes or dies.
-
-    It is a lock on a small file beside the database, taken through SQLite itself, so it
-    works wherever SQLite does, and the kernel gives it up when the process dies.
-    """
-
-    def __init__(self, file: SQLiteFile) -> None:
-        self._path = file.path.with_name(file.path.name + "-owner")
-        self._database = file.path
-        self._timeout = file.busy_timeout_seconds
-        self._connection: sqlite3.Connection | None = None
-
-    def acquire(self) -> None:
-        """Take the lock, waiting for a process that is just leaving.
-
-        Raises:
-            StorageError: Another process, or another ``Durable``, uses the database.
-        """
-        with naming_errors(str(self._path)):
-            connection = sqlite3.connect(
-                self._path, timeout=self._timeout, isolation_level=None, check_same_thread=False
-            )
-        try:
-            # Nothing is ever written, so there is nothing to roll back from a file.
-            connection.execute("PRAGMA journal_mode=MEMORY")
-            connection.execute("BEGIN EXCLUSIVE")
-        except sqlite3.Error as error:
-            connection.close()
-            msg = (
-                f"{self._database} is in use by another process: "
-                f"a SQLite file serves one process at a time ({error})"
-            )
-            raise StorageError(msg) from error
-        self._connection = connection
-
-    def release(self) -> None:
-        """Give the lock up; nothing happens if it is not held."""
-        if self._connection is not None:
-            self._connection.close()
-            self._connection = None
+@contextmanager
+def write_transaction(connection: sqlite3.Connection) -> Iterator[None]:
+    """Commit at the end, roll back on any exception."""
+    # IMMEDIATE: a deferred transaction that turns to writing fails at once where it
+    # meets another writer, without waiting for the busy timeout.
+    connection.execute("BEGIN IMMEDIATE")
+    try:
+        yield
+        connection.execute("COMMIT")
+    except BaseException:
+        if connection.in_transaction:
+            connection.execute("ROLLBACK")
+        raise

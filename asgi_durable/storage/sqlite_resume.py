@@ -24,7 +24,9 @@ _REOPEN_WORKFLOW = (
 )
 
 
-def drop_trailing_failures(cursor: sqlite3.Cursor, workflow_id: str, executor_id: str) -> None:
+def drop_trailing_failures(
+    cursor: sqlite3.Cursor, workflow_id: str, executor_id: str | None
+) -> None:
     """Drop the failed records that no successful record follows.
 
     A step's record is deleted. A child that was called and ended in ERROR is PENDING again,

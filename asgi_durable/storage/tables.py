@@ -31,12 +31,17 @@ schema_version = Table(
     Column("version", Integer, nullable=False),
 )
 
-# A row for every living executor; one whose row is gone is dead and can write nothing.
+# A row for every executor that is ALIVE, and for those RELEASED (it said goodbye) or DEAD
+# (others noticed) that own workflows still. One without a row is dead as well.
 executors = Table(
     "asgi_durable_executors",
     metadata,
     Column("executor_id", Text, nullable=False),
+    Column("state", Text, nullable=False),
     Column("started_at_us", BigInteger, nullable=False),
+    # How the others notice that it died; each adapter has its own way, see there.
+    Column("lease_expires_at_us", BigInteger),
+    Column("session_lock", Integer),
     PrimaryKeyConstraint("executor_id"),
     sqlite_with_rowid=False,
 )
@@ -60,6 +65,8 @@ workflows = Table(
     # Microseconds as an integer: SQLite has no time type to keep them in.
     Column("created_at_us", BigInteger, nullable=False),
     Column("updated_at_us", BigInteger, nullable=False),
+    Column("crashes", Integer, nullable=False),
+    Column("crashed_at_entry", Integer, nullable=False),
     PrimaryKeyConstraint("workflow_id"),
 )
 Index(
@@ -71,6 +78,7 @@ Index(
 Index(
     "ix_asgi_durable_workflows_pending",
     workflows.c.executor_id,
+    workflows.c.fingerprint,
     workflows.c.workflow_id,
     sqlite_where=workflows.c.state == "PENDING",
     postgresql_where=workflows.c.state == "PENDING",

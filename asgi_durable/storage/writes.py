@@ -25,9 +25,11 @@ __all__ = [
     "Outcome",
     "OutcomeKind",
     "RecordStep",
+    "ReleaseWorkflow",
     "ResumeWorkflow",
     "StartWorkflow",
     "Write",
+    "executor_of",
 ]
 
 
@@ -43,8 +45,9 @@ class ClaimRequest:
     """Insert a request's workflow, or take over one that nobody runs.
 
     DONE for a new row. RESUMED for a row that waited for its retry: its trailing failures
-    are dropped, those of the children it called included. CONFLICT, with the row, if the
-    row is finished, belongs to another executor or has another fingerprint.
+    are dropped, those of the children it called included, and those children are this
+    executor's. CONFLICT, with the row, if the row is finished, belongs to another living
+    executor or has another fingerprint.
     """
 
     workflow: WorkflowRecord
@@ -52,7 +55,11 @@ class ClaimRequest:
 
 @dataclass(frozen=True, slots=True)
 class ResumeWorkflow:
-    """Count one more execution of a workflow, before it begins."""
+    """Take a workflow that no other executor runs, and count one more execution of it.
+
+    DONE if it is free or this executor's. CONFLICT, with the row, if it is finished or
+    belongs to another living executor; without a row if there is none.
+    """
 
     workflow_id: str
     executor_id: str
@@ -81,14 +88,37 @@ class FinishWorkflow:
 
 
 @dataclass(frozen=True, slots=True)
-class ForgetRequest:
-    """Delete a request's workflow of which nothing is recorded; otherwise leave it."""
+class ReleaseWorkflow:
+    """Let anybody run a workflow of this executor's; always DONE."""
 
     workflow_id: str
     executor_id: str
 
 
-Write = StartWorkflow | ClaimRequest | ResumeWorkflow | RecordStep | FinishWorkflow | ForgetRequest
+@dataclass(frozen=True, slots=True)
+class ForgetRequest:
+    """Delete this executor's request if nothing of it is recorded; always DONE."""
+
+    workflow_id: str
+    executor_id: str
+
+
+Write = (
+    StartWorkflow
+    | ClaimRequest
+    | ResumeWorkflow
+    | RecordStep
+    | FinishWorkflow
+    | ReleaseWorkflow
+    | ForgetRequest
+)
+
+
+def executor_of(write: Write) -> str | None:
+    """Return the executor that a write is made for."""
+    if isinstance(write, (StartWorkflow, ClaimRequest)):
+        return write.workflow.executor_id
+    return write.executor_id
 
 
 class OutcomeKind(Enum):
@@ -101,7 +131,7 @@ class OutcomeKind(Enum):
     CONFLICT = auto()
     """Something else is there; nothing was written."""
     FENCED = auto()
-    """The executor does not own the workflow any more; nothing was written."""
+    """The executor is dead, or does not own the workflow any more; nothing was written."""
     REJECTED = auto()
     """The database cannot hold it; nothing was written, and trying again is useless."""
     UNAVAILABLE = auto()

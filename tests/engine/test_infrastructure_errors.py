@@ -152,8 +152,8 @@ async def test_a_transaction_meets_a_locked_database(durable: Durable, locked) -
 async def test_a_full_database_is_a_503_and_the_work_goes_on_when_there_is_room(
     durable: Durable,
 ) -> None:
-    writer = durable.engine._running.services.storage._writer  # type: ignore[union-attr]
-    pages = writer._connection.execute("PRAGMA page_count").fetchone()[0]
+    writer = durable.engine._running.services.storage._opened.writer  # type: ignore[union-attr]
+    pages = writer.connection.execute("PRAGMA page_count").fetchone()[0]
     runs: list[int] = []
 
     @durable.step
@@ -165,12 +165,12 @@ async def test_a_full_database_is_a_503_and_the_work_goes_on_when_there_is_room(
     async def work() -> int:
         return len(await step(0) + await step(1))
 
-    writer._connection.execute(f"PRAGMA max_page_count = {pages}")
+    writer.connection.execute(f"PRAGMA max_page_count = {pages}")
     with pytest.raises(StorageUnavailableError) as caught:
         await durable.options(workflow_id="w").run_workflow(work)
     assert "test.db" in str(caught.value)
     assert runs == [0]
-    writer._connection.execute("PRAGMA max_page_count = 1000000")
+    writer.connection.execute("PRAGMA max_page_count = 1000000")
 
     assert await durable.options(workflow_id="w").run_workflow(work) == 100_000
     assert runs.count(1) == 1

@@ -1,29 +1,53 @@
-"""The conformance suite of storage adapters: every test here runs on every adapter."""
+"""The conformance suite of storage adapters: every test here runs on every adapter.
+
+To run it on an adapter of your own, copy ``tests/storage`` and ``tests/support`` and override
+``new_storage``; the modules named after an adapter are not for others.
+"""
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable
-from pathlib import Path
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack
+from typing import Any
+from urllib.parse import urlsplit
 
 import pytest
+from support.records import EXECUTOR
+from support.storages import POSTGRES, SQLITE, Adapter, OpenStorage, enter
 
 from asgi_durable.storage.protocol import Storage
-from asgi_durable.storage.sqlite import SQLiteStorage
 
-EXECUTOR = "executor-1"
-
-
-@pytest.fixture(params=["sqlite"])
-def new_storage(request: pytest.FixtureRequest, tmp_path: Path) -> Callable[[], Storage]:
-    """Make adapters that all use one database."""
-    adapters = {"sqlite": lambda: SQLiteStorage(f"sqlite:///{tmp_path}/test.db")}
-    return adapters[request.param]
+ADAPTERS = {"sqlite": SQLITE, "postgresql": POSTGRES}
 
 
 @pytest.fixture
-async def storage(new_storage: Callable[[], Storage]) -> AsyncIterator[Storage]:
-    """An open storage, for the executor ``executor-1``."""
-    storage = new_storage()
-    await storage.open(EXECUTOR)
-    yield storage
-    await storage.close()
+def new_storage(database_url: str) -> Adapter:
+    """Make storages that all use one database, which is empty at first."""
+    return Adapter(url=database_url, **ADAPTERS[urlsplit(database_url).scheme])
+
+
+@pytest.fixture
+async def open_storage(new_storage: Adapter) -> AsyncIterator[OpenStorage]:
+    """Open storages, enter an executor in each, and close them after the test."""
+    async with AsyncExitStack() as opened:
+
+        async def open_and_enter(executor_id: str, **options: Any) -> Storage:
+            storage = new_storage()
+            await storage.open()
+            opened.push_async_callback(storage.close)
+            await enter(storage, executor_id, **options)
+            return storage
+
+        yield open_and_enter
+
+
+@pytest.fixture
+async def storage(open_storage: OpenStorage) -> Storage:
+    """An open storage, with the executor ``executor-1``."""
+    return await open_storage(EXECUTOR)
+
+
+@pytest.fixture
+async def other(open_storage: OpenStorage) -> Storage:
+    """Another one on the same database, with the executor ``executor-2``."""
+    return await open_storage("executor-2")

@@ -31,7 +31,7 @@ def versions_and_columns(path: Path) -> tuple[list[int], set[str]]:
 
 
 def migrate(path: Path) -> None:
-    writer = SQLiteWriter(SQLiteFile(path=path), "executor-1")
+    writer = SQLiteWriter(SQLiteFile(path=path))
     try:
         writer.migrate()
     finally:

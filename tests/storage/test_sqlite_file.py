@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import sqlite3
 import subprocess
@@ -21,7 +22,7 @@ pytestmark = pytest.mark.anyio
 
 async def open_and_close(url: str) -> None:
     storage = SQLiteStorage(url)
-    await storage.open("executor-1")
+    await storage.open()
     await storage.close()
 
 
@@ -74,8 +75,8 @@ async def test_the_log_is_written_ahead_and_synchronised_as_set(
     tmp_path: Path, level: str, number: int
 ) -> None:
     storage = SQLiteStorage(f"sqlite:///{tmp_path}/a.db?synchronous={level}")
-    await storage.open("executor-1")
-    cursor = storage._writer._cursor  # type: ignore[union-attr]
+    await storage.open()
+    cursor = storage._opened.writer.connection  # type: ignore[union-attr]
 
     found = [cursor.execute(f"PRAGMA {p}").fetchone()[0] for p in ("journal_mode", "synchronous")]
     await storage.close()
@@ -87,7 +88,7 @@ async def test_the_applications_transactions_are_synchronised_as_well(tmp_path: 
     import sqlalchemy as sa
 
     storage = SQLiteStorage(f"sqlite:///{tmp_path}/a.db")
-    await storage.open("executor-1")
+    await storage.open()
     async with storage.transaction(None) as transaction:
         result = await transaction.session.execute(sa.text("PRAGMA synchronous"))
         level = result.scalar_one()
@@ -154,43 +155,28 @@ async def test_a_damaged_file_is_named(tmp_path: Path) -> None:
         await open_and_close(f"sqlite:///{path}")
 
 
-async def test_a_second_user_of_a_file_is_refused(tmp_path: Path) -> None:
-    url = f"sqlite:///{tmp_path}/a.db?busy_timeout=0.01"
-    async with Durable(url):
-        with pytest.raises(StorageError, match=r"a\.db is in use by another process"):
-            async with Durable(url):
-                pass
-    async with Durable(url):
-        pass
+async def test_several_instances_can_share_a_file(tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path}/a.db"
+
+    async with Durable(url) as one, Durable(url) as other:
+
+        @one.workflow(name="work")
+        async def work() -> str:
+            return "done"
+
+        assert await one.options(workflow_id="w").run_workflow(work) == "done"
+        handle = await other.retrieve_workflow("w")
+        assert await handle.get_result(timeout=60.0) == "done"
 
 
-async def test_a_database_that_is_locked_at_the_end_is_closed_all_the_same(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    url = f"sqlite:///{tmp_path}/a.db?busy_timeout=0.01"
-    storage = SQLiteStorage(url)
-    await storage.open("executor-1")
-    other = sqlite3.connect(tmp_path / "a.db", isolation_level=None)
-    other.execute("BEGIN IMMEDIATE")
+@pytest.mark.parametrize("number", range(20))
+async def test_an_empty_file_can_be_opened_by_many_at_once(tmp_path: Path, number: int) -> None:
+    storages = [SQLiteStorage(f"sqlite:///{tmp_path}/a.db") for _ in range(8)]
 
-    await storage.close()
-    other.close()
+    results = await asyncio.gather(*(s.open() for s in storages), return_exceptions=True)
+    await asyncio.gather(*(storage.close() for storage in storages))
 
-    assert "stays listed" in caplog.text
-    await open_and_close(url)
-
-
-async def test_the_lock_goes_with_the_process_that_had_it(tmp_path: Path) -> None:
-    url = f"sqlite:///{tmp_path}/a.db?busy_timeout=0.01"
-    script = (
-        "import asyncio, os, signal\n"
-        "from asgi_durable.storage.sqlite import SQLiteStorage\n"
-        f"asyncio.run(SQLiteStorage({url!r}).open('dead'))\n"
-        "os.kill(os.getpid(), signal.SIGKILL)\n"
-    )
-    assert subprocess.run([sys.executable, "-c", script], check=False).returncode == -9
-
-    await open_and_close(url)
+    assert results == [None] * 8
 
 
 READ_ONLY = """
@@ -202,7 +188,7 @@ if os.geteuid() == 0:
     # The superuser may write everything: become somebody else, with all modules loaded.
     os.setgroups([]); os.setegid(65534); os.seteuid(65534)
 try:
-    asyncio.run(SQLiteStorage(sys.argv[1]).open("executor-1"))
+    asyncio.run(SQLiteStorage(sys.argv[1]).open())
 except StorageError as error:
     print(error)
 """
@@ -225,7 +211,6 @@ async def test_a_database_that_may_not_be_written_is_named(folder_for_all: Path,
     await open_and_close(f"sqlite:///{path}")
     path.chmod(0o444 if what == "file" else 0o666)
     folder.chmod(0o777 if what == "file" else 0o555)
-    (folder / "a.db-owner").chmod(0o666)
 
     result = subprocess.run(
         [sys.executable, "-c", READ_ONLY, f"sqlite:///{path}"],
@@ -244,7 +229,7 @@ from asgi_durable.storage.sqlite import SQLiteStorage
 # A limit on the size of files: beyond it writing fails, as on a disk that is full.
 resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[2]), -1))
 try:
-    asyncio.run(SQLiteStorage(sys.argv[1]).open("executor-1"))
+    asyncio.run(SQLiteStorage(sys.argv[1]).open())
 except StorageError as error:
     print(error)
 """

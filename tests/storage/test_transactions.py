@@ -6,10 +6,12 @@ import asyncio
 
 import pytest
 import sqlalchemy as sa
-from support.records import EXECUTOR, record, step, success, workflow
+from support.records import EXECUTOR, OTHER, record, step, success, workflow
+from support.storages import Adapter, kinds
 
+from asgi_durable import DurableUsageError
 from asgi_durable.storage.protocol import SlotTakenError, StepSlot, Storage
-from asgi_durable.storage.writes import StartWorkflow
+from asgi_durable.storage.writes import OutcomeKind, ReleaseWorkflow, StartWorkflow
 
 pytestmark = pytest.mark.anyio
 
@@ -36,12 +38,12 @@ async def effects(storage: Storage) -> int:
         return result.scalar_one()
 
 
-async def test_rows_and_record_are_committed_together(storage: Storage) -> None:
+async def test_rows_and_record_are_committed_together(storage: Storage, other: Storage) -> None:
     await insert(storage)
 
-    (run,) = await storage.load_runs(["w"])
+    (run,) = await other.load_runs(["w"])
     assert run.steps == (step(),)
-    assert await effects(storage) == 1
+    assert await effects(other) == 1
 
 
 async def test_an_exception_rolls_both_back(storage: Storage) -> None:
@@ -75,28 +77,80 @@ async def test_cancellation_rolls_both_back_and_frees_the_database(storage: Stor
     await insert(storage)
 
 
+async def test_a_mistake_in_sql_is_the_applications_own(storage: Storage) -> None:
+    with pytest.raises(sa.exc.DBAPIError):
+        async with storage.transaction(SLOT) as transaction:
+            await transaction.session.execute(sa.text("INSERT INTO missing VALUES ('x')"))
+
+    await insert(storage)
+
+
+async def test_what_the_session_holds_is_written_before_the_record(storage: Storage) -> None:
+    async with storage.transaction(SLOT) as transaction:
+        await transaction.session.execute(sa.text("INSERT INTO effects VALUES ('x')"))
+        await transaction.session.commit()
+        await transaction.session.execute(sa.text("INSERT INTO effects VALUES ('y')"))
+        await transaction.record(step())
+
+    assert await effects(storage) == 2
+
+
+async def test_a_commit_of_the_session_ends_nothing(storage: Storage) -> None:
+    with pytest.raises(ZeroDivisionError):
+        async with storage.transaction(SLOT) as transaction:
+            await transaction.session.execute(sa.text("INSERT INTO effects VALUES ('x')"))
+            await transaction.session.commit()
+            raise ZeroDivisionError
+
+    assert await effects(storage) == 0
+
+
 async def test_a_place_that_is_recorded_is_taken(storage: Storage) -> None:
     await storage.commit([record(step())])
 
     with pytest.raises(SlotTakenError):
-        await insert(storage)
-    assert await effects(storage) == 0
+        async with storage.transaction(SLOT):
+            pytest.fail("the application's code ran")
 
 
-async def test_somebody_elses_workflow_has_no_free_place(storage: Storage) -> None:
-    await storage.commit([StartWorkflow(workflow("other", executor_id="executor-2"))])
+async def test_the_place_after_a_record_is_free(storage: Storage) -> None:
+    await insert(storage)
 
-    for workflow_id in ("other", "unknown"):
+    async with storage.transaction(
+        StepSlot(workflow_id="w", step_number=1, executor_id=EXECUTOR)
+    ) as transaction:
+        await transaction.record(step(number=1))
+
+    (run,) = await storage.load_runs(["w"])
+    assert [s.step_number for s in run.steps] == [0, 1]
+
+
+async def test_somebody_elses_workflow_has_no_free_place(storage: Storage, other: Storage) -> None:
+    await other.commit([StartWorkflow(workflow("others", executor_id=OTHER))])
+
+    for workflow_id in ("others", "unknown"):
         slot = StepSlot(workflow_id=workflow_id, step_number=0, executor_id=EXECUTOR)
         with pytest.raises(SlotTakenError):
             await insert(storage, slot)
+    assert await effects(storage) == 0
 
 
-async def test_a_finished_workflow_has_no_free_place(storage: Storage) -> None:
-    await storage.commit([success()])
+@pytest.mark.parametrize("write", [success(), ReleaseWorkflow("w", EXECUTOR)], ids=["over", "free"])
+async def test_a_workflow_that_is_not_the_executors_any_more_has_no_free_place(
+    storage: Storage, write: object
+) -> None:
+    await storage.commit([write])
 
     with pytest.raises(SlotTakenError):
         await insert(storage)
+
+
+async def test_an_executor_that_left_has_no_free_place(storage: Storage) -> None:
+    await storage.retire(EXECUTOR)
+
+    with pytest.raises(SlotTakenError):
+        await insert(storage)
+    assert await effects(storage) == 0
 
 
 async def test_of_twins_in_a_race_one_commits(storage: Storage) -> None:
@@ -105,3 +159,98 @@ async def test_of_twins_in_a_race_one_commits(storage: Storage) -> None:
     assert sum(result is None for result in results) == 1
     assert sum(isinstance(result, SlotTakenError) for result in results) == 9
     assert await effects(storage) == 1
+
+
+async def test_of_a_transaction_and_a_plain_step_at_one_place_one_is_recorded(
+    storage: Storage,
+) -> None:
+    plain = step(output=b"plain")
+
+    results = await asyncio.gather(
+        insert(storage), kinds(storage, record(plain)), return_exceptions=True
+    )
+
+    (run,) = await storage.load_runs(["w"])
+    if run.steps == (plain,):
+        assert isinstance(results[0], SlotTakenError)
+        assert await effects(storage) == 0
+    else:
+        assert results == [None, [OutcomeKind.CONFLICT]]
+        assert (run.steps, await effects(storage)) == ((step(),), 1)
+
+
+async def test_a_place_taken_while_the_transaction_is_open_is_refused_at_its_end(
+    storage: Storage, new_storage: Adapter
+) -> None:
+    if new_storage.one_writer:
+        return  # nobody writes while a transaction is open
+
+    with pytest.raises(SlotTakenError):
+        async with storage.transaction(SLOT) as transaction:
+            await transaction.session.execute(sa.text("INSERT INTO effects VALUES ('x')"))
+            assert await kinds(storage, record(step(output=b"other"))) == [OutcomeKind.DONE]
+            await transaction.record(step())
+
+    assert await effects(storage) == 0
+
+
+async def test_a_workflow_that_ends_while_the_transaction_is_open_is_refused_at_its_end(
+    storage: Storage, new_storage: Adapter
+) -> None:
+    if new_storage.one_writer:
+        return  # nobody writes while a transaction is open
+
+    with pytest.raises(SlotTakenError):
+        async with storage.transaction(SLOT) as transaction:
+            await transaction.session.execute(sa.text("INSERT INTO effects VALUES ('x')"))
+            assert await kinds(storage, success()) == [OutcomeKind.DONE]
+            await transaction.record(step())
+
+    assert await effects(storage) == 0
+
+
+async def test_many_transactions_at_once_all_commit(storage: Storage) -> None:
+    ids = [f"w{n}" for n in range(30)]
+    await storage.commit([StartWorkflow(workflow(i)) for i in ids])
+
+    async def insert_into(workflow_id: str) -> None:
+        slot = StepSlot(workflow_id=workflow_id, step_number=0, executor_id=EXECUTOR)
+        async with storage.transaction(slot) as transaction:
+            await transaction.session.execute(sa.text("INSERT INTO effects VALUES ('x')"))
+            await transaction.record(step(workflow_id))
+
+    await asyncio.gather(*map(insert_into, ids))
+
+    assert await effects(storage) == 30
+
+
+async def test_commits_go_on_while_transactions_come_and_go(storage: Storage) -> None:
+    batches = [[StartWorkflow(workflow(f"w{n}")), success(f"w{n}")] for n in range(20)]
+
+    await asyncio.gather(
+        *(insert(storage, None) for _ in range(20)), *(storage.commit(batch) for batch in batches)
+    )
+
+    runs = await storage.load_runs([f"w{n}" for n in range(20)])
+    assert all(run.workflow.is_final for run in runs)
+    assert (len(runs), await effects(storage)) == (20, 20)
+
+
+@pytest.mark.parametrize("level", ["SERIALIZABLE", "READ COMMITTED", "serializable", None])
+async def test_an_isolation_level_is_named_as_in_sql(storage: Storage, level: str | None) -> None:
+    async with storage.transaction(SLOT, isolation_level=level) as transaction:
+        await transaction.session.execute(sa.text("INSERT INTO effects VALUES ('x')"))
+        await transaction.record(step())
+
+    assert await effects(storage) == 1
+
+
+@pytest.mark.parametrize("level", ["SOMETIMES", ""])
+async def test_an_isolation_level_that_is_unknown_is_a_mistake(
+    storage: Storage, level: str
+) -> None:
+    with pytest.raises(DurableUsageError, match="isolation_level"):
+        async with storage.transaction(SLOT, isolation_level=level):
+            pytest.fail("the application's code ran")
+
+    await insert(storage)

@@ -13,6 +13,7 @@ from asgi_durable.storage.records import (
 from asgi_durable.storage.writes import FinishWorkflow, RecordStep
 
 EXECUTOR = "executor-1"
+OTHER = "executor-2"
 
 
 def workflow(workflow_id: str = "w", **fields: Any) -> WorkflowRecord:
@@ -79,6 +80,7 @@ def success(workflow_id: str = "w", output: bytes = b"9", **fields: Any) -> Fini
     return FinishWorkflow(**values | fields)
 
 
-def response(workflow_id: str = "r", body: bytes | None = b"body") -> ResponseRecord:
+def response(workflow_id: str = "r", body: bytes | None = b"body", **fields: Any) -> ResponseRecord:
     """Return an answer."""
-    return ResponseRecord(workflow_id=workflow_id, status_code=201, headers=b"[]", body=body)
+    values: dict[str, Any] = {"status_code": 201, "headers": b"[]", "body": body}
+    return ResponseRecord(workflow_id=workflow_id, **values | fields)

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+import random
 import signal
 import socket
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -16,6 +18,9 @@ REPOSITORY = Path(__file__).parents[2]
 START_TIMEOUT_SECONDS = 60.0
 STOP_TIMEOUT_SECONDS = 60.0
 POLL_SECONDS = 0.02
+# Below the ports that systems give to clients: nobody takes ours while the server is down.
+PORTS = range(10_000, 20_000)
+_untried_ports = random.sample(PORTS, len(PORTS))
 
 
 class Server:
@@ -26,6 +31,7 @@ class Server:
         app: As uvicorn takes it.
         app_dir: Where the app is imported from.
         environment: More environment variables.
+        arguments: More arguments of uvicorn.
     """
 
     def __init__(
@@ -36,6 +42,7 @@ class Server:
         app_dir: Path = REPOSITORY / "examples",
         environment: dict[str, str] | None = None,
         python: str = sys.executable,
+        arguments: Sequence[str] = (),
     ) -> None:
         self.port = _free_port()
         self.url = f"http://127.0.0.1:{self.port}"
@@ -43,13 +50,24 @@ class Server:
         self.environment = environment or {}
         self._folder = folder
         self._command = [python, "-m", "uvicorn", app, "--app-dir", str(app_dir)]
-        self._command += ["--port", str(self.port), "--no-access-log"]
+        self._command += ["--port", str(self.port), "--no-access-log", *arguments]
         self._process: subprocess.Popen[bytes] | None = None
 
     @property
     def log(self) -> str:
         """What the server has printed so far."""
         return (self._folder / "server.log").read_text()
+
+    @property
+    def pid(self) -> int:
+        """The process that was started last."""
+        assert self._process is not None
+        return self._process.pid
+
+    @property
+    def is_running(self) -> bool:
+        """True while the process exists."""
+        return self._process is not None and self._process.poll() is None
 
     def start(self) -> None:
         """Start the server and wait until it serves."""
@@ -81,6 +99,16 @@ class Server:
         self._process.terminate()
         return self._process.wait(STOP_TIMEOUT_SECONDS)
 
+    def pause(self) -> None:
+        """Stop the server with SIGSTOP, until :meth:`resume`."""
+        assert self._process is not None
+        self._process.send_signal(signal.SIGSTOP)
+
+    def resume(self) -> None:
+        """Let the server go on after :meth:`pause`."""
+        assert self._process is not None
+        self._process.send_signal(signal.SIGCONT)
+
     def wait(self) -> int:
         """Wait until the server has ended by itself; return its exit code."""
         assert self._process is not None
@@ -98,7 +126,7 @@ class Server:
         traceback: TracebackType | None,
     ) -> None:
         """End it, however it is."""
-        if self._process is not None and self._process.poll() is None:
+        if self.is_running:
             self.kill()
 
     def _accepts(self) -> bool:
@@ -110,7 +138,11 @@ class Server:
 
 
 def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
+    while True:
+        port = _untried_ports.pop()
+        with socket.socket() as probe:
+            try:
+                probe.bind(("127.0.0.1", port))
+            except OSError:
+                continue
+            return port

@@ -13,7 +13,7 @@ def written_statements(durable: Durable) -> Iterator[list[str]]:
     """Collect the statements of the writer's connection, BEGIN and COMMIT included."""
     running = durable.engine._running
     assert running is not None
-    connection = running.services.storage._writer._connection  # type: ignore[attr-defined]
+    connection = running.services.storage._opened.writer.connection  # type: ignore[attr-defined]
     statements: list[str] = []
     connection.set_trace_callback(statements.append)
     try:

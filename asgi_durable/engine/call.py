@@ -1,0 +1,63 @@
+"""One call of a workflow, and its options."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from asgi_durable.engine.registry import WorkflowDefinition
+from asgi_durable.engine.run import Run
+from asgi_durable.errors import DurableUsageError
+from asgi_durable.ids import CHILD_SEPARATOR
+
+__all__ = ["Call", "WorkflowOptions"]
+
+MAX_WORKFLOW_ID_CHARACTERS = 255
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WorkflowOptions:
+    """How a workflow is called.
+
+    Raises:
+        DurableUsageError: The id is empty, too long, not printable or reserved.
+    """
+
+    workflow_id: str | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse ids that could be a child's, or that break a log line."""
+        workflow_id = self.workflow_id
+        if workflow_id is None:
+            return
+        if (
+            not 1 <= len(workflow_id) <= MAX_WORKFLOW_ID_CHARACTERS
+            or not workflow_id.isprintable()
+            or CHILD_SEPARATOR in workflow_id
+        ):
+            msg = (
+                "a workflow id is 1 to 255 printable characters without "
+                f"{CHILD_SEPARATOR!r}, got {workflow_id!r}"
+            )
+            raise DurableUsageError(msg)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Call:
+    """One call of a workflow: what, with which arguments, and from where.
+
+    Attributes:
+        loop: The event loop that the call runs on.
+        parent: The run that calls, with the place of the call in its log.
+        awaited: True for a call, False for a start in the background.
+    """
+
+    definition: WorkflowDefinition
+    args: tuple[Any, ...]
+    kwargs: Mapping[str, Any]
+    options: WorkflowOptions
+    loop: asyncio.AbstractEventLoop
+    parent: tuple[Run, int] | None
+    awaited: bool

@@ -1,0 +1,209 @@
+"""How the run of a workflow goes, from its first write to its ending."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+from asgi_durable.engine.call import Call
+from asgi_durable.engine.registry import WorkflowDefinition
+from asgi_durable.engine.run import (
+    Ending,
+    Finished,
+    Interrupted,
+    OwnedElsewhereError,
+    Run,
+    Services,
+    finished,
+)
+from asgi_durable.engine.values import encode_error, infrastructure_error_in
+from asgi_durable.errors import (
+    DecodeError,
+    DurableUsageError,
+    RecoveryAttemptsExceededError,
+    WorkflowConflictError,
+    WorkflowInterruptedError,
+)
+from asgi_durable.storage.records import WorkflowRecord, WorkflowState
+from asgi_durable.storage.writes import (
+    FinishWorkflow,
+    OutcomeKind,
+    ReleaseWorkflow,
+    ResumeWorkflow,
+    StartWorkflow,
+)
+
+__all__ = ["Drives", "conflict", "missing_ambient"]
+
+logger = logging.getLogger(__name__)
+
+
+class Drives:
+    """Runs workflows: each method is what one run does, and returns how it ended."""
+
+    def __init__(self, services: Services) -> None:
+        self._services = services
+
+    async def fresh(self, run: Run, call: Call) -> Ending:
+        if not call.awaited:
+            # Who starts a workflow is told its id, so the start must be durable by then.
+            await run.settle()
+        run.claimed.set(True)
+        return await self._drive_body(run, call.definition, call.args, call.kwargs)
+
+    async def claimed(self, run: Run, call: Call) -> Ending:
+        await run.settle()
+        outcome = await run.commit(StartWorkflow(run.workflow))
+        if outcome.kind is OutcomeKind.CONFLICT and outcome.existing is not None:
+            return await self._drive_existing(run, call, outcome.existing)
+        run.check(outcome)
+        run.claimed.set(True)
+        return await self._drive_body(run, call.definition, call.args, call.kwargs)
+
+    async def _drive_existing(self, run: Run, call: Call, existing: WorkflowRecord) -> Ending:
+        """Attach to the workflow that has the id already."""
+        if existing.name != call.definition.name or existing.is_request:
+            # It may be waiting for recovery, which this run has kept from it so far.
+            return Interrupted(conflict(call.definition, existing), goes_on=True)
+        if existing.is_final:
+            return finished(existing)
+        return await self.loaded(run, call)
+
+    async def loaded(self, run: Run, call: Call) -> Ending:
+        """Go on after the log, with the ambient arguments of this call."""
+        refusal = await self._take(run)
+        if refusal is not None:
+            return refusal
+        stored = await self._services.storage.load_runs([run.workflow_id])
+        if not stored or stored[0].workflow.input is None:
+            return Interrupted(WorkflowInterruptedError(run.workflow_id, "its row is gone"))
+        run.load(stored[0])
+        run.claimed.set(True)
+        return await self._drive_body(run, call.definition, call.args, call.kwargs)
+
+    async def resumed(self, run: Run, *, is_counted: bool) -> Ending:
+        """Go on after the log, without any call."""
+        definition = self._services.registry.find_workflow(run.workflow.name)
+        if definition is None:
+            reason = f"no function is registered as {run.workflow.name!r}"
+            logger.warning("Workflow %s stays PENDING: %s", run.workflow_id, reason)
+            return Interrupted(WorkflowInterruptedError(run.workflow_id, reason))
+        if definition.ambient and run.workflow.parent_id is not None:
+            reason = "it takes parameters of its request and waits for the request's retry"
+            return Interrupted(WorkflowInterruptedError(run.workflow_id, reason))
+        if not is_counted:
+            refusal = await self._take(run)
+            if refusal is not None:
+                return refusal
+            run.workflow = replace(run.workflow, attempts=run.workflow.attempts + 1)
+        if definition.is_hopeless(run.workflow.crashes):
+            return await self._set_aside(run)
+        return await self._drive_body(run, definition, (), {})
+
+    async def release(self, run: Run) -> Ending:
+        run.check(await run.commit(ReleaseWorkflow(run.workflow_id, run.executor_id)))
+        reason = "it is left to whoever can run it"
+        return Interrupted(WorkflowInterruptedError(run.workflow_id, reason), is_released=True)
+
+    async def _take(self, run: Run) -> Ending | None:
+        """Make a workflow this executor's and count the execution that is about to begin.
+
+        Returns its ending instead if it is finished, or another executor's.
+
+        Invariant: a write before any body. Where the storage takes no writes, no step runs
+        again and again without a chance of being recorded. And what is read of the log after
+        it can be changed by nobody else.
+        """
+        now = time.time_ns() // 1000
+        await run.settle()
+        outcome = await run.commit(ResumeWorkflow(run.workflow_id, run.executor_id, now))
+        if outcome.kind is not OutcomeKind.CONFLICT:
+            run.check(outcome)
+            return None
+        if outcome.existing is None:
+            return Interrupted(WorkflowInterruptedError(run.workflow_id, "its row is gone"))
+        if outcome.existing.is_final:
+            return finished(outcome.existing)
+        return Interrupted(OwnedElsewhereError(run.workflow_id))
+
+    async def _set_aside(self, run: Run) -> Ending:
+        """End a workflow that has killed its process again and again."""
+        error = RecoveryAttemptsExceededError(run.workflow_id, run.workflow.crashes)
+        logger.error("%s", error)
+        encoded = encode_error(self._services.registry.codec, error)
+        return await self._finish(run, Finished(WorkflowState.RETRIES_EXCEEDED, None, encoded))
+
+    async def _drive_body(
+        self,
+        run: Run,
+        definition: WorkflowDefinition,
+        args: tuple[Any, ...],
+        kwargs: Mapping[str, Any],
+    ) -> Ending:
+        """Run the function, make its outcome durable, and return it."""
+        try:
+            # The first execution sees the recorded arguments too.
+            arguments = definition.bind_input(run.workflow.input or b"{}", args, kwargs)
+        except DecodeError as failure:
+            raise run.stop(failure) from failure
+        ending = await _ending_of(run, definition, arguments)
+        return await self._finish(run, ending) if isinstance(ending, Finished) else ending
+
+    async def _finish(self, run: Run, ending: Finished) -> Ending:
+        """Make a workflow's outcome durable."""
+        run.submit(
+            FinishWorkflow(
+                workflow_id=run.workflow_id,
+                executor_id=run.executor_id,
+                state=ending.state,
+                output=ending.output,
+                error=ending.error,
+                finished_at_us=time.time_ns() // 1000,
+            )
+        )
+        run.end(ending)
+        await run.settle()
+        return ending
+
+
+async def _ending_of(run: Run, definition: WorkflowDefinition, arguments: dict[str, Any]) -> Ending:
+    """Call a workflow's function and return its outcome, encoded; nothing is durable yet."""
+    codec = run.services.registry.codec
+    try:
+        for name in sorted(definition.ambient - arguments.keys()):
+            raise missing_ambient(definition, name)
+        output = codec.encode(await definition.call(arguments))
+        ending = Finished(WorkflowState.SUCCESS, output, None)
+    except asyncio.CancelledError:
+        # Neither the engine nor the event loop stops: its own code raised it. No outcome.
+        own = WorkflowInterruptedError(run.workflow_id, "its code raised CancelledError")
+        return run.interruption() or Interrupted(own)
+    except Exception as error:
+        outage = infrastructure_error_in(error)
+        if outage is not None:
+            run.stop(outage, goes_on=True)
+        ending = Finished(WorkflowState.ERROR, None, encode_error(codec, error))
+    # Invariant: asked last. What a stopped run's code makes of it is no outcome.
+    interruption = run.interruption()
+    if interruption is None:
+        interruption = run.unused_log()
+    return interruption or ending
+
+
+def missing_ambient(definition: WorkflowDefinition, name: str) -> DurableUsageError:
+    """Return the error of a workflow that would run without what its request gives it."""
+    return DurableUsageError(
+        f"workflow {definition.name!r} cannot run without its request: the framework fills its "
+        f"parameter {name!r}, which is not recorded"
+    )
+
+
+def conflict(definition: WorkflowDefinition, existing: WorkflowRecord) -> WorkflowConflictError:
+    """Return the error of a call whose id belongs to another function."""
+    return WorkflowConflictError(
+        existing.workflow_id, wanted=definition.name, existing=existing.name
+    )

@@ -1,0 +1,118 @@
+"""Taking over the workflows of executors that died or left."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+
+from asgi_durable.engine.recovery import PAGE_PAUSE_SECONDS, PAGE_SIZE, Recovery
+from asgi_durable.engine.resumption import Resumption
+from asgi_durable.engine.run import Run, Services
+from asgi_durable.errors import StorageError
+from asgi_durable.storage.protocol import Beat, Runnable
+
+__all__ = ["Takeover"]
+
+logger = logging.getLogger(__name__)
+
+# How long a suspect keeps the others waiting, unless it records something or ends sooner.
+SUSPECT_SECONDS = 5.0
+SUSPECT_POLL_SECONDS = 0.05
+
+
+class Takeover:
+    """Takes workflows over as fast as they run, and leaves the rest to other processes.
+
+    A workflow that was running in two crashes in a row without any progress is a suspect:
+    it may be what kills its process. Suspects are taken one at a time, after all others, so
+    that the one to blame crashes alone.
+    """
+
+    def __init__(self, services: Services, resumption: Resumption, recovery: Recovery) -> None:
+        self._services = services
+        self._resumption = resumption
+        self._recovery = recovery
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._task: asyncio.Task[None] | None = None
+        self._stopped = False
+
+    def start(self) -> None:
+        """Take over on the running event loop from now on, unless another one does."""
+        if self._loop is None or self._loop.is_closed():
+            self._loop = asyncio.get_running_loop()
+            self._services.executor.beat_soon()
+
+    async def stop(self) -> None:
+        """Take over no more."""
+        self._stopped = True
+        task = self._task
+        if task is None or task.done() or task.get_loop() is not asyncio.get_running_loop():
+            return
+        task.cancel()
+        await asyncio.wait([task])
+
+    def on_beat(self, beat: Beat) -> None:
+        """Take over if a beat says that there is something; called on any thread."""
+        loop = self._loop
+        if not beat.has_orphans or loop is None or self._stopped:
+            return
+        try:
+            loop.call_soon_threadsafe(self._sweep_soon)
+        except RuntimeError:
+            logger.debug("The event loop has ended; the next one takes over")
+
+    def runnable(self) -> Runnable:
+        """Return what this process can run; may be called from any thread."""
+        names, bound_names = self._services.registry.workflow_names()
+        return Runnable(
+            names=names,
+            bound_names=bound_names,
+            excluded_ids=self._recovery.parked_ids | self._resumption.stale_ids(),
+        )
+
+    def _sweep_soon(self) -> None:
+        task = self._task
+        if not self._stopped and (task is None or task.done()):
+            self._task = asyncio.get_running_loop().create_task(self._sweep())
+
+    async def _sweep(self) -> None:
+        try:
+            while True:
+                while runs := await self._take(PAGE_SIZE, suspects=False):
+                    # A pause, not a condition: these runs may wait for others of a later page.
+                    await asyncio.wait(_tasks(runs), timeout=PAGE_PAUSE_SECONDS)
+                suspects = await self._take(1, suspects=True)
+                if not suspects:
+                    return
+                await _wait_for_progress(suspects)
+        except StorageError as error:
+            logger.warning("Nothing can be taken over for now: %s", error)
+
+    async def _take(self, limit: int, *, suspects: bool) -> list[Run]:
+        services = self._services
+        services.registry.prepare()
+        taken = await services.storage.take_over(
+            services.executor.id, runnable=self.runnable(), limit=limit, suspects=suspects
+        )
+        if not taken:
+            return []
+        logger.info("%d workflows of other executors are taken over", len(taken))
+        ids = [workflow.workflow_id for workflow in taken]
+        stored_runs = await self._resumption.load_idle(ids)
+        runs = [self._resumption.resume(stored, is_counted=True) for stored in stored_runs]
+        if len(stored_runs) < len(ids):
+            self._recovery.sweep_soon()
+        return [run for run in runs if run is not None]
+
+
+def _tasks(runs: list[Run]) -> list[asyncio.Task[None]]:
+    return [run.task for run in runs if run.task is not None]
+
+
+async def _wait_for_progress(runs: list[Run]) -> None:
+    clock = asyncio.get_running_loop().time
+    give_up_at = clock() + SUSPECT_SECONDS
+    waiting = _tasks(runs)
+    while waiting and clock() < give_up_at and not any(run.has_progressed for run in runs):
+        _, pending = await asyncio.wait(waiting, timeout=SUSPECT_POLL_SECONDS)
+        waiting = list(pending)

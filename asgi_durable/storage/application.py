@@ -1,0 +1,207 @@
+"""Transactions in a database of the application's own, apart from the step log's.
+
+The two databases cannot commit together. So a transaction's record goes into a small table
+beside the application's data, in the same transaction, and from there into the step log: a
+transaction whose record is found there is not run again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from typing import Any, Protocol
+
+import sqlalchemy as sa
+from sqlalchemy.exc import DBAPIError, IntegrityError
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession
+
+from asgi_durable.errors import DurableUsageError
+from asgi_durable.storage.protocol import ApplicationSlot, SlotTakenError
+from asgi_durable.storage.records import StepRecord
+
+__all__ = ["SESSION_OPTIONS", "SQLApplicationDatabase", "Sessions", "end_session"]
+
+metadata = sa.MetaData()
+transactions = sa.Table(
+    "asgi_durable_transactions",
+    metadata,
+    sa.Column("workflow_id", sa.Text, nullable=False),
+    sa.Column("step_number", sa.Integer, nullable=False),
+    sa.Column("name", sa.Text, nullable=False),
+    sa.Column("digest", sa.LargeBinary, nullable=False),
+    sa.Column("output", sa.LargeBinary),
+    sa.Column("error", sa.LargeBinary),
+    sa.Column("finished_at_us", sa.BigInteger, nullable=False),
+    # Which execution of the workflow wrote it.
+    sa.Column("execution", sa.Integer, nullable=False),
+    sa.PrimaryKeyConstraint("workflow_id", "step_number", name="pk_asgi_durable_transactions"),
+)
+
+# A savepoint of the session's own: its commit() and rollback() in the application's code
+# cannot end the transaction that holds the record.
+SESSION_OPTIONS: dict[str, Any] = {
+    "expire_on_commit": False,
+    "join_transaction_mode": "create_savepoint",
+}
+
+
+class Sessions(Protocol):
+    """Connections to one database for the application's transactions."""
+
+    async def open(self) -> None:
+        """Connect."""
+
+    async def close(self) -> None:
+        """Close all connections."""
+
+    def begin(self, isolation_level: str | None) -> AbstractAsyncContextManager[AsyncConnection]:
+        """Give a connection whose transaction the caller commits; else it is rolled back.
+
+        Raises:
+            DurableUsageError: There is no such isolation level.
+            StorageError: The database failed, here or in what was done with the connection.
+        """
+
+    async def is_in_transaction(self, connection: AsyncConnection) -> bool:
+        """Tell whether the transaction has not been ended behind the connection's back."""
+
+
+async def end_session(
+    sessions: Sessions, connection: AsyncConnection, session: AsyncSession
+) -> None:
+    """Flush the application's rows, so that the record can be written after them.
+
+    Raises:
+        DurableUsageError: The transaction that would hold both is over.
+    """
+    await session.commit()
+    if not await sessions.is_in_transaction(connection):
+        msg = (
+            "a transaction was ended behind the session's back, by a COMMIT or ROLLBACK in "
+            "SQL or of its connection; use durable.session.commit() or leave it out"
+        )
+        raise DurableUsageError(msg)
+
+
+class _Transaction:
+    """See :class:`asgi_durable.storage.protocol.StoredTransaction`."""
+
+    def __init__(
+        self,
+        sessions: Sessions,
+        connection: AsyncConnection,
+        session: AsyncSession,
+        slot: ApplicationSlot | None,
+    ) -> None:
+        self.session = session
+        self._sessions = sessions
+        self._connection = connection
+        self._slot = slot
+
+    async def record(self, step: StepRecord) -> None:
+        # Invariant: the application's rows and the record are in one transaction.
+        await end_session(self._sessions, self._connection, self.session)
+        if self._slot is not None:
+            await _insert(self._connection, step, self._slot)
+
+
+class SQLApplicationDatabase:
+    """See :class:`asgi_durable.storage.protocol.ApplicationDatabase`.
+
+    Args:
+        sessions: Its connections.
+    """
+
+    def __init__(self, sessions: Sessions) -> None:
+        self._sessions = sessions
+
+    async def open(self) -> None:
+        await self._sessions.open()
+        try:
+            await self._create_table()
+        except BaseException:
+            await self._sessions.close()
+            raise
+
+    async def close(self) -> None:
+        await self._sessions.close()
+
+    @asynccontextmanager
+    async def transaction(
+        self, slot: ApplicationSlot | None, *, isolation_level: str | None = None
+    ) -> AsyncIterator[_Transaction]:
+        async with self._sessions.begin(isolation_level) as connection:
+            async with AsyncSession(connection, **SESSION_OPTIONS) as session:
+                yield _Transaction(self._sessions, connection, session, slot)
+                await session.commit()
+            await connection.commit()
+
+    async def find(self, slot: ApplicationSlot) -> StepRecord | None:
+        async with self._sessions.begin(None) as connection:
+            row = await _find(connection, slot)
+        if row is None or (row.error is not None and row.execution < slot.execution):
+            return None
+        fields = row._asdict()
+        if row.error is not None and fields["execution"] > slot.execution:
+            raise _slot_taken(slot)
+        del fields["execution"]
+        return StepRecord(**fields)
+
+    async def record_failure(self, step: StepRecord, slot: ApplicationSlot) -> None:
+        async with self._sessions.begin(None) as connection:
+            await _insert(connection, step, slot)
+            await connection.commit()
+
+    async def _create_table(self) -> None:
+        # Several processes may do it at once, and a role without the right to finds it there.
+        if await self._has_table():
+            return
+        try:
+            async with self._sessions.begin(None) as connection:
+                await connection.run_sync(metadata.create_all)
+                await connection.commit()
+        except DBAPIError:
+            if not await self._has_table():
+                raise
+
+    async def _has_table(self) -> bool:
+        async with self._sessions.begin(None) as connection:
+            return await connection.run_sync(
+                lambda synchronous: sa.inspect(synchronous).has_table(transactions.name)
+            )
+
+
+async def _find(connection: AsyncConnection, slot: ApplicationSlot) -> Any:
+    found = await connection.execute(sa.select(transactions).where(_is_at(slot)))
+    return found.one_or_none()
+
+
+async def _insert(connection: AsyncConnection, step: StepRecord, slot: ApplicationSlot) -> None:
+    """Write a record; the failure of an earlier execution, which is run again, makes way.
+
+    Invariant: the primary key decides. Of twins in a race one commits, and a late one finds
+    what a later execution has recorded, a failure as well.
+    """
+    is_outdated = transactions.c.error.is_not(None) & (transactions.c.execution < slot.execution)
+    await connection.execute(sa.delete(transactions).where(_is_at(slot), is_outdated))
+    values = {
+        column.name: getattr(step, column.name)
+        for column in transactions.columns
+        if column.name != "execution"
+    }
+    try:
+        await connection.execute(
+            sa.insert(transactions).values(values | {"execution": slot.execution})
+        )
+    except IntegrityError as error:
+        raise _slot_taken(slot) from error
+
+
+def _is_at(slot: ApplicationSlot) -> sa.ColumnElement[bool]:
+    return (transactions.c.workflow_id == slot.workflow_id) & (
+        transactions.c.step_number == slot.step_number
+    )
+
+
+def _slot_taken(slot: ApplicationSlot) -> SlotTakenError:
+    return SlotTakenError(f"step {slot.step_number} of workflow {slot.workflow_id!r} is not free")

@@ -1,0 +1,54 @@
+"""SQLAlchemy's engines for an application that may be called on several event loops."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+
+import sqlalchemy as sa
+from sqlalchemy.ext.asyncio import AsyncEngine
+
+__all__ = ["LoopEngines"]
+
+
+class LoopEngines:
+    """A pool for one event loop, single connections for any other.
+
+    A pool of SQLAlchemy's belongs to one event loop. An application without a lifespan may be
+    called on others, even at once.
+
+    Args:
+        create: Makes an engine, with the options that it is given.
+    """
+
+    def __init__(self, create: Callable[..., AsyncEngine]) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._pooled = create()
+        self._single = create(poolclass=sa.NullPool)
+
+    @classmethod
+    async def prepare(cls, create: Callable[..., AsyncEngine]) -> LoopEngines:
+        """Make both, and let them do what they do on their first connection.
+
+        They wait for that in a way that works on one event loop only.
+        """
+        engines = cls(create)
+        for engine in (engines._pooled, engines._single):
+            async with engine.connect():
+                pass
+        return engines
+
+    def here(self) -> AsyncEngine:
+        """Return the engine for the running event loop."""
+        return self._pooled if asyncio.get_running_loop() is self._loop else self._single
+
+    async def dispose(self, *, bound_to_loop: bool) -> None:
+        """Close all connections that are not in use.
+
+        Args:
+            bound_to_loop: True if the driver's connections can be closed on their own event
+                loop only; on another one they are left to the server.
+        """
+        is_here = asyncio.get_running_loop() is self._loop
+        await self._pooled.dispose(close=is_here or not bound_to_loop)
+        await self._single.dispose()

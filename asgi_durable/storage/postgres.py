@@ -1,0 +1,167 @@
+"""The PostgreSQL adapter: any number of processes and machines on one database."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from asgi_durable.errors import StorageError
+from asgi_durable.storage.loop_thread import LoopThread
+from asgi_durable.storage.postgres_database import PostgresDatabase
+from asgi_durable.storage.postgres_executors import PostgresExecutors
+from asgi_durable.storage.postgres_link import Link
+from asgi_durable.storage.postgres_reader import PostgresReader
+from asgi_durable.storage.postgres_rows import PostgresNames
+from asgi_durable.storage.postgres_schema import prepare_schema
+from asgi_durable.storage.postgres_session import PostgresSession, Registration
+from asgi_durable.storage.postgres_transactions import PostgresTransaction, PostgresTransactions
+from asgi_durable.storage.postgres_writer import PostgresWriter
+from asgi_durable.storage.protocol import Beat, Runnable, StepSlot
+from asgi_durable.storage.records import ResponseRecord, StoredRun, WorkflowRecord
+from asgi_durable.storage.writes import Outcome, Write
+
+__all__ = ["PostgresStorage"]
+
+ResultT = TypeVar("ResultT")
+
+
+@dataclass(frozen=True, slots=True)
+class _Parts:
+    """What works on the thread of an open storage, each part on a connection of its own."""
+
+    writer: PostgresWriter
+    reader: PostgresReader
+    executors: PostgresExecutors
+    session: PostgresSession
+    links: tuple[Link, Link]
+
+    async def close(self) -> None:
+        await self.session.close()
+        for link in self.links:
+            await link.close()
+
+
+@dataclass(frozen=True, slots=True)
+class _Opened:
+    thread: LoopThread
+    parts: _Parts
+    transactions: PostgresTransactions
+
+
+class PostgresStorage:
+    """Keeps the step log in a schema of a PostgreSQL database, version 12 or later.
+
+    The log is written, read and watched over on a thread with an event loop of its own: a
+    loop that is blocked stops no heartbeat. The application's transactions use SQLAlchemy's
+    connections, on the application's loop. ``asyncio`` only.
+
+    Args:
+        url: See :meth:`PostgresDatabase.from_url`.
+    """
+
+    # A beat is one statement that changes nothing, and a dead process is found in two.
+    beat_interval_seconds = 1.0
+
+    def __init__(self, url: str) -> None:
+        self._database = PostgresDatabase.from_url(url)
+        self._names = PostgresNames(self._database.schema)
+        self._opened: _Opened | None = None
+
+    async def open(self) -> None:
+        thread = LoopThread("asgi-durable-postgres")
+        thread.start()
+        try:
+            parts = await thread.run(self._open)
+            transactions = PostgresTransactions(self._database, self._names)
+            await transactions.open()
+        except BaseException:
+            # It may be connecting still where this was cancelled.
+            thread.stop_soon()
+            raise
+        self._opened = _Opened(thread, parts, transactions)
+
+    async def close(self) -> None:
+        if self._opened is None:
+            return
+        opened, self._opened = self._opened, None
+        try:
+            await opened.transactions.close()
+            await opened.thread.run(opened.parts.close)
+        finally:
+            await opened.thread.stop()
+
+    async def register(
+        self, executor_id: str, *, lease_seconds: float, on_message: Callable[[str], None]
+    ) -> None:
+        registration = Registration(executor_id, on_message)
+        await self._run(lambda parts: parts.executors.register(registration, lease_seconds))
+
+    async def beat(self, executor_id: str, *, lease_seconds: float, runnable: Runnable) -> Beat:
+        return await self._run(
+            lambda parts: parts.executors.beat(executor_id, lease_seconds, runnable)
+        )
+
+    async def take_over(
+        self, executor_id: str, *, runnable: Runnable, limit: int, suspects: bool
+    ) -> list[WorkflowRecord]:
+        return await self._run(
+            lambda parts: parts.executors.take_over(executor_id, runnable, limit, suspects=suspects)
+        )
+
+    async def retire(self, executor_id: str) -> None:
+        await self._run(lambda parts: parts.executors.retire(executor_id))
+
+    async def send(self, executor_id: str | None, message: str) -> None:
+        await self._run(lambda parts: parts.session.send(executor_id, message))
+
+    async def commit(self, batch: Sequence[Write]) -> list[Outcome]:
+        return await self._run(lambda parts: parts.writer.commit(batch))
+
+    async def get_workflow(self, workflow_id: str) -> WorkflowRecord | None:
+        return await self._run(lambda parts: parts.reader.get_workflow(workflow_id))
+
+    async def get_response(self, workflow_id: str) -> ResponseRecord | None:
+        return await self._run(lambda parts: parts.reader.get_response(workflow_id))
+
+    async def load_runs(self, workflow_ids: Sequence[str]) -> list[StoredRun]:
+        return await self._run(lambda parts: parts.reader.load_runs(workflow_ids))
+
+    async def list_pending(self, executor_id: str, *, after: str, limit: int) -> list[str]:
+        return await self._run(lambda parts: parts.reader.list_pending(executor_id, after, limit))
+
+    @asynccontextmanager
+    async def transaction(
+        self, slot: StepSlot | None, *, isolation_level: str | None = None
+    ) -> AsyncIterator[PostgresTransaction]:
+        transactions = self._given().transactions
+        async with transactions.transaction(slot, isolation_level) as transaction:
+            yield transaction
+
+    async def _open(self) -> _Parts:
+        database, names = self._database, self._names
+        writing, reading = Link(database), Link(database)
+        try:
+            await writing.run(lambda wire: prepare_schema(wire, names, database.name))
+        except BaseException:
+            await writing.close()
+            raise
+        session = PostgresSession(database, names)
+        return _Parts(
+            writer=PostgresWriter(writing, names),
+            reader=PostgresReader(reading, names),
+            executors=PostgresExecutors(session, names),
+            session=session,
+            links=(writing, reading),
+        )
+
+    async def _run(self, work: Callable[[_Parts], Coroutine[Any, Any, ResultT]]) -> ResultT:
+        opened = self._given()
+        return await opened.thread.run(lambda: work(opened.parts))
+
+    def _given(self) -> _Opened:
+        if self._opened is None:
+            msg = "the storage is not open"
+            raise StorageError(msg)
+        return self._opened

@@ -1,0 +1,270 @@
+"""The one statement that a batch of writes usually is."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from asgi_durable.storage import tables
+from asgi_durable.storage.postgres_link import Wire
+from asgi_durable.storage.postgres_rows import (
+    Parameters,
+    PostgresNames,
+    arrays_of,
+    columns,
+    list_of,
+    response_values,
+    step_values,
+    workflow_values,
+)
+from asgi_durable.storage.records import WorkflowRecord
+from asgi_durable.storage.writes import (
+    ClaimRequest,
+    FinishWorkflow,
+    ForgetRequest,
+    RecordStep,
+    ReleaseWorkflow,
+    ResumeWorkflow,
+    StartWorkflow,
+    Write,
+)
+
+__all__ = ["Applied", "BatchStatements", "Rows", "workflow_id_of", "write_order"]
+
+HEAD, STEP, TAIL = range(3)
+_STAGES: dict[type[Any], int] = {
+    StartWorkflow: HEAD,
+    ClaimRequest: HEAD,
+    ResumeWorkflow: HEAD,
+    RecordStep: STEP,
+    FinishWorkflow: TAIL,
+    ReleaseWorkflow: TAIL,
+    ForgetRequest: TAIL,
+}
+
+_END_COLUMNS = tuple(
+    tables.workflows.c[name]
+    for name in ("workflow_id", "state", "output", "error", "updated_at_us")
+)
+
+
+def workflow_id_of(write: Write) -> str:
+    """Return the workflow that a write is about."""
+    if isinstance(write, (StartWorkflow, ClaimRequest)):
+        return write.workflow.workflow_id
+    return write.step.workflow_id if isinstance(write, RecordStep) else write.workflow_id
+
+
+def write_order(writes: Sequence[Write]) -> Iterator[list[int]]:
+    """Sort writes into groups that can each be applied at once, one group after the other.
+
+    In a group a workflow has at most one beginning, then steps in different places, then at
+    most one end. That is what a run submits: there is one group, but for rare repetitions.
+
+    Yields:
+        The indexes of a group's writes.
+    """
+    groups: list[list[int]] = []
+    reached: dict[str, tuple[int, int]] = {}
+    places: set[tuple[int, str, int]] = set()
+    for index, write in enumerate(writes):
+        workflow_id, stage = workflow_id_of(write), _STAGES[type(write)]
+        number, last_stage = reached.get(workflow_id, (0, -1))
+        if stage < last_stage or stage == last_stage != STEP:
+            number += 1
+        if isinstance(write, RecordStep):
+            place = (number, workflow_id, write.step.step_number)
+            number += place in places
+            places.add((number, *place[1:]))
+        reached[workflow_id] = (number, stage)
+        if number == len(groups):
+            groups.append([])
+        groups[number].append(index)
+    yield from groups
+
+
+@dataclass(slots=True)
+class Rows:
+    """What a statement writes."""
+
+    starts: list[WorkflowRecord] = field(default_factory=list)
+    steps: list[RecordStep] = field(default_factory=list)
+    ends: list[FinishWorkflow] = field(default_factory=list)
+    folded: list[FinishWorkflow] = field(default_factory=list)
+
+    @classmethod
+    def of(cls, writes: Iterable[Write]) -> Rows:
+        """Return the rows of a group's writes; other kinds of writes have none."""
+        rows = cls()
+        ends: dict[str, FinishWorkflow] = {}
+        for write in writes:
+            if isinstance(write, (StartWorkflow, ClaimRequest)):
+                rows.starts.append(write.workflow)
+            elif isinstance(write, RecordStep):
+                rows.steps.append(write)
+            elif isinstance(write, FinishWorkflow):
+                ends[write.workflow_id] = write
+        # Invariant: all parts of a statement see the same snapshot, so a row that one inserts
+        # cannot be updated by another. A workflow that starts and ends is inserted as it ends.
+        for index, workflow in enumerate(rows.starts):
+            end = ends.pop(workflow.workflow_id, None)
+            if end is not None:
+                rows.folded.append(end)
+                rows.starts[index] = replace(
+                    workflow,
+                    state=end.state,
+                    output=end.output,
+                    error=end.error,
+                    updated_at_us=end.finished_at_us,
+                )
+        rows.ends.extend(ends.values())
+        # In order of id: two processes that lock the same rows then wait, and do not deadlock.
+        rows.starts.sort(key=lambda workflow: workflow.workflow_id)
+        rows.ends.sort(key=lambda end: end.workflow_id)
+        return rows
+
+    @property
+    def is_empty(self) -> bool:
+        """True if there is nothing to write."""
+        return not (self.starts or self.steps or self.ends)
+
+
+@dataclass(frozen=True, slots=True)
+class Applied:
+    """What a statement has written."""
+
+    is_alive: bool
+    started: frozenset[str]
+    recorded: frozenset[tuple[str, int]]
+    ended: frozenset[str]
+
+    def has(self, write: Write) -> bool:
+        """Tell whether a write is among it."""
+        if isinstance(write, (StartWorkflow, ClaimRequest)):
+            return write.workflow.workflow_id in self.started
+        if isinstance(write, RecordStep):
+            return (write.step.workflow_id, write.step.step_number) in self.recorded
+        return isinstance(write, FinishWorkflow) and write.workflow_id in self.ended
+
+
+class BatchStatements:
+    """Builds, keeps and runs the statement for each combination of what a batch can hold."""
+
+    def __init__(self, names: PostgresNames) -> None:
+        self._names = names
+        self._known: dict[tuple[bool, bool, bool, bool], str] = {}
+
+    async def apply(self, wire: Wire, executor_id: str, rows: Rows) -> Applied:
+        """Write rows for an executor; what is in the way of one is left as it is."""
+        ends = [*rows.ends, *rows.folded]
+        answers = [response_values(end.response) for end in ends if end.response is not None]
+        parts = (bool(rows.starts), bool(rows.steps), bool(rows.ends), bool(answers))
+        statement = self._known.get(parts)
+        if statement is None:
+            statement = self._known[parts] = _Builder(self._names).statement(*parts)
+        values: list[Any] = []
+        if rows.starts:
+            values += arrays_of([workflow_values(workflow) for workflow in rows.starts])
+        if rows.steps:
+            values += arrays_of([step_values(write.step) for write in rows.steps])
+            values.append(list({write.step.workflow_id for write in rows.steps}))
+        if rows.ends:
+            values += arrays_of([_end_values(end) for end in rows.ends])
+        if answers:
+            values += arrays_of(answers)
+        row = await wire.fetch_one(statement, executor_id, *values)
+        started = frozenset(row["started"])
+        return Applied(
+            is_alive=row["is_alive"],
+            started=started,
+            recorded=frozenset(zip(row["recorded_ids"], row["recorded_numbers"], strict=True)),
+            ended=started.intersection(end.workflow_id for end in rows.folded)
+            | frozenset(row["ended"]),
+        )
+
+
+class _Builder:
+    """Puts a statement together: a CTE for each kind of row, and what they did."""
+
+    def __init__(self, names: PostgresNames) -> None:
+        self._names = names
+        self._parameters = Parameters(1)
+        # Materialized: evaluated, and locked, once.
+        self._parts = [f"executor AS MATERIALIZED ({names.fence('$1::text')})"]
+        self._finished: list[str] = []
+
+    def statement(self, starts: bool, steps: bool, ends: bool, answers: bool) -> str:  # noqa: FBT001
+        """Return the statement with the parts that are wanted."""
+        if starts:
+            self._add_starts()
+        if steps:
+            self._add_steps(with_starts=starts)
+        if ends:
+            self._add_ends()
+        if answers:
+            self._add_answers()
+        return (
+            f"WITH {', '.join(self._parts)} SELECT EXISTS (SELECT 1 FROM executor) AS is_alive, "
+            f"{_returned('started', 'workflow_id', starts)} AS started, "
+            f"{_returned('recorded', 'workflow_id', steps)} AS recorded_ids, "
+            f"{_returned('recorded', 'step_number', steps, 'int4[]')} AS recorded_numbers, "
+            f"{_returned('ended', 'workflow_id', ends)} AS ended"
+        )
+
+    def _add_starts(self) -> None:
+        names = ", ".join(columns(tables.workflows))
+        source = self._parameters.unnest(tables.workflows.columns, "new")
+        self._parts.append(
+            f"started AS (INSERT INTO {self._names.workflows} ({names}) "
+            f"SELECT {list_of(tables.workflows, 'new')} FROM {source} CROSS JOIN executor "
+            "ON CONFLICT DO NOTHING RETURNING workflow_id)"
+        )
+        self._finished.append("SELECT workflow_id FROM started")
+
+    def _add_steps(self, *, with_starts: bool) -> None:
+        names = ", ".join(columns(tables.steps))
+        source = self._parameters.unnest(tables.steps.columns, "new")
+        owned = (
+            f"SELECT w.workflow_id FROM {self._names.workflows} AS w CROSS JOIN executor "
+            f"WHERE w.workflow_id = ANY({self._parameters.array('text[]')}) "
+            "AND w.executor_id = $1 AND w.state = 'PENDING'"
+        )
+        if with_starts:
+            owned += " UNION ALL SELECT workflow_id FROM started"
+        self._parts.append(
+            f"recorded AS (INSERT INTO {self._names.steps} ({names}) "
+            f"SELECT {list_of(tables.steps, 'new')} FROM {source} "
+            f"JOIN ({owned}) AS owned ON owned.workflow_id = new.workflow_id "
+            "ON CONFLICT DO NOTHING RETURNING workflow_id, step_number)"
+        )
+
+    def _add_ends(self) -> None:
+        source = self._parameters.unnest(_END_COLUMNS, "new")
+        self._parts.append(
+            f"ended AS (UPDATE {self._names.workflows} AS w SET state = new.state, "
+            "output = new.output, error = new.error, updated_at_us = new.updated_at_us "
+            f"FROM {source} CROSS JOIN executor WHERE w.workflow_id = new.workflow_id "
+            "AND w.executor_id = $1 AND w.state = 'PENDING' RETURNING w.workflow_id)"
+        )
+        self._finished.append("SELECT workflow_id FROM ended")
+
+    def _add_answers(self) -> None:
+        names = columns(tables.responses)
+        source = self._parameters.unnest(tables.responses.columns, "new")
+        changes = ", ".join(f"{name} = excluded.{name}" for name in names[1:])
+        self._parts.append(
+            f"answered AS (INSERT INTO {self._names.responses} ({', '.join(names)}) "
+            f"SELECT {list_of(tables.responses, 'new')} FROM {source} "
+            f"JOIN ({' UNION ALL '.join(self._finished)}) AS finished "
+            "ON finished.workflow_id = new.workflow_id "
+            f"ON CONFLICT (workflow_id) DO UPDATE SET {changes})"
+        )
+
+
+def _returned(part: str, column: str, is_there: bool, array_type: str = "text[]") -> str:  # noqa: FBT001
+    return f"ARRAY(SELECT {column} FROM {part})" if is_there else f"'{{}}'::{array_type}"
+
+
+def _end_values(end: FinishWorkflow) -> tuple[Any, ...]:
+    return (end.workflow_id, end.state.value, end.output, end.error, end.finished_at_us)

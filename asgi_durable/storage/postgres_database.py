@@ -1,0 +1,204 @@
+"""Which PostgreSQL database: the URL, and a connection to it."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import TypeVar
+from urllib.parse import SplitResult, unquote, unquote_plus, urlsplit, urlunsplit
+
+import asyncpg
+
+from asgi_durable.errors import DurableUsageError, StorageError
+from asgi_durable.storage.postgres_errors import storage_error
+
+__all__ = ["PostgresDatabase"]
+
+ValueT = TypeVar("ValueT")
+
+SCHEMA = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,62}")
+PORTS = re.compile(r"(\[[^\]]+\]|[^:\[\]]*)(:\d+)?")
+SWITCH = {"true": True, "false": False}
+FEATURES: dict[str, bool | None] = {"auto": None, "on": True, "off": False}
+# Parameters of libpq that asyncpg does not know: the server would refuse the connection.
+LIBPQ_ONLY = frozenset(
+    {
+        "channel_binding",
+        "fallback_application_name",
+        "gssdelegation",
+        "gssencmode",
+        "hostaddr",
+        "keepalives",
+        "keepalives_count",
+        "keepalives_idle",
+        "keepalives_interval",
+        "load_balance_hosts",
+        "passcommand",
+        "require_auth",
+        "requirepeer",
+        "requiressl",
+        "sslcertmode",
+        "sslcompression",
+        "sslcrldir",
+        "sslsni",
+        "tcp_user_timeout",
+    }
+)
+SECRETS = frozenset({"password", "sslpassword"})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PostgresDatabase:
+    """A PostgreSQL database, and how it is used.
+
+    Attributes:
+        name: Its hosts and its name, for messages; never a user or a password.
+        schema: Where the tables are.
+        prepared_statements: False behind a pooler in transaction mode that has none.
+        session_features: Whether a connection is a session of its own, which advisory locks
+            and LISTEN need; ``None`` to find out.
+        connect_timeout_seconds: For how long a connection may take to be made.
+        command_timeout_seconds: For how long one of our own statements may take.
+        dsn: As asyncpg takes it.
+    """
+
+    name: str
+    schema: str
+    prepared_statements: bool
+    session_features: bool | None
+    connect_timeout_seconds: float
+    command_timeout_seconds: float
+    dsn: str = field(repr=False)
+    secrets: tuple[str, ...] = field(repr=False)
+
+    @classmethod
+    def from_url(cls, url: str) -> PostgresDatabase:
+        """Read a URL such as ``postgresql://user:password@host:5432/database``.
+
+        All that asyncpg's DSN can say works: several hosts, ``target_session_attrs``,
+        ``sslmode`` and its files, ``passfile``, ``service``, ``host=/folder`` of a Unix socket.
+        Any other parameter is a setting of the server, ``application_name`` say. Our own are:
+
+        ``schema``: of the tables, ``asgi_durable`` by default. ``prepared_statements``:
+        ``true`` by default; ``false`` for PgBouncer before 1.21 in transaction mode.
+        ``session_features``: ``auto`` by default, ``on`` or ``off``. ``connect_timeout`` and
+        ``command_timeout``: seconds, 10 by default.
+
+        Raises:
+            DurableUsageError: It cannot be read, or a parameter has an unknown value.
+        """
+        parts = _split(url)
+        given = [item.partition("=") for item in parts.query.split("&") if item]
+        values = {unquote_plus(name): unquote_plus(value) for name, _, value in given}
+        own = _OwnParameters(values)
+        if unknown := sorted(values.keys() & LIBPQ_ONLY):
+            msg = f"asyncpg has no parameter {unknown[0]!r}: take it out of the URL"
+            raise DurableUsageError(msg)
+        kept = [f"{name}={value}" for name, _, value in given if unquote_plus(name) not in own.read]
+        password = parts.netloc.rpartition("@")[0].partition(":")[2]
+        secrets = {password, unquote(password), *(values.get(name, "") for name in SECRETS)}
+        return cls(
+            name=_name(parts, values),
+            schema=own.schema,
+            prepared_statements=own.prepared_statements,
+            session_features=own.session_features,
+            connect_timeout_seconds=own.connect_timeout,
+            command_timeout_seconds=own.command_timeout,
+            dsn=urlunsplit(parts._replace(query="&".join(kept))),
+            # The longest first: one may be a part of another.
+            secrets=tuple(sorted(secrets - {""}, key=len, reverse=True)),
+        )
+
+    async def connect(self, *, command_timeout_seconds: float | None = None) -> asyncpg.Connection:
+        """Connect on the running event loop.
+
+        Args:
+            command_timeout_seconds: For the connection's statements; no limit by default.
+
+        Raises:
+            StorageError: It cannot be done. ``StorageUnavailableError`` if it may be later.
+        """
+        try:
+            return await asyncpg.connect(
+                self.dsn,
+                timeout=self.connect_timeout_seconds,
+                command_timeout=command_timeout_seconds,
+                statement_cache_size=100 if self.prepared_statements else 0,
+                max_cached_statement_lifetime=0,
+            )
+        except ValueError as error:
+            # Its text may hold any part of the URL, and so may the error itself.
+            msg = f"{self.name}: {self._without_secrets(str(error))}"
+            raise StorageError(msg) from None
+        except (OSError, asyncpg.PostgresError, asyncpg.InternalClientError) as error:
+            raise storage_error(error, self.name) or StorageError(self.name) from error
+
+    def _without_secrets(self, text: str) -> str:
+        for secret in self.secrets:
+            text = text.replace(secret, "***")
+        return text
+
+
+class _OwnParameters:
+    """The parameters of the URL that are ours and not asyncpg's."""
+
+    def __init__(self, values: dict[str, str]) -> None:
+        self._values = values
+        self.read: set[str] = set()
+        self.schema = self._get("schema", "asgi_durable", _schema, "a plain name")
+        self.prepared_statements = self._get(
+            "prepared_statements", "true", SWITCH.__getitem__, "true or false"
+        )
+        self.session_features = self._get(
+            "session_features", "auto", FEATURES.__getitem__, "auto, on or off"
+        )
+        self.connect_timeout = self._get("connect_timeout", "10", _seconds, "seconds above 0")
+        self.command_timeout = self._get("command_timeout", "10", _seconds, "seconds above 0")
+
+    def _get(
+        self, name: str, default: str, parse: Callable[[str], ValueT], expected: str
+    ) -> ValueT:
+        self.read.add(name)
+        text = self._values.get(name, default)
+        try:
+            return parse(text)
+        except (ValueError, KeyError):
+            msg = f"{name} must be {expected}, got {text!r}"
+            raise DurableUsageError(msg) from None
+
+
+def _schema(text: str) -> str:
+    if not SCHEMA.fullmatch(text) or text.lower().startswith("pg_"):
+        raise ValueError
+    return text
+
+
+def _seconds(text: str) -> float:
+    seconds = float(text)
+    if not 0 < seconds < float("inf"):
+        raise ValueError
+    return seconds
+
+
+def _split(url: str) -> SplitResult:
+    """Split a URL; one whose password is not encoded would be read wrongly, and shown."""
+    parts = urlsplit(url)
+    hosts = parts.netloc.rpartition("@")[2]
+    ports_fit = all(PORTS.fullmatch(host) for host in hosts.split(","))
+    misread = "@" in parts.path + parts.fragment or parts.netloc.count("@") > 1 or not ports_fit
+    if misread or parts.fragment or any("=" not in i for i in parts.query.split("&") if i):
+        msg = (
+            "the database's URL cannot be read: each of @ : / ? # % in its user name or "
+            "password must be percent-encoded, and a port must be a number"
+        )
+        raise DurableUsageError(msg)
+    return parts
+
+
+def _name(parts: SplitResult, values: dict[str, str]) -> str:
+    hosts = unquote(parts.netloc.rpartition("@")[2]) or values.get("host")
+    database = unquote(parts.path.lstrip("/")) or values.get("dbname") or values.get("database")
+    hosts = hosts or os.environ.get("PGHOST") or "localhost"
+    return f"{hosts}/{database or os.environ.get('PGDATABASE') or ''}"

@@ -1,0 +1,136 @@
+"""What an error of PostgreSQL or of its driver means: come back later, never, or a bad row."""
+
+from __future__ import annotations
+
+import ssl
+
+import asyncpg
+from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import TimeoutError as PoolTimeoutError
+
+from asgi_durable.errors import StorageError, StorageUnavailableError
+
+__all__ = [
+    "application_error",
+    "is_bad_row",
+    "is_harmless",
+    "is_refused_right",
+    "is_undefined",
+    "sqlstate_of",
+    "storage_error",
+]
+
+# Conditions that pass: a lost connection, no resources, a server that stops or starts.
+_PASSING_CLASSES = frozenset({"08", "53", "57", "58"})
+_PASSING = frozenset(
+    {
+        "25006",  # read-only: the server is not, or no longer, the primary one
+        "25P03",  # idle in a transaction for too long
+        "25P04",  # a transaction that took too long
+        "40001",
+        "40P01",
+        "55P03",
+    }
+)
+# What a row causes that the database cannot hold.
+_BAD_ROW_CLASSES = frozenset({"22", "23", "54"})
+_TOO_LARGE = "invalid memory alloc request size"
+# A pooler handed our prepared statements to another server connection.
+_PREPARED_ELSEWHERE = frozenset({"26000", "42P05"})
+_UNDEFINED = frozenset({"42P01", "3F000"})
+_REFUSED_RIGHT = "42501"
+
+# The driver's errors beyond those that the server sends.
+_DRIVER_ERRORS = (asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError)
+
+
+def sqlstate_of(error: BaseException) -> str:
+    """Return the five characters of an error that the server sent, ``""`` for any other."""
+    return getattr(error, "sqlstate", None) or ""
+
+
+def is_bad_row(error: BaseException) -> bool:
+    """Tell whether a row is to blame, which the driver cannot encode or the server not hold."""
+    code = sqlstate_of(error)
+    if code:
+        return code[:2] in _BAD_ROW_CLASSES or _TOO_LARGE in str(error)
+    # The driver's own DataError is a ValueError, as are those of str.encode().
+    return isinstance(error, (ValueError, OverflowError))
+
+
+def is_harmless(error: BaseException) -> bool:
+    """Tell whether the connection is as good after this error as it was before."""
+    code = sqlstate_of(error)
+    passing = code[:2] in _PASSING_CLASSES or code in {"25006", "25P03", "25P04"}
+    return is_bad_row(error) or (bool(code) and not passing)
+
+
+def is_undefined(error: BaseException) -> bool:
+    """Tell whether a table or its schema does not exist."""
+    return sqlstate_of(error) in _UNDEFINED
+
+
+def is_refused_right(error: BaseException) -> bool:
+    """Tell whether the role lacks the right to do it."""
+    return sqlstate_of(error) == _REFUSED_RIGHT
+
+
+def storage_error(error: BaseException, database: str) -> StorageError | None:
+    """Return the library's error for a failure of one of our own statements.
+
+    Args:
+        error: What the driver raised.
+        database: Its name, for the message.
+
+    Returns:
+        ``None`` for a bad row, and for what is no error of the database at all.
+    """
+    if isinstance(error, StorageError) or is_bad_row(error):
+        return None
+    message = f"{database}: {str(error) or type(error).__name__}"
+    if _is_passing(error):
+        return StorageUnavailableError(message)
+    if sqlstate_of(error) in _PREPARED_ELSEWHERE:
+        return StorageError(
+            f"{message} (behind a pooler in transaction mode add ?prepared_statements=false)"
+        )
+    return StorageError(message) if isinstance(error, _DRIVER_ERRORS) else None
+
+
+def application_error(
+    error: BaseException, database: str, *, is_lost: bool
+) -> StorageUnavailableError | None:
+    """Return the library's error for what ended a transaction of the application.
+
+    Args:
+        error: What was raised there, by the driver, by SQLAlchemy or by the application.
+        database: Its name, for the message.
+        is_lost: True if the connection is closed.
+
+    Returns:
+        ``None`` for a mistake in a statement, a constraint that it broke, and all that is no
+        error of the database.
+    """
+    if isinstance(error, PoolTimeoutError):
+        return StorageUnavailableError(f"{database}: {error}")
+    wrapped = isinstance(error, DBAPIError)
+    chain = [e for e in (error, getattr(error, "orig", None)) if isinstance(e, BaseException)]
+    causes = [*chain, *(e.__cause__ for e in chain if e.__cause__ is not None)]
+    driver_errors = [e for e in causes if wrapped or isinstance(e, _DRIVER_ERRORS)]
+    passing = any(_is_passing_code(sqlstate_of(e)) for e in driver_errors)
+    if passing or (is_lost and (driver_errors or isinstance(error, OSError))):
+        return StorageUnavailableError(f"{database}: {getattr(error, 'orig', None) or error}")
+    return None
+
+
+def _is_passing(error: BaseException) -> bool:
+    if isinstance(error, ssl.SSLCertVerificationError):
+        return False
+    # A prepared statement whose tables were changed meanwhile is prepared anew the next time.
+    outdated = asyncpg.exceptions.InvalidCachedStatementError
+    lost = (OSError, EOFError, asyncpg.InterfaceError, asyncpg.InternalClientError, outdated)
+    return isinstance(error, lost) or _is_passing_code(sqlstate_of(error))
+
+
+def _is_passing_code(code: str) -> bool:
+    return code[:2] in _PASSING_CLASSES or code in _PASSING

@@ -1,0 +1,185 @@
+"""The statements about executors, for one schema."""
+
+from __future__ import annotations
+
+from asgi_durable.storage import tables
+from asgi_durable.storage.postgres_rows import NOW_US, PostgresNames, list_of
+from asgi_durable.storage.postgres_session import LOCK_CLASS
+
+__all__ = ["ExecutorStatements"]
+
+# The advisory locks that executors hold in this database.
+_HELD_KEYS = (
+    "SELECT l.objid::int8 FROM pg_locks AS l WHERE l.locktype = 'advisory' AND l.granted "
+    f"AND l.classid = {LOCK_CLASS}::oid AND l.objsubid = 2 "
+    "AND l.database = (SELECT d.oid FROM pg_database AS d WHERE d.datname = current_database())"
+)
+# Of a function, not of a request: that waits for its client.
+_PENDING = "w.state = 'PENDING' AND w.fingerprint IS NULL"
+# What a process can run: $2 names, $3 bound names, $4 excluded ids.
+_RUNNABLE = (
+    f"{_PENDING} AND w.name = ANY($2::text[]) "
+    "AND (w.parent_id IS NULL OR w.name <> ALL($3::text[])) AND w.workflow_id <> ALL($4::text[])"
+)
+
+
+class ExecutorStatements:
+    """SQL text; $1 is the executor, where there is one."""
+
+    def __init__(self, names: PostgresNames) -> None:
+        self._names = names
+        self.register = self._register()
+        self.look = self._look(renews=False)
+        self.renew_and_look = self._look(renews=True)
+        self.declare_dead = self._declare_dead()
+        self.retire = self._retire()
+        self.take_over = self._take_over()
+        self.adopt = self._adopt()
+        self.forget = (
+            f"DELETE FROM {names.executors} WHERE executor_id IN ("
+            f"SELECT e.executor_id FROM {names.executors} AS e WHERE {self._is_forgettable()} "
+            "ORDER BY e.executor_id FOR UPDATE SKIP LOCKED)"
+        )
+
+    def _is_forgettable(self) -> str:
+        return (
+            "e.state <> 'ALIVE' AND NOT EXISTS (SELECT 1 "
+            f"FROM {self._names.workflows} AS w WHERE w.executor_id = e.executor_id AND {_PENDING})"
+        )
+
+    def _register(self) -> str:
+        """$2 lease in microseconds, $3 lock or NULL; no row if somebody has that lock.
+
+        What is found ALIVE was entered by an attempt before, whose answer got lost: ids are
+        never used twice.
+        """
+        executors, fences = self._names.executors, self._names.fences
+        return (
+            "WITH locked AS MATERIALIZED (SELECT 1 WHERE $3::int4 IS NULL "
+            f"OR pg_try_advisory_lock({LOCK_CLASS}, $3::int4)), "
+            f"entered AS (INSERT INTO {executors} AS e "
+            "(executor_id, state, started_at_us, lease_expires_at_us, session_lock) "
+            f"SELECT $1::text, 'ALIVE', {NOW_US}, {NOW_US} + $2::int8, $3::int4 FROM locked "
+            "ON CONFLICT (executor_id) DO UPDATE SET session_lock = excluded.session_lock, "
+            "lease_expires_at_us = excluded.lease_expires_at_us WHERE e.state = 'ALIVE' "
+            f"RETURNING e.executor_id), fenced AS (INSERT INTO {fences} (executor_id) "
+            "SELECT executor_id FROM entered ON CONFLICT DO NOTHING) "
+            "SELECT EXISTS (SELECT 1 FROM entered) AS is_entered FROM locked"
+        )
+
+    def _look(self, *, renews: bool) -> str:
+        """$2 to $4 what is runnable; $5 the new lease in microseconds if it is renewed."""
+        executors, workflows = self._names.executors, self._names.workflows
+        renewed = (
+            f"renewed AS (UPDATE {executors} SET lease_expires_at_us = {NOW_US} + $5::int8 "
+            "WHERE executor_id = $1 AND state = 'ALIVE' RETURNING executor_id), "
+        )
+        own = "renewed" if renews else f"{executors} WHERE executor_id = $1 AND state = 'ALIVE'"
+        orphans = f"EXISTS (SELECT 1 FROM {workflows} AS w WHERE {_RUNNABLE} AND w.executor_id"
+        return (
+            f"WITH {renewed if renews else ''}"
+            "others AS MATERIALIZED (SELECT executor_id, lease_expires_at_us, session_lock "
+            f"FROM {executors} WHERE state = 'ALIVE' AND executor_id <> $1::text), "
+            "unlocked AS MATERIALIZED (SELECT executor_id, session_lock FROM others "
+            f"WHERE session_lock IS NOT NULL AND session_lock NOT IN ({_HELD_KEYS})) "
+            f"SELECT EXISTS (SELECT 1 FROM {own}) AS is_alive, "
+            f"ARRAY(SELECT executor_id FROM others WHERE lease_expires_at_us < {NOW_US}) "
+            "AS expired, "
+            "ARRAY(SELECT executor_id FROM unlocked) AS unlocked_ids, "
+            "ARRAY(SELECT session_lock FROM unlocked) AS unlocked_keys, "
+            f"{orphans} IS NULL) OR {orphans} = ANY(ARRAY("
+            f"SELECT e.executor_id FROM {executors} AS e WHERE e.state <> 'ALIVE'))) "
+            "AS has_orphans, "
+            f"EXISTS (SELECT 1 FROM {executors} AS e WHERE {self._is_forgettable()}) "
+            "AS has_forgettable"
+        )
+
+    def _declare_dead(self) -> str:
+        """$1 executors, $2 for each the lock that was missed, or NULL if it was the lease.
+
+        Invariant: the fence is locked before anything is changed, and deleted in the same
+        transaction. SKIP LOCKED: who holds it writes at this moment, and is asked again at the
+        next beat. That the executor is gone still is checked as of its row's last version.
+        """
+        executors, fences = self._names.executors, self._names.fences
+        return (
+            "WITH gone AS MATERIALIZED (SELECT * FROM unnest($1::text[], $2::int4[]) "
+            "AS gone(executor_id, session_lock)), "
+            f"fenced AS MATERIALIZED (SELECT f.executor_id FROM {fences} AS f "
+            "WHERE f.executor_id = ANY($1::text[]) ORDER BY f.executor_id "
+            "FOR UPDATE SKIP LOCKED), "
+            f"dead AS (UPDATE {executors} AS e SET state = 'DEAD' FROM gone "
+            "WHERE e.executor_id = gone.executor_id AND e.state = 'ALIVE' "
+            "AND (e.executor_id IN (SELECT executor_id FROM fenced) OR NOT EXISTS "
+            f"(SELECT 1 FROM {fences} AS f WHERE f.executor_id = e.executor_id)) "
+            f"AND (e.lease_expires_at_us < {NOW_US} OR e.session_lock = gone.session_lock "
+            f"AND e.session_lock NOT IN ({_HELD_KEYS})) RETURNING e.executor_id) "
+            f"DELETE FROM {fences} AS f USING dead WHERE f.executor_id = dead.executor_id"
+        )
+
+    def _retire(self) -> str:
+        """Invariant: the fence is locked first, as in ``declare_dead``: no deadlock."""
+        executors, fences = self._names.executors, self._names.fences
+        return (
+            f"WITH fenced AS MATERIALIZED (SELECT executor_id FROM {fences} "
+            "WHERE executor_id = $1::text FOR UPDATE), "
+            f"released AS (UPDATE {executors} AS e SET state = 'RELEASED' FROM fenced "
+            "WHERE e.executor_id = fenced.executor_id AND e.state = 'ALIVE' "
+            "RETURNING e.executor_id) "
+            f"DELETE FROM {fences} AS f USING released WHERE f.executor_id = released.executor_id"
+        )
+
+    def _take_over(self) -> str:
+        """$2 to $4 what is runnable, $5 at most so many, $6 whether suspects."""
+        workflows, executors = self._names.workflows, self._names.executors
+        crashed = (
+            f"EXISTS (SELECT 1 FROM {executors} AS e "
+            "WHERE e.executor_id = w.executor_id AND e.state = 'DEAD')"
+        )
+        entries = (
+            f"((SELECT count(*) FROM {self._names.steps} AS s"
+            " WHERE s.workflow_id = w.workflow_id)"
+            f" + (SELECT count(*) FROM {workflows} AS c WHERE c.parent_id = w.workflow_id))"
+        )
+        # In this order: the entries of one that never crashed need not be counted to know.
+        crashes = (
+            f"CASE WHEN NOT {crashed} THEN w.crashes WHEN w.crashes = 0 THEN 1 "
+            f"WHEN {entries} > w.crashed_at_entry THEN 1 ELSE w.crashes + 1 END"
+        )
+        return (
+            f"WITH me AS MATERIALIZED ({self._names.fence('$1::text')}), "
+            f"taken AS MATERIALIZED (SELECT w.workflow_id FROM {workflows} AS w "
+            f"WHERE {_RUNNABLE} AND EXISTS (SELECT 1 FROM me) "
+            "AND (w.executor_id IS NULL OR w.executor_id = ANY(ARRAY("
+            f"SELECT e.executor_id FROM {executors} AS e WHERE e.state <> 'ALIVE'))) "
+            f"AND ({crashes} >= 2) = $6::bool "
+            "ORDER BY w.workflow_id LIMIT $5::int8 FOR UPDATE OF w SKIP LOCKED) "
+            f"UPDATE {workflows} AS w SET executor_id = $1, attempts = w.attempts + 1, "
+            f"crashes = {crashes}, updated_at_us = {NOW_US}, "
+            f"crashed_at_entry = CASE WHEN {crashed} THEN {entries} ELSE w.crashed_at_entry END "
+            "FROM taken WHERE w.workflow_id = taken.workflow_id "
+            f"RETURNING {list_of(tables.workflows, 'w')}"
+        )
+
+    def _adopt(self) -> str:
+        """Make rows, DEAD, for owners without one: somebody deleted them by hand.
+
+        It jumps from owner to owner along the index, however many workflows each has.
+        """
+        workflows, executors = self._names.workflows, self._names.executors
+        following = (
+            f"SELECT w.executor_id FROM {workflows} AS w WHERE w.state = 'PENDING' "
+            "AND w.executor_id > {after} ORDER BY w.executor_id LIMIT 1"
+        )
+        first = following.format(after="''")
+        then = following.format(after="owners.executor_id")
+        return (
+            f"WITH RECURSIVE owners(executor_id) AS (({first}) UNION ALL "
+            f"SELECT ({then}) FROM owners WHERE owners.executor_id IS NOT NULL) "
+            f"INSERT INTO {executors} (executor_id, state, started_at_us) "
+            f"SELECT o.executor_id, 'DEAD', {NOW_US} FROM owners AS o "
+            "WHERE o.executor_id IS NOT NULL AND NOT EXISTS "
+            f"(SELECT 1 FROM {executors} AS e WHERE e.executor_id = o.executor_id) "
+            f"AND EXISTS (SELECT 1 FROM {workflows} AS w "
+            f"WHERE w.executor_id = o.executor_id AND {_PENDING}) ON CONFLICT DO NOTHING"
+        )

@@ -1,0 +1,153 @@
+"""Who is alive on a PostgreSQL database, and taking over from those who are not.
+
+An executor has a lease, by the database's clock, and where its connection is a session on the
+server it holds an advisory lock as well: the server gives that up at once when the process
+dies. Whoever misses either declares the executor dead, and its fence decides: see
+``PostgresNames.fence``.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+from asgi_durable.storage.postgres_executor_statements import ExecutorStatements
+from asgi_durable.storage.postgres_link import Wire
+from asgi_durable.storage.postgres_rows import PostgresNames, workflow_from
+from asgi_durable.storage.postgres_session import PostgresSession, Registration, new_lock_key
+from asgi_durable.storage.protocol import Beat, Runnable
+from asgi_durable.storage.records import WorkflowRecord
+
+__all__ = ["PostgresExecutors"]
+
+MICROSECONDS = 1_000_000
+# Renewed this often within a lease: two attempts may fail.
+RENEWALS_PER_LEASE = 3
+# For how long at least a lock must be missed: its owner may be connecting again.
+CONFIRM_SECONDS = 0.5
+# How often it is looked for workflows of executors of which there is no row.
+ADOPTION_SECONDS = 60.0
+
+
+class PostgresExecutors:
+    """The executors of one schema.
+
+    Args:
+        session: The connection that holds their locks.
+        names: The tables' names.
+    """
+
+    def __init__(self, session: PostgresSession, names: PostgresNames) -> None:
+        self._session = session
+        self._sql = ExecutorStatements(names)
+        # Locks that were missed, and when first, on the connection of that generation.
+        self._missed: dict[tuple[str, int], float] = {}
+        self._missed_generation = 0
+        self._adopted_at = float("-inf")
+
+    async def register(self, registration: Registration, lease_seconds: float) -> None:
+        """See ``Executors.register``."""
+        self._session.hurry(lease_seconds)
+        lease_us = round(lease_seconds * MICROSECONDS)
+
+        async def enter(wire: Wire) -> None:
+            key = new_lock_key() if self._session.is_session else None
+            # Invariant: locked in the statement that makes the row, before others see it.
+            values = (registration.executor_id, lease_us, key)
+            while not (rows := await wire.fetch(self._sql.register, *values)):
+                values = (*values[:2], new_lock_key())
+            if not rows[0]["is_entered"]:
+                msg = f"executor {registration.executor_id!r} exists"
+                raise RuntimeError(msg)
+            registration.lock_key = values[2]
+            registration.renewed_at = time.monotonic()
+            self._session.registrations[registration.executor_id] = registration
+
+        await self._session.run(enter)
+
+    async def beat(self, executor_id: str, lease_seconds: float, runnable: Runnable) -> Beat:
+        """See ``Executors.beat``."""
+        return await self._session.run(
+            lambda wire: self._beat(wire, executor_id, lease_seconds, runnable)
+        )
+
+    async def take_over(
+        self, executor_id: str, runnable: Runnable, limit: int, *, suspects: bool
+    ) -> list[WorkflowRecord]:
+        """See ``Executors.take_over``."""
+        values = (*_lists_of(runnable), limit, suspects)
+        rows = await self._session.run(
+            lambda wire: wire.fetch(self._sql.take_over, executor_id, *values)
+        )
+        return sorted(map(workflow_from, rows), key=lambda workflow: workflow.workflow_id)
+
+    async def retire(self, executor_id: str) -> None:
+        """See ``Executors.retire``."""
+
+        async def leave(wire: Wire) -> None:
+            await wire.fetch(self._sql.retire, executor_id)
+            # Invariant: after the leave, when it can own nothing more.
+            await wire.fetch(self._sql.forget)
+            await self._forget_own(wire, executor_id)
+
+        await self._session.run(leave)
+
+    async def _beat(
+        self, wire: Wire, executor_id: str, lease_seconds: float, runnable: Runnable
+    ) -> Beat:
+        row = await self._look(wire, executor_id, lease_seconds, runnable)
+        gone = self._gone(row)
+        if gone or self._is_adoption_due():
+            if gone:
+                await wire.fetch(self._sql.declare_dead, *zip(*gone, strict=True))
+            await wire.fetch(self._sql.adopt)
+            row = await self._look(wire, executor_id, lease_seconds, runnable)
+        if row["has_forgettable"]:
+            await wire.fetch(self._sql.forget)
+        if not row["is_alive"]:
+            await self._forget_own(wire, executor_id)
+        return Beat(is_alive=row["is_alive"], has_orphans=row["has_orphans"])
+
+    async def _look(
+        self, wire: Wire, executor_id: str, lease_seconds: float, runnable: Runnable
+    ) -> Any:
+        """Renew the lease if that is due, and look around, in one statement."""
+        lists = _lists_of(runnable)
+        registration = self._session.registrations.get(executor_id)
+        now = time.monotonic()
+        if (
+            registration is None
+            or now < registration.renewed_at + lease_seconds / RENEWALS_PER_LEASE
+        ):
+            return await wire.fetch_one(self._sql.look, executor_id, *lists)
+        lease_us = round(lease_seconds * MICROSECONDS)
+        row = await wire.fetch_one(self._sql.renew_and_look, executor_id, *lists, lease_us)
+        registration.renewed_at = now
+        return row
+
+    def _gone(self, row: Any) -> list[tuple[str, int | None]]:
+        """Return who is to be declared dead: by the lease, or by a lock that was missed twice."""
+        if self._missed_generation != self._session.generation:
+            self._missed_generation = self._session.generation
+            self._missed = {}
+        missed = list(zip(row["unlocked_ids"], row["unlocked_keys"], strict=True))
+        now = time.monotonic()
+        self._missed = {lock: self._missed.get(lock, now) for lock in missed}
+        confirmed = [lock for lock in missed if self._missed[lock] <= now - CONFIRM_SECONDS]
+        return [*((executor_id, None) for executor_id in row["expired"]), *confirmed]
+
+    def _is_adoption_due(self) -> bool:
+        now = time.monotonic()
+        if now < self._adopted_at + ADOPTION_SECONDS:
+            return False
+        self._adopted_at = now
+        return True
+
+    async def _forget_own(self, wire: Wire, executor_id: str) -> None:
+        registration = self._session.registrations.pop(executor_id, None)
+        if registration is not None:
+            await self._session.unlock(wire, registration)
+
+
+def _lists_of(runnable: Runnable) -> tuple[list[str], list[str], list[str]]:
+    return (list(runnable.names), list(runnable.bound_names), list(runnable.excluded_ids))

@@ -1,0 +1,108 @@
+"""Reading the step log: a fixed number of statements, however many workflows."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from asgi_durable.storage import tables
+from asgi_durable.storage.postgres_errors import is_bad_row
+from asgi_durable.storage.postgres_link import Link, Wire
+from asgi_durable.storage.postgres_rows import (
+    PostgresNames,
+    list_of,
+    response_from,
+    step_from,
+    workflow_from,
+)
+from asgi_durable.storage.records import ResponseRecord, StepRecord, StoredRun, WorkflowRecord
+
+__all__ = ["PostgresReader"]
+
+
+class PostgresReader:
+    """Reads on a connection of its own.
+
+    Args:
+        link: The connection.
+        names: The tables' names.
+    """
+
+    def __init__(self, link: Link, names: PostgresNames) -> None:
+        self._link = link
+        workflows = f"SELECT {list_of(tables.workflows, 'w')} FROM {names.workflows} AS w"
+        steps = f"SELECT {list_of(tables.steps, 's')} FROM {names.steps} AS s"
+        responses = f"SELECT {list_of(tables.responses, 'r')} FROM {names.responses} AS r"
+        self._workflow = f"{workflows} WHERE w.workflow_id = $1"
+        self._response = f"{responses} WHERE r.workflow_id = $1"
+        self._workflows = (
+            f"{workflows} WHERE w.workflow_id = ANY($1::text[]) ORDER BY w.workflow_id"
+        )
+        self._steps = (
+            f"{steps} WHERE s.workflow_id = ANY($1::text[]) ORDER BY s.workflow_id, s.step_number"
+        )
+        self._children = (
+            f"{workflows} WHERE w.parent_id = ANY($1::text[]) "
+            "ORDER BY w.parent_id, w.parent_step, w.workflow_id"
+        )
+        self._pending = (
+            f"SELECT w.workflow_id FROM {names.workflows} AS w WHERE w.state = 'PENDING' "
+            "AND w.executor_id = $1 AND w.workflow_id > $2 ORDER BY w.workflow_id LIMIT $3"
+        )
+
+    async def get_workflow(self, workflow_id: str) -> WorkflowRecord | None:
+        """See ``StepLog.get_workflow``."""
+        rows = await self._fetch(self._workflow, workflow_id)
+        return workflow_from(rows[0]) if rows else None
+
+    async def get_response(self, workflow_id: str) -> ResponseRecord | None:
+        """See ``StepLog.get_response``."""
+        rows = await self._fetch(self._response, workflow_id)
+        return response_from(rows[0]) if rows else None
+
+    async def load_runs(self, workflow_ids: Sequence[str]) -> list[StoredRun]:
+        """See ``StepLog.load_runs``."""
+        if not workflow_ids:
+            return []
+        try:
+            return await self._link.run(lambda wire: self._load_runs(wire, list(workflow_ids)))
+        except Exception as error:
+            if not is_bad_row(error):
+                raise
+        if len(workflow_ids) == 1:
+            return []
+        # An id that no database can hold: the others are found without it.
+        middle = len(workflow_ids) // 2
+        halves = (workflow_ids[:middle], workflow_ids[middle:])
+        return [run for half in halves for run in await self.load_runs(half)]
+
+    async def list_pending(self, executor_id: str, after: str, limit: int) -> list[str]:
+        """See ``StepLog.list_pending``."""
+        rows = await self._fetch(self._pending, executor_id, after, limit)
+        return [row["workflow_id"] for row in rows]
+
+    async def _load_runs(self, wire: Wire, workflow_ids: list[str]) -> list[StoredRun]:
+        workflows = await wire.fetch(self._workflows, workflow_ids)
+        steps_of: dict[str, list[StepRecord]] = {}
+        for row in await wire.fetch(self._steps, workflow_ids):
+            steps_of.setdefault(row["workflow_id"], []).append(step_from(row))
+        children_of: dict[str, list[WorkflowRecord]] = {}
+        for row in await wire.fetch(self._children, workflow_ids):
+            children_of.setdefault(row["parent_id"], []).append(workflow_from(row))
+        return [
+            StoredRun(
+                workflow=workflow_from(row),
+                steps=tuple(steps_of.get(row["workflow_id"], ())),
+                children=tuple(children_of.get(row["workflow_id"], ())),
+            )
+            for row in workflows
+        ]
+
+    async def _fetch(self, statement: str, *values: Any) -> list[Any]:
+        try:
+            return await self._link.run(lambda wire: wire.fetch(statement, *values))
+        except Exception as error:
+            if is_bad_row(error):
+                # An id that no database can hold is in none.
+                return []
+            raise

@@ -1,0 +1,40 @@
+"""What a retry of a failed request does to its log: the trailing failures are run again."""
+
+from __future__ import annotations
+
+from asgi_durable.storage.postgres_rows import PostgresNames
+
+__all__ = ["drop_statement"]
+
+
+def drop_statement(names: PostgresNames) -> str:
+    """Return the statement that drops the failed records that no successful record follows.
+
+    A step's record is deleted. A child that was called and ended in ERROR is PENDING again,
+    the executor's, and loses its own trailing failures. A child that was only started keeps
+    its fate. An error that was caught and followed by a success stays recorded.
+
+    Its parameters are the executor and the ids of the workflows that it resumes.
+    """
+    # Where the last success of a workflow is; what failed behind it is dropped.
+    last_success = (
+        "greatest("
+        f"(SELECT max(s.step_number) FROM {names.steps} AS s"
+        " WHERE s.workflow_id = {id} AND s.error IS NULL), "
+        f"(SELECT max(c.parent_step) FROM {names.workflows} AS c"
+        " WHERE c.parent_id = {id} AND c.state = 'SUCCESS'), -1)"
+    )
+    return (
+        "WITH RECURSIVE resumed(workflow_id, last_success) AS ("
+        f'SELECT id COLLATE "C", {last_success.format(id="id")} FROM unnest($2::text[]) AS id '
+        "UNION ALL "
+        f"SELECT child.workflow_id, {last_success.format(id='child.workflow_id')} "
+        f"FROM resumed JOIN {names.workflows} AS child ON child.parent_id = resumed.workflow_id "
+        "WHERE child.state = 'ERROR' AND child.awaited "
+        "AND child.parent_step > resumed.last_success"
+        f"), dropped AS (DELETE FROM {names.steps} AS s USING resumed "
+        "WHERE s.workflow_id = resumed.workflow_id AND s.error IS NOT NULL "
+        "AND s.step_number > resumed.last_success) "
+        f"UPDATE {names.workflows} AS w SET state = 'PENDING', error = NULL, executor_id = $1 "
+        "FROM resumed WHERE w.workflow_id = resumed.workflow_id AND w.state = 'ERROR'"
+    )

@@ -1,0 +1,172 @@
+"""Names, SQL fragments and records from the table definitions, for the driver."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from hashlib import blake2s
+from operator import attrgetter
+from typing import Any
+
+import sqlalchemy as sa
+
+from asgi_durable.storage import tables
+from asgi_durable.storage.records import ResponseRecord, StepRecord, WorkflowRecord, WorkflowState
+
+__all__ = [
+    "FENCES",
+    "NOW_US",
+    "Parameters",
+    "PostgresNames",
+    "arrays_of",
+    "columns",
+    "list_of",
+    "response_from",
+    "response_values",
+    "step_from",
+    "step_values",
+    "workflow_from",
+    "workflow_values",
+]
+
+FENCES = "asgi_durable_fences"
+# By the database's clock, as of now and not of the transaction's beginning.
+NOW_US = "(extract(epoch FROM clock_timestamp()) * 1000000)::int8"
+
+_ARRAY_TYPES: dict[type[Any], str] = {
+    sa.Text: "text[]",
+    sa.LargeBinary: "bytea[]",
+    sa.Integer: "int4[]",
+    sa.BigInteger: "int8[]",
+    sa.Boolean: "bool[]",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class PostgresNames:
+    """The tables' names with their schema, quoted; no statement relies on a search path."""
+
+    schema: str
+
+    @property
+    def quoted_schema(self) -> str:
+        """The schema itself."""
+        return f'"{self.schema}"'
+
+    @property
+    def channel(self) -> str:
+        """What the executors of this schema listen to."""
+        return f"asgi_durable_{blake2s(self.schema.encode(), digest_size=8).hexdigest()}"
+
+    @property
+    def workflows(self) -> str:
+        """See ``tables.workflows``."""
+        return self._table(tables.workflows.name)
+
+    @property
+    def steps(self) -> str:
+        """See ``tables.steps``."""
+        return self._table(tables.steps.name)
+
+    @property
+    def responses(self) -> str:
+        """See ``tables.responses``."""
+        return self._table(tables.responses.name)
+
+    @property
+    def executors(self) -> str:
+        """See ``tables.executors``."""
+        return self._table(tables.executors.name)
+
+    @property
+    def schema_version(self) -> str:
+        """See ``tables.schema_version``."""
+        return self._table(tables.schema_version.name)
+
+    @property
+    def fences(self) -> str:
+        """A row for every executor that is ALIVE; see ``postgres_schema``."""
+        return self._table(FENCES)
+
+    def _table(self, name: str) -> str:
+        return f'"{self.schema}"."{name}"'
+
+    def fence(self, executor: str) -> str:
+        """Return a query of an executor's id, with no row if it is not alive.
+
+        Invariant: it locks the fence until its transaction ends. Who declares an executor dead
+        deletes its fence first and never waits for it: so either this transaction comes before
+        the death, or it sees it. A renewal of the lease touches another row.
+        """
+        return (
+            f"SELECT fence.executor_id FROM {self.fences} AS fence "
+            f"JOIN {self.executors} AS executor ON executor.executor_id = fence.executor_id "
+            f"WHERE fence.executor_id = {executor} AND executor.state = 'ALIVE' "
+            "FOR KEY SHARE OF fence"
+        )
+
+
+class Parameters:
+    """Numbers the parameters of a statement."""
+
+    def __init__(self, count: int = 0) -> None:
+        self._count = count
+
+    def unnest(self, table_columns: Iterable[sa.Column[Any]], alias: str) -> str:
+        """Return a FROM item that makes rows of one array parameter for each column."""
+        names, marks = [], []
+        for column in table_columns:
+            self._count += 1
+            names.append(column.name)
+            marks.append(f"${self._count}::{_ARRAY_TYPES[type(column.type)]}")
+        return f"unnest({', '.join(marks)}) AS {alias}({', '.join(names)})"
+
+    def array(self, array_type: str) -> str:
+        """Return one more array parameter."""
+        self._count += 1
+        return f"${self._count}::{array_type}"
+
+
+def columns(table: sa.Table) -> tuple[str, ...]:
+    """Return the names of a table's columns."""
+    return tuple(column.name for column in table.columns)
+
+
+def list_of(table: sa.Table, alias: str) -> str:
+    """Return a table's columns for a SELECT."""
+    return ", ".join(f"{alias}.{name}" for name in columns(table))
+
+
+def arrays_of(rows: Sequence[tuple[Any, ...]]) -> list[tuple[Any, ...]]:
+    """Return the values of each column of some rows, at least one."""
+    return list(zip(*rows, strict=True))
+
+
+_STATE = columns(tables.workflows).index("state")
+_workflow_fields = attrgetter(*columns(tables.workflows))
+step_values = attrgetter(*columns(tables.steps))
+response_values = attrgetter(*columns(tables.responses))
+
+
+def workflow_values(workflow: WorkflowRecord) -> tuple[Any, ...]:
+    """Return a row for the driver."""
+    values = list(_workflow_fields(workflow))
+    values[_STATE] = workflow.state.value
+    return tuple(values)
+
+
+def workflow_from(row: Any) -> WorkflowRecord:
+    """Return the record of a row with all columns; it may have more."""
+    fields = {name: row[name] for name in columns(tables.workflows)}
+    fields["state"] = WorkflowState(fields["state"])
+    return WorkflowRecord(**fields)
+
+
+def step_from(row: Any) -> StepRecord:
+    """Return the record of a row."""
+    return StepRecord(**row)
+
+
+def response_from(row: Any) -> ResponseRecord:
+    """Return the record of a row."""
+    return ResponseRecord(**row)

@@ -1,0 +1,263 @@
+"""Writes that one statement could not settle: what is in their way, and taking workflows."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from asgi_durable.storage import tables
+from asgi_durable.storage.postgres_batch import BatchStatements, Rows, workflow_id_of
+from asgi_durable.storage.postgres_link import Wire
+from asgi_durable.storage.postgres_resume import drop_statement
+from asgi_durable.storage.postgres_rows import PostgresNames, list_of, step_from, workflow_from
+from asgi_durable.storage.records import StepRecord, WorkflowRecord
+from asgi_durable.storage.writes import (
+    DONE,
+    FENCED,
+    ClaimRequest,
+    FinishWorkflow,
+    ForgetRequest,
+    Outcome,
+    OutcomeKind,
+    RecordStep,
+    ReleaseWorkflow,
+    ResumeWorkflow,
+    StartWorkflow,
+    Write,
+)
+
+__all__ = ["ChangedMeanwhileError", "SettleStatements", "settle"]
+
+
+class ChangedMeanwhileError(Exception):
+    """A row is not as it was a moment ago; nothing was written."""
+
+
+class SettleStatements:
+    """SQL text for one schema."""
+
+    def __init__(self, names: PostgresNames) -> None:
+        workflows, steps, executors = names.workflows, names.steps, names.executors
+        owner_lives = (
+            f"EXISTS (SELECT 1 FROM {executors} AS e "
+            "WHERE e.executor_id = w.executor_id AND e.state = 'ALIVE')"
+        )
+        owned = "w.executor_id = $1 AND w.state = 'PENDING' AND w.workflow_id = ANY($2::text[])"
+        self.fence = names.fence("$1::text")
+        # In order of id, and none that others run: two who want the same wait, not deadlock.
+        self.lock = (
+            f"SELECT w.workflow_id FROM {workflows} AS w "
+            "WHERE w.workflow_id = ANY($2::text[]) AND w.state = 'PENDING' "
+            f"AND (w.executor_id IS NULL OR w.executor_id = $1 OR NOT {owner_lives}) "
+            "ORDER BY w.workflow_id FOR NO KEY UPDATE OF w"
+        )
+        self.find = (
+            f"SELECT {list_of(tables.workflows, 'w')}, {owner_lives} AS owner_lives "
+            f"FROM {workflows} AS w WHERE w.workflow_id = ANY($1::text[])"
+        )
+        self.take = (
+            f"UPDATE {workflows} AS w SET executor_id = $1, attempts = w.attempts + 1, "
+            "updated_at_us = new.at_us, "
+            "request_id = CASE WHEN new.is_claim THEN new.request_id ELSE w.request_id END "
+            "FROM unnest($2::text[], $3::int8[], $4::bool[], $5::text[]) "
+            "AS new(workflow_id, at_us, is_claim, request_id) "
+            "WHERE w.workflow_id = new.workflow_id"
+        )
+        self.drop = drop_statement(names)
+        self.find_steps = (
+            f"SELECT {list_of(tables.steps, 's')} FROM {steps} AS s "
+            "JOIN unnest($1::text[], $2::int4[]) AS wanted(workflow_id, step_number) "
+            "ON wanted.workflow_id = s.workflow_id AND wanted.step_number = s.step_number"
+        )
+        self.release = f"UPDATE {workflows} AS w SET executor_id = NULL WHERE {owned}"
+        self.forget = (
+            f"DELETE FROM {workflows} AS w WHERE {owned} AND w.fingerprint IS NOT NULL "
+            f"AND NOT EXISTS (SELECT 1 FROM {steps} AS s WHERE s.workflow_id = w.workflow_id) "
+            f"AND NOT EXISTS (SELECT 1 FROM {workflows} AS c WHERE c.parent_id = w.workflow_id)"
+        )
+
+
+async def settle(
+    wire: Wire,
+    statements: SettleStatements,
+    batches: BatchStatements,
+    executor_id: str,
+    writes: Sequence[Write],
+) -> list[Outcome]:
+    """Apply writes in one transaction of a fixed number of statements, however many they are.
+
+    Args:
+        wire: The connection.
+        statements: Those of the schema.
+        batches: For the rows that can be written as they are once workflows are taken.
+        executor_id: Whose writes they are.
+        writes: A group of ``write_order``, or a part of one.
+
+    Raises:
+        ChangedMeanwhileError: Others were faster; the writes are to be tried from the start.
+    """
+    async with wire.transaction():
+        if not await wire.fetch(statements.fence, executor_id):
+            return [FENCED] * len(writes)
+        settlement = _Settlement(wire, statements, batches, executor_id)
+        await settlement.begin_workflows(writes)
+        await settlement.apply_rows(writes)
+        await settlement.give_up_workflows(writes)
+        return [settlement.outcomes.get(id(write), DONE) for write in writes]
+
+
+@dataclass(frozen=True, slots=True)
+class _Found:
+    workflow: WorkflowRecord
+    owner_lives: bool
+
+
+class _Settlement:
+    """One transaction of :func:`settle`; a write without an outcome is DONE."""
+
+    def __init__(
+        self,
+        wire: Wire,
+        statements: SettleStatements,
+        batches: BatchStatements,
+        executor_id: str,
+    ) -> None:
+        self._wire = wire
+        self._statements = statements
+        self._batches = batches
+        self._executor_id = executor_id
+        self.outcomes: dict[int, Outcome] = {}
+
+    async def begin_workflows(self, writes: Sequence[Write]) -> None:
+        """Settle what starts, claims or resumes a workflow, and take those that are free."""
+        heads = [w for w in writes if isinstance(w, (StartWorkflow, ClaimRequest, ResumeWorkflow))]
+        if not heads:
+            return
+        ids = [workflow_id_of(write) for write in heads]
+        # Invariant: locked first and read after. What is read of a locked row stays true, and
+        # what is not locked was finished or somebody else's.
+        locked_rows = await self._wire.fetch(self._statements.lock, self._executor_id, ids)
+        locked = {row["workflow_id"] for row in locked_rows}
+        found = await self._find(ids)
+        taken: list[tuple[str, int, bool, str | None]] = []
+        for write in heads:
+            existing = found.get(workflow_id_of(write))
+            if isinstance(write, StartWorkflow):
+                self.outcomes[id(write)] = _of_start(write, existing)
+                continue
+            outcome = self._of_taking(write, existing)
+            self.outcomes[id(write)] = outcome
+            if outcome.kind is OutcomeKind.CONFLICT or self._is_repeated(write, existing):
+                continue
+            if workflow_id_of(write) not in locked:
+                raise ChangedMeanwhileError
+            taken.append(_taking(write))
+        if taken:
+            await self._wire.fetch(
+                self._statements.take, self._executor_id, *zip(*taken, strict=True)
+            )
+        if claimed := [workflow_id for workflow_id, _, is_claim, _ in taken if is_claim]:
+            await self._wire.fetch(self._statements.drop, self._executor_id, claimed)
+
+    async def apply_rows(self, writes: Sequence[Write]) -> None:
+        """Write steps and ends of what is the executor's now; settle those that are refused."""
+        wanted = [write for write in writes if isinstance(write, (RecordStep, FinishWorkflow))]
+        rows = Rows.of(wanted)
+        if rows.is_empty:
+            return
+        applied = await self._batches.apply(self._wire, self._executor_id, rows)
+        await self._settle_steps([step for step in rows.steps if not applied.has(step)])
+        await self._settle_ends([end for end in rows.ends if not applied.has(end)])
+
+    async def give_up_workflows(self, writes: Sequence[Write]) -> None:
+        """Release and forget, after all that is written for the same workflows."""
+        kinds = {ReleaseWorkflow: self._statements.release, ForgetRequest: self._statements.forget}
+        for kind, statement in kinds.items():
+            if ids := [workflow_id_of(write) for write in writes if isinstance(write, kind)]:
+                await self._wire.fetch(statement, self._executor_id, ids)
+
+    async def _find(self, ids: Iterable[str]) -> dict[str, _Found]:
+        rows = await self._wire.fetch(self._statements.find, list(ids))
+        return {row["workflow_id"]: _Found(workflow_from(row), row["owner_lives"]) for row in rows}
+
+    def _of_taking(self, write: ClaimRequest | ResumeWorkflow, found: _Found | None) -> Outcome:
+        if found is None:
+            if isinstance(write, ClaimRequest):
+                # It was there when it was to be inserted, and is forgotten by now.
+                raise ChangedMeanwhileError
+            return Outcome(OutcomeKind.CONFLICT)
+        existing = found.workflow
+        is_free = existing.executor_id == self._executor_id or not found.owner_lives
+        if existing.is_final or not is_free:
+            return Outcome(OutcomeKind.CONFLICT, existing=existing)
+        if isinstance(write, ResumeWorkflow):
+            return DONE
+        if existing.fingerprint != write.workflow.fingerprint:
+            return Outcome(OutcomeKind.CONFLICT, existing=existing)
+        return Outcome(OutcomeKind.RESUMED, existing=existing)
+
+    def _is_repeated(self, write: Write, found: _Found | None) -> bool:
+        """Tell whether this very write has resumed the workflow before, and its answer got lost."""
+        return (
+            isinstance(write, ResumeWorkflow)
+            and found is not None
+            and found.workflow.executor_id == write.executor_id
+            and found.workflow.updated_at_us == write.resumed_at_us
+            and found.workflow.attempts > 1
+        )
+
+    async def _settle_steps(self, refused: Sequence[RecordStep]) -> None:
+        if not refused:
+            return
+        places = [(write.step.workflow_id, write.step.step_number) for write in refused]
+        rows = await self._wire.fetch(self._statements.find_steps, *zip(*places, strict=True))
+        found = {(step.workflow_id, step.step_number): step for step in map(step_from, rows)}
+        for write, place in zip(refused, places, strict=True):
+            self.outcomes[id(write)] = _of_step(write, found.get(place))
+
+    async def _settle_ends(self, refused: Sequence[FinishWorkflow]) -> None:
+        if not refused:
+            return
+        found = await self._find(write.workflow_id for write in refused)
+        for write in refused:
+            self.outcomes[id(write)] = _of_end(write, found.get(write.workflow_id))
+
+
+def _taking(write: ClaimRequest | ResumeWorkflow) -> tuple[str, int, bool, str | None]:
+    if isinstance(write, ResumeWorkflow):
+        return (write.workflow_id, write.resumed_at_us, False, None)
+    wanted = write.workflow
+    return (wanted.workflow_id, wanted.updated_at_us, True, wanted.request_id)
+
+
+def _of_start(write: StartWorkflow, found: _Found | None) -> Outcome:
+    if found is None:
+        raise ChangedMeanwhileError
+    existing, wanted = found.workflow, write.workflow
+    # A start whose answer got lost; ids of one executor differ in their microsecond.
+    same = (existing.executor_id, existing.created_at_us, existing.input) == (
+        wanted.executor_id,
+        wanted.created_at_us,
+        wanted.input,
+    )
+    return DONE if same else Outcome(OutcomeKind.CONFLICT, existing=existing)
+
+
+def _of_step(write: RecordStep, existing: StepRecord | None) -> Outcome:
+    if existing is None:
+        return FENCED
+    # The same record is this very write, whose answer got lost.
+    return DONE if existing == write.step else Outcome(OutcomeKind.CONFLICT)
+
+
+def _of_end(write: FinishWorkflow, found: _Found | None) -> Outcome:
+    if found is None:
+        return FENCED
+    existing = found.workflow
+    same = (existing.state, existing.output, existing.error, existing.updated_at_us) == (
+        write.state,
+        write.output,
+        write.error,
+        write.finished_at_us,
+    )
+    return DONE if same else FENCED

@@ -1,0 +1,105 @@
+"""Group commit into PostgreSQL: one connection, and one round trip for most batches."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+
+from asgi_durable.errors import StorageUnavailableError
+from asgi_durable.storage.postgres_batch import BatchStatements, Rows, workflow_id_of, write_order
+from asgi_durable.storage.postgres_errors import is_bad_row
+from asgi_durable.storage.postgres_link import Link, Wire
+from asgi_durable.storage.postgres_rows import PostgresNames
+from asgi_durable.storage.postgres_settle import ChangedMeanwhileError, SettleStatements, settle
+from asgi_durable.storage.writes import (
+    DONE,
+    FENCED,
+    Outcome,
+    OutcomeKind,
+    ResumeWorkflow,
+    Write,
+    executor_of,
+)
+
+__all__ = ["PostgresWriter"]
+
+# How often rows may change between two looks at them, before somebody else has to look.
+MOST_ATTEMPTS = 5
+
+
+class PostgresWriter:
+    """Applies batches of writes.
+
+    Args:
+        link: The connection that writes.
+        names: The tables' names.
+    """
+
+    def __init__(self, link: Link, names: PostgresNames) -> None:
+        self._link = link
+        self._batches = BatchStatements(names)
+        self._settling = SettleStatements(names)
+
+    async def commit(self, batch: Sequence[Write]) -> list[Outcome]:
+        """Apply a batch; see ``StepLog.commit``.
+
+        What repeats itself in a batch, and what belongs to different executors, is applied in
+        one transaction after the other: each write may be repeated, and so may any of them.
+        """
+        outcomes: list[Outcome] = [FENCED] * len(batch)
+        by_executor: dict[str, list[int]] = {}
+        for index, write in enumerate(batch):
+            executor_id = executor_of(write)
+            if executor_id is not None:
+                by_executor.setdefault(executor_id, []).append(index)
+        for executor_id, indexes in by_executor.items():
+            for group in write_order([batch[index] for index in indexes]):
+                places = [indexes[place] for place in group]
+                settled = await self._apply(executor_id, [batch[place] for place in places])
+                for place, outcome in zip(places, settled, strict=True):
+                    outcomes[place] = outcome
+        return outcomes
+
+    async def _apply(self, executor_id: str, writes: Sequence[Write]) -> list[Outcome]:
+        """Apply a group; halve it until what the database cannot hold is alone."""
+        try:
+            return await self._link.run(partial(self._try, executor_id, writes))
+        except Exception as error:
+            if not is_bad_row(error):
+                raise
+            if len(writes) == 1:
+                return [Outcome(OutcomeKind.REJECTED, error=error)]
+        middle = len(writes) // 2
+        return [
+            *await self._apply(executor_id, writes[:middle]),
+            *await self._apply(executor_id, writes[middle:]),
+        ]
+
+    async def _try(self, executor_id: str, writes: Sequence[Write], wire: Wire) -> list[Outcome]:
+        for _ in range(MOST_ATTEMPTS):
+            try:
+                return await self._apply_once(wire, executor_id, writes)
+            except ChangedMeanwhileError:
+                continue
+        msg = "the rows of a batch were changed by others again and again"
+        raise StorageUnavailableError(msg)
+
+    async def _apply_once(
+        self, wire: Wire, executor_id: str, writes: Sequence[Write]
+    ) -> list[Outcome]:
+        # What follows a resumption in this group needs the workflow to be taken first.
+        resumed = {workflow_id_of(write) for write in writes if isinstance(write, ResumeWorkflow)}
+        at_once = [write for write in writes if workflow_id_of(write) not in resumed]
+        rows = Rows.of(at_once)
+        done: set[int] = set()
+        if not rows.is_empty:
+            applied = await self._batches.apply(wire, executor_id, rows)
+            if not applied.is_alive:
+                return [FENCED] * len(writes)
+            done = {id(write) for write in at_once if applied.has(write)}
+        rest = [write for write in writes if id(write) not in done]
+        outcomes: dict[int, Outcome] = {}
+        if rest:
+            settled = await settle(wire, self._settling, self._batches, executor_id, rest)
+            outcomes = {id(write): outcome for write, outcome in zip(rest, settled, strict=True)}
+        return [outcomes.get(id(write), DONE) for write in writes]

@@ -1,0 +1,232 @@
+"""Who is alive on a SQLite file, and taking over from those who are not.
+
+Each executor keeps a small file beside the database. A lock on it says that its process
+exists: the kernel gives it up at once when that dies. Its modification time says when the
+lease runs out: so a beat writes nothing into the database, and no long transaction of anybody
+can keep an executor from renewing its lease.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sqlite3
+import time
+from typing import Any
+
+from asgi_durable.storage import tables
+from asgi_durable.storage.protocol import Beat, Runnable
+from asgi_durable.storage.records import WorkflowRecord
+from asgi_durable.storage.sqlite_file import SQLiteFile, write_transaction
+from asgi_durable.storage.sqlite_lock import ProcessLock
+from asgi_durable.storage.sqlite_rows import SELECT_WORKFLOW, insert, json_list, workflow_from
+
+__all__ = ["LIVING", "SQLiteExecutors"]
+
+_EXECUTORS, _WORKFLOWS, _STEPS = (
+    tables.executors.name,
+    tables.workflows.name,
+    tables.steps.name,
+)
+
+LIVING = f"SELECT executor_id FROM {_EXECUTORS} WHERE state = 'ALIVE'"
+
+_LIST = f"SELECT executor_id, state FROM {_EXECUTORS}"
+_END = f"UPDATE {_EXECUTORS} SET state = ? WHERE executor_id = ? AND state = 'ALIVE'"
+_FORGET = (
+    f"DELETE FROM {_EXECUTORS} WHERE state <> 'ALIVE' AND NOT EXISTS "
+    f"(SELECT 1 FROM {_WORKFLOWS} AS w WHERE w.executor_id = {_EXECUTORS}.executor_id"
+    " AND w.fingerprint IS NULL AND w.state = 'PENDING')"
+)
+# Free workflows of one owner, or of nobody, that a process can run.
+_RUNNABLE = (
+    "executor_id IS :owner AND fingerprint IS NULL AND state = 'PENDING' "
+    "AND name IN (SELECT value FROM json_each(:names)) "
+    "AND (parent_id IS NULL OR name NOT IN (SELECT value FROM json_each(:bound))) "
+    "AND workflow_id NOT IN (SELECT value FROM json_each(:excluded))"
+)
+_HAS_RUNNABLE = f"SELECT EXISTS (SELECT 1 FROM {_WORKFLOWS} WHERE {_RUNNABLE})"
+_ENTRIES = (
+    f"(SELECT count(*) FROM {_STEPS} AS s WHERE s.workflow_id = {_WORKFLOWS}.workflow_id)"
+    f" + (SELECT count(*) FROM {_WORKFLOWS} AS c WHERE c.parent_id = {_WORKFLOWS}.workflow_id)"
+)
+_CRASHES = (
+    f"CASE WHEN NOT :crashed THEN crashes WHEN {_ENTRIES} > crashed_at_entry THEN 1 "
+    "ELSE crashes + 1 END"
+)
+_SELECT_RUNNABLE = (
+    f"SELECT workflow_id, {_CRASHES}, CASE WHEN :crashed THEN {_ENTRIES} ELSE crashed_at_entry END "
+    f"FROM {_WORKFLOWS} WHERE {_RUNNABLE} AND (({_CRASHES}) >= 2) = :suspects "
+    "ORDER BY workflow_id LIMIT :limit"
+)
+_TAKE = (
+    f"UPDATE {_WORKFLOWS} SET executor_id = :executor_id, attempts = attempts + 1, "
+    "crashes = :crashes, crashed_at_entry = :entries, updated_at_us = :now "
+    "WHERE workflow_id = :workflow_id"
+)
+
+
+class SQLiteExecutors:
+    """The executors of one database file.
+
+    Args:
+        file: The database.
+        writer: The connection that writes; :meth:`beat` uses another one, on another thread.
+    """
+
+    def __init__(self, file: SQLiteFile, writer: sqlite3.Connection) -> None:
+        self._file = file
+        self._writer = writer
+        self._own: dict[str, ProcessLock] = {}
+        self._overdue: set[str] = set()
+
+    def register(self, executor_id: str, lease_seconds: float) -> None:
+        """See ``Executors.register``."""
+        lock = self._lock(executor_id)
+        # Invariant: locked and dated before the row exists, or others would find it dead.
+        if not lock.try_acquire():
+            msg = f"executor {executor_id!r} exists"
+            raise ValueError(msg)
+        self._own[executor_id] = lock
+        _set_lease(lock, lease_seconds)
+        with write_transaction(self._writer):
+            self._writer.execute(_FORGET)
+            row = (executor_id, "ALIVE", time.time_ns() // 1000, None, None)
+            self._writer.execute(insert(tables.executors), row)
+
+    def renew(self, executor_id: str, lease_seconds: float) -> None:
+        """Put off the end of the lease."""
+        lock = self._own.get(executor_id)
+        if lock is not None:
+            _set_lease(lock, lease_seconds)
+
+    def look_around(
+        self, reader: sqlite3.Connection, executor_id: str, runnable: Runnable
+    ) -> tuple[Beat, list[str]]:
+        """Return what a beat says, and which other executors are gone."""
+        states = dict(reader.execute(_LIST).fetchall())
+        living = [i for i, state in states.items() if state == "ALIVE" and i != executor_id]
+        gone = [other for other in living if self._is_gone(other)]
+        free = [i for i, state in states.items() if state != "ALIVE"]
+        beat = Beat(
+            is_alive=states.get(executor_id) == "ALIVE",
+            has_orphans=any(_has_runnable(reader, owner, runnable) for owner in (None, *free)),
+        )
+        return beat, gone
+
+    def declare_dead(self, executor_ids: list[str]) -> None:
+        """Take executors out of the living, if they are still gone."""
+        with write_transaction(self._writer):
+            for executor_id in executor_ids:
+                if self._is_gone(executor_id):
+                    self._writer.execute(_END, ("DEAD", executor_id))
+        for executor_id in executor_ids:
+            self._overdue.discard(executor_id)
+            if not self._lock(executor_id).is_held():
+                self._lock(executor_id).path.unlink(missing_ok=True)
+
+    def retire(self, executor_id: str) -> None:
+        """See ``Executors.retire``."""
+        with write_transaction(self._writer):
+            self._writer.execute(_END, ("RELEASED", executor_id))
+            self._writer.execute(_FORGET)
+        self._release(executor_id)
+
+    def release_all(self) -> None:
+        """Give up the locks that are held still; others will find these executors dead."""
+        for executor_id in list(self._own):
+            self._release(executor_id)
+
+    def take_over(
+        self, executor_id: str, runnable: Runnable, limit: int, *, suspects: bool
+    ) -> list[WorkflowRecord]:
+        """See ``Executors.take_over``."""
+        with write_transaction(self._writer):
+            states = dict(self._writer.execute(_LIST).fetchall())
+            if states.get(executor_id) != "ALIVE":
+                return []
+            free = [i for i, state in states.items() if state != "ALIVE"]
+            found = []
+            for owner in (None, *free):
+                parameters = _parameters(owner, runnable) | {
+                    "crashed": owner is not None and states[owner] == "DEAD",
+                    "suspects": suspects,
+                    "limit": limit,
+                }
+                found += self._writer.execute(_SELECT_RUNNABLE, parameters).fetchall()
+            found = sorted(found)[:limit]
+            now = time.time_ns() // 1000
+            self._writer.executemany(
+                _TAKE,
+                [
+                    {
+                        "executor_id": executor_id,
+                        "workflow_id": workflow_id,
+                        "crashes": crashes,
+                        "entries": entries,
+                        "now": now,
+                    }
+                    for workflow_id, crashes, entries in found
+                ],
+            )
+            taken = json_list(workflow_id for workflow_id, _, _ in found)
+            return [
+                workflow_from(row)
+                for row in self._writer.execute(
+                    f"{SELECT_WORKFLOW} WHERE workflow_id IN (SELECT value FROM json_each(?)) "
+                    "ORDER BY workflow_id",
+                    (taken,),
+                )
+            ]
+
+    def _is_gone(self, executor_id: str) -> bool:
+        """Tell whether an executor's process is dead, or its lease was over twice in a row.
+
+        Twice: where the clock was set forward, the other renews it in between.
+        """
+        lock = self._own.get(executor_id) or self._lock(executor_id)
+        if not lock.is_mine and not lock.is_held():
+            return True
+        if not _is_lease_over(lock):
+            self._overdue.discard(executor_id)
+            return False
+        was_overdue = executor_id in self._overdue
+        self._overdue.add(executor_id)
+        return was_overdue
+
+    def _lock(self, executor_id: str) -> ProcessLock:
+        return ProcessLock(self._file.beside(f"executor-{executor_id}"))
+
+    def _release(self, executor_id: str) -> None:
+        lock = self._own.pop(executor_id, None)
+        if lock is not None:
+            lock.release()
+            lock.path.unlink(missing_ok=True)
+
+
+def _set_lease(lock: ProcessLock, lease_seconds: float) -> None:
+    ends_at = time.time() + lease_seconds
+    # Where somebody deleted the file the others find the executor dead, and so will it.
+    with contextlib.suppress(FileNotFoundError):
+        os.utime(lock.path, (ends_at, ends_at))
+
+
+def _is_lease_over(lock: ProcessLock) -> bool:
+    try:
+        return lock.path.stat().st_mtime < time.time()
+    except OSError:
+        return True
+
+
+def _has_runnable(reader: sqlite3.Connection, owner: str | None, runnable: Runnable) -> bool:
+    found = reader.execute(_HAS_RUNNABLE, _parameters(owner, runnable)).fetchone()
+    return bool(found[0])
+
+
+def _parameters(owner: str | None, runnable: Runnable) -> dict[str, Any]:
+    return {
+        "owner": owner,
+        "names": json_list(runnable.names),
+        "bound": json_list(runnable.bound_names),
+        "excluded": json_list(runnable.excluded_ids),
+    }

@@ -1,0 +1,92 @@
+"""The connection that reads the step log of a SQLite file."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Sequence
+from typing import Any
+
+from asgi_durable.storage.records import ResponseRecord, StepRecord, StoredRun, WorkflowRecord
+from asgi_durable.storage.sqlite_file import SQLiteFile
+from asgi_durable.storage.sqlite_rows import (
+    SELECT_RESPONSE,
+    SELECT_STEP,
+    SELECT_WORKFLOW,
+    json_list,
+    response_from,
+    step_from,
+    workflow_from,
+)
+from asgi_durable.storage.tables import workflows
+
+__all__ = ["SQLiteReader"]
+
+_AMONG = "IN (SELECT value FROM json_each(?))"
+_LIST_PENDING = (
+    f"SELECT workflow_id FROM {workflows.name} WHERE executor_id = ? AND state = 'PENDING' "
+    "AND workflow_id > ? ORDER BY workflow_id LIMIT ?"
+)
+
+
+class SQLiteReader:
+    """Reads; everything here runs on one thread."""
+
+    def __init__(self, file: SQLiteFile) -> None:
+        self.connection = file.connect()
+
+    def close(self) -> None:
+        """Close the connection."""
+        self.connection.close()
+
+    def get_workflow(self, workflow_id: str) -> WorkflowRecord | None:
+        """See ``StepLog.get_workflow``."""
+        row = self._find(SELECT_WORKFLOW, workflow_id)
+        return workflow_from(row) if row is not None else None
+
+    def get_response(self, workflow_id: str) -> ResponseRecord | None:
+        """See ``StepLog.get_response``."""
+        row = self._find(SELECT_RESPONSE, workflow_id)
+        return response_from(row) if row is not None else None
+
+    def load_runs(self, workflow_ids: Sequence[str]) -> list[StoredRun]:
+        """See ``StepLog.load_runs``."""
+        ids = json_list(workflow_ids)
+        self.connection.execute("BEGIN")
+        try:
+            rows = self._execute(f"{SELECT_WORKFLOW} WHERE workflow_id {_AMONG}", ids).fetchall()
+            step_rows = self._execute(f"{SELECT_STEP} WHERE workflow_id {_AMONG}", ids).fetchall()
+            child_rows = self._execute(f"{SELECT_WORKFLOW} WHERE parent_id {_AMONG}", ids)
+            children = [workflow_from(row) for row in child_rows]
+        finally:
+            self.connection.execute("ROLLBACK")
+        steps_of: dict[str, list[StepRecord]] = {}
+        for step in map(step_from, step_rows):
+            steps_of.setdefault(step.workflow_id, []).append(step)
+        children_of: dict[str | None, list[WorkflowRecord]] = {}
+        for child in children:
+            children_of.setdefault(child.parent_id, []).append(child)
+        return [
+            StoredRun(
+                workflow=workflow,
+                steps=tuple(steps_of.get(workflow.workflow_id, ())),
+                children=tuple(children_of.get(workflow.workflow_id, ())),
+            )
+            for workflow in map(workflow_from, rows)
+        ]
+
+    def list_pending(self, executor_id: str, after: str, limit: int) -> list[str]:
+        """See ``StepLog.list_pending``."""
+        rows = self._execute(_LIST_PENDING, executor_id, after, limit)
+        return [row[0] for row in rows]
+
+    def _find(self, select: str, workflow_id: str) -> tuple[Any, ...] | None:
+        try:
+            row: tuple[Any, ...] | None = self._execute(
+                f"{select} WHERE workflow_id = ?", workflow_id
+            ).fetchone()
+        except UnicodeEncodeError:  # no row can have such an id
+            return None
+        return row
+
+    def _execute(self, statement: str, *parameters: object) -> sqlite3.Cursor:
+        return self.connection.execute(statement, parameters)

@@ -1,0 +1,251 @@
+"""The contract of ``StepLog`` for requests: claims, retries and answers."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+from support.records import EXECUTOR, OTHER, record, request, response, step, success, workflow
+from support.storages import kinds
+
+from asgi_durable.storage.protocol import Storage
+from asgi_durable.storage.records import WorkflowState
+from asgi_durable.storage.writes import (
+    ClaimRequest,
+    ForgetRequest,
+    OutcomeKind,
+    ReleaseWorkflow,
+    StartWorkflow,
+)
+
+pytestmark = pytest.mark.anyio
+
+DONE, CONFLICT = OutcomeKind.DONE, OutcomeKind.CONFLICT
+FENCED, RESUMED = OutcomeKind.FENCED, OutcomeKind.RESUMED
+ENDED_IN_ERROR = {"state": WorkflowState.ERROR, "output": None, "error": b"e"}
+
+
+async def test_a_request_is_claimed_once(storage: Storage, other: Storage) -> None:
+    first = request(executor_id=OTHER, created_at_us=9)
+
+    assert await kinds(other, ClaimRequest(first)) == [DONE]
+    (outcome,) = await storage.commit([ClaimRequest(request())])
+
+    assert outcome.kind is CONFLICT
+    assert outcome.existing == first
+
+
+async def test_of_claims_at_once_one_is_done(storage: Storage, other: Storage) -> None:
+    theirs = [request(executor_id=OTHER, created_at_us=n) for n in range(5)]
+
+    (mine,), *rest = await asyncio.gather(
+        storage.commit([ClaimRequest(request())]),
+        *(other.commit([ClaimRequest(one)]) for one in theirs),
+    )
+
+    found = await storage.get_workflow("r")
+    outcomes = [mine, *(outcome for (outcome,) in rest)]
+    assert sum(outcome.kind is DONE for outcome in outcomes) == 1
+    assert found is not None
+    assert mine.kind is (DONE if found.executor_id == EXECUTOR else CONFLICT)
+
+
+async def test_a_request_that_was_released_is_resumed_by_its_retry(
+    storage: Storage, other: Storage
+) -> None:
+    await other.commit([ClaimRequest(request(executor_id=OTHER)), ReleaseWorkflow("r", OTHER)])
+
+    retry = request(request_id="r2", updated_at_us=7)
+    assert await kinds(storage, ClaimRequest(retry)) == [RESUMED]
+
+    found = await storage.get_workflow("r")
+    assert found is not None
+    assert (found.executor_id, found.attempts, found.request_id) == (EXECUTOR, 2, "r2")
+
+
+async def test_a_request_of_an_executor_that_left_is_resumed_by_its_retry(
+    storage: Storage, other: Storage
+) -> None:
+    await other.commit([ClaimRequest(request(executor_id=OTHER)), record(step("r"), OTHER)])
+    await other.retire(OTHER)
+
+    assert await kinds(storage, ClaimRequest(request())) == [RESUMED]
+
+    (run,) = await storage.load_runs(["r"])
+    assert (run.workflow.executor_id, len(run.steps)) == (EXECUTOR, 1)
+
+
+async def test_a_retry_with_another_fingerprint_conflicts(storage: Storage) -> None:
+    await storage.commit([ClaimRequest(request()), ReleaseWorkflow("r", EXECUTOR)])
+
+    (outcome,) = await storage.commit([ClaimRequest(request(fingerprint="v1:bb"))])
+
+    assert outcome.kind is CONFLICT
+    assert outcome.existing == request(executor_id=None)
+
+
+async def test_a_request_does_not_take_a_functions_workflow(storage: Storage) -> None:
+    await storage.commit([StartWorkflow(workflow("r"))])
+
+    assert await kinds(storage, ClaimRequest(request())) == [CONFLICT]
+
+
+async def test_an_answer_is_kept_with_the_end_of_its_request(storage: Storage) -> None:
+    end = success("r", output=None, response=response())
+    assert await kinds(storage, ClaimRequest(request()), end) == [DONE, DONE]
+
+    assert await storage.get_response("r") == response()
+    (outcome,) = await storage.commit([ClaimRequest(request())])
+    assert outcome.kind is CONFLICT
+    assert outcome.existing is not None
+    assert outcome.existing.is_final
+
+
+async def test_an_answer_without_its_body_is_kept(storage: Storage) -> None:
+    answer = response(body=None, headers=b'[["a","b"]]', status_code=599)
+
+    await storage.commit([ClaimRequest(request()), success("r", output=None, response=answer)])
+
+    assert await storage.get_response("r") == answer
+
+
+async def test_a_fenced_end_keeps_no_answer(storage: Storage, other: Storage) -> None:
+    await other.commit([ClaimRequest(request(executor_id=OTHER))])
+
+    assert await kinds(storage, success("r", response=response())) == [FENCED]
+    assert await storage.get_response("r") is None
+
+
+async def test_a_request_without_a_log_is_forgotten(storage: Storage) -> None:
+    await storage.commit([ClaimRequest(request())])
+
+    assert await kinds(storage, ForgetRequest("r", EXECUTOR)) == [DONE]
+    assert await storage.get_workflow("r") is None
+
+
+@pytest.mark.parametrize("log", ["step", "child"])
+async def test_a_request_with_a_log_is_never_forgotten(storage: Storage, log: str) -> None:
+    entry = (
+        record(step("r"))
+        if log == "step"
+        else StartWorkflow(workflow("r#0", parent_id="r", parent_step=0))
+    )
+    await storage.commit([ClaimRequest(request()), entry])
+
+    assert await kinds(storage, ForgetRequest("r", EXECUTOR)) == [DONE]
+
+    assert await storage.get_workflow("r") is not None
+
+
+async def test_a_request_is_forgotten_by_its_executor_alone(
+    storage: Storage, other: Storage
+) -> None:
+    await other.commit([ClaimRequest(request(executor_id=OTHER))])
+
+    assert await kinds(storage, ForgetRequest("r", EXECUTOR)) == [DONE]
+
+    assert await storage.get_workflow("r") is not None
+
+
+async def resumed_log(storage: Storage, workflow_id: str) -> list[tuple[int, str]]:
+    (run,) = await storage.load_runs([workflow_id])
+    entries = [(s.step_number, "error" if s.error else "output") for s in run.steps]
+    entries += [(c.parent_step or 0, c.state.value) for c in run.children]
+    return sorted(entries)
+
+
+async def test_a_retry_drops_the_failures_that_no_success_follows(storage: Storage) -> None:
+    await storage.commit(
+        [
+            ClaimRequest(request()),
+            record(step("r", 0, output=None, error=b"caught")),
+            record(step("r", 1)),
+            record(step("r", 2, output=None, error=b"e")),
+            record(step("r", 3, output=None, error=b"e")),
+        ]
+    )
+
+    assert await kinds(storage, ClaimRequest(request())) == [RESUMED]
+
+    assert await resumed_log(storage, "r") == [(0, "error"), (1, "output")]
+
+
+async def test_a_called_child_that_failed_is_resumed_with_its_own_failures_dropped(
+    storage: Storage, other: Storage
+) -> None:
+    await other.commit(
+        [
+            ClaimRequest(request(executor_id=OTHER)),
+            record(step("r", 0), OTHER),
+            StartWorkflow(workflow("r#1", parent_id="r", parent_step=1, executor_id=OTHER)),
+            record(step("r#1", 0), OTHER),
+            record(step("r#1", 1, output=None, error=b"e"), OTHER),
+            success("r#1", executor_id=OTHER, **ENDED_IN_ERROR),
+            ReleaseWorkflow("r", OTHER),
+        ]
+    )
+
+    assert await kinds(storage, ClaimRequest(request())) == [RESUMED]
+
+    assert await resumed_log(storage, "r") == [(0, "output"), (1, "PENDING")]
+    assert await resumed_log(storage, "r#1") == [(0, "output")]
+    assert await kinds(storage, record(step("r#1", 1)), success("r#1")) == [DONE, DONE]
+
+
+async def test_failures_of_called_children_are_dropped_all_the_way_down(storage: Storage) -> None:
+    child = workflow("r#0", parent_id="r", parent_step=0)
+    grandchild = workflow("r#0#0", parent_id="r#0", parent_step=0)
+    await storage.commit(
+        [
+            ClaimRequest(request()),
+            StartWorkflow(child),
+            StartWorkflow(grandchild),
+            record(step("r#0#0", 0, output=None, error=b"e")),
+            success("r#0#0", **ENDED_IN_ERROR),
+            success("r#0", **ENDED_IN_ERROR),
+        ]
+    )
+
+    await storage.commit([ClaimRequest(request())])
+
+    assert await resumed_log(storage, "r") == [(0, "PENDING")]
+    assert await resumed_log(storage, "r#0") == [(0, "PENDING")]
+    assert await resumed_log(storage, "r#0#0") == []
+
+
+async def test_a_failed_child_that_a_success_follows_keeps_its_fate(storage: Storage) -> None:
+    child = workflow("r#0", parent_id="r", parent_step=0)
+    await storage.commit(
+        [
+            ClaimRequest(request()),
+            StartWorkflow(child),
+            success("r#0", **ENDED_IN_ERROR),
+            record(step("r", 1)),
+        ]
+    )
+
+    await storage.commit([ClaimRequest(request())])
+
+    assert await resumed_log(storage, "r") == [(0, "ERROR"), (1, "output")]
+
+
+async def test_a_started_child_that_failed_keeps_its_fate(storage: Storage) -> None:
+    child = workflow("r#0", parent_id="r", parent_step=0, awaited=False)
+    await storage.commit(
+        [ClaimRequest(request()), StartWorkflow(child), success("r#0", **ENDED_IN_ERROR)]
+    )
+
+    await storage.commit([ClaimRequest(request())])
+
+    assert await resumed_log(storage, "r") == [(0, "ERROR")]
+
+
+async def test_retries_of_several_requests_fit_into_one_batch(storage: Storage) -> None:
+    failed = [record(step(f"r{n}", 0, output=None, error=b"e")) for n in range(20)]
+    claims = [ClaimRequest(request(f"r{n}")) for n in range(20)]
+    await storage.commit([*claims, *failed])
+
+    assert await kinds(storage, *claims, ClaimRequest(request("new"))) == [RESUMED] * 20 + [DONE]
+
+    runs = await storage.load_runs([f"r{n}" for n in range(20)])
+    assert [run.steps for run in runs] == [()] * 20

@@ -1,0 +1,201 @@
+"""The counting service in several processes, and what they have done, read without the library."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import json
+import random
+import sqlite3
+from collections import Counter
+from collections.abc import Awaitable, Callable, Iterable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
+
+import httpx
+
+from support.postgres import fetch
+from support.server import REPOSITORY, Server
+
+GIVE_UP_AFTER_SECONDS = 100.0
+PAUSE_SECONDS = 0.05
+POLL_SECONDS = 0.02
+# What a client may see while processes die, stop and take over from each other.
+RETRIED_STATUSES = frozenset({409, 503})
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A line of the ledger: a step's body has begun.
+
+    Attributes:
+        at: When, by ``time.time()``.
+        workflow_id: Whose step.
+        step: Its number.
+        pid: Which process.
+    """
+
+    at: float
+    workflow_id: str
+    step: int
+    pid: int
+
+
+@dataclass(frozen=True)
+class Takeover:
+    """A workflow went on in another process.
+
+    Attributes:
+        workflow_id: Which one.
+        seconds: From the end of the one process to the next step in the other one.
+    """
+
+    workflow_id: str
+    seconds: float
+
+
+class Service:
+    """The counting service: servers, their database and their ledger.
+
+    Args:
+        folder: Where all of it is, but for a Postgres.
+        url: The database.
+        size: How many servers; none is started.
+        settings: More arguments of ``Durable``.
+    """
+
+    def __init__(self, folder: Path, url: str, *, size: int = 2, **settings: object) -> None:
+        self.url = url
+        self._folder = folder
+        environment = {
+            "ASGI_DURABLE_URL": url,
+            "COUNTING_FOLDER": str(folder),
+            "COUNTING_SETTINGS": json.dumps(settings),
+        }
+        self.servers = [self._server(f"server-{number}", environment) for number in range(size)]
+        # When a process ended, and what each recorded step's body had run by then.
+        self.ends: dict[int, float] = {}
+        self._recorded: dict[tuple[str, int], int] = {}
+
+    @contextmanager
+    def running(self) -> Iterator[list[Server]]:
+        """Start all servers; end them however they are."""
+        with ExitStack() as stack:
+            yield [stack.enter_context(server) for server in self.servers]
+
+    @property
+    def urls(self) -> list[str]:
+        """Where the servers are."""
+        return [server.url for server in self.servers]
+
+    def open_gate(self) -> None:
+        """Let everybody pass the gate."""
+        (self._folder / "gate").touch()
+
+    def ledger(self) -> list[Entry]:
+        """Return which steps have begun, in this order."""
+        path = self._folder / "ledger"
+        lines = path.read_text().splitlines() if path.exists() else []
+        fields = [line.split() for line in lines]
+        return [Entry(float(at), name, int(step), int(pid)) for at, name, step, pid in fields]
+
+    async def query(self, sql: str) -> list[tuple[Any, ...]]:
+        """Read from the database."""
+        parts = urlsplit(self.url)
+        if parts.scheme == "sqlite":
+            return await asyncio.to_thread(_query_file, parts.path.removeprefix("/"), sql)
+        options = [(name, value) for name, value in parse_qsl(parts.query) if name != "schema"]
+        url = urlunsplit(parts._replace(query=urlencode(options)))
+        return [tuple(row) for row in await fetch(url, sql)]
+
+    async def states(self) -> dict[str, str]:
+        """Return the state of each workflow."""
+        rows = await self.query("SELECT workflow_id, state FROM asgi_durable_workflows")
+        return dict(rows)  # type: ignore[arg-type]
+
+    async def effects(self) -> Counter[str]:
+        """Return how often each row was inserted."""
+        return Counter(name for (name,) in await self.query("SELECT name FROM effects"))
+
+    async def note_recorded(self) -> None:
+        """Keep in mind which steps are recorded: none of them may run from now on."""
+        rows = await self.query("SELECT workflow_id, step_number FROM asgi_durable_steps")
+        counts = Counter((entry.workflow_id, entry.step) for entry in self.ledger())
+        for workflow_id, step in rows:
+            self._recorded.setdefault((workflow_id, step), counts[workflow_id, step])
+
+    def repeated_steps(self) -> list[tuple[str, int]]:
+        """Return the steps that have run although they were recorded."""
+        counts = Counter((entry.workflow_id, entry.step) for entry in self.ledger())
+        return [step for step, count in self._recorded.items() if counts[step] != count]
+
+    def takeovers(self) -> list[Takeover]:
+        """Return which workflows went on in another process after theirs had ended."""
+        by_workflow: dict[str, list[Entry]] = {}
+        for entry in self.ledger():
+            by_workflow.setdefault(entry.workflow_id, []).append(entry)
+        return [
+            Takeover(after.workflow_id, after.at - self.ends[before.pid])
+            for entries in by_workflow.values()
+            for before, after in itertools.pairwise(entries)
+            if before.pid != after.pid and before.pid in self.ends
+        ]
+
+    def _server(self, name: str, environment: dict[str, str]) -> Server:
+        folder = self._folder / name
+        folder.mkdir()
+        return Server(
+            folder,
+            "counting_service:app",
+            app_dir=REPOSITORY / "tests" / "crash",
+            environment=environment,
+        )
+
+
+async def until(
+    condition: Callable[[], Awaitable[T]], *, seconds: float = GIVE_UP_AFTER_SECONDS
+) -> T:
+    """Ask again until the answer is true, and return it."""
+    async with asyncio.timeout(seconds):
+        while not (answer := await condition()):
+            await asyncio.sleep(POLL_SECONDS)
+        return answer
+
+
+async def post_anywhere(
+    client: httpx.AsyncClient, urls: Iterable[str], path: str, *, key: str, json: object
+) -> httpx.Response:
+    """Send a keyed POST until it is answered, to one server after the other."""
+    async with asyncio.timeout(GIVE_UP_AFTER_SECONDS):
+        for url in itertools.cycle(urls):
+            try:
+                response = await client.post(
+                    f"{url}{path}", json=json, headers={"Idempotency-Key": key}
+                )
+            except httpx.TransportError:
+                pass
+            else:
+                if response.status_code not in RETRIED_STATUSES:
+                    return response
+            await asyncio.sleep(PAUSE_SECONDS)
+    raise AssertionError("cycles never end")
+
+
+def new_seed() -> int:
+    """Return a seed; it is shown where the test fails."""
+    seed = random.randrange(2**32)
+    print(f"seed {seed}")  # noqa: T201
+    return seed
+
+
+def _query_file(path: str, sql: str) -> list[tuple[Any, ...]]:
+    connection = sqlite3.connect(path, timeout=30.0)
+    try:
+        return connection.execute(sql).fetchall()
+    finally:
+        connection.close()
