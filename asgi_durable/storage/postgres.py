@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from asgi_durable.errors import StorageError
+from asgi_durable.storage.application import SQLApplicationDatabase
 from asgi_durable.storage.loop_thread import LoopThread
 from asgi_durable.storage.postgres_database import PostgresDatabase
 from asgi_durable.storage.postgres_executors import PostgresExecutors
@@ -16,6 +17,7 @@ from asgi_durable.storage.postgres_reader import PostgresReader
 from asgi_durable.storage.postgres_rows import PostgresNames
 from asgi_durable.storage.postgres_schema import prepare_schema
 from asgi_durable.storage.postgres_session import PostgresSession, Registration
+from asgi_durable.storage.postgres_sessions import PostgresSessions
 from asgi_durable.storage.postgres_transactions import PostgresTransaction, PostgresTransactions
 from asgi_durable.storage.postgres_writer import PostgresWriter
 from asgi_durable.storage.protocol import Beat, Runnable, StepSlot
@@ -68,6 +70,11 @@ class PostgresStorage:
         self._database = PostgresDatabase.from_url(url)
         self._names = PostgresNames(self._database.schema)
         self._opened: _Opened | None = None
+
+    @classmethod
+    def application_database(cls, url: str) -> SQLApplicationDatabase:
+        """Return a database of the application's own, apart from the step log's."""
+        return SQLApplicationDatabase(PostgresSessions(PostgresDatabase.from_url(url)))
 
     async def open(self) -> None:
         thread = LoopThread("asgi-durable-postgres")

@@ -9,6 +9,7 @@ from typing import Any
 from asgi_durable.storage import tables
 from asgi_durable.storage.postgres_link import Wire
 from asgi_durable.storage.postgres_rows import (
+    OWNED,
     Parameters,
     PostgresNames,
     arrays_of,
@@ -228,15 +229,14 @@ class _Builder:
         owned = (
             f"SELECT w.workflow_id FROM {self._names.workflows} AS w CROSS JOIN executor "
             f"WHERE w.workflow_id = ANY({self._parameters.array('text[]')}) "
-            "AND w.executor_id = $1 AND w.state = 'PENDING'"
+            f"AND {OWNED}"
         )
         if with_starts:
             owned += " UNION ALL SELECT workflow_id FROM started"
         self._parts.append(
             f"recorded AS (INSERT INTO {self._names.steps} ({names}) "
             f"SELECT {list_of(tables.steps, 'new')} FROM {source} "
-            f"JOIN ({owned}) AS owned ON owned.workflow_id = new.workflow_id "
-            "ON CONFLICT DO NOTHING RETURNING workflow_id, step_number)"
+            f"WHERE {_is_among(owned)} ON CONFLICT DO NOTHING RETURNING workflow_id, step_number)"
         )
 
     def _add_ends(self) -> None:
@@ -245,7 +245,7 @@ class _Builder:
             f"ended AS (UPDATE {self._names.workflows} AS w SET state = new.state, "
             "output = new.output, error = new.error, updated_at_us = new.updated_at_us "
             f"FROM {source} CROSS JOIN executor WHERE w.workflow_id = new.workflow_id "
-            "AND w.executor_id = $1 AND w.state = 'PENDING' RETURNING w.workflow_id)"
+            f"AND {OWNED} RETURNING w.workflow_id)"
         )
         self._finished.append("SELECT workflow_id FROM ended")
 
@@ -256,10 +256,18 @@ class _Builder:
         self._parts.append(
             f"answered AS (INSERT INTO {self._names.responses} ({', '.join(names)}) "
             f"SELECT {list_of(tables.responses, 'new')} FROM {source} "
-            f"JOIN ({' UNION ALL '.join(self._finished)}) AS finished "
-            "ON finished.workflow_id = new.workflow_id "
+            f"WHERE {_is_among(' UNION ALL '.join(self._finished))} "
             f"ON CONFLICT (workflow_id) DO UPDATE SET {changes})"
         )
+
+
+def _is_among(query: str) -> str:
+    """Return the condition that a new row is about a workflow that a query finds.
+
+    IS TRUE makes it a hash table. As a join it would be planned for a few rows, and take time
+    that grows with the square of a batch.
+    """
+    return f"(new.workflow_id IN ({query})) IS TRUE"
 
 
 def _returned(part: str, column: str, is_there: bool, array_type: str = "text[]") -> str:  # noqa: FBT001

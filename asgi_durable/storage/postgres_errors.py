@@ -87,7 +87,8 @@ def storage_error(error: BaseException, database: str) -> StorageError | None:
     """
     if isinstance(error, StorageError) or is_bad_row(error):
         return None
-    message = f"{database}: {str(error) or type(error).__name__}"
+    # Without the lines of details and hints, which may show rows.
+    message = f"{database}: {str(error).partition(chr(10))[0] or type(error).__name__}"
     if _is_passing(error):
         return StorageUnavailableError(message)
     if sqlstate_of(error) in _PREPARED_ELSEWHERE:
@@ -119,7 +120,8 @@ def application_error(
     driver_errors = [e for e in causes if wrapped or isinstance(e, _DRIVER_ERRORS)]
     passing = any(_is_passing_code(sqlstate_of(e)) for e in driver_errors)
     if passing or (is_lost and (driver_errors or isinstance(error, OSError))):
-        return StorageUnavailableError(f"{database}: {getattr(error, 'orig', None) or error}")
+        failure = getattr(error, "orig", None) or error
+        return StorageUnavailableError(f"{database}: {str(failure).partition(chr(10))[0]}")
     return None
 
 

@@ -153,7 +153,8 @@ class ExecutorStatements:
             "AND (w.executor_id IS NULL OR w.executor_id = ANY(ARRAY("
             f"SELECT e.executor_id FROM {executors} AS e WHERE e.state <> 'ALIVE'))) "
             f"AND ({crashes} >= 2) = $6::bool "
-            "ORDER BY w.workflow_id LIMIT $5::int8 FOR UPDATE OF w SKIP LOCKED) "
+            # An expression: else the planner may walk along the primary key for the order.
+            "ORDER BY w.workflow_id || '' LIMIT $5::int8 FOR UPDATE OF w SKIP LOCKED) "
             f"UPDATE {workflows} AS w SET executor_id = $1, attempts = w.attempts + 1, "
             f"crashes = {crashes}, updated_at_us = {NOW_US}, "
             f"crashed_at_entry = CASE WHEN {crashed} THEN {entries} ELSE w.crashed_at_entry END "

@@ -45,9 +45,11 @@ class PostgresReader:
             f"{workflows} WHERE w.parent_id = ANY($1::text[]) "
             "ORDER BY w.parent_id, w.parent_step, w.workflow_id"
         )
+        # OFFSET keeps the planner from walking along the primary key past all that is finished.
         self._pending = (
-            f"SELECT w.workflow_id FROM {names.workflows} AS w WHERE w.state = 'PENDING' "
-            "AND w.executor_id = $1 AND w.workflow_id > $2 ORDER BY w.workflow_id LIMIT $3"
+            f"SELECT workflow_id FROM (SELECT w.workflow_id FROM {names.workflows} AS w "
+            "WHERE w.state = 'PENDING' AND w.executor_id = $1 OFFSET 0) AS pending "
+            "WHERE workflow_id > $2 ORDER BY workflow_id LIMIT $3"
         )
 
     async def get_workflow(self, workflow_id: str) -> WorkflowRecord | None:

@@ -16,6 +16,7 @@ from asgi_durable.storage.records import ResponseRecord, StepRecord, WorkflowRec
 __all__ = [
     "FENCES",
     "NOW_US",
+    "OWNED",
     "Parameters",
     "PostgresNames",
     "arrays_of",
@@ -30,6 +31,9 @@ __all__ = [
 ]
 
 FENCES = "asgi_durable_fences"
+# Of the executor $1, and running. IS NOT DISTINCT FROM cannot use an index, so that the primary
+# key is used: the planner may take the executor's many PENDING workflows for a few.
+OWNED = "w.executor_id IS NOT DISTINCT FROM $1 AND w.state = 'PENDING'"
 # By the database's clock, as of now and not of the transaction's beginning.
 NOW_US = "(extract(epoch FROM clock_timestamp()) * 1000000)::int8"
 

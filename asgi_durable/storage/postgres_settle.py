@@ -9,7 +9,13 @@ from asgi_durable.storage import tables
 from asgi_durable.storage.postgres_batch import BatchStatements, Rows, workflow_id_of
 from asgi_durable.storage.postgres_link import Wire
 from asgi_durable.storage.postgres_resume import drop_statement
-from asgi_durable.storage.postgres_rows import PostgresNames, list_of, step_from, workflow_from
+from asgi_durable.storage.postgres_rows import (
+    OWNED,
+    PostgresNames,
+    list_of,
+    step_from,
+    workflow_from,
+)
 from asgi_durable.storage.records import StepRecord, WorkflowRecord
 from asgi_durable.storage.writes import (
     DONE,
@@ -42,7 +48,7 @@ class SettleStatements:
             f"EXISTS (SELECT 1 FROM {executors} AS e "
             "WHERE e.executor_id = w.executor_id AND e.state = 'ALIVE')"
         )
-        owned = "w.executor_id = $1 AND w.state = 'PENDING' AND w.workflow_id = ANY($2::text[])"
+        owned = f"{OWNED} AND w.workflow_id = ANY($2::text[])"
         self.fence = names.fence("$1::text")
         # In order of id, and none that others run: two who want the same wait, not deadlock.
         self.lock = (

@@ -25,6 +25,7 @@ from support.storages import (
     until,
 )
 
+from asgi_durable import StorageUnavailableError
 from asgi_durable.storage.protocol import Runnable, SlotTakenError, StepSlot, Storage
 from asgi_durable.storage.writes import (
     ClaimRequest,
@@ -159,16 +160,18 @@ async def test_the_dead_have_no_place_for_a_transaction(storage: Storage, doomed
             pytest.fail("the application's code ran")
 
 
+@pytest.mark.parametrize("level", ["READ COMMITTED", "REPEATABLE READ", "SERIALIZABLE"])
 async def test_the_dead_cannot_commit_a_transaction_that_they_began_alive(
-    storage: Storage, doomed: Storage, new_storage: Adapter
+    storage: Storage, doomed: Storage, new_storage: Adapter, level: str
 ) -> None:
     if new_storage.one_writer:
         return  # nobody can be declared dead while a transaction is open
     async with storage.transaction(None) as transaction:
         await transaction.session.execute(sa.text("CREATE TABLE effects (name TEXT)"))
 
-    with pytest.raises(SlotTakenError):
-        async with doomed.transaction(SLOT) as transaction:
+    # Where the transaction cannot see the death it cannot be put in a row with it.
+    with pytest.raises((SlotTakenError, StorageUnavailableError)):
+        async with doomed.transaction(SLOT, isolation_level=level) as transaction:
             await transaction.session.execute(sa.text("INSERT INTO effects VALUES ('x')"))
             await orphans_appear(storage)
             await transaction.record(step())

@@ -6,9 +6,12 @@ import asyncio
 import itertools
 import json
 import random
+import signal
 import sqlite3
+import statistics
+import time
 from collections import Counter
-from collections.abc import Awaitable, Callable, Iterable, Iterator
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -96,6 +99,17 @@ class Service:
     def open_gate(self) -> None:
         """Let everybody pass the gate."""
         (self._folder / "gate").touch()
+
+    async def end(self, server: Server, how: signal.Signals) -> int:
+        """End a server; return its exit code."""
+        pid, sent_at = server.pid, time.time()
+        if how is signal.SIGKILL:
+            server.kill()
+            self.ends[pid] = sent_at
+            return -signal.SIGKILL
+        code = await asyncio.to_thread(server.terminate)
+        self.ends[pid] = time.time()
+        return code
 
     def ledger(self) -> list[Entry]:
         """Return which steps have begun, in this order."""
@@ -191,6 +205,13 @@ def new_seed() -> int:
     seed = random.randrange(2**32)
     print(f"seed {seed}")  # noqa: T201
     return seed
+
+
+def show(what: str, seconds: Sequence[float]) -> None:
+    """Print how long something took; it is shown where the test fails."""
+    if seconds:
+        middle, longest = statistics.median(seconds), max(seconds)
+        print(f"{what}: {len(seconds)} times, median {middle:.2f} s, longest {longest:.2f} s")  # noqa: T201
 
 
 def _query_file(path: str, sql: str) -> list[tuple[Any, ...]]:

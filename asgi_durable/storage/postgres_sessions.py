@@ -1,0 +1,140 @@
+"""The application's connections to PostgreSQL, through SQLAlchemy, on its own event loop."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import asyncpg
+import sqlalchemy as sa
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
+
+from asgi_durable.errors import DurableUsageError, StorageError, StorageUnavailableError
+from asgi_durable.storage.engines import LoopEngines
+from asgi_durable.storage.postgres_database import PostgresDatabase
+from asgi_durable.storage.postgres_errors import application_error
+
+__all__ = ["PostgresSessions"]
+
+ISOLATION_LEVELS = frozenset(
+    {"READ UNCOMMITTED", "READ COMMITTED", "REPEATABLE READ", "SERIALIZABLE"}
+)
+
+
+class PostgresSessions:
+    """Opens connections for transactions.
+
+    Args:
+        database: Where to.
+    """
+
+    def __init__(self, database: PostgresDatabase) -> None:
+        self._database = database
+        self._engines: LoopEngines | None = None
+
+    async def open(self) -> None:
+        """Connect."""
+        try:
+            self._engines = await LoopEngines.prepare(self._create_engine)
+        except Exception as error:
+            raise self._refusal(error) from error
+
+    async def close(self) -> None:
+        """Close all connections."""
+        engines, self._engines = self._engines, None
+        if engines is not None:
+            await engines.dispose(bound_to_loop=True)
+
+    @asynccontextmanager
+    async def connect(self, isolation_level: str | None) -> AsyncIterator[AsyncConnection]:
+        """Give a connection whose transaction has not begun.
+
+        Raises:
+            DurableUsageError: There is no such isolation level.
+            StorageError: The database failed, here or in what was done with the connection.
+        """
+        level = _checked(isolation_level)
+        engines = self._engines
+        if engines is None:
+            msg = "the storage is not open"
+            raise StorageError(msg)
+        try:
+            connection = await engines.here().connect().start()
+        except Exception as error:
+            raise self._refusal(error) from error
+        try:
+            if level is not None:
+                await connection.execution_options(isolation_level=level)
+            yield connection
+        except Exception as error:
+            is_lost = await _is_lost(connection)
+            failure = application_error(error, self._database.name, is_lost=is_lost)
+            if failure is None:
+                raise
+            raise failure from error
+        finally:
+            await connection.close()
+
+    @asynccontextmanager
+    async def begin(self, isolation_level: str | None) -> AsyncIterator[AsyncConnection]:
+        """See :class:`asgi_durable.storage.application.Sessions`."""
+        async with self.connect(isolation_level) as connection:
+            # The driver's BEGIN comes with the first statement: at once, so that it can be
+            # told whether the transaction goes on.
+            await connection.exec_driver_sql("SELECT")
+            yield connection
+
+    async def is_in_transaction(self, connection: AsyncConnection) -> bool:
+        """Tell whether the transaction has not been ended behind the connection's back."""
+        raw = await connection.get_raw_connection()
+        driver: Any = raw.driver_connection
+        return connection.in_transaction() and bool(driver.is_in_transaction())
+
+    def _refusal(self, error: Exception) -> StorageError:
+        if isinstance(error, StorageError):
+            return error
+        name = self._database.name
+        failure = application_error(error, name, is_lost=True)
+        return failure or StorageUnavailableError(f"{name}: {error}")
+
+    def _create_engine(self, **options: Any) -> AsyncEngine:
+        database = self._database
+        adapting: dict[str, Any] = {}
+        if not database.prepared_statements:
+            # The unnamed statement: the next one replaces it, and none is left on a server
+            # connection that a pooler gives to others.
+            adapting = {"prepared_statement_cache_size": 0, "prepared_statement_name_func": str}
+
+        def connect() -> Any:
+            dbapi: Any = engine.dialect.dbapi
+            return dbapi.connect(async_creator_fn=database.connect, **adapting)
+
+        engine = create_async_engine("postgresql+asyncpg://", creator=connect, **options)
+
+        @sa.event.listens_for(engine.sync_engine, "checkout")
+        def check(connection: Any, _record: object, _proxy: object) -> None:
+            # It costs nothing, and finds what a server has closed that was started again.
+            if connection.driver_connection.is_closed():
+                raise sa.exc.DisconnectionError
+
+        return engine
+
+
+async def _is_lost(connection: AsyncConnection) -> bool:
+    if connection.invalidated:
+        return True
+    raw = await connection.get_raw_connection()
+    driver: asyncpg.Connection = raw.driver_connection
+    return driver is None or driver.is_closed()
+
+
+def _checked(isolation_level: str | None) -> str | None:
+    if isolation_level is None:
+        return None
+    level = " ".join(isolation_level.upper().split())
+    if level not in ISOLATION_LEVELS:
+        known = ", ".join(sorted(ISOLATION_LEVELS))
+        msg = f"isolation_level must be one of {known}; got {isolation_level!r}"
+        raise DurableUsageError(msg)
+    return level
