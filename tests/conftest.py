@@ -21,7 +21,8 @@ def anyio_backend() -> str:
 @pytest.fixture(scope="session")
 def own_postgres() -> Iterator[PostgresServer]:
     """A Postgres of our own, that may be killed and restarted and loses no commit by that."""
-    with PostgresServer(settings={"synchronous_commit": "on"}) as server:
+    settings = {"synchronous_commit": "on", "deadlock_timeout": "100ms"}
+    with PostgresServer(settings=settings) as server:
         yield server
 
 

@@ -18,9 +18,12 @@ def python_blocks(name: str) -> list[str]:
 @pytest.mark.parametrize("name", TEXTS)
 def test_its_python_runs(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    (block,) = python_blocks(name)
+    namespace = {"__name__": "readme"}
 
-    exec(compile(block, name, "exec"), {"__name__": "readme"})
+    blocks = python_blocks(name)
+    assert blocks
+    for block in blocks:
+        exec(compile(block, name, "exec"), namespace)
 
 
 @pytest.mark.parametrize("name", [*TEXTS, "CONTRIBUTING.md", "benchmarks/README.md"])

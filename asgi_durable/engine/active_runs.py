@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import contextvars
 import logging
 from collections.abc import Callable, Coroutine, Iterator
@@ -10,8 +11,9 @@ from contextlib import contextmanager
 from typing import Any, TypeVar
 
 from asgi_durable.engine.frame import Frame, current_frame
-from asgi_durable.engine.run import Ending, Interrupted, Run, RunStopped
+from asgi_durable.engine.run import Ending, Interrupted, OwnedElsewhereError, Run, RunStopped
 from asgi_durable.engine.signal import Signal
+from asgi_durable.engine.values import infrastructure_error_in
 from asgi_durable.errors import WorkflowInterruptedError
 
 __all__ = ["ActiveRuns", "wait_for"]
@@ -128,6 +130,16 @@ class ActiveRuns:
             for task in stuck:
                 self._abandon(task, tasks[task])
 
+    def drop_others(self, executor_id: str) -> None:
+        """Interrupt the runs on behalf of any other executor; callable on any thread.
+
+        They could record nothing more, and who waits for them is told of the new owner.
+        """
+        for run in list(self._tasks.values()):
+            if run.executor_id != executor_id:
+                with contextlib.suppress(RuntimeError):  # its event loop has ended
+                    run.loop.call_soon_threadsafe(_drop, run)
+
     def close(self) -> None:
         """Launch no more runs."""
         self._closed = True
@@ -167,6 +179,9 @@ class ActiveRuns:
         except (asyncio.CancelledError, KeyboardInterrupt, SystemExit):
             raise
         except BaseException as error:
+            outage = infrastructure_error_in(error)
+            if outage is not None:
+                run.stop(outage, goes_on=True)
             # RunStopped, perhaps in the exception group of a task group. Or a defect, or an
             # exception that is nobody's to record: no outcome, and not to be tried again.
             if run.stopped is None and not isinstance(error, RunStopped):
@@ -179,6 +194,13 @@ class ActiveRuns:
                 cancelled = WorkflowInterruptedError(run.workflow_id, "its task was cancelled")
                 ending = run.stopped or Interrupted(cancelled, goes_on=True)
             self._publish(run, ending)
+
+
+def _drop(run: Run) -> None:
+    # Invariant: stopped before cancelled, as at the end of the engine.
+    run.stop(OwnedElsewhereError(run.workflow_id))
+    if run.task is not None:
+        run.task.cancel()
 
 
 async def wait_for(run: Run, signal: Signal[ResultT], loop: asyncio.AbstractEventLoop) -> ResultT:

@@ -159,15 +159,20 @@ class Engine:
         if running is None:
             return
         await self.drain()
-        running.active.close()
-        await running.services.committer.flush()
-        await running.services.guards.dismiss()
+        # A stack: all of it is closed, whatever fails or is cancelled on the way.
+        async with AsyncExitStack() as closing:
+            closing.push_async_callback(running.services.storage.close)
+            if running.services.application is not None:
+                closing.push_async_callback(running.services.application.close)
+            # Invariant: what is to be written is written. From here on others may take over.
+            closing.push_async_callback(running.services.executor.stop)
+            closing.callback(self._forget_running)
+            running.active.close()
+            await running.services.committer.flush()
+            await running.services.guards.dismiss()
+
+    def _forget_running(self) -> None:
         self._running = None
-        # Invariant: what is to be written is written. From here on others may take over.
-        await running.services.executor.stop()
-        if running.services.application is not None:
-            await running.services.application.close()
-        await running.services.storage.close()
 
     async def _build(self) -> _Running:
         self.registry.prepare()
@@ -205,6 +210,7 @@ class Engine:
         executor.runnable = takeover.runnable
         executor.on_beat = takeover.on_beat
         executor.on_message = outcomes.on_message
+        executor.on_renamed = lambda: active.drop_others(executor.id)
         workflows.wait_elsewhere = outcomes.wait
         active.on_interrupted = recovery.on_interrupted
         active.on_lost = recovery.on_lost
@@ -369,5 +375,6 @@ class Engine:
     async def _wait_for_result(self, workflow_id: str, timeout_seconds: float | None) -> Any:
         running = self._live()
         async with asyncio.timeout(timeout_seconds):
-            outcome = await running.outcomes.wait(workflow_id)
+            in_run = (frame := self.frame()) is not None and frame.run is not None
+            outcome = await running.outcomes.wait(workflow_id, in_run=in_run)
         return running.workflows.value_of(outcome)

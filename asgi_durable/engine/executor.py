@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import threading
+import time
 from collections.abc import Callable
 from concurrent.futures import Future
 
@@ -18,6 +19,7 @@ logger = logging.getLogger(__name__)
 
 # What a process tells all others when it has left: there may be something to take over.
 HAS_LEFT = "has-left"
+RENAMING_POLL_SECONDS = 0.05
 
 
 class Executor:
@@ -36,6 +38,7 @@ class Executor:
         runnable: What this process could take over; called on the thread.
         on_beat: Told what each beat has brought; called on the thread.
         on_message: Told what other executors send; called on any thread.
+        on_renamed: Told when the process goes on as another executor; called on the thread.
     """
 
     def __init__(self, storage: Executors, *, lease_seconds: float) -> None:
@@ -43,6 +46,7 @@ class Executor:
         self.runnable: Callable[[], Runnable] = lambda: Runnable(names=frozenset())
         self.on_beat: Callable[[Beat], None] = lambda _: None
         self.on_message: Callable[[str], None] = lambda _: None
+        self.on_renamed: Callable[[], None] = lambda: None
         self._storage = storage
         self._lease_seconds = lease_seconds
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -73,6 +77,19 @@ class Executor:
     def beat_soon(self) -> None:
         """Beat now rather than when it is due; may be called from any thread."""
         self._on_thread(self._wake.set)
+
+    async def wait_until_renamed(self, old_id: str, timeout_seconds: float) -> bool:
+        """Wait until the process goes on as another executor; return False if it does not.
+
+        Args:
+            old_id: The executor that was found to be dead.
+            timeout_seconds: How long to wait.
+        """
+        give_up_at = time.monotonic() + timeout_seconds
+        while self.id == old_id and time.monotonic() < give_up_at:
+            self.beat_soon()
+            await asyncio.sleep(RENAMING_POLL_SECONDS)
+        return self.id != old_id
 
     def send(self, executor_id: str | None, message: str) -> None:
         """Send a hint to an executor, or to all others; may be called from any thread."""
@@ -152,6 +169,7 @@ class Executor:
         # not exist is refused.
         await self._register(executor_id)
         self.id = executor_id
+        self.on_renamed()
         logger.warning(
             "Executor %s was declared dead; its workflows are others' now. This process goes "
             "on as executor %s",

@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 from asgi_durable.engine.active_runs import ActiveRuns, wait_for
 from asgi_durable.engine.recovery import Recovery
 from asgi_durable.engine.run import Finished, Run, Services, finished
-from asgi_durable.errors import WorkflowNotFoundError
+from asgi_durable.errors import (
+    StorageUnavailableError,
+    WorkflowInterruptedError,
+    WorkflowNotFoundError,
+)
 from asgi_durable.storage.records import WorkflowRecord
 
 __all__ = ["Outcomes"]
@@ -35,34 +40,52 @@ class Outcomes:
         self._services = services
         self._active = active
         self._recovery = recovery
-        self._waiting: dict[str, set[_Waiter]] = {}
+        self._watches: dict[str, _Watch] = {}
         self._asked: dict[str, set[str]] = {}
 
-    async def wait(self, workflow_id: str) -> Finished:
+    async def wait(self, workflow_id: str, *, in_run: bool) -> Finished:
         """Return a workflow's outcome once it has one.
+
+        Args:
+            workflow_id: Which one.
+            in_run: True if another workflow waits, which must not take for an outcome what
+                only concerns this process.
 
         Raises:
             WorkflowNotFoundError: It has no row.
+            StorageUnavailableError: The storage failed for as long as its patience lasts.
             Exception: Why this process could not finish it, while nobody else runs it.
         """
         delay = FIRST_POLL_SECONDS
-        with self._listening(workflow_id) as waiter:
+        with self._watching(workflow_id) as waiter:
             while True:
                 run = self._active.find(workflow_id)
                 if run is not None:
                     ending = await wait_for(run, run.done, asyncio.get_running_loop())
                     if isinstance(ending, Finished):
                         return ending
-                record = await self._services.storage.get_workflow(workflow_id)
-                if record is None:
-                    raise WorkflowNotFoundError(workflow_id)
+                record = await self._read(workflow_id)
                 if record.is_final:
                     self._services.registry.prepare()
                     return finished(record)
-                self._refuse_parked(record)
+                self._refuse_parked(record, in_run=in_run)
                 self._ask(record)
                 await waiter.wait(delay)
                 delay = min(delay * 2, LONGEST_POLL_SECONDS)
+
+    async def _read(self, workflow_id: str) -> WorkflowRecord:
+        give_up_at = time.monotonic() + self._services.patience_seconds
+        while True:
+            try:
+                record = await self._services.storage.get_workflow(workflow_id)
+            except StorageUnavailableError:
+                if time.monotonic() > give_up_at:
+                    raise
+                await asyncio.sleep(LONGEST_POLL_SECONDS)
+                continue
+            if record is None:
+                raise WorkflowNotFoundError(workflow_id)
+            return record
 
     def on_ended(self, run: Run) -> None:
         """Tell those who have asked for a run."""
@@ -73,7 +96,8 @@ class Outcomes:
         """Take note of what another executor tells; called on any thread."""
         what, _, rest = message.partition(" ")
         if what == HAS_ENDED:
-            for waiter in tuple(self._waiting.get(rest, ())):
+            watch = self._watches.get(rest)
+            for waiter in tuple(watch.waiters) if watch is not None else ():
                 waiter.wake()
         elif what == ASKS_FOR:
             asker, _, workflow_id = rest.partition(" ")
@@ -83,27 +107,45 @@ class Outcomes:
                 self._asked.pop(workflow_id, None)
                 self._services.executor.send(asker, f"{HAS_ENDED} {workflow_id}")
 
-    def _refuse_parked(self, record: WorkflowRecord) -> None:
+    def _refuse_parked(self, record: WorkflowRecord, *, in_run: bool) -> None:
         parked = self._recovery.reason_for_parking(record.workflow_id)
-        if parked is not None and record.executor_id in (None, self._services.executor.id):
-            raise parked
+        if parked is None or record.executor_id not in (None, self._services.executor.id):
+            return
+        if in_run:
+            reason = f"this process cannot go on with it ({parked})"
+            raise WorkflowInterruptedError(record.workflow_id, reason) from parked
+        raise parked
 
     def _ask(self, record: WorkflowRecord) -> None:
-        executor = self._services.executor
-        if record.executor_id not in (None, executor.id):
-            executor.send(record.executor_id, f"{ASKS_FOR} {executor.id} {record.workflow_id}")
+        """Ask a workflow's owner, once in a while, however many wait for it here."""
+        executor, watch = self._services.executor, self._watches[record.workflow_id]
+        owner, now = record.executor_id, time.monotonic()
+        if owner in (None, executor.id):
+            return
+        if owner != watch.owner or now >= watch.asked_at + LONGEST_POLL_SECONDS:
+            watch.owner, watch.asked_at = owner, now
+            executor.send(owner, f"{ASKS_FOR} {executor.id} {record.workflow_id}")
 
     @contextmanager
-    def _listening(self, workflow_id: str) -> Iterator[_Waiter]:
+    def _watching(self, workflow_id: str) -> Iterator[_Waiter]:
         waiter = _Waiter()
-        self._waiting.setdefault(workflow_id, set()).add(waiter)
+        watch = self._watches.setdefault(workflow_id, _Watch())
+        watch.waiters.add(waiter)
         try:
             yield waiter
         finally:
-            waiters = self._waiting.get(workflow_id, set())
-            waiters.discard(waiter)
-            if not waiters:
-                self._waiting.pop(workflow_id, None)
+            watch.waiters.discard(waiter)
+            if not watch.waiters and self._watches.get(workflow_id) is watch:
+                del self._watches[workflow_id]
+
+
+class _Watch:
+    """Who waits here for one workflow, and whom they have asked."""
+
+    def __init__(self) -> None:
+        self.waiters: set[_Waiter] = set()
+        self.owner: str | None = None
+        self.asked_at = 0.0
 
 
 class _Waiter:

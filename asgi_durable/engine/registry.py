@@ -9,7 +9,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
 from asgi_durable.codec import Codec
-from asgi_durable.errors import DurableUsageError, EncodeError
+from asgi_durable.errors import DecodeError, DurableUsageError, EncodeError
 from asgi_durable.retry import RetryPolicy
 from asgi_durable.type_registry import function_hints
 
@@ -33,6 +33,7 @@ DIGEST_BYTES = 16
 # From this many crashes in a row without progress on, a workflow is taken over by itself.
 CRASHES_OF_A_SUSPECT = 2
 _BY_NAME = inspect.Parameter.POSITIONAL_OR_KEYWORD
+_OPTIONAL = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
 _BY_NAME_ONLY = inspect.Parameter.KEYWORD_ONLY
 
 
@@ -184,10 +185,33 @@ class WorkflowDefinition(Definition):
     ) -> dict[str, Any]:
         """Return the arguments to run with: the recorded ones, the ambient ones of the call."""
         arguments: dict[str, Any] = self.registry.codec.decode(data)
+        self._refuse_other_arguments(arguments)
         if self.ambient:
             given = self.signature.bind_partial(*args, **kwargs).arguments
             arguments.update({k: v for k, v in given.items() if k in self.ambient})
         return arguments
+
+    def _refuse_other_arguments(self, arguments: Mapping[str, Any]) -> None:
+        """Refuse what was recorded for another version of the function.
+
+        Code that fits may be running elsewhere; here it would be a ``TypeError`` of the call.
+        """
+        parameters = self.signature.parameters
+        unknown = sorted(arguments.keys() - parameters.keys())
+        missing = [
+            name
+            for name, parameter in parameters.items()
+            if parameter.default is parameter.empty
+            and parameter.kind not in _OPTIONAL
+            and name not in arguments
+            and name not in self.ambient
+        ]
+        if unknown or missing:
+            msg = (
+                f"the recorded arguments do not fit workflow {self.name!r}: "
+                f"unknown {unknown}, missing {missing}"
+            )
+            raise DecodeError(msg)
 
 
 class Registry:

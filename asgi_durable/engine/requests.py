@@ -155,23 +155,36 @@ class Requests:
         loop = asyncio.get_running_loop()
         while True:
             active = self._active.find(workflow_id)
-            if active is None:
-                row = _record(self._services, workflow_id, name, fingerprint, request_id)
-                run = Run(self._services, row, loop)
-                if self._active.launch(run, self._drive(run, handler)):
-                    break
+            if active is not None:
+                await wait_for(active, active.claimed, loop)
+                if active is self._active.find(workflow_id):
+                    same = active.workflow.fingerprint == fingerprint
+                    return InProgress() if same else KeyReused()
                 continue
-            await wait_for(active, active.claimed, loop)
-            if active is self._active.find(workflow_id):
-                same = active.workflow.fingerprint == fingerprint
-                return InProgress() if same else KeyReused()
+            row = _record(self._services, workflow_id, name, fingerprint, request_id)
+            run = Run(self._services, row, loop)
+            if self._active.launch(run, self._drive(run, handler)):
+                claim = await self._outcome_of_claim(run, fingerprint)
+                if claim is not None:
+                    return claim
+
+    async def _outcome_of_claim(self, run: Run, fingerprint: str) -> Claim | None:
+        """Return what became of a claim, ``None`` if it is to be made again."""
+        loop = asyncio.get_running_loop()
         if await wait_for(run, run.claimed, loop):
             return Claimed(run)
         ending = await wait_for(run, run.done, loop)
-        if isinstance(ending, Interrupted) and isinstance(ending.error, _RefusedError):
-            return await self._explain(ending.error.existing, fingerprint)
-        if isinstance(ending, Interrupted) and isinstance(ending.error, StorageError):
-            raise ending.error
+        if isinstance(ending, Interrupted):
+            if isinstance(ending.error, _RefusedError):
+                return await self._explain(ending.error.existing, fingerprint)
+            if isinstance(ending.error, StorageError):
+                raise ending.error
+            services = self._services
+            # A dead executor claims nothing; the process goes on as another one soon.
+            if ending.is_elsewhere and await services.executor.wait_until_renamed(
+                run.executor_id, services.patience_seconds
+            ):
+                return None
         return Claimed(run)
 
     async def _drive(self, run: Run, handler: Handler) -> Ending:

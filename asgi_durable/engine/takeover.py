@@ -87,6 +87,16 @@ class Takeover:
                 await _wait_for_progress(suspects)
         except StorageError as error:
             logger.warning("Nothing can be taken over for now: %s", error)
+        except asyncio.CancelledError:
+            self._recovery.on_lost()
+            raise
+        except Exception:  # a defect must not end the takeovers
+            logger.exception("Nothing can be taken over for now")
+        finally:
+            # Invariant: what was taken has a run, or is seen to by a sweep. Whatever failed
+            # between the two, the answer of the storage say, nobody else would run it.
+            if not self._stopped and not asyncio.get_running_loop().is_closed():
+                self._recovery.sweep_soon()
 
     async def _take(self, limit: int, *, suspects: bool) -> list[Run]:
         services = self._services
@@ -100,8 +110,6 @@ class Takeover:
         ids = [workflow.workflow_id for workflow in taken]
         stored_runs = await self._resumption.load_idle(ids)
         runs = [self._resumption.resume(stored, is_counted=True) for stored in stored_runs]
-        if len(stored_runs) < len(ids):
-            self._recovery.sweep_soon()
         return [run for run in runs if run is not None]
 
 

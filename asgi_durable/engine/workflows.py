@@ -4,14 +4,22 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable
-from typing import Any
+from collections.abc import Awaitable
+from typing import Any, Protocol
 
 from asgi_durable.context import current_request
 from asgi_durable.engine.active_runs import ActiveRuns, wait_for
 from asgi_durable.engine.call import Call
 from asgi_durable.engine.drives import Drives, conflict, missing_ambient
-from asgi_durable.engine.run import Ending, Finished, Interrupted, Run, Services, finished
+from asgi_durable.engine.run import (
+    Ending,
+    Finished,
+    Interrupted,
+    OwnedElsewhereError,
+    Run,
+    Services,
+    finished,
+)
 from asgi_durable.engine.values import decode_recorded
 from asgi_durable.errors import WorkflowConflictError, WorkflowNotFoundError
 from asgi_durable.ids import child_workflow_id, new_id
@@ -24,6 +32,13 @@ FIRST_RETRY_SECONDS = 0.05
 LONGEST_RETRY_SECONDS = 1.0
 
 
+class WaitElsewhere(Protocol):
+    """See :meth:`asgi_durable.engine.outcomes.Outcomes.wait`."""
+
+    def __call__(self, workflow_id: str, *, in_run: bool) -> Awaitable[Finished]:
+        """Wait for a workflow's outcome."""
+
+
 class Workflows:
     """Runs the application's workflows in this process.
 
@@ -31,7 +46,7 @@ class Workflows:
         wait_elsewhere: Waits for the outcome of a workflow that another executor runs.
     """
 
-    wait_elsewhere: Callable[[str], Awaitable[Finished]]
+    wait_elsewhere: WaitElsewhere
 
     def __init__(self, services: Services, active: ActiveRuns, drives: Drives) -> None:
         self._services = services
@@ -69,26 +84,54 @@ class Workflows:
     async def result(self, call: Call) -> Any:
         """Begin a call, wait for its outcome, and return or raise it."""
         begun = await self.begin(call)
-        delay = FIRST_RETRY_SECONDS
-        while True:
-            ending = await self._ending(call, begun)
-            if isinstance(ending, Finished) or not ending.is_elsewhere:
-                break
-            if not call.definition.ambient:
-                ending = await self.wait_elsewhere(begun.workflow_id)
-                break
-            # Nobody but this call has what the workflow needs of its request.
-            await asyncio.sleep(delay)
-            delay = min(delay * 2, LONGEST_RETRY_SECONDS)
-            begun = await self._join_again(call, begun.workflow_id)
+        ending = await self._ending(call, begun)
         if call.parent is None:
+            while _is_elsewhere(ending) and await self._begin_anew(begun):
+                begun = await self.begin(call)
+                ending = await self._ending(call, begun)
+            if _is_elsewhere(ending):
+                ending = await self._ending_elsewhere(call, begun.workflow_id)
             return self.value_of(ending)
         parent = call.parent[0]
+        if _is_elsewhere(ending):
+            try:
+                ending = await self._ending_elsewhere(call, begun.workflow_id)
+            except Exception as error:
+                # Not the child's outcome, so nothing that the parent's code may go on with.
+                raise parent.stop(error, goes_on=True) from error
         if isinstance(ending, Finished):
             return decode_recorded(parent, ending.output, ending.error)
         if isinstance(ending.error, WorkflowConflictError):
             raise ending.error
         raise parent.stop(ending.error, goes_on=ending.goes_on)
+
+    async def _begin_anew(self, begun: Run | WorkflowRecord) -> bool:
+        """Tell whether a call is to be made again: its executor was dead before it began.
+
+        Raises:
+            WorkflowInterruptedError: The process does not go on as another executor.
+        """
+        if isinstance(begun, WorkflowRecord):
+            return False
+        if await self._services.storage.get_workflow(begun.workflow_id) is not None:
+            return False
+        executor, patience = self._services.executor, self._services.patience_seconds
+        if not await executor.wait_until_renamed(begun.executor_id, patience):
+            raise OwnedElsewhereError(begun.workflow_id)
+        return True
+
+    async def _ending_elsewhere(self, call: Call, workflow_id: str) -> Ending:
+        """Wait for the outcome of a workflow that another executor runs."""
+        if not call.definition.ambient:
+            return await self.wait_elsewhere(workflow_id, in_run=call.parent is not None)
+        # Nobody but this call has what the workflow needs of its request.
+        delay = FIRST_RETRY_SECONDS
+        while True:
+            await asyncio.sleep(delay)
+            delay = min(delay * 2, LONGEST_RETRY_SECONDS)
+            ending = await self._ending(call, await self._join_again(call, workflow_id))
+            if not _is_elsewhere(ending):
+                return ending
 
     async def _ending(self, call: Call, begun: Run | WorkflowRecord) -> Ending:
         """Wait until a call's run is over, or over enough for its parent."""
@@ -104,14 +147,20 @@ class Workflows:
 
     async def start(self, call: Call) -> str:
         """Begin a call and return the workflow's id once its start is durable."""
-        begun = await self.begin(call)
-        if isinstance(begun, WorkflowRecord):
-            return begun.workflow_id
-        if not await wait_for(begun, begun.claimed, call.loop):
+        while True:
+            begun = await self.begin(call)
+            if isinstance(begun, WorkflowRecord):
+                return begun.workflow_id
+            if await wait_for(begun, begun.claimed, call.loop):
+                return begun.workflow_id
             ending = await wait_for(begun, begun.done, call.loop)
-            if isinstance(ending, Interrupted) and not ending.is_elsewhere:
-                raise ending.error
-        return begun.workflow_id
+            if isinstance(ending, Interrupted):
+                if call.parent is not None or not ending.is_elsewhere:
+                    raise ending.error
+                # Invariant: who starts a workflow is told its id only once there is a row.
+                if await self._begin_anew(begun):
+                    continue
+            return begun.workflow_id
 
     def value_of(self, ending: Ending) -> Any:
         """Return an outcome's result, or raise its error."""
@@ -191,6 +240,10 @@ class Workflows:
             created_at_us=now,
             updated_at_us=now,
         )
+
+
+def _is_elsewhere(ending: Ending) -> bool:
+    return isinstance(ending, Interrupted) and ending.is_elsewhere
 
 
 def _refuse_ambient(call: Call) -> None:

@@ -32,7 +32,13 @@ class ExecutorStatements:
         self.look = self._look(renews=False)
         self.renew_and_look = self._look(renews=True)
         self.declare_dead = self._declare_dead()
-        self.retire = self._retire()
+        # Each a statement of its own, in this order: see `PostgresNames.fence`.
+        self.leave = (
+            f"UPDATE {names.executors} SET state = 'RELEASED' "
+            "WHERE executor_id = $1::text AND state = 'ALIVE'"
+        )
+        self.open_own_fence = f"DELETE FROM {names.fences} WHERE executor_id = $1::text"
+        self.open_fences = self._open_fences()
         self.take_over = self._take_over()
         self.adopt = self._adopt()
         self.forget = (
@@ -87,9 +93,9 @@ class ExecutorStatements:
             "AS expired, "
             "ARRAY(SELECT executor_id FROM unlocked) AS unlocked_ids, "
             "ARRAY(SELECT session_lock FROM unlocked) AS unlocked_keys, "
-            f"{orphans} IS NULL) OR {orphans} = ANY(ARRAY("
-            f"SELECT e.executor_id FROM {executors} AS e WHERE e.state <> 'ALIVE'))) "
-            "AS has_orphans, "
+            f"{orphans} IS NULL) OR {orphans} = ANY(ARRAY({self._free_owners()}))) AS has_orphans, "
+            f"EXISTS (SELECT 1 FROM {self._names.fences} AS f WHERE {self._is_obsolete()}) "
+            "AS has_obsolete_fences, "
             f"EXISTS (SELECT 1 FROM {executors} AS e WHERE {self._is_forgettable()}) "
             "AS has_forgettable"
         )
@@ -97,36 +103,37 @@ class ExecutorStatements:
     def _declare_dead(self) -> str:
         """$1 executors, $2 for each the lock that was missed, or NULL if it was the lease.
 
-        Invariant: the fence is locked before anything is changed, and deleted in the same
-        transaction. SKIP LOCKED: who holds it writes at this moment, and is asked again at the
-        next beat. That the executor is gone still is checked as of its row's last version.
+        Invariant: that it is gone is checked once more, as of its row's last version: it may
+        have renewed its lease since.
         """
-        executors, fences = self._names.executors, self._names.fences
         return (
-            "WITH gone AS MATERIALIZED (SELECT * FROM unnest($1::text[], $2::int4[]) "
-            "AS gone(executor_id, session_lock)), "
-            f"fenced AS MATERIALIZED (SELECT f.executor_id FROM {fences} AS f "
-            "WHERE f.executor_id = ANY($1::text[]) ORDER BY f.executor_id "
-            "FOR UPDATE SKIP LOCKED), "
-            f"dead AS (UPDATE {executors} AS e SET state = 'DEAD' FROM gone "
+            f"UPDATE {self._names.executors} AS e SET state = 'DEAD' "
+            "FROM unnest($1::text[], $2::int4[]) AS gone(executor_id, session_lock) "
             "WHERE e.executor_id = gone.executor_id AND e.state = 'ALIVE' "
-            "AND (e.executor_id IN (SELECT executor_id FROM fenced) OR NOT EXISTS "
-            f"(SELECT 1 FROM {fences} AS f WHERE f.executor_id = e.executor_id)) "
             f"AND (e.lease_expires_at_us < {NOW_US} OR e.session_lock = gone.session_lock "
-            f"AND e.session_lock NOT IN ({_HELD_KEYS})) RETURNING e.executor_id) "
-            f"DELETE FROM {fences} AS f USING dead WHERE f.executor_id = dead.executor_id"
+            f"AND e.session_lock NOT IN ({_HELD_KEYS}))"
         )
 
-    def _retire(self) -> str:
-        """Invariant: the fence is locked first, as in ``declare_dead``: no deadlock."""
-        executors, fences = self._names.executors, self._names.fences
+    def _open_fences(self) -> str:
+        """SKIP LOCKED: who holds one is about to commit, and it is tried again at the next beat."""
         return (
-            f"WITH fenced AS MATERIALIZED (SELECT executor_id FROM {fences} "
-            "WHERE executor_id = $1::text FOR UPDATE), "
-            f"released AS (UPDATE {executors} AS e SET state = 'RELEASED' FROM fenced "
-            "WHERE e.executor_id = fenced.executor_id AND e.state = 'ALIVE' "
-            "RETURNING e.executor_id) "
-            f"DELETE FROM {fences} AS f USING released WHERE f.executor_id = released.executor_id"
+            f"DELETE FROM {self._names.fences} WHERE executor_id IN ("
+            f"SELECT f.executor_id FROM {self._names.fences} AS f WHERE {self._is_obsolete()} "
+            "ORDER BY f.executor_id FOR UPDATE SKIP LOCKED)"
+        )
+
+    def _is_obsolete(self) -> str:
+        return (
+            f"NOT EXISTS (SELECT 1 FROM {self._names.executors} AS e "
+            "WHERE e.executor_id = f.executor_id AND e.state = 'ALIVE')"
+        )
+
+    def _free_owners(self) -> str:
+        """Who is not alive, and has nothing under way that may be committed still."""
+        return (
+            f"SELECT e.executor_id FROM {self._names.executors} AS e WHERE e.state <> 'ALIVE' "
+            f"AND NOT EXISTS (SELECT 1 FROM {self._names.fences} AS f "
+            "WHERE f.executor_id = e.executor_id)"
         )
 
     def _take_over(self) -> str:
@@ -150,8 +157,7 @@ class ExecutorStatements:
             f"WITH me AS MATERIALIZED ({self._names.fence('$1::text')}), "
             f"taken AS MATERIALIZED (SELECT w.workflow_id FROM {workflows} AS w "
             f"WHERE {_RUNNABLE} AND EXISTS (SELECT 1 FROM me) "
-            "AND (w.executor_id IS NULL OR w.executor_id = ANY(ARRAY("
-            f"SELECT e.executor_id FROM {executors} AS e WHERE e.state <> 'ALIVE'))) "
+            f"AND (w.executor_id IS NULL OR w.executor_id = ANY(ARRAY({self._free_owners()}))) "
             f"AND ({crashes} >= 2) = $6::bool "
             # An expression: else the planner may walk along the primary key for the order.
             "ORDER BY w.workflow_id || '' LIMIT $5::int8 FOR UPDATE OF w SKIP LOCKED) "

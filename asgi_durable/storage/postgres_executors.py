@@ -2,8 +2,8 @@
 
 An executor has a lease, by the database's clock, and where its connection is a session on the
 server it holds an advisory lock as well: the server gives that up at once when the process
-dies. Whoever misses either declares the executor dead, and its fence decides: see
-``PostgresNames.fence``.
+dies. Whoever misses either declares the executor dead; its workflows are free once its fence
+is gone: see ``PostgresNames.fence``.
 """
 
 from __future__ import annotations
@@ -85,8 +85,9 @@ class PostgresExecutors:
         """See ``Executors.retire``."""
 
         async def leave(wire: Wire) -> None:
-            await wire.fetch(self._sql.retire, executor_id)
-            # Invariant: after the leave, when it can own nothing more.
+            await wire.fetch(self._sql.leave, executor_id)
+            # Invariant: after it left, when nothing new begins. This waits for what has begun.
+            await wire.fetch(self._sql.open_own_fence, executor_id)
             await wire.fetch(self._sql.forget)
             await self._forget_own(wire, executor_id)
 
@@ -97,9 +98,11 @@ class PostgresExecutors:
     ) -> Beat:
         row = await self._look(wire, executor_id, lease_seconds, runnable)
         gone = self._gone(row)
-        if gone or self._is_adoption_due():
+        if gone or row["has_obsolete_fences"] or self._is_adoption_due():
             if gone:
                 await wire.fetch(self._sql.declare_dead, *zip(*gone, strict=True))
+            # Invariant: in a statement after the one that declares dead, and before the look.
+            await wire.fetch(self._sql.open_fences)
             await wire.fetch(self._sql.adopt)
             row = await self._look(wire, executor_id, lease_seconds, runnable)
         if row["has_forgettable"]:

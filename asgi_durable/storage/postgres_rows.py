@@ -89,7 +89,7 @@ class PostgresNames:
 
     @property
     def fences(self) -> str:
-        """A row for every executor that is ALIVE; see ``postgres_schema``."""
+        """A row for every executor whose workflows are not free; see ``postgres_schema``."""
         return self._table(FENCES)
 
     def _table(self, name: str) -> str:
@@ -98,9 +98,11 @@ class PostgresNames:
     def fence(self, executor: str) -> str:
         """Return a query of an executor's id, with no row if it is not alive.
 
-        Invariant: it locks the fence until its transaction ends. Who declares an executor dead
-        deletes its fence first and never waits for it: so either this transaction comes before
-        the death, or it sees it. A renewal of the lease touches another row.
+        Invariant: it locks the fence until its transaction ends, and nobody takes a workflow of
+        an executor whose fence stands. An executor that dies is marked first, so that nothing
+        new begins, and its fence is deleted once nobody holds it: what had begun is committed
+        by then, and what asks for the fence later finds none. A renewal of the lease touches
+        another row.
         """
         return (
             f"SELECT fence.executor_id FROM {self.fences} AS fence "

@@ -24,9 +24,9 @@ OLDEST_SERVER = 12
 # Of the advisory lock under which one process at a time migrates.
 MIGRATION_LOCK = 0x61736769
 
-# A row for every executor that is ALIVE, which each of its transactions locks. It is apart
-# from `executors` as it must never be updated: locking a row that was changed since a
-# REPEATABLE READ transaction began fails, and leases are renewed all the time.
+# A row for every executor whose workflows are not free, which each of its transactions locks.
+# It is apart from `executors` as it must never be updated: locking a row that was changed
+# since a REPEATABLE READ transaction began fails, and leases are renewed all the time.
 _fences = sa.Table(
     FENCES,
     sa.MetaData(),

@@ -43,10 +43,10 @@ class SettleStatements:
     """SQL text for one schema."""
 
     def __init__(self, names: PostgresNames) -> None:
-        workflows, steps, executors = names.workflows, names.steps, names.executors
+        workflows, steps = names.workflows, names.steps
+        # Or is dead, but something that it began may be committed still.
         owner_lives = (
-            f"EXISTS (SELECT 1 FROM {executors} AS e "
-            "WHERE e.executor_id = w.executor_id AND e.state = 'ALIVE')"
+            f"EXISTS (SELECT 1 FROM {names.fences} AS f WHERE f.executor_id = w.executor_id)"
         )
         owned = f"{OWNED} AND w.workflow_id = ANY($2::text[])"
         self.fence = names.fence("$1::text")

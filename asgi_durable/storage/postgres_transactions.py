@@ -88,14 +88,15 @@ class PostgresTransactions:
         # The executor is $1, as in OWNED, and the row follows.
         # Invariant: the fence is locked by the last statement before the COMMIT, so that a
         # takeover never waits for the application; and if the process stops between the two,
-        # the server ends the transaction.
+        # the server ends the transaction. So is the workflow's row: in an older snapshot it
+        # may be this executor's still.
         self._record = (
             f"WITH executor AS MATERIALIZED ({names.fence('$1::text')}), pause AS MATERIALIZED ("
             f"SELECT set_config('idle_in_transaction_session_timeout', '{LONGEST_PAUSE}', true)) "
             f"INSERT INTO {names.steps} ({', '.join(columns(tables.steps))}) "
             "SELECT $2::text, $3::int4, $4::text, $5::bytea, $6::bytea, $7::bytea, $8::int8 "
             f"FROM {names.workflows} AS w, executor, pause WHERE w.workflow_id = $2::text "
-            f"AND {OWNED} ON CONFLICT DO NOTHING"
+            f"AND {OWNED} FOR SHARE OF w ON CONFLICT DO NOTHING"
         )
 
     async def open(self) -> None:

@@ -1,7 +1,8 @@
-"""An order service whose requests survive a crash: FastAPI on a SQLite file.
+"""An order service whose requests survive a crash: FastAPI on a SQLite file or on Postgres.
 
 Environment:
-    ASGI_DURABLE_URL: The database; ``sqlite:///orders.db`` by default.
+    ASGI_DURABLE_URL: The database; ``sqlite:///orders.db`` by default. ``postgresql://…``
+        needs the extra ``postgres``.
     ORDERS_OUTBOX: The file that stands for the mail server; ``outbox.txt`` by default.
     ORDERS_DELAY: Seconds that sending a confirmation and each part of a job takes; 0.
 """
@@ -42,15 +43,25 @@ class Job(BaseModel):
     parts: Annotated[int, Field(gt=0, le=100)] = 5
 
 
+metadata = sa.MetaData()
+orders = sa.Table(
+    "orders",
+    metadata,
+    sa.Column("id", sa.BigInteger().with_variant(sa.Integer, "sqlite"), primary_key=True),
+    sa.Column("user_id", sa.Text, nullable=False),
+    sa.Column("item_id", sa.Text, nullable=False),
+    sa.Column("quantity", sa.Integer, nullable=False),
+)
+
+
 @durable.transaction
 async def create_tables() -> None:
     """Create the application's own table, beside the step log."""
-    await durable.session.execute(
-        sa.text(
-            "CREATE TABLE IF NOT EXISTS orders (id INTEGER PRIMARY KEY AUTOINCREMENT, "
-            "user_id TEXT NOT NULL, item_id TEXT NOT NULL, quantity INTEGER NOT NULL)"
-        )
-    )
+    connection = await durable.session.connection()
+    if connection.dialect.name == "postgresql":
+        # Several processes may start at once: one after the other, please.
+        await connection.execute(sa.text("SELECT pg_advisory_xact_lock(hashtext('orders'))"))
+    await connection.run_sync(metadata.create_all)
 
 
 @asynccontextmanager
@@ -68,11 +79,7 @@ install(app, durable)
 async def save_order(order: Order) -> str:
     """Insert the order: its row and the step's record commit together."""
     result = await durable.session.execute(
-        sa.text(
-            "INSERT INTO orders (user_id, item_id, quantity) "
-            "VALUES (:user_id, :item_id, :quantity) RETURNING id"
-        ),
-        order.model_dump(),
+        sa.insert(orders).values(order.model_dump()).returning(orders.c.id)
     )
     return str(result.scalar_one())
 
@@ -98,10 +105,7 @@ async def create_order(order: Order) -> dict[str, str]:
 @durable.transaction
 async def get_order(order_id: Annotated[int, Path(gt=0, lt=2**63)]) -> dict[str, object]:
     """Read an order; outside a keyed request this is a plain transaction."""
-    result = await durable.session.execute(
-        sa.text("SELECT id, user_id, item_id, quantity FROM orders WHERE id = :id"),
-        {"id": order_id},
-    )
+    result = await durable.session.execute(sa.select(orders).where(orders.c.id == order_id))
     row = result.mappings().one_or_none()
     if row is None:
         raise DurableError("Order not found", code="ORDER_NOT_FOUND", status_code=404)

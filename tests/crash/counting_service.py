@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 import os
 import resource
 import time
@@ -30,6 +31,8 @@ FOLDER = Path(os.environ["COUNTING_FOLDER"])
 POLL_SECONDS = 0.01
 SECONDS_TO_DEATH = 0.2
 MAX_RECOVERY_ATTEMPTS = 3
+
+logging.basicConfig(level=logging.INFO, format="%(asctime)s %(process)d %(levelname)s %(message)s")
 
 durable = Durable(**json.loads(os.environ.get("COUNTING_SETTINGS", "{}")))
 

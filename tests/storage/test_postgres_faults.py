@@ -6,6 +6,7 @@ import asyncio
 import itertools
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import asyncpg
@@ -24,6 +25,7 @@ from support.storages import (
     enter,
     is_alive,
     kinds,
+    orphans_appear,
     until,
 )
 
@@ -88,14 +90,17 @@ async def test_a_storage_whose_connections_were_ended_goes_on(
     assert await kinds(storage, success()) == [DONE]
 
 
-async def test_an_executor_whose_connections_were_ended_is_alive_after_its_next_beat(
-    own_postgres: PostgresServer, storage: Storage, other: Storage
+async def test_an_executor_whose_connections_were_ended_outlives_one_that_is_gone(
+    own_postgres: PostgresServer, storage: Storage, other: Storage, open_storage: OpenStorage
 ) -> None:
+    gone = await open_storage("gone")
+    await gone.commit([StartWorkflow(workflow(executor_id="gone"))])
     await end_connections(own_postgres)
-    await until_available(lambda: is_alive(storage))
+    for survivor, executor_id in ((storage, EXECUTOR), (other, OTHER)):
+        await until_available(partial(is_alive, survivor, executor_id))
 
-    for _ in range(5):
-        await until_available(lambda: is_alive(other, OTHER))
+    await gone.close()
+    await orphans_appear(other, OTHER)
 
     assert await is_alive(storage)
 

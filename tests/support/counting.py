@@ -24,7 +24,7 @@ from support.postgres import fetch
 from support.server import REPOSITORY, Server
 
 GIVE_UP_AFTER_SECONDS = 100.0
-PAUSE_SECONDS = 0.05
+PAUSE_SECONDS = 0.2
 POLL_SECONDS = 0.02
 # What a client may see while processes die, stop and take over from each other.
 RETRIED_STATUSES = frozenset({409, 503})

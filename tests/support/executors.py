@@ -13,14 +13,67 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
 
+from support.interruption import Gate
 from support.postgres import fetch
 
 from asgi_durable import Durable
 from asgi_durable.engine.executor import Executor
-from asgi_durable.storage.protocol import Storage
+from asgi_durable.storage.protocol import Beat, Storage
 
 PATIENCE_SECONDS = 50.0
 POLL_SECONDS = 0.01
+
+
+class Worker(Durable):
+    """An executor that knows a workflow of three steps, ``work``; the second waits at a gate.
+
+    Args:
+        url: The database; several workers on one database know the same workflow.
+        waits: True if the gate is closed at first.
+        max_recovery_attempts: Of the workflow.
+        options: More arguments of ``Durable``.
+
+    Attributes:
+        began: Workflow and number of every step whose body began here.
+        gate: Where the second steps wait.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        *,
+        waits: bool = False,
+        max_recovery_attempts: int | None = 20,
+        **options: Any,
+    ) -> None:
+        super().__init__(url, **{"drain_timeout": 0.0} | options)
+        self.began: list[tuple[str | None, int]] = []
+        self.gate = Gate()
+        if not waits:
+            self.gate.open()
+
+        @self.step(name="step")
+        async def step(number: int) -> int:
+            self.began.append((self.workflow_id, number))
+            if number == 1:
+                await self.gate.wait()
+            return number
+
+        @self.workflow(name="work", max_recovery_attempts=max_recovery_attempts)
+        async def work() -> list[int]:
+            return [await step(number) for number in range(3)]
+
+        self.work = work
+
+    async def begin(self, *workflow_ids: str) -> None:
+        """Start workflows, and wait until each is at the gate."""
+        for workflow_id in workflow_ids:
+            await self.options(workflow_id=workflow_id).start_workflow(self.work)
+        await self.is_at_gate(*workflow_ids)
+
+    async def is_at_gate(self, *workflow_ids: str) -> None:
+        """Wait until each of these workflows is at the gate."""
+        await until(lambda: {(workflow_id, 1) for workflow_id in workflow_ids} <= {*self.began})
 
 
 def storage_of(durable: Durable) -> Storage:
@@ -66,6 +119,12 @@ async def row_of(url: str, workflow_id: str, columns: str) -> tuple[Any, ...]:
     return row
 
 
+async def result_of(durable: Durable, workflow_id: str) -> Any:
+    """Wait for a workflow's result, which makes nobody run it."""
+    handle = await durable.retrieve_workflow(workflow_id)
+    return await handle.get_result(timeout=PATIENCE_SECONDS)
+
+
 async def kill(durable: Durable) -> None:
     """End an executor as SIGKILL would: locks and connections are gone, and nobody is told.
 
@@ -107,6 +166,22 @@ async def declared_dead(durable: Durable) -> AsyncIterator[None]:
 async def is_another(durable: Durable, executor_id: str) -> None:
     """Wait until a process has noticed that it was declared dead."""
     await until(lambda: executor_of(durable).id != executor_id)
+
+
+async def beats(durable: Durable, number: int) -> None:
+    """Wait until an executor has looked around so often, from now on."""
+    executor = executor_of(durable)
+    on_beat, seen = executor.on_beat, []
+
+    def count(beat: Beat) -> None:
+        seen.append(beat)
+        on_beat(beat)
+
+    executor.on_beat = count
+    try:
+        await until(lambda: len(seen) >= number)
+    finally:
+        executor.on_beat = on_beat
 
 
 async def _end_lease(url: str, executor_id: str) -> None:
