@@ -10,13 +10,16 @@ from asgi_durable.engine.resumption import Resumption
 from asgi_durable.engine.run import Run, Services
 from asgi_durable.errors import StorageError
 from asgi_durable.storage.protocol import Beat, Runnable
+from asgi_durable.storage.writes import AcquitWorkflow
 
 __all__ = ["Takeover"]
 
 logger = logging.getLogger(__name__)
 
-# How long a suspect keeps the others waiting, unless it records something or ends sooner.
+# How long a suspect keeps the others waiting, unless it records something or ends sooner;
+# twice as long each time that it has to be tried again.
 SUSPECT_SECONDS = 5.0
+LONGEST_SUSPECT_SECONDS = 300.0
 SUSPECT_POLL_SECONDS = 0.05
 
 
@@ -25,7 +28,7 @@ class Takeover:
 
     A workflow that was running in two crashes in a row without any progress is a suspect:
     it may be what kills its process. Suspects are taken one at a time, after all others, so
-    that the one to blame crashes alone.
+    that the one to blame crashes alone. One that takes long is acquitted before the next.
     """
 
     def __init__(self, services: Services, resumption: Resumption, recovery: Recovery) -> None:
@@ -84,7 +87,7 @@ class Takeover:
                 suspects = await self._take(1, suspects=True)
                 if not suspects:
                     return
-                await _wait_for_progress(suspects)
+                await self._try_suspects(suspects)
         except StorageError as error:
             logger.warning("Nothing can be taken over for now: %s", error)
         except asyncio.CancelledError:
@@ -112,15 +115,24 @@ class Takeover:
         runs = [self._resumption.resume(stored, is_counted=True) for stored in stored_runs]
         return [run for run in runs if run is not None]
 
+    async def _try_suspects(self, runs: list[Run]) -> None:
+        for run in runs:
+            has_ended = await _wait_for_progress(run)
+            if not has_ended and not run.has_progressed:
+                # Invariant: durable before the next suspect begins. What that one does to the
+                # process is not this one's doing.
+                await run.commit(AcquitWorkflow(run.workflow_id, run.executor_id))
+
 
 def _tasks(runs: list[Run]) -> list[asyncio.Task[None]]:
     return [run.task for run in runs if run.task is not None]
 
 
-async def _wait_for_progress(runs: list[Run]) -> None:
+async def _wait_for_progress(run: Run) -> bool:
+    """Wait until a suspect ends, records something, or has had its time; True if it ended."""
     clock = asyncio.get_running_loop().time
-    give_up_at = clock() + SUSPECT_SECONDS
-    waiting = _tasks(runs)
-    while waiting and clock() < give_up_at and not any(run.has_progressed for run in runs):
-        _, pending = await asyncio.wait(waiting, timeout=SUSPECT_POLL_SECONDS)
-        waiting = list(pending)
+    patience = SUSPECT_SECONDS * 2.0 ** max(0, run.workflow.attempts - 3)
+    give_up_at = clock() + min(patience, LONGEST_SUSPECT_SECONDS)
+    while not run.done.is_set() and clock() < give_up_at and not run.has_progressed:
+        await asyncio.wait(_tasks([run]), timeout=SUSPECT_POLL_SECONDS)
+    return run.done.is_set()

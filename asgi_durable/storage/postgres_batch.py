@@ -21,6 +21,7 @@ from asgi_durable.storage.postgres_rows import (
 )
 from asgi_durable.storage.records import WorkflowRecord
 from asgi_durable.storage.writes import (
+    AcquitWorkflow,
     ClaimRequest,
     FinishWorkflow,
     ForgetRequest,
@@ -40,6 +41,7 @@ _STAGES: dict[type[Any], int] = {
     ResumeWorkflow: HEAD,
     RecordStep: STEP,
     FinishWorkflow: TAIL,
+    AcquitWorkflow: TAIL,
     ReleaseWorkflow: TAIL,
     ForgetRequest: TAIL,
 }

@@ -153,14 +153,20 @@ class ExecutorStatements:
             f"CASE WHEN NOT {crashed} THEN w.crashes WHEN w.crashes = 0 THEN 1 "
             f"WHEN {entries} > w.crashed_at_entry THEN 1 ELSE w.crashes + 1 END"
         )
+        # As the index has them, of one owner: no more are read than are taken.
+        first = (
+            f"SELECT w.workflow_id FROM {workflows} AS w WHERE w.executor_id {{owner}} "
+            f"AND {_RUNNABLE} AND EXISTS (SELECT 1 FROM me) AND ({crashes} >= 2) = $6::bool "
+            "ORDER BY w.executor_id, w.fingerprint, w.workflow_id LIMIT $5::int8 "
+            "FOR UPDATE OF w SKIP LOCKED"
+        )
         return (
             f"WITH me AS MATERIALIZED ({self._names.fence('$1::text')}), "
-            f"taken AS MATERIALIZED (SELECT w.workflow_id FROM {workflows} AS w "
-            f"WHERE {_RUNNABLE} AND EXISTS (SELECT 1 FROM me) "
-            f"AND (w.executor_id IS NULL OR w.executor_id = ANY(ARRAY({self._free_owners()}))) "
-            f"AND ({crashes} >= 2) = $6::bool "
-            # An expression: else the planner may walk along the primary key for the order.
-            "ORDER BY w.workflow_id || '' LIMIT $5::int8 FOR UPDATE OF w SKIP LOCKED) "
+            f"owners AS MATERIALIZED ({self._free_owners()}), "
+            "taken AS MATERIALIZED (SELECT workflow_id FROM (SELECT found.workflow_id FROM owners "
+            f"CROSS JOIN LATERAL ({first.format(owner='= owners.executor_id')}) AS found UNION ALL "
+            f"SELECT workflow_id FROM ({first.format(owner='IS NULL')}) AS released) AS free "
+            "ORDER BY workflow_id LIMIT $5::int8) "
             f"UPDATE {workflows} AS w SET executor_id = $1, attempts = w.attempts + 1, "
             f"crashes = {crashes}, updated_at_us = {NOW_US}, "
             f"crashed_at_entry = CASE WHEN {crashed} THEN {entries} ELSE w.crashed_at_entry END "

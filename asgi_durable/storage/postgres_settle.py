@@ -20,6 +20,7 @@ from asgi_durable.storage.records import StepRecord, WorkflowRecord
 from asgi_durable.storage.writes import (
     DONE,
     FENCED,
+    AcquitWorkflow,
     ClaimRequest,
     FinishWorkflow,
     ForgetRequest,
@@ -75,6 +76,8 @@ class SettleStatements:
             "JOIN unnest($1::text[], $2::int4[]) AS wanted(workflow_id, step_number) "
             "ON wanted.workflow_id = s.workflow_id AND wanted.step_number = s.step_number"
         )
+        # Whatever its log will have then is more than nothing, and the next crash the first.
+        self.acquit = f"UPDATE {workflows} AS w SET crashed_at_entry = -1 WHERE {owned}"
         self.release = f"UPDATE {workflows} AS w SET executor_id = NULL WHERE {owned}"
         self.forget = (
             f"DELETE FROM {workflows} AS w WHERE {owned} AND w.fingerprint IS NOT NULL "
@@ -176,8 +179,12 @@ class _Settlement:
         await self._settle_ends([end for end in rows.ends if not applied.has(end)])
 
     async def give_up_workflows(self, writes: Sequence[Write]) -> None:
-        """Release and forget, after all that is written for the same workflows."""
-        kinds = {ReleaseWorkflow: self._statements.release, ForgetRequest: self._statements.forget}
+        """Acquit, release and forget, after all that is written for the same workflows."""
+        kinds = {
+            AcquitWorkflow: self._statements.acquit,
+            ReleaseWorkflow: self._statements.release,
+            ForgetRequest: self._statements.forget,
+        }
         for kind, statement in kinds.items():
             if ids := [workflow_id_of(write) for write in writes if isinstance(write, kind)]:
                 await self._wire.fetch(statement, self._executor_id, ids)

@@ -47,9 +47,6 @@ class PostgresTransaction:
             msg = "this transaction has no place in a step log"
             raise DurableUsageError(msg)
         statement, slot = self._record
-        # Invariant: the application's rows are flushed before the record, and both are in the
-        # transaction that `PostgresTransactions.transaction` commits.
-        await self.session.commit()
         raw = await self._connection.get_raw_connection()
         driver: Any = raw.driver_connection
         if not self._transaction.is_active or (self._has_begun and not driver.is_in_transaction()):
@@ -58,6 +55,9 @@ class PostgresTransaction:
                 "SQL or of its connection; use durable.session.commit() or leave it out"
             )
             raise DurableUsageError(msg)
+        # Invariant: the application's rows are flushed before the record, and both are in the
+        # transaction that `PostgresTransactions.transaction` commits.
+        await self.session.commit()
         values = (slot.executor_id, *step_values(step))
         result = await self._connection.exec_driver_sql(statement, values)
         if result.rowcount != 1:

@@ -33,6 +33,7 @@ from asgi_durable.storage.sqlite_rows import (
 from asgi_durable.storage.writes import (
     DONE,
     FENCED,
+    AcquitWorkflow,
     ClaimRequest,
     FinishWorkflow,
     ForgetRequest,
@@ -73,6 +74,8 @@ RESUME_WORKFLOW = (
     f"UPDATE {tables.workflows.name} SET executor_id = ?, attempts = attempts + 1, "
     "updated_at_us = ? WHERE workflow_id = ?"
 )
+# Whatever its log will have then is more than nothing: see `SQLiteExecutors.take_over`.
+ACQUIT_WORKFLOW = f"UPDATE {tables.workflows.name} SET crashed_at_entry = -1 WHERE {_OWNED}"
 RELEASE_WORKFLOW = f"UPDATE {tables.workflows.name} SET executor_id = NULL WHERE {_OWNED}"
 FORGET_REQUEST = (
     f"DELETE FROM {tables.workflows.name} WHERE {_OWNED} "
@@ -171,7 +174,7 @@ class SQLiteWriter:
         self._execute_all(FINISH_WORKFLOW, map(_finish_parameters, ends))
         answers = [response_values(end.response) for end in ends if end.response is not None]
         self._execute_all(INSERT_RESPONSE, answers)
-        for kind in (ReleaseWorkflow, ForgetRequest):
+        for kind in (AcquitWorkflow, ReleaseWorkflow, ForgetRequest):
             for write in by_kind.get(kind, ()):
                 self._apply_alone(write)
         return [alone.get(id(write), DONE) for write in batch]
@@ -254,6 +257,10 @@ class SQLiteWriter:
             self._cursor.execute(INSERT_RESPONSE, response_values(write.response))
         return DONE
 
+    def _acquit(self, write: AcquitWorkflow) -> Outcome:
+        self._cursor.execute(ACQUIT_WORKFLOW, (write.workflow_id, write.executor_id))
+        return DONE
+
     def _release(self, write: ReleaseWorkflow) -> Outcome:
         self._cursor.execute(RELEASE_WORKFLOW, (write.workflow_id, write.executor_id))
         return DONE
@@ -276,6 +283,7 @@ _APPLY: dict[type, Callable[[SQLiteWriter, Any], Outcome]] = {
     RecordStep: SQLiteWriter._record,
     ResumeWorkflow: SQLiteWriter._resume,
     FinishWorkflow: SQLiteWriter._finish,
+    AcquitWorkflow: SQLiteWriter._acquit,
     ReleaseWorkflow: SQLiteWriter._release,
     ForgetRequest: SQLiteWriter._forget,
 }

@@ -1,7 +1,8 @@
 """What a run asks the storage to make durable, and what it is told of each.
 
-Every write may be repeated: a commit whose answer got lost is tried again, and the second
-time finds its own rows and is DONE once more.
+Whatever a write's own outcomes are, it is FENCED where its executor is dead. Every write may
+be repeated: a commit whose answer got lost is tried again, and the second time finds its own
+rows and is DONE once more.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from asgi_durable.storage.records import (
 __all__ = [
     "DONE",
     "FENCED",
+    "AcquitWorkflow",
     "ClaimRequest",
     "FinishWorkflow",
     "ForgetRequest",
@@ -88,8 +90,19 @@ class FinishWorkflow:
 
 
 @dataclass(frozen=True, slots=True)
+class AcquitWorkflow:
+    """Forget the crashes of a workflow of this executor's, but the next one is the first.
+
+    DONE in any case. It has run by itself for a while and its process is alive.
+    """
+
+    workflow_id: str
+    executor_id: str
+
+
+@dataclass(frozen=True, slots=True)
 class ReleaseWorkflow:
-    """Let anybody run a workflow of this executor's; always DONE."""
+    """Let anybody run a workflow of this executor's; DONE in any case."""
 
     workflow_id: str
     executor_id: str
@@ -97,7 +110,7 @@ class ReleaseWorkflow:
 
 @dataclass(frozen=True, slots=True)
 class ForgetRequest:
-    """Delete this executor's request if nothing of it is recorded; always DONE."""
+    """Delete this executor's request if nothing of it is recorded; DONE in any case."""
 
     workflow_id: str
     executor_id: str
@@ -109,6 +122,7 @@ Write = (
     | ResumeWorkflow
     | RecordStep
     | FinishWorkflow
+    | AcquitWorkflow
     | ReleaseWorkflow
     | ForgetRequest
 )

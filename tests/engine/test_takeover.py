@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import sqlalchemy as sa
 from support.executors import (
+    PATIENCE_SECONDS,
     Worker,
     beats,
     declared_dead,
@@ -140,28 +141,24 @@ class Version:
         async def pack() -> Any:
             return Parcel(5)
 
-        @durable.workflow(name="work")
         async def work() -> int:
             number: int = (await pack()).number
             await gate.wait()
             return number
 
-        @durable.workflow(name="work")
-        async def work_with_arguments(number: int) -> int:
+        async def work_with_argument(number: int) -> int:
             await gate.wait()
             return number
 
-        @durable.workflow(name="work")
-        async def work_with_other_arguments(count: int) -> int:
+        async def work_with_other_argument(count: int) -> int:
             return count
 
-        self.arguments: tuple[int, ...] = ()
-        self.work: Any = work
+        function: Any = work
         if change == "arguments":
-            self.arguments = (5,)
-            self.work = work_with_other_arguments if is_new else work_with_arguments
-        durable.workflow(name="work")(self.work.__wrapped__)
-        if not (change == "classes" and is_new):
+            function = work_with_other_argument if is_new else work_with_argument
+        self.arguments = (5,) if change == "arguments" else ()
+        self.work = durable.workflow(name="work")(function)
+        if change != "classes" or not is_new:
             durable.register_type(Parcel)
 
 
@@ -221,7 +218,7 @@ async def test_who_waits_on_a_dead_executor_is_answered_though_its_step_hangs(ur
         async with declared_dead(first):
             await result_of(second, "w")
 
-        assert await asyncio.wait_for(call, 50) == [0, 1, 2]
+        assert await asyncio.wait_for(call, PATIENCE_SECONDS) == [0, 1, 2]
         assert first.began == [("w", 0), ("w", 1)]
 
 
@@ -241,13 +238,11 @@ async def test_what_is_started_on_a_dead_executor_is_refused_or_runs(
                 outcome = await work
             except WorkflowInterruptedError:
                 continue
-            result = outcome if work is call else await outcome.get_result(timeout=50)
+            result = outcome if work is call else await outcome.get_result(timeout=PATIENCE_SECONDS)
             assert result == [0, 1, 2]
 
 
 async def test_the_rows_of_a_late_transaction_are_rolled_back(url: str) -> None:
-    await query(url, "SELECT 1")
-
     def build(name: str, gate: Gate) -> tuple[Durable, Any]:
         durable = Durable(url, drain_timeout=0.0)
 
@@ -434,7 +429,7 @@ async def test_what_kills_its_processes_again_and_again_is_set_aside(url: str) -
     async with Worker(url, max_recovery_attempts=1) as last:
         handle = await last.retrieve_workflow("w")
         with pytest.raises(RecoveryAttemptsExceededError, match="3 processes"):
-            await handle.get_result(timeout=50)
+            await handle.get_result(timeout=PATIENCE_SECONDS)
         status = await handle.get_status()
 
         assert status.status == "RETRIES_EXCEEDED"

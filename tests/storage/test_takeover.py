@@ -19,6 +19,7 @@ from support.storages import (
 
 from asgi_durable.storage.protocol import Runnable, Storage
 from asgi_durable.storage.writes import (
+    AcquitWorkflow,
     ClaimRequest,
     OutcomeKind,
     ReleaseWorkflow,
@@ -173,13 +174,17 @@ class Crashes:
         await doomed.commit([StartWorkflow(workflow(executor_id=executor_id))])
         await orphans_appear(self._survivor)
 
-    async def repeat(self, *, suspects: bool, step_number: int | None = None) -> int:
+    async def repeat(
+        self, *, suspects: bool, step_number: int | None = None, acquits: bool = False
+    ) -> int:
         """Take it over, record a step or not, and die; return the crashes counted before."""
         executor_id, doomed = await self._doomed()
         (taken,) = await doomed.take_over(executor_id, runnable=WORK, limit=9, suspects=suspects)
         if step_number is not None:
             outcome = await kinds(doomed, record(step(number=step_number), executor_id))
             assert outcome == [DONE]
+        if acquits:
+            assert await kinds(doomed, AcquitWorkflow("w", executor_id)) == [DONE]
         await orphans_appear(self._survivor)
         return taken.crashes
 
@@ -265,3 +270,24 @@ async def test_suspects_and_others_are_taken_over_apart(
 
     assert await take_over(storage, suspects=False) == ["innocent"]
     assert await take_over(storage, suspects=True) == ["w"]
+
+
+async def test_the_next_crash_of_an_acquitted_workflow_is_the_first(
+    storage: Storage, crashes: Crashes
+) -> None:
+    await crashes.start()
+    assert await crashes.repeat(suspects=False) == 1
+
+    assert await crashes.repeat(suspects=True, acquits=True) == 2
+
+    assert await crashes_and_entries(storage, suspects=False) == (1, 0)
+
+
+async def test_only_the_owner_acquits(storage: Storage, other: Storage) -> None:
+    await storage.commit([StartWorkflow(workflow(crashes=2))])
+
+    assert await kinds(other, AcquitWorkflow("w", OTHER)) == [DONE]
+
+    found = await storage.get_workflow("w")
+    assert found is not None
+    assert found.crashed_at_entry == 0

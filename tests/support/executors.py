@@ -13,14 +13,13 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
 
-from support.interruption import Gate
-from support.postgres import fetch
-
 from asgi_durable import Durable
 from asgi_durable.engine.executor import Executor
 from asgi_durable.storage.protocol import Beat, Storage
+from support.interruption import Gate
+from support.postgres import fetch
 
-PATIENCE_SECONDS = 50.0
+PATIENCE_SECONDS = 30.0
 POLL_SECONDS = 0.01
 
 
