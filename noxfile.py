@@ -58,6 +58,13 @@ def lowest(session: nox.Session) -> None:
 
 
 @nox.session(python=PYTHONS[0])
+def pgbouncer(session: nox.Session) -> None:
+    """Run the tests that use Postgres through a pooler in transaction mode; needs PgBouncer."""
+    session.install("-e", ".[fastapi]", *GROUPS["test"])
+    session.run("pytest", *session.posargs, env={"ASGI_DURABLE_TEST_PGBOUNCER": "1"})
+
+
+@nox.session(python=PYTHONS[0])
 def package(session: nox.Session) -> None:
     """Build the wheel, and run the example from it in an environment that has nothing else."""
     session.install("build")

@@ -4,12 +4,47 @@ from __future__ import annotations
 
 import os
 from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from support.pgbouncer import IS_USED, PgBouncer, find_pgbouncer
 from support.postgres import GivenServer, PostgresServer, temporary_schema, with_schema
 
 from asgi_durable import Durable
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Declare the marker of what no pooler can do, and fail at once where one is missing."""
+    config.addinivalue_line(
+        "markers",
+        "needs_sessions(reason): not with a pooler, as each connection has to be a session of its "
+        "own on the Postgres server",
+    )
+    if IS_USED:
+        try:
+            find_pgbouncer()
+        except AssertionError as error:
+            raise pytest.UsageError(str(error)) from None
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave out what is about poolers; or, where there is one, what does not go through it."""
+    left_out = [item for item in items if not _belongs_here(item)]
+    config.hook.pytest_deselected(items=left_out)
+    items[:] = [item for item in items if _belongs_here(item)]
+
+
+def _belongs_here(item: pytest.Item) -> bool:
+    fixtures: set[str] = set(getattr(item, "fixturenames", ()))
+    if not IS_USED:
+        return fixtures.isdisjoint({"pgbouncer", "own_pgbouncer"})
+    # A fixture that is chosen by a parameter is not among those of the test.
+    chosen = getattr(item, "callspec", None)
+    is_on_postgres = any("postgres" in name for name in fixtures) or (
+        chosen is not None and "postgres" in chosen.params.values()
+    )
+    return is_on_postgres and item.get_closest_marker("needs_sessions") is None
 
 
 @pytest.fixture(scope="session")
@@ -35,18 +70,52 @@ def postgres(request: pytest.FixtureRequest) -> PostgresServer | GivenServer:
     return server
 
 
+@pytest.fixture(scope="session")
+def own_pgbouncer(own_postgres: PostgresServer) -> Iterator[PgBouncer]:
+    """A pooler before our own Postgres."""
+    with PgBouncer(own_postgres.url) as pooler:
+        yield pooler
+
+
+@pytest.fixture(scope="session")
+def pgbouncer(
+    request: pytest.FixtureRequest, postgres: PostgresServer | GivenServer
+) -> Iterator[PgBouncer]:
+    """A pooler before the Postgres that tests share."""
+    if isinstance(postgres, GivenServer):
+        with PgBouncer(postgres.url) as pooler:
+            yield pooler
+    else:
+        yield request.getfixturevalue("own_pgbouncer")
+
+
 @pytest.fixture
-def postgres_url(postgres: PostgresServer | GivenServer) -> Iterator[str]:
+def postgres_url(
+    request: pytest.FixtureRequest, postgres: PostgresServer | GivenServer
+) -> Iterator[str]:
     """The URL of a schema on the shared Postgres that does not exist yet."""
-    with temporary_schema(postgres.url) as schema:
-        yield with_schema(postgres.url, schema)
+    pooler = request.getfixturevalue("pgbouncer") if IS_USED else None
+    with new_schema(postgres, pooler) as url:
+        yield url
 
 
 @pytest.fixture
-def own_postgres_url(own_postgres: PostgresServer) -> Iterator[str]:
+def own_postgres_url(request: pytest.FixtureRequest, own_postgres: PostgresServer) -> Iterator[str]:
     """The URL of a schema on our own Postgres that does not exist yet."""
-    with temporary_schema(own_postgres.url) as schema:
-        yield with_schema(own_postgres.url, schema)
+    pooler = request.getfixturevalue("own_pgbouncer") if IS_USED else None
+    with new_schema(own_postgres, pooler) as url:
+        yield url
+
+
+@contextmanager
+def new_schema(server: PostgresServer | GivenServer, pooler: PgBouncer | None) -> Iterator[str]:
+    """Make up a schema; give the URL of it, through the pooler if there is one."""
+    with temporary_schema(server.url) as schema:
+        if pooler is None:
+            yield with_schema(server.url, schema)
+        else:
+            with pooler.database(schema) as url:
+                yield url
 
 
 @pytest.fixture

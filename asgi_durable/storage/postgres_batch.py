@@ -14,6 +14,7 @@ from asgi_durable.storage.postgres_rows import (
     PostgresNames,
     arrays_of,
     columns,
+    few,
     list_of,
     response_values,
     step_values,

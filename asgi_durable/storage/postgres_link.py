@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
 from typing import Any, TypeVar
 
 import asyncpg
@@ -16,6 +17,9 @@ __all__ = ["Link", "Wire"]
 
 ResultT = TypeVar("ResultT")
 
+# Invariant: a process that stops in the middle must not hold what it has locked for ever; the
+# fence of an executor that is dead, say, whose workflows others wait for.
+_BEGIN = "BEGIN; SET LOCAL idle_in_transaction_session_timeout = '15s'"
 # What the driver has to ask the server about once, sooner than in the midst of a batch.
 _ARRAY_TYPES = "SELECT $1::text[], $2::bytea[], $3::int4[], $4::int8[], $5::bool[]"
 
@@ -40,7 +44,7 @@ class Wire:
             return rows
         # Invariant: parsed and run in one transaction. A pooler may give what comes after to
         # another server connection, which does not know the statement.
-        async with self.connection.transaction():
+        async with self.transaction():
             rows = await self.connection.fetch(statement, *values)
             return rows
 
@@ -53,9 +57,17 @@ class Wire:
         """Run a statement without parameters that is not worth being prepared."""
         await self.connection.execute(statement)
 
-    def transaction(self) -> asyncpg.transaction.Transaction:
-        """Begin a transaction; a context manager that commits it or rolls it back."""
-        return self.connection.transaction()
+    @asynccontextmanager
+    async def transaction(self) -> AsyncIterator[None]:
+        """Commit at the end, roll back on any exception."""
+        await self.connection.execute(_BEGIN)
+        try:
+            yield
+        except BaseException:
+            if not self.connection.is_closed():
+                await self.connection.execute("ROLLBACK")
+            raise
+        await self.connection.execute("COMMIT")
 
 
 class Link:

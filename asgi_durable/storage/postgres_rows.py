@@ -21,6 +21,7 @@ __all__ = [
     "PostgresNames",
     "arrays_of",
     "columns",
+    "few",
     "list_of",
     "response_from",
     "response_values",
@@ -131,6 +132,15 @@ class Parameters:
         """Return one more array parameter."""
         self._count += 1
         return f"${self._count}::{array_type}"
+
+
+def few(column: str) -> str:
+    """Return a condition that is always true, and that the planner takes for a rare case.
+
+    So it looks each row of an array up in an index. Else a plan that was made while the tables
+    were small, and is kept, would read the whole of them for every batch.
+    """
+    return f"{column} || '' = {column}"
 
 
 def columns(table: sa.Table) -> tuple[str, ...]:

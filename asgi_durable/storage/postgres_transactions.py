@@ -54,6 +54,8 @@ class PostgresTransaction:
                 "a transaction was ended behind the session's back, by a COMMIT or ROLLBACK in "
                 "SQL or of its connection; use durable.session.commit() or leave it out"
             )
+            # There is no savepoint left to go back to, which the session would trip over.
+            await self._connection.invalidate()
             raise DurableUsageError(msg)
         # Invariant: the application's rows are flushed before the record, and both are in the
         # transaction that `PostgresTransactions.transaction` commits.

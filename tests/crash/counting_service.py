@@ -114,7 +114,7 @@ async def neighbour(name: str, seconds: list[float]) -> list[int]:
 
 
 @durable.workflow(max_recovery_attempts=MAX_RECOVERY_ATTEMPTS)
-async def poison(_name: str) -> None:
+async def poison(name: str) -> None:
     """End every process that runs it."""
     await die()
 

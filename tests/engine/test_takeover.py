@@ -185,8 +185,9 @@ async def test_what_this_code_cannot_run_is_left_to_code_that_can(
             await result_of(new.durable, "w")
         assert await row_of(url, "w", "state") == ("PENDING",)
 
-        async with Version(url, change, gate, is_new=False).durable:
-            assert await result_of(new.durable, "w") == 5
+        async with Version(url, change, gate, is_new=False).durable as able:
+            assert await result_of(able, "w") == 5
+        assert await result_of(new.durable, "w") == 5
 
 
 # Who was declared dead and lives

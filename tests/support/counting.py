@@ -69,18 +69,28 @@ class Service:
         folder: Where all of it is, but for a Postgres.
         url: The database.
         size: How many servers; none is started.
+        arguments: More arguments of uvicorn.
         settings: More arguments of ``Durable``.
     """
 
-    def __init__(self, folder: Path, url: str, *, size: int = 2, **settings: object) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        url: str,
+        *,
+        size: int = 2,
+        arguments: Sequence[str] = (),
+        **settings: object,
+    ) -> None:
         self.url = url
         self._folder = folder
-        environment = {
+        self._environment = {
             "ASGI_DURABLE_URL": url,
             "COUNTING_FOLDER": str(folder),
             "COUNTING_SETTINGS": json.dumps(settings),
         }
-        self.servers = [self._server(f"server-{number}", environment) for number in range(size)]
+        self._arguments = arguments
+        self.servers = [self._server(f"server-{number}") for number in range(size)]
         # When a process ended, and what each recorded step's body had run by then.
         self.ends: dict[int, float] = {}
         self._recorded: dict[tuple[str, int], int] = {}
@@ -160,14 +170,15 @@ class Service:
             if before.pid != after.pid and before.pid in self.ends
         ]
 
-    def _server(self, name: str, environment: dict[str, str]) -> Server:
+    def _server(self, name: str) -> Server:
         folder = self._folder / name
         folder.mkdir()
         return Server(
             folder,
             "counting_service:app",
             app_dir=REPOSITORY / "tests" / "crash",
-            environment=environment,
+            environment=self._environment,
+            arguments=self._arguments,
         )
 
 

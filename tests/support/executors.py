@@ -89,6 +89,19 @@ def executor_of(durable: Durable) -> Executor:
     return running.services.executor
 
 
+def note_calls(durable: Durable, method: str) -> list[tuple[Any, ...]]:
+    """Return a list that gets the arguments of a storage method's calls from now on."""
+    storage, calls = storage_of(durable), []
+    wrapped = getattr(storage, method)
+
+    async def noting(*args: Any, **kwargs: Any) -> Any:
+        calls.append(args)
+        return await wrapped(*args, **kwargs)
+
+    setattr(storage, method, noting)
+    return calls
+
+
 async def until(condition: Callable[[], Any]) -> Any:
     """Ask again until the answer is true, and return it."""
     async with asyncio.timeout(PATIENCE_SECONDS):

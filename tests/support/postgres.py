@@ -19,7 +19,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
-from urllib.parse import urlsplit
+from urllib.parse import urlsplit, urlunsplit
 
 import asyncpg
 
@@ -33,6 +33,8 @@ POLL_SECONDS = 0.01
 PORTS = range(20_000, 32_000)
 # Only the machine itself may crash and lose something: tests do not do that to it.
 FAST_SETTINGS = {"fsync": "off", "full_page_writes": "off", "synchronous_commit": "off"}
+# Of our adapter's URLs, that the tests use.
+OUR_PARAMETERS = frozenset({"schema", "prepared_statements"})
 STILL_IN_USE = "is still in use"
 # Waits until the tests are gone, however they ended, and removes what they have left.
 CLEAN_UP = """
@@ -68,7 +70,7 @@ class PostgresServer:
     """
 
     def __init__(self, *, settings: Mapping[str, str] | None = None) -> None:
-        self.port = _free_port()
+        self.port = free_port()
         self._settings = {
             "listen_addresses": "127.0.0.1",
             "port": str(self.port),
@@ -155,17 +157,15 @@ class PostgresServer:
 
     def _create(self) -> None:
         binaries = find_binaries()
-        self._folder = folder = Path(tempfile.mkdtemp(prefix="asgi-durable-", dir=_shared_folder()))
-        if _is_root():
-            shutil.chown(folder, UNPRIVILEGED_USER)
-            if not _is_reachable(binaries):
-                binaries = _copied(binaries, folder)
+        self._folder = folder = new_folder()
+        if _is_root() and not _is_reachable(binaries):
+            binaries = _copied(binaries, folder)
         self._binaries = binaries
         self._clean_up = subprocess.Popen(
             ["sh", "-c", CLEAN_UP, folder],
             stdin=subprocess.PIPE,
             start_new_session=True,
-            **self._circumstances(),
+            **circumstances(),
         )
         command = [binaries / "initdb", "-D", folder / "data", "-U", SUPERUSER, "-A", "trust"]
         result = subprocess.run(
@@ -174,7 +174,7 @@ class PostgresServer:
             capture_output=True,
             text=True,
             check=False,
-            **self._circumstances(),
+            **circumstances(),
         )
         assert result.returncode == 0, f"initdb failed:\n{result.stderr}"
 
@@ -191,7 +191,7 @@ class PostgresServer:
                 stderr=log,
                 # Ctrl-C is for the tests, which stop the server when they are through.
                 start_new_session=True,
-                **self._circumstances(),
+                **circumstances(),
             )
         while not self._is_ready():
             printed = (folder / "log").read_bytes()[printed_before:].decode(errors="replace")
@@ -217,21 +217,6 @@ class PostgresServer:
         self._process.wait(STOP_TIMEOUT_SECONDS)
         self._process = None
 
-    def _circumstances(self) -> dict[str, Any]:
-        """Return in what folder, with what environment and as whom the server's programs run."""
-        environment = {name: value for name, value in os.environ.items() if name[:2] != "PG"}
-        circumstances: dict[str, Any] = {
-            "cwd": "/",
-            "env": environment | {"LC_ALL": "C", "TZ": "UTC"},
-        }
-        if _is_root():
-            circumstances |= {
-                "user": UNPRIVILEGED_USER,
-                "group": _group_of(UNPRIVILEGED_USER),
-                "extra_groups": [],
-            }
-        return circumstances
-
 
 def find_binaries() -> Path:
     """Return the folder with ``initdb`` and ``postgres``.
@@ -245,6 +230,36 @@ def find_binaries() -> Path:
     raise AssertionError(NO_POSTGRES)
 
 
+def circumstances() -> dict[str, Any]:
+    """Return in what folder, with what environment and as whom a server's programs run."""
+    environment = {name: value for name, value in os.environ.items() if name[:2] != "PG"}
+    found: dict[str, Any] = {"cwd": "/", "env": environment | {"LC_ALL": "C", "TZ": "UTC"}}
+    if _is_root():
+        group = _group_of(UNPRIVILEGED_USER)
+        found |= {"user": UNPRIVILEGED_USER, "group": group, "extra_groups": []}
+    return found
+
+
+def new_folder() -> Path:
+    """Return a new folder for a server's files, which its user may write to."""
+    folder = Path(tempfile.mkdtemp(prefix="asgi-durable-", dir=_shared_folder()))
+    if _is_root():
+        shutil.chown(folder, UNPRIVILEGED_USER)
+    return folder
+
+
+def free_port() -> int:
+    """Return a port that nobody listens on."""
+    while True:
+        port = random.choice(PORTS)
+        with socket.socket() as probe:
+            try:
+                probe.bind(("127.0.0.1", port))
+            except OSError:
+                continue
+            return port
+
+
 def with_schema(url: str, schema: str) -> str:
     """Return a URL for our adapter, whose tables and the application's are in the schema."""
     return f"{url}{'&' if urlsplit(url).query else '?'}schema={schema}&search_path={schema}"
@@ -252,9 +267,13 @@ def with_schema(url: str, schema: str) -> str:
 
 async def fetch(url: str, sql: str, *parameters: object) -> list[Any]:
     """Run a statement on a connection of its own, and return its rows."""
-    connection = await asyncpg.connect(url, timeout=START_TIMEOUT_SECONDS)
+    connection = await asyncpg.connect(
+        _without_our_parameters(url), timeout=START_TIMEOUT_SECONDS, statement_cache_size=0
+    )
     try:
-        return await connection.fetch(sql, *parameters)
+        # A pooler may run each transaction on another connection, but not half of one.
+        async with connection.transaction():
+            return await connection.fetch(sql, *parameters)
     finally:
         await connection.close()
 
@@ -278,6 +297,14 @@ async def _drop_schema(url: str, schema: str) -> None:
         schema,
     )
     await fetch(url, f"DROP SCHEMA IF EXISTS {schema} CASCADE")
+
+
+def _without_our_parameters(url: str) -> str:
+    """Return a URL as the driver takes it."""
+    parts = urlsplit(url)
+    given = parts.query.split("&")
+    kept = [item for item in given if item.partition("=")[0] not in OUR_PARAMETERS]
+    return urlunsplit(parts._replace(query="&".join(kept)))
 
 
 def _binary_folders() -> Iterator[Path]:
@@ -329,14 +356,3 @@ def _group_of(user: str) -> int:
     import pwd
 
     return pwd.getpwnam(user).pw_gid
-
-
-def _free_port() -> int:
-    while True:
-        port = random.choice(PORTS)
-        with socket.socket() as probe:
-            try:
-                probe.bind(("127.0.0.1", port))
-            except OSError:
-                continue
-            return port

@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 
 from asgi_durable.storage.protocol import Beat, Runnable, Storage
 from asgi_durable.storage.writes import OutcomeKind, Write
+from support.pgbouncer import IS_USED
 from support.records import EXECUTOR
 
 T = TypeVar("T")
@@ -38,6 +39,7 @@ class Adapter:
         path: The adapter's class, as ``package.module:Class``.
         url: The database, as the class takes it.
         sends_messages: True if ``send`` reaches other executors.
+        notices_kills: True if a process that was killed is noticed long before its lease ends.
         one_writer: True if nobody else writes while a transaction is open: nobody can be
             declared dead then either.
     """
@@ -45,6 +47,7 @@ class Adapter:
     path: str
     url: str
     sends_messages: bool
+    notices_kills: bool
     one_writer: bool
 
     def __call__(self) -> Storage:
@@ -56,11 +59,14 @@ class Adapter:
 SQLITE: dict[str, Any] = {
     "path": "asgi_durable.storage.sqlite:SQLiteStorage",
     "sends_messages": False,
+    "notices_kills": True,
     "one_writer": True,
 }
 POSTGRES: dict[str, Any] = {
     "path": "asgi_durable.storage.postgres:PostgresStorage",
-    "sends_messages": True,
+    # A pooler's connections are no sessions, which LISTEN and advisory locks need.
+    "sends_messages": not IS_USED,
+    "notices_kills": not IS_USED,
     "one_writer": False,
 }
 
