@@ -10,6 +10,7 @@ from asgi_durable.storage import tables
 from asgi_durable.storage.postgres_link import Wire
 from asgi_durable.storage.postgres_rows import (
     OWNED,
+    WANTED,
     Parameters,
     PostgresNames,
     arrays_of,
@@ -230,9 +231,9 @@ class _Builder:
         names = ", ".join(columns(tables.steps))
         source = self._parameters.unnest(tables.steps.columns, "new")
         owned = (
-            f"SELECT w.workflow_id FROM {self._names.workflows} AS w CROSS JOIN executor "
-            f"WHERE w.workflow_id = ANY({self._parameters.array('text[]')}) "
-            f"AND {OWNED}"
+            f"SELECT w.workflow_id FROM {WANTED.format(self._parameters.next())} "
+            f"JOIN {self._names.workflows} AS w ON w.workflow_id = wanted.id "
+            f"CROSS JOIN executor WHERE {OWNED} AND {few('wanted.id')}"
         )
         if with_starts:
             owned += " UNION ALL SELECT workflow_id FROM started"
@@ -248,7 +249,7 @@ class _Builder:
             f"ended AS (UPDATE {self._names.workflows} AS w SET state = new.state, "
             "output = new.output, error = new.error, updated_at_us = new.updated_at_us "
             f"FROM {source} CROSS JOIN executor WHERE w.workflow_id = new.workflow_id "
-            f"AND {OWNED} RETURNING w.workflow_id)"
+            f"AND {OWNED} AND {few('new.workflow_id')} RETURNING w.workflow_id)"
         )
         self._finished.append("SELECT workflow_id FROM ended")
 

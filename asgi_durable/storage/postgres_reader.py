@@ -9,7 +9,9 @@ from asgi_durable.storage import tables
 from asgi_durable.storage.postgres_errors import is_bad_row
 from asgi_durable.storage.postgres_link import Link, Wire
 from asgi_durable.storage.postgres_rows import (
+    WANTED,
     PostgresNames,
+    few,
     list_of,
     response_from,
     step_from,
@@ -33,16 +35,19 @@ class PostgresReader:
         workflows = f"SELECT {list_of(tables.workflows, 'w')} FROM {names.workflows} AS w"
         steps = f"SELECT {list_of(tables.steps, 's')} FROM {names.steps} AS s"
         responses = f"SELECT {list_of(tables.responses, 'r')} FROM {names.responses} AS r"
+        wanted = WANTED.format("$1")
         self._workflow = f"{workflows} WHERE w.workflow_id = $1"
         self._response = f"{responses} WHERE r.workflow_id = $1"
         self._workflows = (
-            f"{workflows} WHERE w.workflow_id = ANY($1::text[]) ORDER BY w.workflow_id"
+            f"{workflows} JOIN {wanted} ON wanted.id = w.workflow_id AND {few('wanted.id')} "
+            "ORDER BY w.workflow_id"
         )
         self._steps = (
-            f"{steps} WHERE s.workflow_id = ANY($1::text[]) ORDER BY s.workflow_id, s.step_number"
+            f"{steps} JOIN {wanted} ON wanted.id = s.workflow_id AND {few('wanted.id')} "
+            "ORDER BY s.workflow_id, s.step_number"
         )
         self._children = (
-            f"{workflows} WHERE w.parent_id = ANY($1::text[]) "
+            f"{workflows} JOIN {wanted} ON wanted.id = w.parent_id AND {few('wanted.id')} "
             "ORDER BY w.parent_id, w.parent_step, w.workflow_id"
         )
         # OFFSET keeps the planner from walking along the primary key past all that is finished.
@@ -67,7 +72,8 @@ class PostgresReader:
         if not workflow_ids:
             return []
         try:
-            return await self._link.run(lambda wire: self._load_runs(wire, list(workflow_ids)))
+            ids = list(dict.fromkeys(workflow_ids))
+            return await self._link.run(lambda wire: self._load_runs(wire, ids))
         except Exception as error:
             if not is_bad_row(error):
                 raise

@@ -17,6 +17,7 @@ __all__ = [
     "FENCES",
     "NOW_US",
     "OWNED",
+    "WANTED",
     "Parameters",
     "PostgresNames",
     "arrays_of",
@@ -35,6 +36,8 @@ FENCES = "asgi_durable_fences"
 # Of the executor $1, and running. IS NOT DISTINCT FROM cannot use an index, so that the primary
 # key is used: the planner may take the executor's many PENDING workflows for a few.
 OWNED = "w.executor_id IS NOT DISTINCT FROM $1 AND w.state = 'PENDING'"
+# The rows that an array of ids wants; a condition of `few` goes with it.
+WANTED = "unnest({}::text[]) AS wanted(id)"
 # By the database's clock, as of now and not of the transaction's beginning.
 NOW_US = "(extract(epoch FROM clock_timestamp()) * 1000000)::int8"
 
@@ -128,16 +131,16 @@ class Parameters:
             marks.append(f"${self._count}::{_ARRAY_TYPES[type(column.type)]}")
         return f"unnest({', '.join(marks)}) AS {alias}({', '.join(names)})"
 
-    def array(self, array_type: str) -> str:
-        """Return one more array parameter."""
+    def next(self) -> str:
+        """Return one more parameter."""
         self._count += 1
-        return f"${self._count}::{array_type}"
+        return f"${self._count}"
 
 
 def few(column: str) -> str:
     """Return a condition that is always true, and that the planner takes for a rare case.
 
-    So it looks each row of an array up in an index. Else a plan that was made while the tables
+    So each row of an array is looked up in an index. Else a plan that was made while the tables
     were small, and is kept, would read the whole of them for every batch.
     """
     return f"{column} || '' = {column}"

@@ -11,7 +11,9 @@ from asgi_durable.storage.postgres_link import Wire
 from asgi_durable.storage.postgres_resume import drop_statement
 from asgi_durable.storage.postgres_rows import (
     OWNED,
+    WANTED,
     PostgresNames,
+    few,
     list_of,
     step_from,
     workflow_from,
@@ -49,18 +51,19 @@ class SettleStatements:
         owner_lives = (
             f"EXISTS (SELECT 1 FROM {names.fences} AS f WHERE f.executor_id = w.executor_id)"
         )
-        owned = f"{OWNED} AND w.workflow_id = ANY($2::text[])"
+        wanted = WANTED.format("$2")
+        is_wanted = f"w.workflow_id = wanted.id AND {few('wanted.id')}"
         self.fence = names.fence("$1::text")
         # In order of id, and none that others run: two who want the same wait, not deadlock.
         self.lock = (
-            f"SELECT w.workflow_id FROM {workflows} AS w "
-            "WHERE w.workflow_id = ANY($2::text[]) AND w.state = 'PENDING' "
+            f"SELECT w.workflow_id FROM {wanted} JOIN {workflows} AS w ON {is_wanted} "
+            "WHERE w.state = 'PENDING' "
             f"AND (w.executor_id IS NULL OR w.executor_id = $1 OR NOT {owner_lives}) "
             "ORDER BY w.workflow_id FOR NO KEY UPDATE OF w"
         )
         self.find = (
             f"SELECT {list_of(tables.workflows, 'w')}, {owner_lives} AS owner_lives "
-            f"FROM {workflows} AS w WHERE w.workflow_id = ANY($1::text[])"
+            f"FROM {WANTED.format('$1')} JOIN {workflows} AS w ON {is_wanted}"
         )
         self.take = (
             f"UPDATE {workflows} AS w SET executor_id = $1, attempts = w.attempts + 1, "
@@ -68,19 +71,21 @@ class SettleStatements:
             "request_id = CASE WHEN new.is_claim THEN new.request_id ELSE w.request_id END "
             "FROM unnest($2::text[], $3::int8[], $4::bool[], $5::text[]) "
             "AS new(workflow_id, at_us, is_claim, request_id) "
-            "WHERE w.workflow_id = new.workflow_id"
+            f"WHERE w.workflow_id = new.workflow_id AND {few('new.workflow_id')}"
         )
         self.drop = drop_statement(names)
         self.find_steps = (
             f"SELECT {list_of(tables.steps, 's')} FROM {steps} AS s "
             "JOIN unnest($1::text[], $2::int4[]) AS wanted(workflow_id, step_number) "
-            "ON wanted.workflow_id = s.workflow_id AND wanted.step_number = s.step_number"
+            "ON wanted.workflow_id = s.workflow_id AND wanted.step_number = s.step_number "
+            f"AND {few('wanted.workflow_id')}"
         )
+        owned = f"{wanted} WHERE {is_wanted} AND {OWNED}"
         # Whatever its log will have then is more than nothing, and the next crash the first.
-        self.acquit = f"UPDATE {workflows} AS w SET crashed_at_entry = -1 WHERE {owned}"
-        self.release = f"UPDATE {workflows} AS w SET executor_id = NULL WHERE {owned}"
+        self.acquit = f"UPDATE {workflows} AS w SET crashed_at_entry = -1 FROM {owned}"
+        self.release = f"UPDATE {workflows} AS w SET executor_id = NULL FROM {owned}"
         self.forget = (
-            f"DELETE FROM {workflows} AS w WHERE {owned} AND w.fingerprint IS NOT NULL "
+            f"DELETE FROM {workflows} AS w USING {owned} AND w.fingerprint IS NOT NULL "
             f"AND NOT EXISTS (SELECT 1 FROM {steps} AS s WHERE s.workflow_id = w.workflow_id) "
             f"AND NOT EXISTS (SELECT 1 FROM {workflows} AS c WHERE c.parent_id = w.workflow_id)"
         )

@@ -20,6 +20,7 @@ OUTAGE_SECONDS = 2.0
 # Shorter than the outage, and longer.
 PATIENCES = [1.0, 30.0]
 
+
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
     """A file system with room for little more than an empty database."""

@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 
 import pytest
+from support.postgres import PostgresServer
+from support.statement_log import StatementLog, logging_statements
 from support.statements import written_statements
 
 from asgi_durable import Durable
@@ -92,3 +94,30 @@ async def test_a_child_costs_no_commit_of_its_own_at_its_end(durable: Durable) -
         await parent()
 
     assert statements.count("COMMIT") == 2
+
+
+async def test_on_postgres_a_workflow_of_one_step_is_two_statements_that_commit_and_no_reads(
+    own_postgres: PostgresServer, own_postgres_url: str
+) -> None:
+    async with Durable(logging_statements(own_postgres_url)) as durable:
+
+        @durable.step
+        async def step() -> None: ...
+
+        @durable.workflow
+        async def work() -> None:
+            await step()
+
+        await work()
+        log = StatementLog(own_postgres)
+        await work()
+
+        executed = log.new_statements()
+
+    # The heartbeat has statements of its own, once a second whatever is done.
+    batches = [text for text in executed if text.startswith("WITH executor AS")]
+    # Each a transaction of its own: a commit, and one round trip.
+    assert len(batches) == 2, executed
+    assert all("INSERT INTO" in text for text in batches)
+    others = [text for text in executed if text not in batches]
+    assert not [text for text in others if "BEGIN" in text or "asgi_durable_steps" in text]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import re
 import time
 import traceback
 import uuid
@@ -15,6 +14,7 @@ import pytest
 import sqlalchemy as sa
 from support.postgres import PostgresServer, fetch, temporary_schema, with_schema
 from support.records import EXECUTOR, OTHER, record, step, success, workflow
+from support.statement_log import StatementLog, logging_statements
 from support.storages import (
     POSTGRES,
     Adapter,
@@ -35,7 +35,6 @@ pytestmark = pytest.mark.anyio
 DONE = OutcomeKind.DONE
 PASSWORD = "hush" + uuid.uuid4().hex
 # How the server logs a statement of the simple and of the extended protocol.
-STATEMENT = re.compile(r"LOG:  (?:statement|execute [^:]*|fastpath function call): (.*)")
 
 
 @pytest.fixture
@@ -196,24 +195,10 @@ async def test_a_name_that_cannot_be_resolved_is_named() -> None:
 # What it costs
 
 
-class StatementLog:
-    """The statements that the server has executed since it was last asked."""
-
-    def __init__(self, server: PostgresServer) -> None:
-        self._server = server
-        self._read = len(server.log)
-
-    def new_statements(self) -> list[str]:
-        log = self._server.log
-        new, self._read = log[self._read :], len(log)
-        return STATEMENT.findall(new)
-
-
 @pytest.fixture
 async def logged(own_postgres_url: str) -> AsyncIterator[Storage]:
     """An open storage with ``executor-1``, whose statements the server logs."""
-    url = f"{own_postgres_url}&log_statement=all&log_parameter_max_length=0"
-    async with opened(url) as storage:
+    async with opened(logging_statements(own_postgres_url)) as storage:
         await enter(storage)
         yield storage
 
