@@ -31,9 +31,7 @@ CONCURRENCIES = (1, 16, 128)
 Run = Callable[[int], Awaitable[object]]
 
 
-INSERT_WORKFLOW = (
-    "INSERT INTO asgi_durable_workflows VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
-)
+INSERT_WORKFLOW = f"INSERT INTO asgi_durable_workflows VALUES ({', '.join('?' * 17)})"
 INSERT_STEP = "INSERT INTO asgi_durable_steps VALUES (?, ?, ?, ?, ?, ?, ?)"
 END_WORKFLOW = (
     "UPDATE asgi_durable_workflows SET state = ?, output = ?, updated_at_us = ? "
@@ -67,7 +65,7 @@ class HandWritten:
         now = time.time_ns() // 1000
         data = json.dumps({"number": number}).encode()
         row = (workflow_id, "work", "PENDING", "executor", 1, None, None, True, None, None)
-        await self._submit("start", (*row, data, None, None, now, now))
+        await self._submit("start", (*row, data, None, None, now, now, 0, 0))
         output = json.dumps(await step_body(number)).encode()
         now = time.time_ns() // 1000
         self._submit("step", (workflow_id, 0, "step", DIGEST, output, None, now))
@@ -93,7 +91,12 @@ class HandWritten:
             rows: dict[str, list[tuple[object, ...]]] = {"start": [], "step": [], "end": []}
             for kind, row, _ in batch:
                 rows[kind].append(row)
-            await loop.run_in_executor(self._thread, self._write, rows)
+            try:
+                await loop.run_in_executor(self._thread, self._write, rows)
+            except sqlite3.Error as error:
+                for _, _, future in batch:
+                    future.set_exception(error)
+                raise
             for _, _, future in batch:
                 future.set_result(None)
 

@@ -140,11 +140,12 @@ class Executor:
         self._task = asyncio.current_task()
         # Invariant: set before it is asked whether all is over; `stop` does the reverse.
         self._loop = asyncio.get_running_loop()
+        interval = min(self._storage.beat_interval_seconds, self._lease_seconds / 3)
         while not self._is_over:
             self._wake.clear()
             await self._beat()
             try:
-                async with asyncio.timeout(self._storage.beat_interval_seconds):
+                async with asyncio.timeout(interval):
                     await self._wake.wait()
             except TimeoutError:
                 continue

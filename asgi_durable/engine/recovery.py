@@ -21,6 +21,7 @@ PAGE_SIZE = 200
 PAGE_PAUSE_SECONDS = 1.0
 FIRST_DELAY_SECONDS = 1.0
 LONGEST_DELAY_SECONDS = 30.0
+MAX_PARKED = 10_000
 
 
 class Recovery:
@@ -38,6 +39,8 @@ class Recovery:
         self._wanted = False
         self._stopped = False
         self._delay = FIRST_DELAY_SECONDS
+        # True if runs were failed by the storage since the last sweep.
+        self._is_failing = False
         # Ended here without an outcome, and would again: left for code that knows better.
         self._parked: dict[str, Exception] = {}
 
@@ -59,7 +62,9 @@ class Recovery:
 
     def sweep_if_wanted(self) -> None:
         """Sweep if an event loop went away with runs, or with a sweep, on it."""
-        if self._wanted and not self._is_sweeping():
+        # One that a closed loop has left in the middle is not done, and never will be.
+        is_left = self._task is not None and not self._task.done()
+        if (self._wanted or is_left) and not self._is_sweeping():
             self.sweep_soon()
 
     def on_lost(self) -> None:
@@ -69,6 +74,9 @@ class Recovery:
     def on_interrupted(self, run: Run, ending: Interrupted) -> None:
         """Take note of a run that ended without an outcome."""
         if ending.is_released:
+            if run.has_children:
+                # A retry has opened those that failed, and may not have come to them again.
+                self.sweep_soon()
             return
         if ending.is_elsewhere:
             if run.executor_id != self._services.executor.id:
@@ -76,8 +84,7 @@ class Recovery:
                 self.sweep_soon()
             return
         if not ending.goes_on and not run.workflow.is_request:
-            self._parked[run.workflow_id] = ending.error
-            self.sweep_soon()
+            self._park(run, ending.error)
             return
         if run.claimed.get():
             self._parked.pop(run.workflow_id, None)
@@ -86,7 +93,17 @@ class Recovery:
             # The event loop is being shut down; the next one to call us sweeps.
             self._wanted = True
         else:
+            self._is_failing = True
             self.sweep_soon(self._delay)
+
+    def _park(self, run: Run, error: Exception) -> None:
+        """Leave a workflow to others, now that its run is over."""
+        self._parked[run.workflow_id] = error
+        if len(self._parked) > MAX_PARKED:
+            # It may be tried once more, and is parked again.
+            del self._parked[next(iter(self._parked))]
+        if not self._stopped:
+            asyncio.get_running_loop().call_soon(self._resumption.release, run.workflow)
 
     async def stop(self) -> None:
         """End the sweep under way, and sweep no more."""
@@ -106,19 +123,19 @@ class Recovery:
         delay = delay_seconds
         while self._wanted:
             await asyncio.sleep(delay * (1.0 + random.random() * 0.1))
-            self._wanted = False
+            self._wanted = self._is_failing = False
             try:
                 await self._sweep_once()
             except StorageError as error:
                 logger.warning("Recovery cannot read the storage, trying again: %s", error)
-                self._wanted = True
+                self._wanted = self._is_failing = True
             except asyncio.CancelledError:
                 self._wanted = True
                 raise
             # Longer and longer: runs that the storage fails again have steps to repeat.
-            self._delay = min(self._delay * 2, LONGEST_DELAY_SECONDS)
+            longer = min(self._delay * 2, LONGEST_DELAY_SECONDS)
+            self._delay = longer if self._is_failing else FIRST_DELAY_SECONDS
             delay = self._delay
-        self._delay = FIRST_DELAY_SECONDS
 
     async def _sweep_once(self) -> None:
         storage = self._services.storage

@@ -162,7 +162,7 @@ class Requests:
                     return InProgress() if same else KeyReused()
                 continue
             row = _record(self._services, workflow_id, name, fingerprint, request_id)
-            run = Run(self._services, row, loop)
+            run = Run(self._services, row, loop, executor_id=row.executor_id)
             if self._active.launch(run, self._drive(run, handler)):
                 claim = await self._outcome_of_claim(run, fingerprint)
                 if claim is not None:

@@ -45,10 +45,15 @@ class Resumption:
         The run has none of the caller's context variables: they are another request's.
 
         Args:
-            stored: Its log.
+            stored: Its log; its row belongs to this process.
             is_counted: True if its row counts this execution already.
         """
-        run = Run(self._services, stored.workflow, asyncio.get_running_loop())
+        run = Run(
+            self._services,
+            stored.workflow,
+            asyncio.get_running_loop(),
+            executor_id=stored.workflow.executor_id,
+        )
         run.load(stored)
         run.claimed.set(True)
         return self._launch_alone(run, self._drives.resumed(run, is_counted=is_counted))

@@ -114,11 +114,18 @@ class Run:
     """
 
     def __init__(
-        self, services: Services, workflow: WorkflowRecord, loop: asyncio.AbstractEventLoop
+        self,
+        services: Services,
+        workflow: WorkflowRecord,
+        loop: asyncio.AbstractEventLoop,
+        *,
+        executor_id: str | None = None,
     ) -> None:
         self.services = services
         self.workflow = workflow
-        self.executor_id = services.executor.id
+        # The process may be going on as another executor just now: where the row names its
+        # owner already, the run is that one's.
+        self.executor_id = executor_id or services.executor.id
         self.loop = loop
         self.claimed: Signal[bool] = Signal(loop)
         self.ended: Signal[Ending] = Signal(loop)
@@ -143,6 +150,11 @@ class Run:
     def has_recorded(self) -> bool:
         """True once a step or child of this workflow is in the log, or on its way there."""
         return bool(self._calls or self._steps or self._children)
+
+    @property
+    def has_children(self) -> bool:
+        """True if earlier executions have called or started workflows."""
+        return bool(self._children)
 
     def load(self, stored: StoredRun) -> None:
         """Take up the log of earlier executions, to be replayed from memory."""

@@ -75,7 +75,7 @@ class Takeover:
 
     def _sweep_soon(self) -> None:
         task = self._task
-        if not self._stopped and (task is None or task.done()):
+        if not self._stopped and (task is None or task.done() or task.get_loop().is_closed()):
             self._task = asyncio.get_running_loop().create_task(self._sweep())
 
     async def _sweep(self) -> None:
@@ -86,33 +86,38 @@ class Takeover:
                     await asyncio.wait(_tasks(runs), timeout=PAGE_PAUSE_SECONDS)
                 suspects = await self._take(1, suspects=True)
                 if not suspects:
-                    return
+                    break
                 await self._try_suspects(suspects)
         except StorageError as error:
             logger.warning("Nothing can be taken over for now: %s", error)
         except asyncio.CancelledError:
+            # The event loop ends, or the engine stops.
             self._recovery.on_lost()
             raise
         except Exception:  # a defect must not end the takeovers
             logger.exception("Nothing can be taken over for now")
-        finally:
-            # Invariant: what was taken has a run, or is seen to by a sweep. Whatever failed
-            # between the two, the answer of the storage say, nobody else would run it.
-            if not self._stopped and not asyncio.get_running_loop().is_closed():
-                self._recovery.sweep_soon()
+        # Invariant: what was taken has a run, or is seen to by a sweep. Whatever failed between
+        # the two, the answer of the storage say, nobody else would run it.
+        self._recovery.sweep_soon()
 
     async def _take(self, limit: int, *, suspects: bool) -> list[Run]:
         services = self._services
         services.registry.prepare()
+        executor_id = services.executor.id
         taken = await services.storage.take_over(
-            services.executor.id, runnable=self.runnable(), limit=limit, suspects=suspects
+            executor_id, runnable=self.runnable(), limit=limit, suspects=suspects
         )
         if not taken:
             return []
         logger.info("%d workflows of other executors are taken over", len(taken))
         ids = [workflow.workflow_id for workflow in taken]
         stored_runs = await self._resumption.load_idle(ids)
-        runs = [self._resumption.resume(stored, is_counted=True) for stored in stored_runs]
+        runs = [
+            self._resumption.resume(stored, is_counted=True)
+            for stored in stored_runs
+            # Not what was lost again while its log was read.
+            if stored.workflow.executor_id == executor_id
+        ]
         return [run for run in runs if run is not None]
 
     async def _try_suspects(self, runs: list[Run]) -> None:

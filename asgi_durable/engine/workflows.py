@@ -86,7 +86,12 @@ class Workflows:
         begun = await self.begin(call)
         ending = await self._ending(call, begun)
         if call.parent is None:
-            while _is_elsewhere(ending) and await self._begin_anew(begun):
+            while (
+                isinstance(begun, Run)
+                and _is_elsewhere(ending)
+                and not await self._exists(begun.workflow_id)
+            ):
+                await self._wait_for_rebirth(begun)
                 begun = await self.begin(call)
                 ending = await self._ending(call, begun)
             if _is_elsewhere(ending):
@@ -105,20 +110,19 @@ class Workflows:
             raise ending.error
         raise parent.stop(ending.error, goes_on=ending.goes_on)
 
-    async def _begin_anew(self, begun: Run | WorkflowRecord) -> bool:
-        """Tell whether a call is to be made again: its executor was dead before it began.
+    async def _exists(self, workflow_id: str) -> bool:
+        """Tell whether a workflow has a row; not if its executor was dead before it began."""
+        return await self._services.storage.get_workflow(workflow_id) is not None
+
+    async def _wait_for_rebirth(self, run: Run) -> None:
+        """Wait until the process goes on as another executor than a run's.
 
         Raises:
-            WorkflowInterruptedError: The process does not go on as another executor.
+            OwnedElsewhereError: It does not.
         """
-        if isinstance(begun, WorkflowRecord):
-            return False
-        if await self._services.storage.get_workflow(begun.workflow_id) is not None:
-            return False
         executor, patience = self._services.executor, self._services.patience_seconds
-        if not await executor.wait_until_renamed(begun.executor_id, patience):
-            raise OwnedElsewhereError(begun.workflow_id)
-        return True
+        if not await executor.wait_until_renamed(run.executor_id, patience):
+            raise OwnedElsewhereError(run.workflow_id)
 
     async def _ending_elsewhere(self, call: Call, workflow_id: str) -> Ending:
         """Wait for the outcome of a workflow that another executor runs."""
@@ -155,10 +159,13 @@ class Workflows:
                 return begun.workflow_id
             ending = await wait_for(begun, begun.done, call.loop)
             if isinstance(ending, Interrupted):
-                if call.parent is not None or not ending.is_elsewhere:
+                if not ending.is_elsewhere:
                     raise ending.error
                 # Invariant: who starts a workflow is told its id only once there is a row.
-                if await self._begin_anew(begun):
+                if not await self._exists(begun.workflow_id):
+                    if call.parent is not None:
+                        raise call.parent[0].stop(ending.error)
+                    await self._wait_for_rebirth(begun)
                     continue
             return begun.workflow_id
 
@@ -193,7 +200,7 @@ class Workflows:
 
     def _start_fresh(self, call: Call, data: bytes, workflow_id: str) -> Run:
         """Start a workflow whose id cannot exist yet; its row need not be durable so far."""
-        run = Run(self._services, self._new_record(call, data, workflow_id), call.loop)
+        run = self._new_run(call, data, workflow_id)
         if call.parent is not None:
             run.depend_on(call.parent[0])
         # Launched before its start is submitted, so that it runs before the committer does:
@@ -207,7 +214,7 @@ class Workflows:
         while True:
             active = self._active.find(workflow_id)
             if active is None:
-                run = Run(self._services, self._new_record(call, data, workflow_id), call.loop)
+                run = self._new_run(call, data, workflow_id)
                 if call.parent is not None:
                     run.depend_on(call.parent[0])
                 if self._active.launch(run, self._drives.claimed(run, call)):
@@ -218,6 +225,10 @@ class Workflows:
                 if active.workflow.name != call.definition.name:
                     raise conflict(call.definition, active.workflow)
                 return active
+
+    def _new_run(self, call: Call, data: bytes, workflow_id: str) -> Run:
+        record = self._new_record(call, data, workflow_id)
+        return Run(self._services, record, call.loop, executor_id=record.executor_id)
 
     def _new_record(self, call: Call, data: bytes, workflow_id: str) -> WorkflowRecord:
         request = current_request.get()

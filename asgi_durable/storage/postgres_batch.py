@@ -10,12 +10,11 @@ from asgi_durable.storage import tables
 from asgi_durable.storage.postgres_link import Wire
 from asgi_durable.storage.postgres_rows import (
     OWNED,
-    WANTED,
     Parameters,
     PostgresNames,
     arrays_of,
     columns,
-    few,
+    each_of,
     list_of,
     response_values,
     step_values,
@@ -230,11 +229,9 @@ class _Builder:
     def _add_steps(self, *, with_starts: bool) -> None:
         names = ", ".join(columns(tables.steps))
         source = self._parameters.unnest(tables.steps.columns, "new")
-        owned = (
-            f"SELECT w.workflow_id FROM {WANTED.format(self._parameters.next())} "
-            f"JOIN {self._names.workflows} AS w ON w.workflow_id = wanted.id "
-            f"CROSS JOIN executor WHERE {OWNED} AND {few('wanted.id')}"
-        )
+        wanted = f"unnest({self._parameters.next()}::text[]) AS wanted(id)"
+        found = each_of(self._names.workflows, "w.workflow_id = wanted.id")
+        owned = f"SELECT w.workflow_id FROM {wanted} {found} CROSS JOIN executor WHERE {OWNED}"
         if with_starts:
             owned += " UNION ALL SELECT workflow_id FROM started"
         self._parts.append(
@@ -245,11 +242,12 @@ class _Builder:
 
     def _add_ends(self) -> None:
         source = self._parameters.unnest(_END_COLUMNS, "new")
+        found = each_of(self._names.workflows, "w.workflow_id = new.workflow_id")
         self._parts.append(
-            f"ended AS (UPDATE {self._names.workflows} AS w SET state = new.state, "
+            f"ended AS (UPDATE {self._names.workflows} AS target SET state = new.state, "
             "output = new.output, error = new.error, updated_at_us = new.updated_at_us "
-            f"FROM {source} CROSS JOIN executor WHERE w.workflow_id = new.workflow_id "
-            f"AND {OWNED} AND {few('new.workflow_id')} RETURNING w.workflow_id)"
+            f"FROM {source} {found} CROSS JOIN executor WHERE target.ctid = w.place AND {OWNED} "
+            "RETURNING target.workflow_id)"
         )
         self._finished.append("SELECT workflow_id FROM ended")
 

@@ -126,7 +126,8 @@ class PostgresDatabase:
                 timeout=self.connect_timeout_seconds,
                 command_timeout=command_timeout_seconds,
                 statement_cache_size=100 if self.prepared_statements else 0,
-                max_cached_statement_lifetime=0,
+                # A plan is of tables as they were: it is made anew now and then.
+                max_cached_statement_lifetime=60,
             )
         except ValueError as error:
             # Its text may hold any part of the URL, and so may the error itself.

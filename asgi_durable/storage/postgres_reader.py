@@ -9,9 +9,8 @@ from asgi_durable.storage import tables
 from asgi_durable.storage.postgres_errors import is_bad_row
 from asgi_durable.storage.postgres_link import Link, Wire
 from asgi_durable.storage.postgres_rows import (
-    WANTED,
     PostgresNames,
-    few,
+    each_of,
     list_of,
     response_from,
     step_from,
@@ -33,21 +32,22 @@ class PostgresReader:
     def __init__(self, link: Link, names: PostgresNames) -> None:
         self._link = link
         workflows = f"SELECT {list_of(tables.workflows, 'w')} FROM {names.workflows} AS w"
-        steps = f"SELECT {list_of(tables.steps, 's')} FROM {names.steps} AS s"
         responses = f"SELECT {list_of(tables.responses, 'r')} FROM {names.responses} AS r"
-        wanted = WANTED.format("$1")
         self._workflow = f"{workflows} WHERE w.workflow_id = $1"
         self._response = f"{responses} WHERE r.workflow_id = $1"
+        wanted = "FROM unnest($1::text[]) AS wanted(id)"
         self._workflows = (
-            f"{workflows} JOIN {wanted} ON wanted.id = w.workflow_id AND {few('wanted.id')} "
-            "ORDER BY w.workflow_id"
+            f"SELECT {list_of(tables.workflows, 'w')} {wanted} "
+            f"{each_of(names.workflows, 'w.workflow_id = wanted.id')} ORDER BY w.workflow_id"
         )
         self._steps = (
-            f"{steps} JOIN {wanted} ON wanted.id = s.workflow_id AND {few('wanted.id')} "
+            f"SELECT {list_of(tables.steps, 's')} {wanted} "
+            f"{each_of(names.steps, 's.workflow_id = wanted.id', 's')} "
             "ORDER BY s.workflow_id, s.step_number"
         )
         self._children = (
-            f"{workflows} JOIN {wanted} ON wanted.id = w.parent_id AND {few('wanted.id')} "
+            f"SELECT {list_of(tables.workflows, 'w')} {wanted} "
+            f"{each_of(names.workflows, 'w.parent_id = wanted.id')} "
             "ORDER BY w.parent_id, w.parent_step, w.workflow_id"
         )
         # OFFSET keeps the planner from walking along the primary key past all that is finished.

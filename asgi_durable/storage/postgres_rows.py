@@ -17,12 +17,11 @@ __all__ = [
     "FENCES",
     "NOW_US",
     "OWNED",
-    "WANTED",
     "Parameters",
     "PostgresNames",
     "arrays_of",
     "columns",
-    "few",
+    "each_of",
     "list_of",
     "response_from",
     "response_values",
@@ -33,11 +32,8 @@ __all__ = [
 ]
 
 FENCES = "asgi_durable_fences"
-# Of the executor $1, and running. IS NOT DISTINCT FROM cannot use an index, so that the primary
-# key is used: the planner may take the executor's many PENDING workflows for a few.
-OWNED = "w.executor_id IS NOT DISTINCT FROM $1 AND w.state = 'PENDING'"
-# The rows that an array of ids wants; a condition of `few` goes with it.
-WANTED = "unnest({}::text[]) AS wanted(id)"
+# Of the executor $1, and running.
+OWNED = "w.executor_id = $1 AND w.state = 'PENDING'"
 # By the database's clock, as of now and not of the transaction's beginning.
 NOW_US = "(extract(epoch FROM clock_timestamp()) * 1000000)::int8"
 
@@ -137,13 +133,17 @@ class Parameters:
         return f"${self._count}"
 
 
-def few(column: str) -> str:
-    """Return a condition that is always true, and that the planner takes for a rare case.
+def each_of(table: str, condition: str, alias: str = "w") -> str:
+    """Return a FROM item: the rows of a table for each row that is named before it.
 
-    So each row of an array is looked up in an index. Else a plan that was made while the tables
-    were small, and is kept, would read the whole of them for every batch.
+    OFFSET makes it a look-up in an index for each. As a plain join it may become a plan that
+    reads the whole table: made while that was small, and kept. The row's place finds it again
+    to change it; where somebody else changed it meanwhile it finds nothing.
     """
-    return f"{column} || '' = {column}"
+    return (
+        f"CROSS JOIN LATERAL (SELECT {alias}.*, {alias}.ctid AS place FROM {table} AS {alias} "
+        f"WHERE {condition} OFFSET 0) AS {alias}"
+    )
 
 
 def columns(table: sa.Table) -> tuple[str, ...]:

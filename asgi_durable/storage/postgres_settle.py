@@ -11,9 +11,8 @@ from asgi_durable.storage.postgres_link import Wire
 from asgi_durable.storage.postgres_resume import drop_statement
 from asgi_durable.storage.postgres_rows import (
     OWNED,
-    WANTED,
     PostgresNames,
-    few,
+    each_of,
     list_of,
     step_from,
     workflow_from,
@@ -51,41 +50,40 @@ class SettleStatements:
         owner_lives = (
             f"EXISTS (SELECT 1 FROM {names.fences} AS f WHERE f.executor_id = w.executor_id)"
         )
-        wanted = WANTED.format("$2")
-        is_wanted = f"w.workflow_id = wanted.id AND {few('wanted.id')}"
+        found = each_of(workflows, "w.workflow_id = wanted.id")
+        wanted = f"unnest($2::text[]) AS wanted(id) {found}"
         self.fence = names.fence("$1::text")
         # In order of id, and none that others run: two who want the same wait, not deadlock.
         self.lock = (
-            f"SELECT w.workflow_id FROM {wanted} JOIN {workflows} AS w ON {is_wanted} "
-            "WHERE w.state = 'PENDING' "
+            f"SELECT target.workflow_id FROM {wanted} "
+            f"JOIN {workflows} AS target ON target.ctid = w.place WHERE w.state = 'PENDING' "
             f"AND (w.executor_id IS NULL OR w.executor_id = $1 OR NOT {owner_lives}) "
-            "ORDER BY w.workflow_id FOR NO KEY UPDATE OF w"
+            "ORDER BY target.workflow_id FOR NO KEY UPDATE OF target"
         )
         self.find = (
             f"SELECT {list_of(tables.workflows, 'w')}, {owner_lives} AS owner_lives "
-            f"FROM {WANTED.format('$1')} JOIN {workflows} AS w ON {is_wanted}"
+            f"FROM unnest($1::text[]) AS wanted(id) {found}"
         )
         self.take = (
-            f"UPDATE {workflows} AS w SET executor_id = $1, attempts = w.attempts + 1, "
-            "updated_at_us = new.at_us, "
-            "request_id = CASE WHEN new.is_claim THEN new.request_id ELSE w.request_id END "
+            f"UPDATE {workflows} AS target SET executor_id = $1, attempts = w.attempts + 1, "
+            "updated_at_us = wanted.at_us, "
+            "request_id = CASE WHEN wanted.is_claim THEN wanted.request_id ELSE w.request_id END "
             "FROM unnest($2::text[], $3::int8[], $4::bool[], $5::text[]) "
-            "AS new(workflow_id, at_us, is_claim, request_id) "
-            f"WHERE w.workflow_id = new.workflow_id AND {few('new.workflow_id')}"
+            f"AS wanted(id, at_us, is_claim, request_id) {found} WHERE target.ctid = w.place"
         )
         self.drop = drop_statement(names)
+        place = "s.workflow_id = wanted.id AND s.step_number = wanted.step_number"
         self.find_steps = (
-            f"SELECT {list_of(tables.steps, 's')} FROM {steps} AS s "
-            "JOIN unnest($1::text[], $2::int4[]) AS wanted(workflow_id, step_number) "
-            "ON wanted.workflow_id = s.workflow_id AND wanted.step_number = s.step_number "
-            f"AND {few('wanted.workflow_id')}"
+            f"SELECT {list_of(tables.steps, 's')} "
+            "FROM unnest($1::text[], $2::int4[]) AS wanted(id, step_number) "
+            f"{each_of(steps, place, 's')}"
         )
-        owned = f"{wanted} WHERE {is_wanted} AND {OWNED}"
+        owned = f"{wanted} WHERE target.ctid = w.place AND {OWNED}"
         # Whatever its log will have then is more than nothing, and the next crash the first.
-        self.acquit = f"UPDATE {workflows} AS w SET crashed_at_entry = -1 FROM {owned}"
-        self.release = f"UPDATE {workflows} AS w SET executor_id = NULL FROM {owned}"
+        self.acquit = f"UPDATE {workflows} AS target SET crashed_at_entry = -1 FROM {owned}"
+        self.release = f"UPDATE {workflows} AS target SET executor_id = NULL FROM {owned}"
         self.forget = (
-            f"DELETE FROM {workflows} AS w USING {owned} AND w.fingerprint IS NOT NULL "
+            f"DELETE FROM {workflows} AS target USING {owned} AND w.fingerprint IS NOT NULL "
             f"AND NOT EXISTS (SELECT 1 FROM {steps} AS s WHERE s.workflow_id = w.workflow_id) "
             f"AND NOT EXISTS (SELECT 1 FROM {workflows} AS c WHERE c.parent_id = w.workflow_id)"
         )

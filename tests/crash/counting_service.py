@@ -30,7 +30,7 @@ from asgi_durable import Durable
 FOLDER = Path(os.environ["COUNTING_FOLDER"])
 POLL_SECONDS = 0.01
 SECONDS_TO_DEATH = 0.2
-MAX_RECOVERY_ATTEMPTS = 3
+MAX_RECOVERY_ATTEMPTS = 2
 
 logging.basicConfig(level=logging.INFO, format="%(asctime)s %(process)d %(levelname)s %(message)s")
 

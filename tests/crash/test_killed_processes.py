@@ -15,7 +15,10 @@ import httpx
 import pytest
 from support.counting import Service, new_seed, post_anywhere, show, until
 
-pytestmark = pytest.mark.anyio
+pytestmark = [
+    pytest.mark.anyio,
+    pytest.mark.needs_sessions("nobody is told when a process has left"),
+]
 
 PROCESSES = 4
 LEASE_SECONDS = 5.0
@@ -92,7 +95,7 @@ async def test_500_requests_survive_a_kill_each_second_each_exactly_once(
 async def test_processes_that_are_stopped_under_load_hand_their_work_over_at_once(
     tmp_path: Path, postgres_url: str
 ) -> None:
-    seed, requests = new_seed(), 200
+    seed, requests = new_seed(), 100
     service = Service(
         tmp_path, postgres_url, size=PROCESSES, lease=LEASE_SECONDS, drain_timeout=0.3
     )
@@ -101,7 +104,7 @@ async def test_processes_that_are_stopped_under_load_hand_their_work_over_at_onc
         async with httpx.AsyncClient(timeout=30.0) as client:
             for number, name in enumerate(names):
                 url = f"{service.urls[number % PROCESSES]}/start/work"
-                body = {"name": name, "seconds": [BACKGROUND_STEP_SECONDS] * 150}
+                body = {"name": name, "seconds": [BACKGROUND_STEP_SECONDS] * 100}
                 (await client.post(url, json=body)).raise_for_status()
         async with ending_one_each_second(service, signal.SIGTERM, seed) as codes:
             answers = await answers_of(service, seed, requests)

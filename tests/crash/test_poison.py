@@ -10,18 +10,16 @@ import httpx
 import pytest
 from support.counting import Service, until
 
-pytestmark = pytest.mark.anyio
+pytestmark = [
+    pytest.mark.anyio,
+    pytest.mark.needs_sessions("a dead process is noticed when its lease ends"),
+]
 
 NEIGHBOURS = [f"n{number}" for number in range(5)]
 # The first run, and as many as the service allows its workflows.
-MOST_RUNS = 1 + 3
+MOST_RUNS = 1 + 2
 # Longer than the poison takes: no neighbour makes any progress beside it.
 STEPS = [0.6, 0.6]
-
-
-@pytest.fixture
-def url(database_url: str) -> str:
-    return database_url
 
 
 async def start_all(url: str) -> None:
@@ -47,10 +45,11 @@ async def restart_until_finished(service: Service) -> None:
     await until(are_finished)
 
 
-@pytest.mark.parametrize("processes", [1, 2])
+@pytest.mark.parametrize(("database", "processes"), [("sqlite", 1), ("sqlite", 2), ("postgres", 2)])
 async def test_it_is_set_aside_after_a_few_runs_and_its_neighbours_are_finished(
-    tmp_path: Path, url: str, processes: int
+    tmp_path: Path, request: pytest.FixtureRequest, database: str, processes: int
 ) -> None:
+    url = request.getfixturevalue(f"{database}_url")
     service = Service(tmp_path, url, size=processes)
     with service.running():
         await start_all(service.urls[0])

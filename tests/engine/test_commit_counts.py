@@ -96,6 +96,7 @@ async def test_a_child_costs_no_commit_of_its_own_at_its_end(durable: Durable) -
     assert statements.count("COMMIT") == 2
 
 
+@pytest.mark.needs_sessions("where nothing is prepared each statement has a BEGIN and a COMMIT")
 async def test_on_postgres_a_workflow_of_one_step_is_two_statements_that_commit_and_no_reads(
     own_postgres: PostgresServer, own_postgres_url: str
 ) -> None:

@@ -66,6 +66,7 @@ async def test_what_a_stopped_executor_left_goes_on_elsewhere_without_a_call(url
     assert await row_of(url, "w", "attempts, crashes") == (2, 0)
 
 
+@pytest.mark.needs_sessions("messages need LISTEN")
 async def test_a_stop_is_told_to_the_others_at_once(postgres_url: str) -> None:
     first, second = Worker(postgres_url, waits=True), Worker(postgres_url)
     async with second:

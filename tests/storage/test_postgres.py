@@ -220,6 +220,7 @@ def ends(count: int, prefix: str) -> list[Write]:
     return [success(f"{prefix}{n:04}") for n in range(count)]
 
 
+@pytest.mark.needs_sessions("where nothing is prepared each statement has a BEGIN and a COMMIT")
 @pytest.mark.parametrize("kind", ["starts", "steps", "ends", "whole workflows"])
 async def test_a_batch_takes_as_many_statements_whatever_its_size(
     logged: Storage, statement_log: StatementLog, kind: str
@@ -243,6 +244,7 @@ async def test_a_batch_takes_as_many_statements_whatever_its_size(
     assert len(counts[1]) <= len(counts[10]), counts
 
 
+@pytest.mark.needs_sessions("where nothing is prepared each statement has a BEGIN and a COMMIT")
 async def test_a_beat_of_an_idle_executor_is_one_statement_at_most(
     logged: Storage, statement_log: StatementLog
 ) -> None:

@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import replace
 from functools import partial
 from typing import Any
+from urllib.parse import urlsplit
 
 import asyncpg
 import pytest
@@ -90,6 +91,7 @@ async def test_a_storage_whose_connections_were_ended_goes_on(
     assert await kinds(storage, success()) == [DONE]
 
 
+@pytest.mark.needs_sessions("that a connection is gone says nothing on its executor")
 async def test_an_executor_whose_connections_were_ended_outlives_one_that_is_gone(
     own_postgres: PostgresServer, storage: Storage, other: Storage, open_storage: OpenStorage
 ) -> None:
@@ -105,6 +107,7 @@ async def test_an_executor_whose_connections_were_ended_outlives_one_that_is_gon
     assert await is_alive(storage)
 
 
+@pytest.mark.needs_sessions("messages need LISTEN")
 async def test_messages_arrive_again_after_the_connections_were_ended(
     own_postgres: PostgresServer, open_storage: OpenStorage, other: Storage
 ) -> None:
@@ -128,6 +131,7 @@ async def test_a_transaction_whose_connection_was_ended_leaves_nothing(
 
     with pytest.raises(StorageUnavailableError):
         async with storage.transaction(slot) as transaction:
+            await transaction.session.execute(sa.text("SELECT 1"))
             await end_connections(own_postgres)
             await transaction.record(step())
 
@@ -136,17 +140,19 @@ async def test_a_transaction_whose_connection_was_ended_leaves_nothing(
 
 
 @pytest.fixture
-async def proxy(own_postgres: PostgresServer) -> AsyncIterator[Proxy]:
-    async with Proxy(own_postgres.port) as proxy:
+async def proxy(new_storage: Adapter) -> AsyncIterator[Proxy]:
+    async with Proxy(port_of(new_storage)) as proxy:
         yield proxy
 
 
+def port_of(adapter: Adapter) -> int:
+    return urlsplit(adapter.url).port or 5432
+
+
 @pytest.fixture
-async def proxied(
-    own_postgres: PostgresServer, proxy: Proxy, new_storage: Adapter
-) -> AsyncIterator[Storage]:
+async def proxied(proxy: Proxy, new_storage: Adapter) -> AsyncIterator[Storage]:
     """An open storage with ``executor-1``, whose connections can be cut."""
-    url = new_storage.url.replace(f":{own_postgres.port}/", f":{proxy.port}/")
+    url = new_storage.url.replace(f":{port_of(new_storage)}/", f":{proxy.port}/")
     storage = replace(new_storage, url=url)()
     await storage.open()
     await enter(storage)

@@ -12,11 +12,12 @@ import statistics
 import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
-from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
+from urllib.parse import urlsplit
 
 import httpx
 
@@ -97,9 +98,13 @@ class Service:
 
     @contextmanager
     def running(self) -> Iterator[list[Server]]:
-        """Start all servers; end them however they are."""
+        """Start all servers at once; end them however they are."""
         with ExitStack() as stack:
-            yield [stack.enter_context(server) for server in self.servers]
+            for server in self.servers:
+                stack.push(server)
+            with ThreadPoolExecutor() as threads:
+                list(threads.map(Server.start, self.servers))
+            yield self.servers
 
     @property
     def urls(self) -> list[str]:
@@ -133,9 +138,7 @@ class Service:
         parts = urlsplit(self.url)
         if parts.scheme == "sqlite":
             return await asyncio.to_thread(_query_file, parts.path.removeprefix("/"), sql)
-        options = [(name, value) for name, value in parse_qsl(parts.query) if name != "schema"]
-        url = urlunsplit(parts._replace(query=urlencode(options)))
-        return [tuple(row) for row in await fetch(url, sql)]
+        return [tuple(row) for row in await fetch(self.url, sql)]
 
     async def states(self) -> dict[str, str]:
         """Return the state of each workflow."""

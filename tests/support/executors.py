@@ -17,10 +17,15 @@ from asgi_durable import Durable
 from asgi_durable.engine.executor import Executor
 from asgi_durable.storage.protocol import Beat, Storage
 from support.interruption import Gate
+from support.pgbouncer import IS_USED
 from support.postgres import fetch
 
 PATIENCE_SECONDS = 30.0
 POLL_SECONDS = 0.01
+DEFAULTS: dict[str, Any] = {"drain_timeout": 0.0}
+if IS_USED:
+    # Behind a pooler nothing else tells that an executor was killed.
+    DEFAULTS["lease"] = 3.0
 
 
 class Worker(Durable):
@@ -45,7 +50,7 @@ class Worker(Durable):
         max_recovery_attempts: int | None = 20,
         **options: Any,
     ) -> None:
-        super().__init__(url, **{"drain_timeout": 0.0} | options)
+        super().__init__(url, **DEFAULTS | options)
         self.began: list[tuple[str | None, int]] = []
         self.gate = Gate()
         if not waits:

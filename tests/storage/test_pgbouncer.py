@@ -1,0 +1,119 @@
+"""Behind a pooler in transaction mode: no session is taken for granted, and nobody dies of it."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Iterator
+
+import pytest
+from support.pgbouncer import POOL_SIZE, PgBouncer
+from support.postgres import PostgresServer, fetch, temporary_schema, with_schema
+from support.records import EXECUTOR, record, step, workflow
+from support.statement_log import StatementLog
+from support.storages import POSTGRES, Adapter, OpenStorage, is_alive, kinds, take_over
+
+from asgi_durable import StorageError
+from asgi_durable.storage.protocol import Runnable, Storage
+from asgi_durable.storage.writes import OutcomeKind, StartWorkflow
+
+pytestmark = pytest.mark.anyio
+
+DONE = OutcomeKind.DONE
+POOLED = "SELECT pid FROM pg_stat_activity WHERE backend_type = 'client backend'"
+LEASE_SECONDS = 1.5
+NOTHING = Runnable(names=frozenset())
+
+
+@pytest.fixture
+def schema(own_postgres: PostgresServer) -> Iterator[str]:
+    """The name of a schema that does not exist yet."""
+    with temporary_schema(own_postgres.url) as schema:
+        yield schema
+
+
+@pytest.fixture
+def new_storage(own_pgbouncer: PgBouncer, schema: str) -> Iterator[Adapter]:
+    """Make storages behind the pooler, the statements of which the server logs."""
+    with own_pgbouncer.database(schema, settings="SET log_statement TO all") as url:
+        yield Adapter(url=url, **POSTGRES)
+
+
+async def test_neither_locks_nor_messages_are_tried(
+    own_postgres: PostgresServer, open_storage: OpenStorage
+) -> None:
+    log = StatementLog(own_postgres)
+
+    storage, other = await open_storage(EXECUTOR), await open_storage("other")
+    assert await kinds(storage, StartWorkflow(workflow()), record(step())) == [DONE] * 2
+    await storage.send(None, "hello")
+    assert await is_alive(storage)
+    assert await is_alive(other, "other")
+    locks = await fetch(own_postgres.url, "SELECT 1 FROM pg_locks WHERE locktype = 'advisory'")
+
+    statements = log.new_statements()
+    assert any("asgi_durable_executors" in text for text in statements)
+    assert [text for text in statements if "LISTEN" in text or "pg_notify" in text] == []
+    assert locks == []
+
+
+async def test_connections_to_the_server_are_shared(
+    own_postgres: PostgresServer, open_storage: OpenStorage
+) -> None:
+    before = len(await fetch(own_postgres.url, POOLED))
+    storages = {name: await open_storage(name) for name in map(str, range(10))}
+
+    assert all(await asyncio.gather(*(is_alive(s, name) for name, s in storages.items())))
+
+    assert len(await fetch(own_postgres.url, POOLED)) - before <= POOL_SIZE
+
+
+async def test_executors_behind_it_and_beside_it_outlive_their_leases_together(
+    own_postgres: PostgresServer, open_storage: OpenStorage, schema: str
+) -> None:
+    pooled = {
+        name: await open_storage(name, lease_seconds=LEASE_SECONDS) for name in map(str, range(10))
+    }
+    beside = Adapter(url=with_schema(own_postgres.url, schema), **POSTGRES)()
+    await beside.open()
+    try:
+        await beside.register("beside", lease_seconds=LEASE_SECONDS, on_message=str)
+        storages = {**pooled, "beside": beside}
+        for name, storage in storages.items():
+            write = StartWorkflow(workflow(name, executor_id=name))
+            assert await kinds(storage, write) == [DONE]
+        gaps = await asyncio.gather(*(keep_beating(s, name) for name, s in storages.items()))
+
+        # A machine that stood still between two beats proves nothing.
+        if max(gaps) < LEASE_SECONDS / 2:
+            for name, storage in storages.items():
+                assert await is_alive(storage, name)
+                assert await take_over(storage, name) == []
+    finally:
+        await beside.close()
+
+
+async def keep_beating(storage: Storage, executor_id: str) -> float:
+    """Beat for three leases; return the longest pause."""
+    began_at = last_at = time.monotonic()
+    longest = 0.0
+    while time.monotonic() < began_at + 3 * LEASE_SECONDS:
+        await storage.beat(executor_id, lease_seconds=LEASE_SECONDS, runnable=NOTHING)
+        longest = max(longest, time.monotonic() - last_at)
+        last_at = time.monotonic()
+        await asyncio.sleep(0.1)
+    return longest
+
+
+async def test_prepared_statements_are_refused_with_the_way_out(new_storage: Adapter) -> None:
+    url = new_storage.url.replace("&prepared_statements=false", "")
+    storages = [Adapter(url=url, **POSTGRES)() for _ in range(POOL_SIZE)]
+
+    results = await asyncio.gather(*(s.open() for s in storages), return_exceptions=True)
+    for storage in storages:
+        await storage.close()
+
+    refusals = [error for error in results if error is not None]
+    assert refusals
+    assert all(isinstance(error, StorageError) for error in refusals)
+    assert any("prepared_statements=false" in str(error) for error in refusals)
