@@ -140,10 +140,10 @@ class Executor:
         self._task = asyncio.current_task()
         # Invariant: set before it is asked whether all is over; `stop` does the reverse.
         self._loop = asyncio.get_running_loop()
-        interval = min(self._storage.beat_interval_seconds, self._lease_seconds / 3)
         while not self._is_over:
             self._wake.clear()
             await self._beat()
+            interval = min(self._storage.beat_interval_seconds, self._lease_seconds / 6)
             try:
                 async with asyncio.timeout(interval):
                     await self._wake.wait()

@@ -11,7 +11,7 @@ from support.counting import Service
 
 pytestmark = pytest.mark.anyio
 
-LEASE_SECONDS = 1.0
+LEASE_SECONDS = 1.5
 
 
 @pytest.fixture

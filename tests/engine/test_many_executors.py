@@ -347,7 +347,8 @@ async def test_a_blocked_event_loop_keeps_the_lease(url: str) -> None:
 
 
 async def test_a_lease_may_be_shorter_than_the_time_between_beats(url: str) -> None:
-    async with Worker(url, lease=0.9) as first, Worker(url) as second:
+    first, second = Worker(url, lease=1.5), Worker(url)
+    async with second, first:
         executor_id = executor_of(first).id
         # Whenever the lease is over, the second one sees it.
         storage_of(second).beat_interval_seconds = 0.05

@@ -35,7 +35,7 @@ def schema(own_postgres: PostgresServer) -> Iterator[str]:
 @pytest.fixture
 def new_storage(own_pgbouncer: PgBouncer, schema: str) -> Iterator[Adapter]:
     """Make storages behind the pooler, the statements of which the server logs."""
-    with own_pgbouncer.database(schema, settings="SET log_statement TO all") as url:
+    with own_pgbouncer.database(schema, settings="SET log_statement TO 'all'") as url:
         yield Adapter(url=url, **POSTGRES)
 
 

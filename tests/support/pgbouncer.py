@@ -87,7 +87,8 @@ class PgBouncer:
             schema: Of our tables and the application's.
             settings: More SQL for new server connections.
         """
-        self._databases[schema] = f"SET search_path TO {schema}; {settings}"
+        query = f"SET search_path TO {schema}; {settings}"
+        self._databases[schema] = query.replace("'", "''")
         self._reload()
         try:
             yield f"{self._url_of(schema)}?schema={schema}&prepared_statements=false"
@@ -181,3 +182,7 @@ def find_pgbouncer() -> str:
     program = shutil.which("pgbouncer", path=path)
     assert program is not None, NO_PGBOUNCER
     return program
+
+
+def _doubled(text: str) -> str:
+    return text.replace("'", "''")
