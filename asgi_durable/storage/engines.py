@@ -36,6 +36,9 @@ class LoopEngines:
         for engine in (engines._pooled, engines._single):
             async with engine.connect():
                 pass
+        # Nothing is kept before it is used: an event loop that ends without any transaction
+        # leaves no connection behind.
+        await engines._pooled.dispose()
         return engines
 
     def here(self) -> AsyncEngine:
