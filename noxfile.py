@@ -1,4 +1,4 @@
-"""What is checked before a change lands; ``nox`` alone runs all of it but the benchmarks."""
+"""What is checked before a change lands; ``nox`` alone runs what every change has to pass."""
 
 from __future__ import annotations
 

@@ -202,16 +202,15 @@ class Engine:
         )
         active = ActiveRuns()
         drives = Drives(services)
-        workflows = Workflows(services, active, drives)
         resumption = Resumption(services, active, drives)
         recovery = Recovery(services, active, resumption)
         takeover = Takeover(services, resumption, recovery)
         outcomes = Outcomes(services, active, recovery)
+        workflows = Workflows(services, active, drives, outcomes)
         executor.runnable = takeover.runnable
         executor.on_beat = takeover.on_beat
         executor.on_message = outcomes.on_message
         executor.on_renamed = lambda: active.drop_others(executor.id)
-        workflows.wait_elsewhere = outcomes.wait
         active.on_interrupted = recovery.on_interrupted
         active.on_lost = recovery.on_lost
         active.on_ended = outcomes.on_ended

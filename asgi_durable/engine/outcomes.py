@@ -73,6 +73,18 @@ class Outcomes:
                 await waiter.wait(delay)
                 delay = min(delay * 2, LONGEST_POLL_SECONDS)
 
+    async def exists(self, workflow_id: str) -> bool:
+        """Tell whether there is a workflow with this id.
+
+        Raises:
+            StorageUnavailableError: The storage failed for as long as its patience lasts.
+        """
+        try:
+            await self._read(workflow_id)
+        except WorkflowNotFoundError:
+            return False
+        return True
+
     async def _read(self, workflow_id: str) -> WorkflowRecord:
         give_up_at = time.monotonic() + self._services.patience_seconds
         while True:

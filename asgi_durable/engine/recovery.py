@@ -10,7 +10,7 @@ from asgi_durable.engine.active_runs import ActiveRuns
 from asgi_durable.engine.resumption import Resumption
 from asgi_durable.engine.run import Interrupted, Run, Services
 from asgi_durable.errors import StorageError
-from asgi_durable.storage.records import StoredRun
+from asgi_durable.storage.records import StoredRun, WorkflowRecord
 
 __all__ = ["Recovery"]
 
@@ -102,8 +102,12 @@ class Recovery:
         if len(self._parked) > MAX_PARKED:
             # It may be tried once more, and is parked again.
             del self._parked[next(iter(self._parked))]
+        asyncio.get_running_loop().call_soon(self._release, run.workflow)
+
+    def _release(self, workflow: WorkflowRecord) -> None:
+        # Where the engine stops, all that is its executor's becomes free.
         if not self._stopped:
-            asyncio.get_running_loop().call_soon(self._resumption.release, run.workflow)
+            self._resumption.release(workflow)
 
     async def stop(self) -> None:
         """End the sweep under way, and sweep no more."""

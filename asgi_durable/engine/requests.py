@@ -21,6 +21,7 @@ from asgi_durable.storage.writes import (
     ForgetRequest,
     OutcomeKind,
     ReleaseWorkflow,
+    Write,
 )
 
 __all__ = ["Answered", "Claimed", "InProgress", "KeyReused", "RequestRun", "Requests"]
@@ -81,7 +82,7 @@ class RequestRun:
         unused = run.unused_log()
         if unused is not None:
             raise unused.error
-        run.submit(
+        await self._commit(
             FinishWorkflow(
                 workflow_id=run.workflow_id,
                 executor_id=run.executor_id,
@@ -92,14 +93,12 @@ class RequestRun:
                 response=response,
             )
         )
-        await self._settle()
         self._close(Finished(WorkflowState.SUCCESS, None, None))
 
     async def leave_for_retry(self) -> None:
         """Commit what is recorded so far; a retry of the request goes on after it, anywhere."""
         run = self._run
-        run.submit(ReleaseWorkflow(run.workflow_id, run.executor_id))
-        await self._settle()
+        await self._commit(ReleaseWorkflow(run.workflow_id, run.executor_id))
         reason = "it failed and waits for its retry"
         interrupted = WorkflowInterruptedError(run.workflow_id, reason)
         self._close(Interrupted(interrupted, is_released=True))
@@ -107,14 +106,15 @@ class RequestRun:
     async def forget(self) -> None:
         """Take the claim back: nothing was recorded, and the next try starts afresh."""
         run = self._run
-        run.submit(ForgetRequest(run.workflow_id, run.executor_id))
-        await self._settle()
+        await self._commit(ForgetRequest(run.workflow_id, run.executor_id))
         reason = "it was refused before it began"
         interrupted = WorkflowInterruptedError(run.workflow_id, reason)
         self._close(Interrupted(interrupted, is_released=True))
 
-    async def _settle(self) -> None:
+    async def _commit(self, write: Write) -> None:
+        """Make a write durable, and all that was written before it."""
         try:
+            self._run.submit(write)
             await self._run.settle()
         except RunStopped:
             stopped = self._run.stopped

@@ -232,7 +232,15 @@ class Run:
         return self.stopped
 
     def submit(self, write: Write) -> None:
-        """Hand a write to the committer; :meth:`settle` waits for it."""
+        """Hand a write to the committer; :meth:`settle` waits for it.
+
+        Invariant: nothing is written after a write that got lost. The end of a workflow would
+        stand although the record of a step is missing.
+
+        Raises:
+            RunStopped: A write before this one is known to be lost.
+        """
+        self._refuse_after_lost_writes()
         self._not_durable.append(self.services.committer.submit(self._lane, write))
 
     async def commit(self, write: Write) -> Outcome:
@@ -282,9 +290,7 @@ class Run:
             RunStopped: Part of it is not, and will not be.
         """
         with contextlib.suppress(RunStopped):
-            for settled in other._not_durable:
-                if settled.is_set():
-                    other.check(settled.get())
+            other._refuse_after_lost_writes()
         # Both stop: this may be called by the code of either, parent or child.
         if other.stopped is not None:
             raise self.stop(other.stopped.error, goes_on=other.stopped.goes_on)
@@ -308,6 +314,11 @@ class Run:
                 if settled.is_set():
                     self.check(settled.get())
         self.refuse_if_stopped()
+
+    def _refuse_after_lost_writes(self) -> None:
+        for settled in self._not_durable:
+            if settled.is_set():
+                self.check(settled.get())
 
     def refuse_if_stopped(self) -> None:
         """Raise ``RunStopped`` if the run must not go on, or its event loop is ending."""

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable
-from typing import Any, Protocol
+from typing import Any
 
 from asgi_durable.context import current_request
 from asgi_durable.engine.active_runs import ActiveRuns, wait_for
 from asgi_durable.engine.call import Call
 from asgi_durable.engine.drives import Drives, conflict, missing_ambient
+from asgi_durable.engine.outcomes import Outcomes
 from asgi_durable.engine.run import (
     Ending,
     Finished,
@@ -21,7 +21,7 @@ from asgi_durable.engine.run import (
     finished,
 )
 from asgi_durable.engine.values import decode_recorded
-from asgi_durable.errors import WorkflowConflictError, WorkflowNotFoundError
+from asgi_durable.errors import StorageError, WorkflowConflictError, WorkflowNotFoundError
 from asgi_durable.ids import child_workflow_id, new_id
 from asgi_durable.storage.records import WorkflowRecord, WorkflowState
 from asgi_durable.storage.writes import StartWorkflow
@@ -32,26 +32,23 @@ FIRST_RETRY_SECONDS = 0.05
 LONGEST_RETRY_SECONDS = 1.0
 
 
-class WaitElsewhere(Protocol):
-    """See :meth:`asgi_durable.engine.outcomes.Outcomes.wait`."""
-
-    def __call__(self, workflow_id: str, *, in_run: bool) -> Awaitable[Finished]:
-        """Wait for a workflow's outcome."""
-
-
 class Workflows:
     """Runs the application's workflows in this process.
 
-    Attributes:
-        wait_elsewhere: Waits for the outcome of a workflow that another executor runs.
+    Args:
+        services: What all runs share.
+        active: The runs of this process.
+        drives: What a run does.
+        outcomes: Waits for those that other executors run.
     """
 
-    wait_elsewhere: WaitElsewhere
-
-    def __init__(self, services: Services, active: ActiveRuns, drives: Drives) -> None:
+    def __init__(
+        self, services: Services, active: ActiveRuns, drives: Drives, outcomes: Outcomes
+    ) -> None:
         self._services = services
         self._active = active
         self._drives = drives
+        self._outcomes = outcomes
 
     async def begin(self, call: Call) -> Run | WorkflowRecord:
         """Return the run that a call starts or joins, or the finished workflow it finds.
@@ -89,7 +86,7 @@ class Workflows:
             while (
                 isinstance(begun, Run)
                 and _is_elsewhere(ending)
-                and not await self._exists(begun.workflow_id)
+                and not await self._exists(call, begun.workflow_id)
             ):
                 await self._wait_for_rebirth(begun)
                 begun = await self.begin(call)
@@ -110,9 +107,15 @@ class Workflows:
             raise ending.error
         raise parent.stop(ending.error, goes_on=ending.goes_on)
 
-    async def _exists(self, workflow_id: str) -> bool:
+    async def _exists(self, call: Call, workflow_id: str) -> bool:
         """Tell whether a workflow has a row; not if its executor was dead before it began."""
-        return await self._services.storage.get_workflow(workflow_id) is not None
+        try:
+            return await self._outcomes.exists(workflow_id)
+        except StorageError as error:
+            if call.parent is None:
+                raise
+            # Nothing that the parent's code may go on with.
+            raise call.parent[0].stop(error, goes_on=True) from error
 
     async def _wait_for_rebirth(self, run: Run) -> None:
         """Wait until the process goes on as another executor than a run's.
@@ -127,7 +130,7 @@ class Workflows:
     async def _ending_elsewhere(self, call: Call, workflow_id: str) -> Ending:
         """Wait for the outcome of a workflow that another executor runs."""
         if not call.definition.ambient:
-            return await self.wait_elsewhere(workflow_id, in_run=call.parent is not None)
+            return await self._outcomes.wait(workflow_id, in_run=call.parent is not None)
         # Nobody but this call has what the workflow needs of its request.
         delay = FIRST_RETRY_SECONDS
         while True:
@@ -151,6 +154,7 @@ class Workflows:
 
     async def start(self, call: Call) -> str:
         """Begin a call and return the workflow's id once its start is durable."""
+        parent = call.parent[0] if call.parent is not None else None
         while True:
             begun = await self.begin(call)
             if isinstance(begun, WorkflowRecord):
@@ -158,16 +162,16 @@ class Workflows:
             if await wait_for(begun, begun.claimed, call.loop):
                 return begun.workflow_id
             ending = await wait_for(begun, begun.done, call.loop)
-            if isinstance(ending, Interrupted):
-                if not ending.is_elsewhere:
-                    raise ending.error
-                # Invariant: who starts a workflow is told its id only once there is a row.
-                if not await self._exists(begun.workflow_id):
-                    if call.parent is not None:
-                        raise call.parent[0].stop(ending.error)
-                    await self._wait_for_rebirth(begun)
-                    continue
-            return begun.workflow_id
+            # Invariant: who starts a workflow is told its id only once there is a row.
+            if isinstance(ending, Finished):
+                return begun.workflow_id
+            if _is_elsewhere(ending) and await self._exists(call, begun.workflow_id):
+                return begun.workflow_id
+            if parent is not None and not isinstance(ending.error, WorkflowConflictError):
+                raise parent.stop(ending.error, goes_on=ending.goes_on)
+            if not _is_elsewhere(ending):
+                raise ending.error
+            await self._wait_for_rebirth(begun)
 
     def value_of(self, ending: Ending) -> Any:
         """Return an outcome's result, or raise its error."""

@@ -82,7 +82,11 @@ class PostgresStorage:
         try:
             parts = await thread.run(self._open)
             transactions = PostgresTransactions(self._database, self._names)
-            await transactions.open()
+            try:
+                await transactions.open()
+            except BaseException:
+                await thread.run(parts.close)
+                raise
         except BaseException:
             # It may be connecting still where this was cancelled.
             thread.stop_soon()

@@ -37,6 +37,8 @@ _BAD_ROW_CLASSES = frozenset({"22", "23", "54"})
 _TOO_LARGE = "invalid memory alloc request size"
 # A pooler handed our prepared statements to another server connection.
 _PREPARED_ELSEWHERE = frozenset({"26000", "42P05"})
+# What a pooler says with the code of a lost connection, and will say for ever.
+_POOLER_REFUSALS = ("no such user", "no such database", "unsupported startup parameter")
 _UNDEFINED = frozenset({"42P01", "3F000"})
 _REFUSED_RIGHT = "42501"
 
@@ -89,7 +91,7 @@ def storage_error(error: BaseException, database: str) -> StorageError | None:
         return None
     # Without the lines of details and hints, which may show rows.
     message = f"{database}: {str(error).partition(chr(10))[0] or type(error).__name__}"
-    if _is_passing(error):
+    if _is_passing(error) and not str(error).startswith(_POOLER_REFUSALS):
         return StorageUnavailableError(message)
     if sqlstate_of(error) in _PREPARED_ELSEWHERE:
         return StorageError(

@@ -125,7 +125,11 @@ class Link:
     async def _connect(self) -> Wire:
         connection = await self._database.connect(command_timeout_seconds=self.timeout_seconds)
         wire = Wire(connection, prepares=self._database.prepared_statements)
-        await self._attempt(wire, self._introduce)
+        try:
+            await self._attempt(wire, self._introduce)
+        except BaseException:
+            connection.terminate()
+            raise
         self._wire = wire
         return wire
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, asynccontextmanager
@@ -38,7 +39,12 @@ from asgi_durable.storage.writes import Outcome, Write
 
 __all__ = ["SQLiteStorage"]
 
+logger = logging.getLogger(__name__)
+
 ResultT = TypeVar("ResultT")
+
+# How long a beat waits for what needs the write lock; a moment, where nobody else has it.
+UPKEEP_WAIT_SECONDS = 0.2
 
 
 class SQLiteTransaction:
@@ -95,6 +101,7 @@ class SQLiteStorage:
         self._reading = ThreadPoolExecutor(max_workers=1, thread_name_prefix="asgi-durable-reader")
         self._sessions = SQLiteSessions(self._file)
         self._opened: _Opened | None = None
+        self._upkeep: asyncio.Task[None] | None = None
 
     @classmethod
     def application_database(cls, url: str) -> SQLApplicationDatabase:
@@ -136,12 +143,22 @@ class SQLiteStorage:
             return opened.executors.look_around(connection, executor_id, runnable)
 
         beat, gone = await self._read(look_around)
-        await self._write(lambda opened: opened.checkpoints.checkpoint_if_due())
-        if not gone:
-            return beat
-        await self._write(lambda opened: opened.executors.declare_dead(gone))
-        beat, _ = await self._read(look_around)
+        # Invariant: no beat waits for the write lock, or a long transaction of anybody would
+        # keep this executor from renewing its lease.
+        if self._upkeep is None or self._upkeep.done() or self._upkeep.get_loop().is_closed():
+            self._upkeep = asyncio.get_running_loop().create_task(self._keep_up(gone))
+            await asyncio.wait([self._upkeep], timeout=UPKEEP_WAIT_SECONDS)
+            if gone:
+                beat, _ = await self._read(look_around)
         return beat
+
+    async def _keep_up(self, gone: Sequence[str]) -> None:
+        try:
+            if gone:
+                await self._write(lambda opened: opened.executors.declare_dead(gone))
+            await self._write(lambda opened: opened.checkpoints.checkpoint_if_due())
+        except StorageError as error:
+            logger.warning("To be tried again at the next beat: %s", error)
 
     async def take_over(
         self, executor_id: str, *, runnable: Runnable, limit: int, suspects: bool

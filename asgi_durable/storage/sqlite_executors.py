@@ -12,6 +12,7 @@ import contextlib
 import os
 import sqlite3
 import time
+from collections.abc import Sequence
 from typing import Any
 
 from asgi_durable.storage import tables
@@ -114,7 +115,7 @@ class SQLiteExecutors:
         )
         return beat, gone
 
-    def declare_dead(self, executor_ids: list[str]) -> None:
+    def declare_dead(self, executor_ids: Sequence[str]) -> None:
         """Take executors out of the living, if they are still gone."""
         with write_transaction(self._writer):
             for executor_id in executor_ids:

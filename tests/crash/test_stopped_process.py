@@ -8,7 +8,7 @@ from pathlib import Path
 
 import httpx
 import pytest
-from support.counting import Service, post_anywhere, until
+from support.counting import POLL_SECONDS, Service, post_anywhere, until
 from support.server import Server
 
 pytestmark = pytest.mark.anyio
@@ -26,6 +26,18 @@ def service(tmp_path: Path, url: str) -> Iterator[Service]:
     service = Service(tmp_path, url, lease=LEASE_SECONDS)
     with service.running():
         yield service
+
+
+async def stop_outside_of_a_write(service: Service, server: Server) -> None:
+    """Stop a process, but not while it has the write lock of a SQLite file.
+
+    Nobody else can write then until it goes on, or ends.
+    """
+    server.pause()
+    while await service.is_locked():
+        server.resume()
+        await asyncio.sleep(POLL_SECONDS)
+        server.pause()
 
 
 async def until_noted(service: Service, *places: tuple[int, int]) -> None:
@@ -51,7 +63,7 @@ async def test_its_late_record_is_refused_and_its_caller_gets_the_next_owners_an
     async with httpx.AsyncClient(timeout=60.0) as client:
         call = asyncio.ensure_future(client.post(f"{stopped.url}/run/gated", json={"name": "w"}))
         await until_noted(service, (0, stopped.pid), (1, stopped.pid))
-        stopped.pause()
+        await stop_outside_of_a_write(service, stopped)
         # The lease ends, and the other one goes on with the second step.
         await until_noted(service, (0, stopped.pid), (1, stopped.pid), (1, other.pid))
         service.open_gate()
@@ -80,7 +92,7 @@ async def test_it_takes_work_again_as_another_executor(service: Service) -> None
     async with httpx.AsyncClient(timeout=60.0) as client:
         await client.post(f"{stopped.url}/start/gated", json={"name": "w"})
         await until_noted(service, (0, stopped.pid), (1, stopped.pid))
-        stopped.pause()
+        await stop_outside_of_a_write(service, stopped)
         await until_noted(service, (0, stopped.pid), (1, stopped.pid), (1, other.pid))
         other.kill()
         stopped.resume()
@@ -104,7 +116,7 @@ async def test_its_request_is_answered_elsewhere_and_nothing_of_its_own_counts(
         call = client.post(f"{stopped.url}/gate", json=body, headers=headers)
         first = asyncio.ensure_future(call)
         await until_noted(service, (0, stopped.pid))
-        stopped.pause()
+        await stop_outside_of_a_write(service, stopped)
         retry = asyncio.ensure_future(ask(other))
         await until_noted(service, (0, stopped.pid), (0, other.pid))
         service.open_gate()

@@ -8,6 +8,7 @@ import dataclasses
 import gc
 import threading
 import time
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -35,6 +36,7 @@ from asgi_durable import (
     WorkflowNotFoundError,
 )
 from asgi_durable.engine import outcomes, recovery
+from asgi_durable.storage.writes import RecordStep, Write
 
 pytestmark = pytest.mark.anyio
 
@@ -309,6 +311,48 @@ async def test_a_failing_storage_is_no_outcome_of_a_child_elsewhere(
         assert await result_of(first, "p") == "child's"
 
 
+@pytest.mark.parametrize(
+    ("method", "child_id"), [("commit", None), ("commit", "c"), ("get_workflow", "w")]
+)
+async def test_a_start_that_the_storage_fails_is_no_outcome_of_who_starts_it(
+    url: str, method: str, child_id: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(recovery, "FIRST_DELAY_SECONDS", 0.01)
+    first, second = Worker(url, waits=True), Worker(url, storage_patience=0.01)
+    failures: list[str] = []
+
+    @second.step
+    async def step() -> None:
+        if failures:
+            return
+        storage: Any = storage_of(second)
+
+        async def fail_once(*args: Any) -> Any:
+            # What it is asked for after the step is its record and the child.
+            delattr(storage, method)
+            failures.append(method)
+            raise StorageUnavailableError
+
+        setattr(storage, method, fail_once)
+
+    @second.workflow
+    async def parent() -> str:
+        await step()
+        try:
+            await second.options(workflow_id=child_id).start_workflow(second.work)
+        except Exception as error:
+            return f"swallowed {error!r}"
+        return "started"
+
+    async with first, second:
+        await first.begin("w")
+        await second.options(workflow_id="p").start_workflow(parent)
+
+        assert await result_of(first, "p") == "started"
+        assert failures == [method]
+        first.gate.open()
+
+
 @pytest.mark.parametrize("how", ["caller", "waiter"])
 async def test_what_this_code_cannot_run_is_no_outcome_for_who_waits_for_it(
     url: str, how: str
@@ -329,6 +373,41 @@ async def test_what_this_code_cannot_run_is_no_outcome_for_who_waits_for_it(
         able.gate.open()
         async with able.durable:
             assert await result_of(able.durable, "p") == "child's"
+
+
+async def test_a_workflow_does_not_end_when_its_last_record_was_lost(
+    url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(recovery, "FIRST_DELAY_SECONDS", 0.01)
+    async with Worker(url, storage_patience=0.01) as durable:
+        lost: list[object] = []
+
+        @durable.step
+        async def step() -> None: ...
+
+        @durable.workflow
+        async def work() -> str:
+            await step()
+            # Code between the last step and the end, while the storage fails.
+            await until(lambda: lost)
+            return "done"
+
+        storage: Any = storage_of(durable)
+        commit = storage.commit
+
+        async def lose_the_record(batch: Sequence[Write]) -> Any:
+            records = [write for write in batch if isinstance(write, RecordStep)]
+            if records and not lost:
+                lost.extend(records)
+                raise StorageUnavailableError
+            return await commit(batch)
+
+        storage.commit = lose_the_record
+        await durable.options(workflow_id="w").start_workflow(work)
+        assert await result_of(durable, "w") == "done"
+
+    assert await query(url, "SELECT count(*) FROM asgi_durable_steps") == [(1,)]
+    assert await row_of(url, "w", "attempts") == (2,)
 
 
 # Leases

@@ -140,6 +140,13 @@ class Service:
             return await asyncio.to_thread(_query_file, parts.path.removeprefix("/"), sql)
         return [tuple(row) for row in await fetch(self.url, sql)]
 
+    async def is_locked(self) -> bool:
+        """Tell whether nobody can write, as somebody is in the middle of that for long."""
+        parts = urlsplit(self.url)
+        if parts.scheme != "sqlite":
+            return False
+        return await asyncio.to_thread(_is_file_locked, parts.path.removeprefix("/"))
+
     async def states(self) -> dict[str, str]:
         """Return the state of each workflow."""
         rows = await self.query("SELECT workflow_id, state FROM asgi_durable_workflows")
@@ -226,6 +233,18 @@ def show(what: str, seconds: Sequence[float]) -> None:
     if seconds:
         middle, longest = statistics.median(seconds), max(seconds)
         print(f"{what}: {len(seconds)} times, median {middle:.2f} s, longest {longest:.2f} s")  # noqa: T201
+
+
+def _is_file_locked(path: str) -> bool:
+    connection = sqlite3.connect(path, timeout=0.5, isolation_level=None)
+    try:
+        connection.execute("BEGIN IMMEDIATE")
+        connection.execute("ROLLBACK")
+    except sqlite3.OperationalError:
+        return True
+    finally:
+        connection.close()
+    return False
 
 
 def _query_file(path: str, sql: str) -> list[tuple[Any, ...]]:
