@@ -19,7 +19,13 @@ from asgi_durable.errors import DurableUsageError
 from asgi_durable.storage.protocol import ApplicationSlot, SlotTakenError
 from asgi_durable.storage.records import StepRecord
 
-__all__ = ["SESSION_OPTIONS", "SQLApplicationDatabase", "Sessions", "end_session"]
+__all__ = [
+    "SESSION_OPTIONS",
+    "SQLApplicationDatabase",
+    "Sessions",
+    "end_session",
+    "ended_behind_the_session",
+]
 
 metadata = sa.MetaData()
 transactions = sa.Table(
@@ -66,6 +72,14 @@ class Sessions(Protocol):
         """Tell whether the transaction has not been ended behind the connection's back."""
 
 
+def ended_behind_the_session() -> DurableUsageError:
+    """Return the error of a transaction that would hold no record any more."""
+    return DurableUsageError(
+        "a transaction was ended behind the session's back, by a COMMIT or ROLLBACK in "
+        "SQL or of its connection; use durable.session.commit() or leave it out"
+    )
+
+
 async def end_session(
     sessions: Sessions, connection: AsyncConnection, session: AsyncSession
 ) -> None:
@@ -76,11 +90,7 @@ async def end_session(
     """
     await session.commit()
     if not await sessions.is_in_transaction(connection):
-        msg = (
-            "a transaction was ended behind the session's back, by a COMMIT or ROLLBACK in "
-            "SQL or of its connection; use durable.session.commit() or leave it out"
-        )
-        raise DurableUsageError(msg)
+        raise ended_behind_the_session()
 
 
 class _Transaction:

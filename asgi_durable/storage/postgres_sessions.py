@@ -10,16 +10,13 @@ import asyncpg
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 
-from asgi_durable.errors import DurableUsageError, StorageError, StorageUnavailableError
+from asgi_durable.errors import StorageError, StorageUnavailableError
 from asgi_durable.storage.engines import LoopEngines
+from asgi_durable.storage.isolation import checked_isolation_level
 from asgi_durable.storage.postgres_database import PostgresDatabase
 from asgi_durable.storage.postgres_errors import application_error
 
 __all__ = ["PostgresSessions"]
-
-ISOLATION_LEVELS = frozenset(
-    {"READ UNCOMMITTED", "READ COMMITTED", "REPEATABLE READ", "SERIALIZABLE"}
-)
 
 
 class PostgresSessions:
@@ -54,7 +51,7 @@ class PostgresSessions:
             DurableUsageError: There is no such isolation level.
             StorageError: The database failed, here or in what was done with the connection.
         """
-        level = _checked(isolation_level)
+        level = checked_isolation_level(isolation_level)
         engines = self._engines
         if engines is None:
             msg = "the storage is not open"
@@ -127,14 +124,3 @@ async def _is_lost(connection: AsyncConnection) -> bool:
     raw = await connection.get_raw_connection()
     driver: asyncpg.Connection = raw.driver_connection
     return driver is None or driver.is_closed()
-
-
-def _checked(isolation_level: str | None) -> str | None:
-    if isolation_level is None:
-        return None
-    level = " ".join(isolation_level.upper().split())
-    if level not in ISOLATION_LEVELS:
-        known = ", ".join(sorted(ISOLATION_LEVELS))
-        msg = f"isolation_level must be one of {known}; got {isolation_level!r}"
-        raise DurableUsageError(msg)
-    return level

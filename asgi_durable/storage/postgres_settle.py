@@ -32,6 +32,8 @@ from asgi_durable.storage.writes import (
     ResumeWorkflow,
     StartWorkflow,
     Write,
+    is_same_end,
+    is_same_start,
 )
 
 __all__ = ["ChangedMeanwhileError", "SettleStatements", "settle"]
@@ -249,13 +251,8 @@ def _taking(write: ClaimRequest | ResumeWorkflow) -> tuple[str, int, bool, str |
 def _of_start(write: StartWorkflow, found: _Found | None) -> Outcome:
     if found is None:
         raise ChangedMeanwhileError
-    existing, wanted = found.workflow, write.workflow
-    # A start whose answer got lost; ids of one executor differ in their microsecond.
-    same = (existing.executor_id, existing.created_at_us, existing.input) == (
-        wanted.executor_id,
-        wanted.created_at_us,
-        wanted.input,
-    )
+    existing = found.workflow
+    same = is_same_start(existing, write.workflow)
     return DONE if same else Outcome(OutcomeKind.CONFLICT, existing=existing)
 
 
@@ -269,11 +266,4 @@ def _of_step(write: RecordStep, existing: StepRecord | None) -> Outcome:
 def _of_end(write: FinishWorkflow, found: _Found | None) -> Outcome:
     if found is None:
         return FENCED
-    existing = found.workflow
-    same = (existing.state, existing.output, existing.error, existing.updated_at_us) == (
-        write.state,
-        write.output,
-        write.error,
-        write.finished_at_us,
-    )
-    return DONE if same else FENCED
+    return DONE if is_same_end(found.workflow, write) else FENCED

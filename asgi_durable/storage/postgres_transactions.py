@@ -11,7 +11,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession, AsyncTransacti
 
 from asgi_durable.errors import DurableUsageError
 from asgi_durable.storage import tables
-from asgi_durable.storage.application import SESSION_OPTIONS
+from asgi_durable.storage.application import SESSION_OPTIONS, ended_behind_the_session
 from asgi_durable.storage.postgres_database import PostgresDatabase
 from asgi_durable.storage.postgres_rows import OWNED, PostgresNames, columns, step_values
 from asgi_durable.storage.postgres_sessions import PostgresSessions
@@ -50,13 +50,9 @@ class PostgresTransaction:
         raw = await self._connection.get_raw_connection()
         driver: Any = raw.driver_connection
         if not self._transaction.is_active or (self._has_begun and not driver.is_in_transaction()):
-            msg = (
-                "a transaction was ended behind the session's back, by a COMMIT or ROLLBACK in "
-                "SQL or of its connection; use durable.session.commit() or leave it out"
-            )
             # There is no savepoint left to go back to, which the session would trip over.
             await self._connection.invalidate()
-            raise DurableUsageError(msg)
+            raise ended_behind_the_session()
         # Invariant: the application's rows are flushed before the record, and both are in the
         # transaction that `PostgresTransactions.transaction` commits.
         await self.session.commit()

@@ -12,18 +12,14 @@ import sqlalchemy as sa
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 
-from asgi_durable.errors import DurableUsageError, StorageError
+from asgi_durable.errors import StorageError
 from asgi_durable.per_loop import PerLoop
 from asgi_durable.storage.engines import LoopEngines
+from asgi_durable.storage.isolation import checked_isolation_level
 from asgi_durable.storage.sqlite_errors import storage_error
 from asgi_durable.storage.sqlite_file import SQLiteFile
 
 __all__ = ["SQLiteSessions"]
-
-# SQLite is serializable whatever is asked for.
-ISOLATION_LEVELS = frozenset(
-    {"READ UNCOMMITTED", "READ COMMITTED", "REPEATABLE READ", "SERIALIZABLE"}
-)
 
 
 class SQLiteSessions:
@@ -65,10 +61,8 @@ class SQLiteSessions:
             DurableUsageError: There is no such isolation level.
             StorageError: The database failed, here or in what was done with the connection.
         """
-        if isolation_level is not None and isolation_level.upper() not in ISOLATION_LEVELS:
-            known = ", ".join(sorted(ISOLATION_LEVELS))
-            msg = f"isolation_level must be one of {known}; got {isolation_level!r}"
-            raise DurableUsageError(msg)
+        # SQLite is serializable whatever is asked for.
+        checked_isolation_level(isolation_level)
         engines = self._engines
         if engines is None:
             msg = "the storage is not open"

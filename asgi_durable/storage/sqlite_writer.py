@@ -45,6 +45,8 @@ from asgi_durable.storage.writes import (
     StartWorkflow,
     Write,
     executor_of,
+    is_same_end,
+    is_same_start,
 )
 
 __all__ = ["SQLiteWriter"]
@@ -205,7 +207,7 @@ class SQLiteWriter:
         if self._changes(INSERT_WORKFLOW, workflow_values(write.workflow)):
             return DONE
         existing = self._workflow(write.workflow.workflow_id)
-        if existing is not None and _is_the_same_start(existing, write.workflow):
+        if existing is not None and is_same_start(existing, write.workflow):
             return DONE
         return Outcome(OutcomeKind.CONFLICT, existing=existing)
 
@@ -252,7 +254,7 @@ class SQLiteWriter:
     def _finish(self, write: FinishWorkflow) -> Outcome:
         if not self._changes(FINISH_WORKFLOW, _finish_parameters(write)):
             existing = self._workflow(write.workflow_id)
-            return DONE if existing is not None and _is_the_same_end(existing, write) else FENCED
+            return DONE if existing is not None and is_same_end(existing, write) else FENCED
         if write.response is not None:
             self._cursor.execute(INSERT_RESPONSE, response_values(write.response))
         return DONE
@@ -301,22 +303,4 @@ def _finish_parameters(write: FinishWorkflow) -> tuple[Any, ...]:
         write.finished_at_us,
         write.workflow_id,
         write.executor_id,
-    )
-
-
-def _is_the_same_start(existing: WorkflowRecord, wanted: WorkflowRecord) -> bool:
-    """A start whose answer got lost; ids of one executor differ in their microsecond."""
-    return (existing.executor_id, existing.created_at_us, existing.input) == (
-        wanted.executor_id,
-        wanted.created_at_us,
-        wanted.input,
-    )
-
-
-def _is_the_same_end(existing: WorkflowRecord, write: FinishWorkflow) -> bool:
-    return (existing.state, existing.output, existing.error, existing.updated_at_us) == (
-        write.state,
-        write.output,
-        write.error,
-        write.finished_at_us,
     )

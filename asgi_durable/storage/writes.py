@@ -32,6 +32,8 @@ __all__ = [
     "StartWorkflow",
     "Write",
     "executor_of",
+    "is_same_end",
+    "is_same_start",
 ]
 
 
@@ -133,6 +135,25 @@ def executor_of(write: Write) -> str | None:
     if isinstance(write, (StartWorkflow, ClaimRequest)):
         return write.workflow.executor_id
     return write.executor_id
+
+
+def is_same_start(existing: WorkflowRecord, wanted: WorkflowRecord) -> bool:
+    """Tell a start whose answer got lost; ids of one executor differ in their microsecond."""
+    return (existing.executor_id, existing.created_at_us, existing.input) == (
+        wanted.executor_id,
+        wanted.created_at_us,
+        wanted.input,
+    )
+
+
+def is_same_end(existing: WorkflowRecord, end: FinishWorkflow) -> bool:
+    """Tell an end whose answer got lost."""
+    return (existing.state, existing.output, existing.error, existing.updated_at_us) == (
+        end.state,
+        end.output,
+        end.error,
+        end.finished_at_us,
+    )
 
 
 class OutcomeKind(Enum):
