@@ -13,7 +13,8 @@ from pathlib import Path
 
 import httpx
 import pytest
-from support.counting import Service, new_seed, post_anywhere, show, until
+from support.counting import POLL_SECONDS, Service, new_seed, post_anywhere, show, until
+from support.server import Server
 
 pytestmark = [
     pytest.mark.anyio,
@@ -58,7 +59,11 @@ async def ending_one_each_second(
     async def end_and_start() -> None:
         while not is_over.is_set():
             next_at = time.monotonic() + choices.uniform(0.5, 1.5)
-            server = choices.choice(service.servers)
+            server = await next_at_work(service, is_over)
+            if server is None:
+                return
+            # Not at once: who is ended at each of its beginnings never comes to an end.
+            await asyncio.sleep(choices.uniform(0.0, LONGEST_STEP_SECONDS))
             codes.append(await service.end(server, how))
             await service.note_recorded()
             await asyncio.to_thread(server.start)
@@ -70,6 +75,18 @@ async def ending_one_each_second(
     finally:
         is_over.set()
         await task
+
+
+async def next_at_work(service: Service, is_over: asyncio.Event) -> Server | None:
+    """Return the process that begins the next step, ``None`` if all is over before."""
+    begun = len(service.ledger())
+    while not is_over.is_set():
+        for entry in service.ledger()[begun:]:
+            for server in service.servers:
+                if server.pid == entry.pid:
+                    return server
+        await asyncio.sleep(POLL_SECONDS)
+    return None
 
 
 async def test_500_requests_survive_a_kill_each_second_each_exactly_once(
@@ -85,7 +102,7 @@ async def test_500_requests_survive_a_kill_each_second_each_exactly_once(
         takeovers = [takeover.seconds for takeover in service.takeovers()]
         show(f"taken over after one of {len(codes)} kills", takeovers)
 
-        assert {answer.status_code for answer in answers} == {200}
+        assert [answer.text for answer in answers if answer.status_code != 200] == []
         assert await service.effects() == {f"r{number}": 1 for number in range(requests)}
         assert service.repeated_steps() == []
         assert set((await service.states()).values()) == {"SUCCESS"}
@@ -116,7 +133,7 @@ async def test_processes_that_are_stopped_under_load_hand_their_work_over_at_onc
         handovers = [t.seconds for t in service.takeovers() if t.workflow_id in names]
         show(f"handed over after one of {len(codes)} stops", handovers)
 
-        assert {answer.status_code for answer in answers} == {200}
+        assert [answer.text for answer in answers if answer.status_code != 200] == []
         assert set(codes) <= {0, -signal.SIGTERM}
         everything = [*(f"r{number}" for number in range(requests)), *names]
         assert await service.effects() == dict.fromkeys(everything, 1)
