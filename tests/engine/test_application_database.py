@@ -11,7 +11,7 @@ import sqlalchemy as sa
 from support.interruption import Gate
 
 from asgi_durable import Durable, NonDeterministicWorkflowError
-from asgi_durable.storage.postgres_database import PostgresDatabase
+from asgi_durable.storage.postgres.database import PostgresDatabase
 
 pytestmark = pytest.mark.anyio
 

@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 
 from asgi_durable import StorageError
-from asgi_durable.storage import sqlite_writer
 from asgi_durable.storage.schema import MIGRATIONS, pending_migrations
-from asgi_durable.storage.sqlite_file import SQLiteFile
-from asgi_durable.storage.sqlite_writer import SQLiteWriter
+from asgi_durable.storage.sqlite import writer as sqlite_writer
+from asgi_durable.storage.sqlite.file import SQLiteFile
+from asgi_durable.storage.sqlite.writer import SQLiteWriter
 
 
 def add_column(_: object) -> list[str]:

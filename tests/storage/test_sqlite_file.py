@@ -15,7 +15,7 @@ import pytest
 
 from asgi_durable import Durable, DurableUsageError, StorageError
 from asgi_durable.storage.sqlite import SQLiteStorage
-from asgi_durable.storage.sqlite_file import SQLiteFile
+from asgi_durable.storage.sqlite.file import SQLiteFile
 
 pytestmark = pytest.mark.anyio
 

@@ -28,13 +28,13 @@ from asgi_durable.storage.records import (
     WorkflowRecord,
     WorkflowState,
 )
-from asgi_durable.storage.sqlite_checkpoints import SQLiteCheckpoints
-from asgi_durable.storage.sqlite_errors import naming_errors
-from asgi_durable.storage.sqlite_executors import SQLiteExecutors
-from asgi_durable.storage.sqlite_file import SQLiteFile
-from asgi_durable.storage.sqlite_reader import SQLiteReader
-from asgi_durable.storage.sqlite_sessions import SQLiteSessions
-from asgi_durable.storage.sqlite_writer import SQLiteWriter
+from asgi_durable.storage.sqlite.checkpoints import SQLiteCheckpoints
+from asgi_durable.storage.sqlite.errors import naming_errors
+from asgi_durable.storage.sqlite.executors import SQLiteExecutors
+from asgi_durable.storage.sqlite.file import SQLiteFile
+from asgi_durable.storage.sqlite.reader import SQLiteReader
+from asgi_durable.storage.sqlite.sessions import SQLiteSessions
+from asgi_durable.storage.sqlite.writer import SQLiteWriter
 from asgi_durable.storage.writes import Outcome, Write
 
 __all__ = ["SQLiteStorage"]

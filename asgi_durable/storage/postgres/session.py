@@ -16,9 +16,9 @@ from typing import Any, TypeVar
 import asyncpg
 
 from asgi_durable.errors import StorageError
-from asgi_durable.storage.postgres_database import PostgresDatabase
-from asgi_durable.storage.postgres_link import Link, Wire
-from asgi_durable.storage.postgres_rows import PostgresNames
+from asgi_durable.storage.postgres.database import PostgresDatabase
+from asgi_durable.storage.postgres.link import Link, Wire
+from asgi_durable.storage.postgres.rows import PostgresNames
 
 __all__ = ["LOCK_CLASS", "PostgresSession", "Registration", "new_lock_key"]
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from asgi_durable.storage import tables
-from asgi_durable.storage.postgres_rows import NOW_US, PostgresNames, list_of
-from asgi_durable.storage.postgres_session import LOCK_CLASS
+from asgi_durable.storage.postgres.rows import NOW_US, PostgresNames, list_of
+from asgi_durable.storage.postgres.session import LOCK_CLASS
 
 __all__ = ["ExecutorStatements"]
 

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from asgi_durable.storage.records import ResponseRecord, StepRecord, StoredRun, WorkflowRecord
-from asgi_durable.storage.sqlite_file import SQLiteFile
-from asgi_durable.storage.sqlite_rows import (
+from asgi_durable.storage.sqlite.file import SQLiteFile
+from asgi_durable.storage.sqlite.rows import (
     SELECT_RESPONSE,
     SELECT_STEP,
     SELECT_WORKFLOW,

@@ -18,9 +18,9 @@ from typing import Any
 from asgi_durable.storage import tables
 from asgi_durable.storage.protocol import Beat, Runnable
 from asgi_durable.storage.records import WorkflowRecord
-from asgi_durable.storage.sqlite_file import SQLiteFile, write_transaction
-from asgi_durable.storage.sqlite_lock import ProcessLock
-from asgi_durable.storage.sqlite_rows import SELECT_WORKFLOW, insert, json_list, workflow_from
+from asgi_durable.storage.sqlite.file import SQLiteFile, write_transaction
+from asgi_durable.storage.sqlite.lock import ProcessLock
+from asgi_durable.storage.sqlite.rows import SELECT_WORKFLOW, insert, json_list, workflow_from
 
 __all__ = ["LIVING", "SQLiteExecutors"]
 

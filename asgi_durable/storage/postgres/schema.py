@@ -11,9 +11,9 @@ from sqlalchemy.schema import CreateTable
 
 from asgi_durable.errors import StorageError
 from asgi_durable.storage import tables
-from asgi_durable.storage.postgres_errors import is_refused_right, is_undefined
-from asgi_durable.storage.postgres_link import Wire
-from asgi_durable.storage.postgres_rows import FENCES, PostgresNames
+from asgi_durable.storage.postgres.errors import is_refused_right, is_undefined
+from asgi_durable.storage.postgres.link import Wire
+from asgi_durable.storage.postgres.rows import FENCES, PostgresNames
 from asgi_durable.storage.schema import Migration, pending_migrations
 
 __all__ = ["prepare_schema"]

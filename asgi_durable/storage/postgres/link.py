@@ -10,8 +10,8 @@ from typing import Any, TypeVar
 import asyncpg
 
 from asgi_durable.errors import StorageError
-from asgi_durable.storage.postgres_database import PostgresDatabase
-from asgi_durable.storage.postgres_errors import is_harmless, storage_error
+from asgi_durable.storage.postgres.database import PostgresDatabase
+from asgi_durable.storage.postgres.errors import is_harmless, storage_error
 
 __all__ = ["Link", "Wire"]
 

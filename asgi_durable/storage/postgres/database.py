@@ -12,7 +12,7 @@ from urllib.parse import SplitResult, unquote, unquote_plus, urlsplit, urlunspli
 import asyncpg
 
 from asgi_durable.errors import DurableUsageError, StorageError
-from asgi_durable.storage.postgres_errors import storage_error
+from asgi_durable.storage.postgres.errors import storage_error
 
 __all__ = ["PostgresDatabase"]
 

@@ -16,8 +16,8 @@ from asgi_durable.errors import StorageError
 from asgi_durable.per_loop import PerLoop
 from asgi_durable.storage.engines import LoopEngines
 from asgi_durable.storage.isolation import checked_isolation_level
-from asgi_durable.storage.sqlite_errors import storage_error
-from asgi_durable.storage.sqlite_file import SQLiteFile
+from asgi_durable.storage.sqlite.errors import storage_error
+from asgi_durable.storage.sqlite.file import SQLiteFile
 
 __all__ = ["SQLiteSessions"]
 

@@ -7,8 +7,8 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from asgi_durable.storage import tables
-from asgi_durable.storage.postgres_link import Wire
-from asgi_durable.storage.postgres_rows import (
+from asgi_durable.storage.postgres.link import Wire
+from asgi_durable.storage.postgres.rows import (
     OWNED,
     Parameters,
     PostgresNames,

@@ -10,16 +10,16 @@ from typing import Any, TypeVar
 from asgi_durable.errors import StorageError
 from asgi_durable.storage.application import SQLApplicationDatabase
 from asgi_durable.storage.loop_thread import LoopThread
-from asgi_durable.storage.postgres_database import PostgresDatabase
-from asgi_durable.storage.postgres_executors import PostgresExecutors
-from asgi_durable.storage.postgres_link import Link
-from asgi_durable.storage.postgres_reader import PostgresReader
-from asgi_durable.storage.postgres_rows import PostgresNames
-from asgi_durable.storage.postgres_schema import prepare_schema
-from asgi_durable.storage.postgres_session import PostgresSession, Registration
-from asgi_durable.storage.postgres_sessions import PostgresSessions
-from asgi_durable.storage.postgres_transactions import PostgresTransaction, PostgresTransactions
-from asgi_durable.storage.postgres_writer import PostgresWriter
+from asgi_durable.storage.postgres.database import PostgresDatabase
+from asgi_durable.storage.postgres.executors import PostgresExecutors
+from asgi_durable.storage.postgres.link import Link
+from asgi_durable.storage.postgres.reader import PostgresReader
+from asgi_durable.storage.postgres.rows import PostgresNames
+from asgi_durable.storage.postgres.schema import prepare_schema
+from asgi_durable.storage.postgres.session import PostgresSession, Registration
+from asgi_durable.storage.postgres.sessions import PostgresSessions
+from asgi_durable.storage.postgres.transactions import PostgresTransaction, PostgresTransactions
+from asgi_durable.storage.postgres.writer import PostgresWriter
 from asgi_durable.storage.protocol import Beat, Runnable, StepSlot
 from asgi_durable.storage.records import ResponseRecord, StoredRun, WorkflowRecord
 from asgi_durable.storage.writes import Outcome, Write

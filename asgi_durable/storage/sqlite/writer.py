@@ -15,11 +15,11 @@ from sqlalchemy.dialects.sqlite.pysqlite import SQLiteDialect_pysqlite
 from asgi_durable.storage import tables
 from asgi_durable.storage.records import WorkflowRecord
 from asgi_durable.storage.schema import pending_migrations
-from asgi_durable.storage.sqlite_errors import storage_error
-from asgi_durable.storage.sqlite_executors import LIVING
-from asgi_durable.storage.sqlite_file import SQLiteFile, write_transaction
-from asgi_durable.storage.sqlite_resume import drop_trailing_failures
-from asgi_durable.storage.sqlite_rows import (
+from asgi_durable.storage.sqlite.errors import storage_error
+from asgi_durable.storage.sqlite.executors import LIVING
+from asgi_durable.storage.sqlite.file import SQLiteFile, write_transaction
+from asgi_durable.storage.sqlite.resume import drop_trailing_failures
+from asgi_durable.storage.sqlite.rows import (
     SELECT_STEP,
     SELECT_WORKFLOW,
     columns,

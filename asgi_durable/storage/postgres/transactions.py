@@ -12,9 +12,9 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession, AsyncTransacti
 from asgi_durable.errors import DurableUsageError
 from asgi_durable.storage import tables
 from asgi_durable.storage.application import SESSION_OPTIONS, ended_behind_the_session
-from asgi_durable.storage.postgres_database import PostgresDatabase
-from asgi_durable.storage.postgres_rows import OWNED, PostgresNames, columns, step_values
-from asgi_durable.storage.postgres_sessions import PostgresSessions
+from asgi_durable.storage.postgres.database import PostgresDatabase
+from asgi_durable.storage.postgres.rows import OWNED, PostgresNames, columns, step_values
+from asgi_durable.storage.postgres.sessions import PostgresSessions
 from asgi_durable.storage.protocol import SlotTakenError, StepSlot
 from asgi_durable.storage.records import StepRecord
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import sqlite3
 from pathlib import Path
 
-from asgi_durable.storage.sqlite_file import CHECKPOINTS_ITSELF, SQLiteFile
-from asgi_durable.storage.sqlite_lock import ProcessLock
+from asgi_durable.storage.sqlite.file import CHECKPOINTS_ITSELF, SQLiteFile
+from asgi_durable.storage.sqlite.lock import ProcessLock
 
 __all__ = ["SQLiteCheckpoints"]
 

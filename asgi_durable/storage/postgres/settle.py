@@ -6,10 +6,10 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from asgi_durable.storage import tables
-from asgi_durable.storage.postgres_batch import BatchStatements, Rows, workflow_id_of
-from asgi_durable.storage.postgres_link import Wire
-from asgi_durable.storage.postgres_resume import drop_statement
-from asgi_durable.storage.postgres_rows import (
+from asgi_durable.storage.postgres.batch import BatchStatements, Rows, workflow_id_of
+from asgi_durable.storage.postgres.link import Wire
+from asgi_durable.storage.postgres.resume import drop_statement
+from asgi_durable.storage.postgres.rows import (
     OWNED,
     PostgresNames,
     each_of,

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from typing import Any
 
 from asgi_durable.storage import tables
-from asgi_durable.storage.postgres_errors import is_bad_row
-from asgi_durable.storage.postgres_link import Link, Wire
-from asgi_durable.storage.postgres_rows import (
+from asgi_durable.storage.postgres.errors import is_bad_row
+from asgi_durable.storage.postgres.link import Link, Wire
+from asgi_durable.storage.postgres.rows import (
     PostgresNames,
     each_of,
     list_of,

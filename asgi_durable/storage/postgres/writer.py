@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from functools import partial
 
 from asgi_durable.errors import StorageUnavailableError
-from asgi_durable.storage.postgres_batch import BatchStatements, Rows, workflow_id_of, write_order
-from asgi_durable.storage.postgres_errors import is_bad_row
-from asgi_durable.storage.postgres_link import Link, Wire
-from asgi_durable.storage.postgres_rows import PostgresNames
-from asgi_durable.storage.postgres_settle import ChangedMeanwhileError, SettleStatements, settle
+from asgi_durable.storage.postgres.batch import BatchStatements, Rows, workflow_id_of, write_order
+from asgi_durable.storage.postgres.errors import is_bad_row
+from asgi_durable.storage.postgres.link import Link, Wire
+from asgi_durable.storage.postgres.rows import PostgresNames
+from asgi_durable.storage.postgres.settle import ChangedMeanwhileError, SettleStatements, settle
 from asgi_durable.storage.writes import (
     DONE,
     FENCED,

@@ -11,10 +11,10 @@ from __future__ import annotations
 import time
 from typing import Any
 
-from asgi_durable.storage.postgres_executor_statements import ExecutorStatements
-from asgi_durable.storage.postgres_link import Wire
-from asgi_durable.storage.postgres_rows import PostgresNames, workflow_from
-from asgi_durable.storage.postgres_session import PostgresSession, Registration, new_lock_key
+from asgi_durable.storage.postgres.executor_statements import ExecutorStatements
+from asgi_durable.storage.postgres.link import Wire
+from asgi_durable.storage.postgres.rows import PostgresNames, workflow_from
+from asgi_durable.storage.postgres.session import PostgresSession, Registration, new_lock_key
 from asgi_durable.storage.protocol import Beat, Runnable
 from asgi_durable.storage.records import WorkflowRecord
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from asgi_durable.storage.postgres_rows import PostgresNames
+from asgi_durable.storage.postgres.rows import PostgresNames
 
 __all__ = ["drop_statement"]
 

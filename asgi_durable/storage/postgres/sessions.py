@@ -13,8 +13,8 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_en
 from asgi_durable.errors import StorageError, StorageUnavailableError
 from asgi_durable.storage.engines import LoopEngines
 from asgi_durable.storage.isolation import checked_isolation_level
-from asgi_durable.storage.postgres_database import PostgresDatabase
-from asgi_durable.storage.postgres_errors import application_error
+from asgi_durable.storage.postgres.database import PostgresDatabase
+from asgi_durable.storage.postgres.errors import application_error
 
 __all__ = ["PostgresSessions"]
 
