@@ -1,200 +1,144 @@
-"""Workflows per second of the engine on SQLite, beside a hand-written group-commit loop.
+"""Workflows per second, latency and processor time of the engine, beside peers and limits.
 
-The hand-written loop writes the same rows of a workflow with one step, in the same two
-commits, on one thread with one connection: it is the limit of what any engine can reach on
-this machine. Left out of it are replay, retries, types, fencing and context. Both run in the
-same process, in turn, round by round; the table shows medians and their ratio.
+Every contestant has a process of its own, and all are measured in turn, round by round. The
+``raw_*`` ones are hand-written: they put the same rows into the same tables in the same
+commits, and leave out what a library is for.
 
-    python benchmarks/engine.py [--rounds 5] [--seconds 2.0] [--json results.json]
+    python -m benchmarks.engine [--short] [--json FOLDER] [--databases sqlite postgres]
+        [--contestants asgi-durable raw_group ...] [--steps 0 1 10] [--concurrency 1 16 128]
 """
 
 from __future__ import annotations
 
 import argparse
-import asyncio
-import json
-import logging
-import sqlite3
-import statistics
-import tempfile
-import time
-from collections.abc import Awaitable, Callable
-from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
+from collections.abc import Sequence
+from typing import Any
 
-from sqlalchemy.dialects.sqlite.pysqlite import SQLiteDialect_pysqlite
-
-from asgi_durable import Durable
-from asgi_durable.storage.schema import MIGRATIONS
-
-CONCURRENCIES = (1, 16, 128)
-Run = Callable[[int], Awaitable[object]]
-
-
-INSERT_WORKFLOW = f"INSERT INTO asgi_durable_workflows VALUES ({', '.join('?' * 17)})"
-INSERT_STEP = "INSERT INTO asgi_durable_steps VALUES (?, ?, ?, ?, ?, ?, ?)"
-END_WORKFLOW = (
-    "UPDATE asgi_durable_workflows SET state = ?, output = ?, updated_at_us = ? "
-    "WHERE workflow_id = ?"
+from benchmarks.contestants.registry import DBOS, LIMIT, OURS, engines_of
+from benchmarks.databases import DATABASES, Databases, databases
+from benchmarks.harness import (
+    Notes,
+    in_turn,
+    median_of,
+    median_ratio,
+    options,
+    print_table,
+    write_json,
 )
-DIGEST = b"0123456789abcdef"
+from benchmarks.workers import Worker, WorkerError, open_workers
+
+Cell = tuple[int, int]
+# By contestant and cell, a sample for each round.
+Samples = dict[str, dict[Cell, list[dict[str, float]]]]
+
+WARM_UP_CONCURRENCY = 16
+FIGURES = {
+    "per_second": "workflows/s",
+    "cpu_us": "client CPU µs per workflow",
+    "p50_ms": "p50 ms",
+    "p99_ms": "p99 ms",
+}
 
 
-class HandWritten:
-    """The writes of a 1-step workflow in group commit, and nothing else.
+def measure_all(workers: list[Worker], cells: Sequence[Cell], chosen: Any, notes: Notes) -> Samples:
+    """Measure everybody in every cell; who fails is noted, and out from then on."""
+    samples: Samples = {worker.name: {} for worker in workers}
+    workers = list(workers)
 
-    The tables, their columns and their indexes are the library's.
-    """
+    def measured(worker: Worker, steps: int, concurrency: int, seconds: float) -> Any:
+        try:
+            return worker.call("measure", steps=steps, concurrency=concurrency, seconds=seconds)
+        except WorkerError as error:
+            notes.leave_out(f"{worker.name}, {steps} steps, concurrency {concurrency}", str(error))
+            workers.remove(worker)
+            return None
 
-    def __init__(self, path: Path) -> None:
-        self._connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
-        self._connection.execute("PRAGMA journal_mode=WAL")
-        self._connection.execute("PRAGMA synchronous=FULL")
-        for migration in MIGRATIONS:
-            for statement in migration(SQLiteDialect_pysqlite()):
-                self._connection.execute(statement)
-        self._thread = ThreadPoolExecutor(max_workers=1)
-        self._pending: list[tuple[str, tuple[object, ...], asyncio.Future[None]]] = []
-        self._task: asyncio.Task[None] | None = None
-        self._count = 0
-
-    async def run(self, number: int) -> object:
-        """Run one workflow: start, step, and step record together with the end."""
-        self._count += 1
-        workflow_id = f"{self._count:036d}"
-        now = time.time_ns() // 1000
-        data = json.dumps({"number": number}).encode()
-        row = (workflow_id, "work", "PENDING", "executor", 1, None, None, True, None, None)
-        await self._submit("start", (*row, data, None, None, now, now, 0, 0))
-        output = json.dumps(await step_body(number)).encode()
-        now = time.time_ns() // 1000
-        self._submit("step", (workflow_id, 0, "step", DIGEST, output, None, now))
-        await self._submit("end", ("SUCCESS", output, now, workflow_id))
-        return json.loads(output)
-
-    def close(self) -> None:
-        """Close the database."""
-        self._thread.shutdown()
-        self._connection.close()
-
-    def _submit(self, kind: str, row: tuple[object, ...]) -> asyncio.Future[None]:
-        future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._pending.append((kind, row, future))
-        if self._task is None or self._task.done():
-            self._task = asyncio.ensure_future(self._drain())
-        return future
-
-    async def _drain(self) -> None:
-        loop = asyncio.get_running_loop()
-        while self._pending:
-            batch, self._pending = self._pending, []
-            rows: dict[str, list[tuple[object, ...]]] = {"start": [], "step": [], "end": []}
-            for kind, row, _ in batch:
-                rows[kind].append(row)
-            try:
-                await loop.run_in_executor(self._thread, self._write, rows)
-            except sqlite3.Error as error:
-                for _, _, future in batch:
-                    future.set_exception(error)
-                raise
-            for _, _, future in batch:
-                future.set_result(None)
-
-    def _write(self, rows: dict[str, list[tuple[object, ...]]]) -> None:
-        cursor = self._connection.cursor()
-        cursor.execute("BEGIN IMMEDIATE")
-        cursor.executemany(INSERT_WORKFLOW, rows["start"])
-        cursor.executemany(INSERT_STEP, rows["step"])
-        cursor.executemany(END_WORKFLOW, rows["end"])
-        cursor.execute("COMMIT")
+    for steps in sorted({steps for steps, _ in cells}):
+        for worker in list(workers):
+            measured(worker, steps, WARM_UP_CONCURRENCY, chosen.seconds / 4)
+        for cell in [cell for cell in cells if cell[0] == steps]:
+            for _, worker in in_turn(list(workers), chosen.rounds):
+                if worker in workers and (found := measured(worker, *cell, chosen.seconds)):
+                    samples[worker.name].setdefault(cell, []).append(found)
+    return samples
 
 
-async def step_body(number: int) -> int:
-    """Do what the step of both contestants does: nothing."""
-    return number + 1
+def print_samples(database: str, cells: Sequence[Cell], samples: Samples) -> None:
+    """Print a table for each figure, and the ratios to who matters."""
+    columns = [f"{steps} st, c{concurrency}" for steps, concurrency in cells]
+    for figure, title in FIGURES.items():
+        rows = [
+            (name, [median_of(found.get(cell, []), figure) for cell in cells])
+            for name, found in samples.items()
+        ]
+        print_table(f"{database}: {title}", columns, rows)
+    for other in (DBOS, LIMIT):
+        if other not in samples:
+            continue
+        rows = [
+            (
+                name,
+                [
+                    median_ratio(found.get(cell, []), samples[other].get(cell, []), "per_second")
+                    for cell in cells
+                ],
+            )
+            for name, found in samples.items()
+            if name in (OURS, "raw_each", LIMIT, DBOS)
+        ]
+        print_table(f"{database}: workflows/s ÷ {other}", columns, rows)
 
 
-async def measure(run: Run, concurrency: int, seconds: float) -> tuple[float, float]:
-    """Return workflows per second, and microseconds of CPU per workflow."""
-    done = 0
-    stop_at = time.perf_counter() + seconds
-
-    async def client() -> None:
-        nonlocal done
-        while time.perf_counter() < stop_at:
-            await run(done)
-            done += 1
-
-    began, cpu_began = time.perf_counter(), time.process_time()
-    await asyncio.gather(*(client() for _ in range(concurrency)))
-    elapsed, cpu = time.perf_counter() - began, time.process_time() - cpu_began
-    return done / elapsed, cpu / done * 1e6
-
-
-async def compare(folder: Path, rounds: int, seconds: float) -> list[dict[str, float]]:
-    """Run both in turn and return a row of medians for each concurrency."""
-    durable = Durable(f"sqlite:///{folder}/engine.db")
-    limit = HandWritten(folder / "limit.db")
-
-    @durable.step
-    async def step(number: int) -> int:
-        return await step_body(number)
-
-    @durable.workflow
-    async def work(number: int) -> int:
-        return await step(number)
-
-    results = []
-    async with durable:
-        for run in (work, limit.run):
-            await measure(run, 16, seconds / 4)
-        for concurrency in CONCURRENCIES:
-            pairs = [
-                (
-                    await measure(work, concurrency, seconds),
-                    await measure(limit.run, concurrency, seconds),
-                )
-                for _ in range(rounds)
-            ]
-            results.append(summary(concurrency, pairs))
-    limit.close()
-    return results
+def run(database: str, places: Databases, chosen: Any, notes: Notes) -> list[dict[str, Any]]:
+    """Measure on one database; return a record for each contestant and cell."""
+    entries = engines_of(database, chosen.contestants)
+    urls = {entry.name: places.new(database, entry.name) for entry in entries}
+    cells = [(steps, concurrency) for steps in chosen.steps for concurrency in chosen.concurrency]
+    with open_workers(entries, urls, notes, database) as workers:
+        samples = measure_all(workers, cells, chosen, notes)
+    print_samples(database, cells, samples)
+    return [
+        {
+            "database": database,
+            "contestant": name,
+            "steps": steps,
+            "concurrency": concurrency,
+            "rounds": rounds,
+        }
+        for name, found in samples.items()
+        for (steps, concurrency), rounds in found.items()
+    ]
 
 
-def summary(
-    concurrency: int, pairs: list[tuple[tuple[float, float], tuple[float, float]]]
-) -> dict[str, float]:
-    """Return the medians of all rounds; the ratio is taken round by round."""
-    return {
-        "concurrency": concurrency,
-        "asgi_durable_per_second": statistics.median(ours[0] for ours, _ in pairs),
-        "hand_written_per_second": statistics.median(limit[0] for _, limit in pairs),
-        "ratio": statistics.median(ours[0] / limit[0] for ours, limit in pairs),
-        "asgi_durable_cpu_us": statistics.median(ours[1] for ours, _ in pairs),
-        "hand_written_cpu_us": statistics.median(limit[1] for _, limit in pairs),
-    }
+def choose() -> argparse.Namespace:
+    """Read the options."""
+    parser = options(__doc__)
+    parser.add_argument("--databases", nargs="+", choices=DATABASES, default=DATABASES)
+    parser.add_argument("--contestants", nargs="+")
+    parser.add_argument("--steps", nargs="+", type=int)
+    parser.add_argument("--concurrency", nargs="+", type=int)
+    parser.add_argument("--seconds", type=float, help="of one measurement")
+    chosen = parser.parse_args()
+    chosen.rounds = chosen.rounds or (1 if chosen.short else 3)
+    chosen.seconds = chosen.seconds or (0.3 if chosen.short else 2.0)
+    chosen.steps = chosen.steps or ([1, 10] if chosen.short else [0, 1, 10])
+    chosen.concurrency = chosen.concurrency or ([1, 128] if chosen.short else [1, 16, 128])
+    return chosen
 
 
 def main() -> None:
-    """Measure, print a table, and write JSON where asked."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--seconds", type=float, default=2.0)
-    parser.add_argument("--json", type=Path)
-    options = parser.parse_args()
-    logging.basicConfig(level=logging.WARNING)
-    with tempfile.TemporaryDirectory(dir=Path.cwd()) as folder:
-        results = asyncio.run(compare(Path(folder), options.rounds, options.seconds))
-    print("1-step workflows on SQLite, WAL, synchronous=FULL; medians")
-    print("concurrency | asgi-durable wf/s | hand-written wf/s | ratio | CPU us/wf | limit CPU us")
-    for row in results:
-        print(
-            f"{row['concurrency']:11.0f} | {row['asgi_durable_per_second']:17,.0f} | "
-            f"{row['hand_written_per_second']:17,.0f} | {row['ratio']:5.2f} | "
-            f"{row['asgi_durable_cpu_us']:9.0f} | {row['hand_written_cpu_us']:12.0f}"
-        )
-    if options.json is not None:
-        options.json.write_text(json.dumps(results, indent=2))
+    """Measure, print, and write JSON where asked."""
+    chosen, notes = choose(), Notes()
+    results: list[dict[str, Any]] = []
+    with databases(chosen.databases) as places:
+        for database in chosen.databases:
+            results += run(database, places, chosen, notes)
+    print(
+        f"\nMedians of {chosen.rounds} rounds of {chosen.seconds} s; SQLite in WAL with "
+        "synchronous=FULL (dbos: as it comes, rollback journal), Postgres with its defaults."
+    )
+    notes.print()
+    write_json(chosen.json, "engine", results, notes)
 
 
 if __name__ == "__main__":

@@ -99,7 +99,7 @@ async def test_500_requests_survive_a_kill_each_second_each_exactly_once(
         async with ending_one_each_second(service, signal.SIGKILL, seed) as codes:
             answers = await answers_of(service, seed, requests)
             show("all are answered", [time.monotonic() - began_at])
-        takeovers = [takeover.seconds for takeover in service.takeovers()]
+        takeovers = [takeover.seconds for takeover in await service.takeovers()]
         show(f"taken over after one of {len(codes)} kills", takeovers)
 
         assert [answer.text for answer in answers if answer.status_code != 200] == []
@@ -130,7 +130,7 @@ async def test_processes_that_are_stopped_under_load_hand_their_work_over_at_onc
                 return "PENDING" not in (await service.states()).values()
 
             await until(are_finished)
-        handovers = [t.seconds for t in service.takeovers() if t.workflow_id in names]
+        handovers = [t.seconds for t in await service.takeovers() if t.workflow_id in names]
         show(f"handed over after one of {len(codes)} stops", handovers)
 
         assert [answer.text for answer in answers if answer.status_code != 200] == []

@@ -87,7 +87,7 @@ async def test_200_requests_are_each_answered_and_carried_out_once(
             supervisor.terminate()
 
     show("all are answered after", [time.monotonic() - began_at])
-    takeovers = [takeover.seconds for takeover in service.takeovers()]
+    takeovers = [takeover.seconds for takeover in await service.takeovers()]
     show(f"taken over after one of {len(killed)} kills", takeovers)
     assert {answer.status_code for answer in answers} == {200}
     assert await service.effects() == dict.fromkeys(names, 1)

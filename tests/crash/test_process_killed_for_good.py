@@ -62,7 +62,7 @@ async def test_its_workflows_are_finished_within_seconds_without_any_client(
 
     rows = await service.query("SELECT updated_at_us FROM asgi_durable_workflows")
     ends = [at_us / 1e6 - killed_at for (at_us,) in rows]
-    takeovers = [takeover.seconds for takeover in service.takeovers()]
+    takeovers = [takeover.seconds for takeover in await service.takeovers()]
     show("taken over after", takeovers)
     show("finished after", ends)
     assert len(takeovers) == WORKFLOWS

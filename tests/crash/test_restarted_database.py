@@ -68,7 +68,7 @@ async def assert_that_the_last_takes_work_over(service: Service) -> None:
         return {states[name] for name in names} == {"SUCCESS"}
 
     await until(are_finished)
-    takeovers = [takeover.seconds for takeover in service.takeovers()]
+    takeovers = [takeover.seconds for takeover in await service.takeovers()]
     show("taken over", takeovers)
     assert max(takeovers) < LONGEST_RECOVERY_SECONDS
     assert {entry.pid for entry in service.ledger() if entry.workflow_id in names} == {

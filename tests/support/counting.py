@@ -95,6 +95,8 @@ class Service:
         # When a process ended, and what each recorded step's body had run by then.
         self.ends: dict[int, float] = {}
         self._recorded: dict[tuple[str, int], int] = {}
+        self._entries: list[Entry] = []
+        self._bytes_read = 0
 
     @contextmanager
     def running(self) -> Iterator[list[Server]]:
@@ -126,12 +128,19 @@ class Service:
         self.ends[pid] = time.time()
         return code
 
-    def ledger(self) -> list[Entry]:
+    def ledger(self) -> Sequence[Entry]:
         """Return which steps have begun, in this order."""
         path = self._folder / "ledger"
-        lines = path.read_text().splitlines() if path.exists() else []
-        fields = [line.split() for line in lines]
-        return [Entry(float(at), name, int(step), int(pid)) for at, name, step, pid in fields]
+        if path.exists():
+            with path.open("rb") as ledger:
+                ledger.seek(self._bytes_read)
+                read = ledger.read()
+            whole_lines = read[: read.rfind(b"\n") + 1]
+            self._bytes_read += len(whole_lines)
+            for line in whole_lines.splitlines():
+                at, name, step, pid = line.decode().split()
+                self._entries.append(Entry(float(at), name, int(step), int(pid)))
+        return self._entries
 
     async def query(self, sql: str) -> list[tuple[Any, ...]]:
         """Read from the database."""
@@ -168,15 +177,21 @@ class Service:
         counts = Counter((entry.workflow_id, entry.step) for entry in self.ledger())
         return [step for step, count in self._recorded.items() if counts[step] != count]
 
-    def takeovers(self) -> list[Takeover]:
-        """Return which workflows went on in another process after theirs had ended."""
+    async def takeovers(self) -> list[Takeover]:
+        """Return which functions went on in another process after theirs had ended.
+
+        Not which requests: those wait for their clients to ask again.
+        """
         by_workflow: dict[str, list[Entry]] = {}
         for entry in self.ledger():
             by_workflow.setdefault(entry.workflow_id, []).append(entry)
+        functions = await self.query(
+            "SELECT workflow_id FROM asgi_durable_workflows WHERE fingerprint IS NULL"
+        )
         return [
             Takeover(after.workflow_id, after.at - self.ends[before.pid])
-            for entries in by_workflow.values()
-            for before, after in itertools.pairwise(entries)
+            for (workflow_id,) in functions
+            for before, after in itertools.pairwise(by_workflow.get(workflow_id, []))
             if before.pid != after.pid and before.pid in self.ends
         ]
 

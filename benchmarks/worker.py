@@ -1,0 +1,112 @@
+"""The process of one contestant: takes orders as lines of JSON, and answers in the same way.
+
+python -m benchmarks.worker MODULE:CLASS URL
+"""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import importlib
+import json
+import logging
+import os
+import sys
+import time
+from typing import Any
+
+from benchmarks.harness import cpu_seconds
+
+LINE_LIMIT = 1024 * 1024
+
+
+async def measure(
+    contestant: Any, *, steps: int, concurrency: int, seconds: float, count: int = 0
+) -> dict[str, float]:
+    """Run workflows from some callers at once, each its next one when the last is through.
+
+    Args:
+        contestant: Whose.
+        steps: Of each workflow.
+        concurrency: How many callers.
+        seconds: For how long new ones are begun.
+        count: How many to run instead, if not 0.
+    """
+    latencies: list[float] = []
+    begun = 0
+    gc.collect()
+    began, cpu_began = time.perf_counter(), cpu_seconds()
+    stop_at = began + seconds
+
+    def goes_on() -> bool:
+        return begun < count if count else time.perf_counter() < stop_at
+
+    async def caller() -> None:
+        nonlocal begun
+        while goes_on():
+            begun += 1
+            called_at = time.perf_counter()
+            await contestant.run(steps, begun)
+            latencies.append(time.perf_counter() - called_at)
+
+    await asyncio.gather(*(caller() for _ in range(concurrency)))
+    elapsed, cpu = time.perf_counter() - began, cpu_seconds() - cpu_began
+    latencies.sort()
+    return {
+        "count": len(latencies),
+        "seconds": elapsed,
+        "per_second": len(latencies) / elapsed,
+        "cpu_us": cpu / len(latencies) * 1e6,
+        "p50_ms": latencies[len(latencies) // 2] * 1e3,
+        "p99_ms": latencies[min(len(latencies) - 1, len(latencies) * 99 // 100)] * 1e3,
+    }
+
+
+def rss_bytes() -> int:
+    """Return the memory that the process holds, after what is garbage is gone."""
+    gc.collect()
+    with open("/proc/self/statm") as file:  # noqa: PTH123
+        return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+async def obey(contestant: Any, what: str, arguments: dict[str, Any]) -> Any:
+    """Do what an order says."""
+    if what == "measure":
+        return await measure(contestant, **arguments)
+    if what == "rss_bytes":
+        return rss_bytes()
+    if what == "cpu_seconds":
+        return cpu_seconds()
+    return await getattr(contestant, what)(**arguments)
+
+
+async def serve(contestant: Any, answers: Any) -> None:
+    """Obey until there are no more orders."""
+    orders = asyncio.StreamReader(limit=LINE_LIMIT)
+    loop = asyncio.get_running_loop()
+    await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(orders), sys.stdin)
+    while line := await orders.readline():
+        order = json.loads(line)
+        try:
+            answer = {"answer": await obey(contestant, order["what"], order["arguments"])}
+        except Exception as error:
+            logging.exception("%s failed", order["what"])
+            answer = {"error": f"{type(error).__name__}: {error}".splitlines()[0]}
+        answers.write(json.dumps(answer).encode() + b"\n")
+        answers.flush()
+    await contestant.close()
+
+
+def main() -> None:
+    """Run the contestant that the arguments name."""
+    # Nothing that a contestant prints may come between the answers.
+    answers = os.fdopen(os.dup(1), "wb")
+    os.dup2(2, 1)
+    logging.basicConfig(level=logging.WARNING)
+    module, _, name = sys.argv[1].partition(":")
+    contestant = getattr(importlib.import_module(module), name)(sys.argv[2])
+    asyncio.run(serve(contestant, answers))
+
+
+if __name__ == "__main__":
+    main()
