@@ -16,10 +16,12 @@ GROUPS = {
 }
 MAX_FILE_LINES = 400
 MAX_FUNCTION_LINES = 50
+# More than cores: the tests wait for a database most of the time.
+PARALLEL_TESTS = "3"
 
 nox.needs_version = ">=2024.10.9"
 nox.options.default_venv_backend = "uv|virtualenv"
-nox.options.sessions = ["lint", "tests", "package"]
+nox.options.sessions = ["lint", "tests", f"crash-{PYTHONS[0]}", "package"]
 nox.options.download_python = "never"
 # Interpreters that a machine does not have are skipped, and named.
 nox.options.error_on_missing_interpreters = False
@@ -45,16 +47,23 @@ def lint(session: nox.Session) -> None:
 
 @nox.session(python=PYTHONS)
 def tests(session: nox.Session) -> None:
-    """Run the tests on one Python."""
+    """Run the tests on one Python, all but those that kill processes."""
     session.install("-e", ".[fastapi]", *GROUPS["test"])
-    session.run("pytest", *session.posargs)
+    session.run("pytest", "-n", PARALLEL_TESTS, "--ignore=tests/crash", *session.posargs)
+
+
+@nox.session(python=PYTHONS)
+def crash(session: nox.Session) -> None:
+    """Run the tests that kill processes, one after the other: they measure times."""
+    session.install("-e", ".[fastapi]", *GROUPS["test"])
+    session.run("pytest", "tests/crash", *session.posargs)
 
 
 @nox.session(python=PYTHONS[0])
 def lowest(session: nox.Session) -> None:
     """Run the tests with the lowest version of every direct dependency; needs uv."""
     session.install("--resolution=lowest-direct", ".[fastapi]", *GROUPS["test"])
-    session.run("pytest", "--ignore=tests/crash", *session.posargs)
+    session.run("pytest", "-n", PARALLEL_TESTS, "--ignore=tests/crash", *session.posargs)
 
 
 @nox.session(python=PYTHONS[0])

@@ -11,10 +11,11 @@ commits, and leave out what a library is for.
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Callable, Sequence
 from typing import Any
 
-from benchmarks.contestants.registry import DBOS, LIMIT, OURS, engines_of
+from benchmarks.contestants.registry import DBOS, LIMIT, engines_of
 from benchmarks.databases import DATABASES, Databases, databases
 from benchmarks.harness import (
     Notes,
@@ -40,27 +41,40 @@ FIGURES = {
 }
 
 
-def measure_all(workers: list[Worker], cells: Sequence[Cell], chosen: Any, notes: Notes) -> Samples:
-    """Measure everybody in every cell; who fails is noted, and out from then on."""
+def measure_all(
+    workers: Sequence[Worker],
+    cells: Sequence[Cell],
+    chosen: Any,
+    leave_out: Callable[[str, str], None],
+) -> Samples:
+    """Measure everybody in every cell; who fails in one is noted, and left out of it."""
     samples: Samples = {worker.name: {} for worker in workers}
-    workers = list(workers)
-
-    def measured(worker: Worker, steps: int, concurrency: int, seconds: float) -> Any:
-        try:
-            return worker.call("measure", steps=steps, concurrency=concurrency, seconds=seconds)
-        except WorkerError as error:
-            notes.leave_out(f"{worker.name}, {steps} steps, concurrency {concurrency}", str(error))
-            workers.remove(worker)
-            return None
-
     for steps in sorted({steps for steps, _ in cells}):
-        for worker in list(workers):
-            measured(worker, steps, WARM_UP_CONCURRENCY, chosen.seconds / 4)
-        for cell in [cell for cell in cells if cell[0] == steps]:
-            for _, worker in in_turn(list(workers), chosen.rounds):
-                if worker in workers and (found := measured(worker, *cell, chosen.seconds)):
-                    samples[worker.name].setdefault(cell, []).append(found)
+        for worker in workers:
+            warm_up(worker, steps, chosen.seconds / 4)
+    for cell in cells:
+        steps, concurrency = cell
+        failed: set[str] = set()
+        for _, worker in in_turn(workers, chosen.rounds):
+            if worker.name in failed:
+                continue
+            try:
+                found = worker.call(
+                    "measure", steps=steps, concurrency=concurrency, seconds=chosen.seconds
+                )
+            except WorkerError as error:
+                failed.add(worker.name)
+                leave_out(f"{worker.name}, {steps} steps, concurrency {concurrency}", str(error))
+            else:
+                samples[worker.name].setdefault(cell, []).append(found)
     return samples
+
+
+def warm_up(worker: Worker, steps: int, seconds: float) -> None:
+    """Let connections, caches and statements come into being."""
+    # Who cannot do it fails in the cells, where it is noted.
+    with contextlib.suppress(WorkerError):
+        worker.call("measure", steps=steps, concurrency=WARM_UP_CONCURRENCY, seconds=seconds)
 
 
 def print_samples(database: str, cells: Sequence[Cell], samples: Samples) -> None:
@@ -84,7 +98,6 @@ def print_samples(database: str, cells: Sequence[Cell], samples: Samples) -> Non
                 ],
             )
             for name, found in samples.items()
-            if name in (OURS, "raw_each", LIMIT, DBOS)
         ]
         print_table(f"{database}: workflows/s ÷ {other}", columns, rows)
 
@@ -95,7 +108,9 @@ def run(database: str, places: Databases, chosen: Any, notes: Notes) -> list[dic
     urls = {entry.name: places.new(database, entry.name) for entry in entries}
     cells = [(steps, concurrency) for steps in chosen.steps for concurrency in chosen.concurrency]
     with open_workers(entries, urls, notes, database) as workers:
-        samples = measure_all(workers, cells, chosen, notes)
+        samples = measure_all(
+            workers, cells, chosen, lambda who, why: notes.leave_out(f"{who} ({database})", why)
+        )
     print_samples(database, cells, samples)
     return [
         {

@@ -19,6 +19,7 @@ from typing import TypeVar
 __all__ = [
     "Notes",
     "cpu_seconds",
+    "cpu_seconds_of",
     "in_turn",
     "median_of",
     "median_ratio",
@@ -69,6 +70,12 @@ def cpu_seconds() -> float:
     """Return the processor time of this process so far, of all threads."""
     used = resource.getrusage(resource.RUSAGE_SELF)
     return used.ru_utime + used.ru_stime
+
+
+def cpu_seconds_of(pid: int) -> float:
+    """Return the processor time of another process so far, to a hundredth of a second."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def in_turn(contestants: Sequence[CellT], rounds: int) -> Iterator[tuple[int, CellT]]:

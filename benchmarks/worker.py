@@ -49,7 +49,10 @@ async def measure(
             await contestant.run(steps, begun)
             latencies.append(time.perf_counter() - called_at)
 
-    await asyncio.gather(*(caller() for _ in range(concurrency)))
+    # The first failure ends it, and leaves nothing behind that runs on.
+    async with asyncio.TaskGroup() as group:
+        for _ in range(concurrency):
+            group.create_task(caller())
     elapsed, cpu = time.perf_counter() - began, cpu_seconds() - cpu_began
     latencies.sort()
     return {
@@ -80,6 +83,13 @@ async def obey(contestant: Any, what: str, arguments: dict[str, Any]) -> Any:
     return await getattr(contestant, what)(**arguments)
 
 
+def one_line(error: BaseException) -> str:
+    """Return what happened, of a group the first."""
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    return f"{type(error).__name__}: {error}".splitlines()[0]
+
+
 async def serve(contestant: Any, answers: Any) -> None:
     """Obey until there are no more orders."""
     orders = asyncio.StreamReader(limit=LINE_LIMIT)
@@ -91,7 +101,7 @@ async def serve(contestant: Any, answers: Any) -> None:
             answer = {"answer": await obey(contestant, order["what"], order["arguments"])}
         except Exception as error:
             logging.exception("%s failed", order["what"])
-            answer = {"error": f"{type(error).__name__}: {error}".splitlines()[0]}
+            answer = {"error": one_line(error)}
         answers.write(json.dumps(answer).encode() + b"\n")
         answers.flush()
     await contestant.close()

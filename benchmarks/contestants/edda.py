@@ -39,8 +39,9 @@ class EddaContestant:
         )
 
     async def open(self) -> None:
-        """Create the tables."""
+        """Create the tables, and the first workflow alone: many first ones at once collide."""
         await self._app.initialize()
+        await self.run(1, 0)
 
     async def close(self) -> None:
         """Stop."""

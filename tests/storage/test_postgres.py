@@ -33,7 +33,7 @@ from asgi_durable.storage.writes import OutcomeKind, StartWorkflow, Write
 pytestmark = pytest.mark.anyio
 
 DONE = OutcomeKind.DONE
-PASSWORD = "hush" + uuid.uuid4().hex
+PASSWORD = "hush-3f9c61d2b07e"
 # How the server logs a statement of the simple and of the extended protocol.
 
 
