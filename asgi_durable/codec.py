@@ -35,9 +35,10 @@ __all__ = ["Codec", "JsonCodec"]
 MAX_PAYLOAD_BYTES = 16 * 1024 * 1024
 MAX_PATH_LEVELS = 20
 _INT64 = 1 << 63
+_CONTAINERS = frozenset({list, dict})
 
 _dumps = json.JSONEncoder(separators=(",", ":"), allow_nan=False, check_circular=False).encode
-_loads = json.JSONDecoder().decode
+_read_json = json.JSONDecoder().raw_decode
 
 
 class Codec(Protocol):
@@ -78,6 +79,11 @@ class JsonCodec:
 
     def encode(self, value: object) -> bytes:
         """See :meth:`Codec.encode`."""
+        # What most functions return costs nothing.
+        if value is None:
+            return b"null"
+        if type(value) is int and -_INT64 <= value < _INT64:
+            return b"%d" % value
         try:
             data = _dumps(self._pack(value)).encode("ascii")
         except _UnknownTypeError as unknown:
@@ -96,8 +102,14 @@ class JsonCodec:
 
     def decode(self, data: bytes) -> Any:
         """See :meth:`Codec.decode`."""
+        if data == b"null":
+            return None
         try:
-            return self._unpack(_loads(data.decode("utf-8")))
+            text = data.decode("utf-8")
+            packed, end = _read_json(text)
+            if end != len(text):
+                _refuse_rest(text, end)
+            return self._unpack(packed) if type(packed) in _CONTAINERS else packed
         except DecodeError:
             raise
         except (ValueError, TypeError, LookupError, AttributeError, ArithmeticError) as error:
@@ -165,6 +177,11 @@ class JsonCodec:
             msg = f"the recorded class {packed['t']!r} is not known in this process"
             raise DecodeError(msg)
         return _REBUILDERS[packed["$"]](cls, self._unpack(packed["v"]))
+
+
+def _refuse_rest(text: str, end: int) -> None:
+    msg = "there is more behind it"
+    raise json.JSONDecodeError(msg, text, end)
 
 
 def _content_of(value: Any, kind: type) -> tuple[str, object]:

@@ -10,8 +10,9 @@ from collections.abc import Callable, Coroutine, Iterator
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
+from asgi_durable.engine.endings import Ending, Interrupted, OwnedElsewhereError, RunStopped
 from asgi_durable.engine.frame import Frame, current_frame
-from asgi_durable.engine.run import Ending, Interrupted, OwnedElsewhereError, Run, RunStopped
+from asgi_durable.engine.run import Run
 from asgi_durable.engine.signal import Signal
 from asgi_durable.engine.values import infrastructure_error_in
 from asgi_durable.errors import WorkflowInterruptedError
@@ -97,11 +98,11 @@ class ActiveRuns:
             return False
         if self._launched is not None:
             self._launched.add(run.workflow_id)
-        task = run.loop.create_task(self._supervise(run, drive), context=context)
-        run.task = task
+        run.drive = drive
+        task = run.task = run.loop.create_task(self._supervise(run, drive), context=context)
         # The event loop itself holds tasks only weakly.
         self._tasks[task] = run
-        task.add_done_callback(lambda done: self._on_done(done, drive))
+        task.add_done_callback(self._on_done)
         return True
 
     def release(self, run: Run) -> None:
@@ -144,12 +145,13 @@ class ActiveRuns:
         """Launch no more runs."""
         self._closed = True
 
-    def _on_done(self, task: asyncio.Task[None], drive: Coroutine[Any, Any, Ending]) -> None:
+    def _on_done(self, task: asyncio.Task[None]) -> None:
         run = self._tasks.pop(task, None)
         if run is None or run.done.is_set():
             return
         # Cancelled before its first turn: nothing of `_supervise` has run.
-        drive.close()
+        if run.drive is not None:
+            run.drive.close()
         cancelled = WorkflowInterruptedError(run.workflow_id, "its task was cancelled")
         self._publish(run, run.stopped or Interrupted(cancelled, goes_on=True))
 

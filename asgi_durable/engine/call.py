@@ -11,6 +11,7 @@ from asgi_durable.engine.registry import WorkflowDefinition
 from asgi_durable.engine.run import Run
 from asgi_durable.errors import DurableUsageError
 from asgi_durable.ids import CHILD_SEPARATOR
+from asgi_durable.value_class import value_class
 
 __all__ = ["Call", "WorkflowOptions"]
 
@@ -44,7 +45,7 @@ class WorkflowOptions:
             raise DurableUsageError(msg)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@value_class(kw_only=True)
 class Call:
     """One call of a workflow: what, with which arguments, and from where.
 

@@ -10,16 +10,9 @@ from dataclasses import replace
 from typing import Any
 
 from asgi_durable.engine.call import Call
+from asgi_durable.engine.endings import Ending, Finished, Interrupted, OwnedElsewhereError, finished
 from asgi_durable.engine.registry import WorkflowDefinition
-from asgi_durable.engine.run import (
-    Ending,
-    Finished,
-    Interrupted,
-    OwnedElsewhereError,
-    Run,
-    Services,
-    finished,
-)
+from asgi_durable.engine.run import Run, Services
 from asgi_durable.engine.values import encode_error, infrastructure_error_in
 from asgi_durable.errors import (
     DecodeError,
@@ -147,7 +140,9 @@ class Drives:
         """Run the function, make its outcome durable, and return it."""
         try:
             # The first execution sees the recorded arguments too.
-            arguments = definition.bind_input(run.workflow.input or b"{}", args, kwargs)
+            arguments = definition.bind_input(
+                run.workflow.input or b"{}", args, kwargs, is_first=run.workflow.attempts == 1
+            )
         except DecodeError as failure:
             raise run.stop(failure) from failure
         ending = await _ending_of(run, definition, arguments)

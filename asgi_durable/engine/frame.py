@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from contextvars import ContextVar
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
+
+from asgi_durable.value_class import value_class
 
 if TYPE_CHECKING:
     from sqlalchemy.ext.asyncio import AsyncSession
@@ -14,7 +15,7 @@ if TYPE_CHECKING:
 __all__ = ["Frame", "current_frame"]
 
 
-@dataclass(frozen=True, slots=True)
+@value_class()
 class Frame:
     """A place in a run.
 

@@ -9,8 +9,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from asgi_durable.engine.active_runs import ActiveRuns, wait_for
+from asgi_durable.engine.endings import Finished, finished
 from asgi_durable.engine.recovery import Recovery
-from asgi_durable.engine.run import Finished, Run, Services, finished
+from asgi_durable.engine.run import Run, Services
 from asgi_durable.errors import (
     StorageUnavailableError,
     WorkflowInterruptedError,

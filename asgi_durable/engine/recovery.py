@@ -7,8 +7,9 @@ import logging
 import random
 
 from asgi_durable.engine.active_runs import ActiveRuns
+from asgi_durable.engine.endings import Interrupted
 from asgi_durable.engine.resumption import Resumption
-from asgi_durable.engine.run import Interrupted, Run, Services
+from asgi_durable.engine.run import Run, Services
 from asgi_durable.errors import StorageError
 from asgi_durable.storage.records import StoredRun, WorkflowRecord
 

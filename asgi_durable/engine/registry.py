@@ -181,11 +181,19 @@ class WorkflowDefinition(Definition):
             raise EncodeError(msg) from None
 
     def bind_input(
-        self, data: bytes, args: tuple[Any, ...], kwargs: Mapping[str, Any]
+        self, data: bytes, args: tuple[Any, ...], kwargs: Mapping[str, Any], *, is_first: bool
     ) -> dict[str, Any]:
-        """Return the arguments to run with: the recorded ones, the ambient ones of the call."""
+        """Return the arguments to run with: the recorded ones, the ambient ones of the call.
+
+        Args:
+            data: What :meth:`encode_input` returned, here if this is the first execution.
+            args: The call's own arguments.
+            kwargs: The same, by name.
+            is_first: False if the arguments may be those of another version of the function.
+        """
         arguments: dict[str, Any] = self.registry.codec.decode(data)
-        self._refuse_other_arguments(arguments)
+        if not is_first:
+            self._refuse_other_arguments(arguments)
         if self.ambient:
             given = self.signature.bind_partial(*args, **kwargs).arguments
             arguments.update({k: v for k, v in given.items() if k in self.ambient})

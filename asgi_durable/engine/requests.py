@@ -12,7 +12,8 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
 from asgi_durable.engine.active_runs import ActiveRuns, wait_for
-from asgi_durable.engine.run import Ending, Finished, Interrupted, Run, RunStopped, Services
+from asgi_durable.engine.endings import Ending, Finished, Interrupted, RunStopped
+from asgi_durable.engine.run import Run, Services
 from asgi_durable.errors import StorageError, WorkflowInterruptedError
 from asgi_durable.storage.records import ResponseRecord, WorkflowRecord, WorkflowState
 from asgi_durable.storage.writes import (

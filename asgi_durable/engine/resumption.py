@@ -9,7 +9,8 @@ from typing import Any
 
 from asgi_durable.engine.active_runs import ActiveRuns
 from asgi_durable.engine.drives import Drives
-from asgi_durable.engine.run import Ending, Run, Services
+from asgi_durable.engine.endings import Ending
+from asgi_durable.engine.run import Run, Services
 from asgi_durable.storage.records import StoredRun, WorkflowRecord
 
 __all__ = ["Resumption"]

@@ -5,9 +5,13 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
+from collections.abc import Coroutine, Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Any
 
 from asgi_durable.engine.committer import Committer
+from asgi_durable.engine.endings import Ending, Interrupted, OwnedElsewhereError, RunStopped
 from asgi_durable.engine.executor import Executor
 from asgi_durable.engine.loop_guard import LoopGuards
 from asgi_durable.engine.registry import Registry
@@ -18,19 +22,10 @@ from asgi_durable.errors import (
     WorkflowInterruptedError,
 )
 from asgi_durable.storage.protocol import ApplicationDatabase, Storage
-from asgi_durable.storage.records import StepRecord, StoredRun, WorkflowRecord, WorkflowState
+from asgi_durable.storage.records import StepRecord, StoredRun, WorkflowRecord
 from asgi_durable.storage.writes import Outcome, OutcomeKind, RecordStep, Write
 
-__all__ = [
-    "Ending",
-    "Finished",
-    "Interrupted",
-    "OwnedElsewhereError",
-    "Run",
-    "RunStopped",
-    "Services",
-    "finished",
-]
+__all__ = ["Run", "Services"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,51 +45,9 @@ class Services:
     patience_seconds: float
 
 
-@dataclass(frozen=True, slots=True)
-class Finished:
-    """A workflow's outcome, encoded."""
-
-    state: WorkflowState
-    output: bytes | None
-    error: bytes | None
-
-
-@dataclass(frozen=True, slots=True)
-class Interrupted:
-    """A run that ended without an outcome; its log stays and the workflow is PENDING.
-
-    Attributes:
-        error: What the caller is told.
-        goes_on: True if this process should run it again by itself.
-        is_released: True if its row says already that anybody may run it.
-    """
-
-    error: Exception
-    goes_on: bool = False
-    is_released: bool = False
-
-    @property
-    def is_elsewhere(self) -> bool:
-        """True if another executor runs the workflow, or has finished it."""
-        return isinstance(self.error, OwnedElsewhereError)
-
-
-Ending = Finished | Interrupted
-
-
-class RunStopped(BaseException):
-    """Unwinds the code of a run that must not go on.
-
-    Not an ``Exception``: ``except Exception`` in a workflow must not swallow it and take a
-    failing database for a result.
-    """
-
-
-class OwnedElsewhereError(WorkflowInterruptedError):
-    """The workflow is another executor's; its outcome is what that makes of it."""
-
-    def __init__(self, workflow_id: str) -> None:
-        super().__init__(workflow_id, "another executor owns it")
+# Of a fresh run.
+_NO_STEPS: Mapping[int, StepRecord] = MappingProxyType({})
+_NO_CHILDREN: Mapping[int, WorkflowRecord] = MappingProxyType({})
 
 
 class Run:
@@ -108,10 +61,33 @@ class Run:
             ended before that.
         ended: The ending once the body is over; it may not be durable yet.
         done: The ending once it is durable.
+        task: What it runs in.
+        drive: What the task runs.
         stopped: Set when the execution must not go on.
         has_progressed: True once this execution has recorded a step.
         closed: True once calls made in its context do not belong to it any more.
     """
+
+    __slots__ = (
+        "_calls",
+        "_children",
+        "_guard",
+        "_lane",
+        "_not_durable",
+        "_steps",
+        "claimed",
+        "closed",
+        "done",
+        "drive",
+        "ended",
+        "executor_id",
+        "has_progressed",
+        "loop",
+        "services",
+        "stopped",
+        "task",
+        "workflow",
+    )
 
     def __init__(
         self,
@@ -131,12 +107,13 @@ class Run:
         self.ended: Signal[Ending] = Signal(loop)
         self.done: Signal[Ending] = Signal(loop)
         self.task: asyncio.Task[None] | None = None
+        self.drive: Coroutine[Any, Any, Ending] | None = None
         self.stopped: Interrupted | None = None
         self.closed = False
         self._guard = services.guards.watch(loop)
         self._lane = services.committer.lane(loop)
-        self._steps: dict[int, StepRecord] = {}
-        self._children: dict[int, WorkflowRecord] = {}
+        self._steps: Mapping[int, StepRecord] = _NO_STEPS
+        self._children: Mapping[int, WorkflowRecord] = _NO_CHILDREN
         self._calls = 0
         self.has_progressed = False
         self._not_durable: list[Signal[Outcome]] = []
@@ -327,7 +304,7 @@ class Run:
 
     def is_loop_ending(self) -> bool:
         """Tell whether the run's event loop is being shut down."""
-        return bool(self._guard.cancelling()) or self._guard.done()
+        return self._guard.cancelling() > 0
 
     def interruption(self) -> Interrupted | None:
         """Return why the run must not go on, ``None`` if it may."""
@@ -383,8 +360,3 @@ class Run:
         # The code may catch the error; it must not go on all the same.
         self.stop(error)
         return error
-
-
-def finished(workflow: WorkflowRecord) -> Finished:
-    """Return the outcome of a workflow that has one."""
-    return Finished(workflow.state, workflow.output, workflow.error)

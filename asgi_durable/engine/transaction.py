@@ -9,9 +9,10 @@ import time
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
+from asgi_durable.engine.endings import OwnedElsewhereError
 from asgi_durable.engine.frame import Frame, current_frame
 from asgi_durable.engine.registry import TransactionDefinition
-from asgi_durable.engine.run import OwnedElsewhereError, Run, Services
+from asgi_durable.engine.run import Run, Services
 from asgi_durable.engine.transaction_places import place_of
 from asgi_durable.engine.values import (
     decode_recorded,

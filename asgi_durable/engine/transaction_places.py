@@ -5,7 +5,8 @@ from __future__ import annotations
 from contextlib import AbstractAsyncContextManager
 from typing import Protocol
 
-from asgi_durable.engine.run import OwnedElsewhereError, Run
+from asgi_durable.engine.endings import OwnedElsewhereError
+from asgi_durable.engine.run import Run
 from asgi_durable.storage.protocol import (
     ApplicationDatabase,
     ApplicationSlot,

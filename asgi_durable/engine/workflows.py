@@ -10,16 +10,9 @@ from asgi_durable.context import current_request
 from asgi_durable.engine.active_runs import ActiveRuns, wait_for
 from asgi_durable.engine.call import Call
 from asgi_durable.engine.drives import Drives, conflict, missing_ambient
+from asgi_durable.engine.endings import Ending, Finished, Interrupted, OwnedElsewhereError, finished
 from asgi_durable.engine.outcomes import Outcomes
-from asgi_durable.engine.run import (
-    Ending,
-    Finished,
-    Interrupted,
-    OwnedElsewhereError,
-    Run,
-    Services,
-    finished,
-)
+from asgi_durable.engine.run import Run, Services
 from asgi_durable.engine.values import decode_recorded
 from asgi_durable.errors import StorageError, WorkflowConflictError, WorkflowNotFoundError
 from asgi_durable.ids import child_workflow_id, new_id

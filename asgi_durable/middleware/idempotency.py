@@ -14,6 +14,7 @@ from typing import Any, Protocol
 
 from asgi_durable.context import current_request
 from asgi_durable.engine.active_runs import wait_for
+from asgi_durable.engine.endings import Interrupted
 from asgi_durable.engine.requests import (
     Answered,
     Claimed,
@@ -22,7 +23,6 @@ from asgi_durable.engine.requests import (
     RequestRun,
     Requests,
 )
-from asgi_durable.engine.run import Interrupted
 from asgi_durable.errors import (
     DurableError,
     KeyReusedError,

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from enum import StrEnum
+
+from asgi_durable.value_class import value_class
 
 __all__ = ["ResponseRecord", "StepRecord", "StoredRun", "WorkflowRecord", "WorkflowState"]
 
@@ -17,7 +18,7 @@ class WorkflowState(StrEnum):
     RETRIES_EXCEEDED = "RETRIES_EXCEEDED"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@value_class(kw_only=True)
 class WorkflowRecord:
     """One workflow.
 
@@ -67,7 +68,7 @@ class WorkflowRecord:
         return self.state is not WorkflowState.PENDING
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@value_class(kw_only=True)
 class StepRecord:
     """One finished step: its encoded output, or its encoded error.
 
@@ -84,7 +85,7 @@ class StepRecord:
     finished_at_us: int
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@value_class(kw_only=True)
 class ResponseRecord:
     """The answer to a request.
 
@@ -99,7 +100,7 @@ class ResponseRecord:
     body: bytes | None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@value_class(kw_only=True)
 class StoredRun:
     """All that is recorded of one workflow: its row, its steps, its children."""
 

@@ -7,7 +7,6 @@ rows and is DONE once more.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from enum import Enum, auto
 
 from asgi_durable.storage.records import (
@@ -16,6 +15,7 @@ from asgi_durable.storage.records import (
     WorkflowRecord,
     WorkflowState,
 )
+from asgi_durable.value_class import value_class
 
 __all__ = [
     "DONE",
@@ -37,14 +37,14 @@ __all__ = [
 ]
 
 
-@dataclass(frozen=True, slots=True)
+@value_class()
 class StartWorkflow:
     """Insert a workflow. CONFLICT, with the row that is there, if its id is taken."""
 
     workflow: WorkflowRecord
 
 
-@dataclass(frozen=True, slots=True)
+@value_class()
 class ClaimRequest:
     """Insert a request's workflow, or take over one that nobody runs.
 
@@ -57,7 +57,7 @@ class ClaimRequest:
     workflow: WorkflowRecord
 
 
-@dataclass(frozen=True, slots=True)
+@value_class()
 class ResumeWorkflow:
     """Take a workflow that no other executor runs, and count one more execution of it.
 
@@ -70,7 +70,7 @@ class ResumeWorkflow:
     resumed_at_us: int
 
 
-@dataclass(frozen=True, slots=True)
+@value_class()
 class RecordStep:
     """Insert a finished step. CONFLICT if another outcome is recorded there."""
 
@@ -78,7 +78,7 @@ class RecordStep:
     executor_id: str
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@value_class(kw_only=True)
 class FinishWorkflow:
     """Give a workflow its outcome, and a request its answer."""
 
@@ -91,7 +91,7 @@ class FinishWorkflow:
     response: ResponseRecord | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@value_class()
 class AcquitWorkflow:
     """Forget the crashes of a workflow of this executor's, but the next one is the first.
 
@@ -102,7 +102,7 @@ class AcquitWorkflow:
     executor_id: str
 
 
-@dataclass(frozen=True, slots=True)
+@value_class()
 class ReleaseWorkflow:
     """Let anybody run a workflow of this executor's; DONE in any case."""
 
@@ -110,7 +110,7 @@ class ReleaseWorkflow:
     executor_id: str
 
 
-@dataclass(frozen=True, slots=True)
+@value_class()
 class ForgetRequest:
     """Delete this executor's request if nothing of it is recorded; DONE in any case."""
 
@@ -173,7 +173,7 @@ class OutcomeKind(Enum):
     """The database could not be used for as long as the storage patience lasts."""
 
 
-@dataclass(frozen=True, slots=True)
+@value_class()
 class Outcome:
     """What became of a write, the row that was in its way, or the error."""
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -12,6 +12,7 @@ from asgi_durable.storage.application import SQLApplicationDatabase
 from asgi_durable.storage.loop_thread import LoopThread
 from asgi_durable.storage.postgres.database import PostgresDatabase
 from asgi_durable.storage.postgres.executors import PostgresExecutors
+from asgi_durable.storage.postgres.home_link import HomeLink
 from asgi_durable.storage.postgres.link import Link
 from asgi_durable.storage.postgres.reader import PostgresReader
 from asgi_durable.storage.postgres.rows import PostgresNames
@@ -50,14 +51,25 @@ class _Opened:
     thread: LoopThread
     parts: _Parts
     transactions: PostgresTransactions
+    home: HomeLink
+    home_writer: PostgresWriter
+
+    async def close(self) -> None:
+        try:
+            await self.transactions.close()
+            await self.home.close()
+            await self.thread.run(self.parts.close)
+        finally:
+            await self.thread.stop()
 
 
 class PostgresStorage:
     """Keeps the step log in a schema of a PostgreSQL database, version 12 or later.
 
-    The log is written, read and watched over on a thread with an event loop of its own: a
-    loop that is blocked stops no heartbeat. The application's transactions use SQLAlchemy's
-    connections, on the application's loop. ``asyncio`` only.
+    The log is written on the event loop that opened this. It is read and watched over on a
+    thread with an event loop of its own, and written there for any other loop: one that is
+    blocked stops no heartbeat, and one whose tasks are cancelled no reader. The application's
+    transactions use SQLAlchemy's connections, on the application's loop. ``asyncio`` only.
 
     Args:
         url: See :meth:`PostgresDatabase.from_url`.
@@ -80,28 +92,26 @@ class PostgresStorage:
         thread = LoopThread("asgi-durable-postgres")
         thread.start()
         try:
-            parts = await thread.run(self._open)
-            transactions = PostgresTransactions(self._database, self._names)
-            try:
+            async with AsyncExitStack() as opened:
+                parts = await thread.run(self._open)
+                opened.push_async_callback(thread.run, parts.close)
+                transactions = PostgresTransactions(self._database, self._names)
                 await transactions.open()
-            except BaseException:
-                await thread.run(parts.close)
-                raise
+                opened.push_async_callback(transactions.close)
+                home = await HomeLink.open(self._database)
+                writer = PostgresWriter(home.link, self._names)
+                self._opened = _Opened(thread, parts, transactions, home, writer)
+                opened.pop_all()
         except BaseException:
             # It may be connecting still where this was cancelled.
             thread.stop_soon()
             raise
-        self._opened = _Opened(thread, parts, transactions)
 
     async def close(self) -> None:
         if self._opened is None:
             return
         opened, self._opened = self._opened, None
-        try:
-            await opened.transactions.close()
-            await opened.thread.run(opened.parts.close)
-        finally:
-            await opened.thread.stop()
+        await opened.close()
 
     async def register(
         self, executor_id: str, *, lease_seconds: float, on_message: Callable[[str], None]
@@ -128,6 +138,9 @@ class PostgresStorage:
         await self._run(lambda parts: parts.session.send(executor_id, message))
 
     async def commit(self, batch: Sequence[Write]) -> list[Outcome]:
+        opened = self._given()
+        if opened.home.is_here():
+            return await opened.home_writer.commit(batch)
         return await self._run(lambda parts: parts.writer.commit(batch))
 
     async def get_workflow(self, workflow_id: str) -> WorkflowRecord | None:
@@ -154,9 +167,9 @@ class PostgresStorage:
         database, names = self._database, self._names
         writing, reading = Link(database), Link(database)
         try:
-            await writing.run(lambda wire: prepare_schema(wire, names, database.name))
+            await reading.run(lambda wire: prepare_schema(wire, names, database.name))
         except BaseException:
-            await writing.close()
+            await reading.close()
             raise
         session = PostgresSession(database, names)
         return _Parts(

@@ -111,6 +111,14 @@ class Link:
             wire = await self._connect()
             return await self._attempt(wire, work)
 
+    async def connect(self) -> None:
+        """Connect, if that is not done yet.
+
+        Raises:
+            StorageError: It cannot be done.
+        """
+        await self.run(_nothing)
+
     async def close(self) -> None:
         """Disconnect, after the work under way."""
         async with self._lock:
@@ -150,3 +158,7 @@ class Link:
             if failure is None:
                 raise
             raise failure from error
+
+
+async def _nothing(_wire: Wire) -> None:
+    """Being connected is all that is wanted."""

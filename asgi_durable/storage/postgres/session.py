@@ -163,7 +163,7 @@ class PostgresSession:
         delay = FIRST_RETRY_SECONDS
         while True:
             try:
-                await self._link.run(_nothing)
+                await self._link.connect()
             except StorageError as error:
                 logger.warning("The session's connection is lost, trying again: %s", error)
             else:
@@ -183,7 +183,3 @@ class PostgresSession:
             is_meant = target == registration.executor_id
             if is_meant or (target is None and sent.get("from") != self._sender):
                 registration.on_message(sent["message"])
-
-
-async def _nothing(_wire: Wire) -> None:
-    """Being connected is all that is wanted."""

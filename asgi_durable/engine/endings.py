@@ -1,0 +1,68 @@
+"""How the run of a workflow can end."""
+
+from __future__ import annotations
+
+from asgi_durable.errors import WorkflowInterruptedError
+from asgi_durable.storage.records import WorkflowRecord, WorkflowState
+from asgi_durable.value_class import value_class
+
+__all__ = [
+    "Ending",
+    "Finished",
+    "Interrupted",
+    "OwnedElsewhereError",
+    "RunStopped",
+    "finished",
+]
+
+
+@value_class()
+class Finished:
+    """A workflow's outcome, encoded."""
+
+    state: WorkflowState
+    output: bytes | None
+    error: bytes | None
+
+
+@value_class()
+class Interrupted:
+    """A run that ended without an outcome; its log stays and the workflow is PENDING.
+
+    Attributes:
+        error: What the caller is told.
+        goes_on: True if this process should run it again by itself.
+        is_released: True if its row says already that anybody may run it.
+    """
+
+    error: Exception
+    goes_on: bool = False
+    is_released: bool = False
+
+    @property
+    def is_elsewhere(self) -> bool:
+        """True if another executor runs the workflow, or has finished it."""
+        return isinstance(self.error, OwnedElsewhereError)
+
+
+Ending = Finished | Interrupted
+
+
+class RunStopped(BaseException):
+    """Unwinds the code of a run that must not go on.
+
+    Not an ``Exception``: ``except Exception`` in a workflow must not swallow it and take a
+    failing database for a result.
+    """
+
+
+class OwnedElsewhereError(WorkflowInterruptedError):
+    """The workflow is another executor's; its outcome is what that makes of it."""
+
+    def __init__(self, workflow_id: str) -> None:
+        super().__init__(workflow_id, "another executor owns it")
+
+
+def finished(workflow: WorkflowRecord) -> Finished:
+    """Return the outcome of a workflow that has one."""
+    return Finished(workflow.state, workflow.output, workflow.error)

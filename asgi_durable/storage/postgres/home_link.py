@@ -1,0 +1,58 @@
+"""A connection on the application's own event loop, which may end at any time."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator
+
+from asgi_durable.storage.postgres.database import PostgresDatabase
+from asgi_durable.storage.postgres.link import Link
+
+__all__ = ["HomeLink"]
+
+
+class HomeLink:
+    """A link for the event loop that opens it.
+
+    There is no hand-over to a thread, which takes longer than some commits.
+
+    Attributes:
+        link: For use on that event loop.
+    """
+
+    def __init__(self, link: Link) -> None:
+        self.link = link
+        self._loop = asyncio.get_running_loop()
+        # An event loop that ends in good order closes all asynchronous generators on it.
+        self._guard = _closing_at_the_end(link)
+
+    @classmethod
+    async def open(cls, database: PostgresDatabase) -> HomeLink:
+        """Connect.
+
+        Raises:
+            StorageError: It cannot be done.
+        """
+        home = cls(Link(database))
+        await home.link.connect()
+        await anext(home._guard)
+        return home
+
+    def is_here(self) -> bool:
+        """Tell whether the link can be used on the running event loop."""
+        return asyncio.get_running_loop() is self._loop
+
+    async def close(self) -> None:
+        """Disconnect, unless the event loop has ended and done so."""
+        if self.is_here():
+            await self._guard.aclose()
+        elif not self._loop.is_closed():
+            closing = asyncio.run_coroutine_threadsafe(self._guard.aclose(), self._loop)
+            await asyncio.wait([asyncio.wrap_future(closing)], timeout=self.link.timeout_seconds)
+
+
+async def _closing_at_the_end(link: Link) -> AsyncGenerator[None, None]:
+    try:
+        yield
+    finally:
+        await link.close()
