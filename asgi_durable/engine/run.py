@@ -23,7 +23,7 @@ from asgi_durable.errors import (
 )
 from asgi_durable.storage.protocol import ApplicationDatabase, Storage
 from asgi_durable.storage.records import StepRecord, StoredRun, WorkflowRecord
-from asgi_durable.storage.writes import Outcome, OutcomeKind, RecordStep, Write
+from asgi_durable.storage.writes import DONE, Outcome, OutcomeKind, RecordStep, Write
 
 __all__ = ["Run", "Services"]
 
@@ -217,7 +217,7 @@ class Run:
         Raises:
             RunStopped: A write before this one is known to be lost.
         """
-        self._refuse_after_lost_writes()
+        self._forget_durable_writes()
         self._not_durable.append(self.services.committer.submit(self._lane, write))
 
     async def commit(self, write: Write) -> Outcome:
@@ -267,7 +267,7 @@ class Run:
             RunStopped: Part of it is not, and will not be.
         """
         with contextlib.suppress(RunStopped):
-            other._refuse_after_lost_writes()
+            other._forget_durable_writes()
         # Both stop: this may be called by the code of either, parent or child.
         if other.stopped is not None:
             raise self.stop(other.stopped.error, goes_on=other.stopped.goes_on)
@@ -285,17 +285,19 @@ class Run:
         while self._not_durable:
             # The last first: what was submitted before it is settled by then.
             await self._not_durable[-1].wait()
-            written, self._not_durable = self._not_durable, []
-            self._not_durable += [settled for settled in written if not settled.is_set()]
-            for settled in written:
-                if settled.is_set():
-                    self.check(settled.get())
+            self._forget_durable_writes()
         self.refuse_if_stopped()
 
-    def _refuse_after_lost_writes(self) -> None:
-        for settled in self._not_durable:
-            if settled.is_set():
-                self.check(settled.get())
+    def _forget_durable_writes(self) -> None:
+        """Look at the writes that are settled; raise ``RunStopped`` if one of them is lost."""
+        if self._not_durable:
+            waiting: list[Signal[Outcome]] = []
+            for settled in self._not_durable:
+                if settled.is_set():
+                    self.check(settled.get())
+                else:
+                    waiting.append(settled)
+            self._not_durable = waiting
 
     def refuse_if_stopped(self) -> None:
         """Raise ``RunStopped`` if the run must not go on, or its event loop is ending."""
@@ -319,7 +321,7 @@ class Run:
         Raises:
             RunStopped: It did not.
         """
-        if outcome.kind in (OutcomeKind.DONE, OutcomeKind.RESUMED):
+        if outcome is DONE or outcome.kind in (OutcomeKind.DONE, OutcomeKind.RESUMED):
             return
         if outcome.kind is OutcomeKind.UNAVAILABLE:
             error = outcome.error or StorageError("the storage is not available")

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
+from operator import attrgetter
 from typing import Any
 
 from asgi_durable.storage import tables
@@ -33,7 +34,14 @@ from asgi_durable.storage.writes import (
     Write,
 )
 
-__all__ = ["Applied", "BatchStatements", "Rows", "workflow_id_of", "write_order"]
+__all__ = [
+    "Applied",
+    "BatchStatements",
+    "Rows",
+    "is_one_group",
+    "workflow_id_of",
+    "write_order",
+]
 
 HEAD, STEP, TAIL = range(3)
 _STAGES: dict[type[Any], int] = {
@@ -51,6 +59,11 @@ _END_COLUMNS = tuple(
     tables.workflows.c[name]
     for name in ("workflow_id", "state", "output", "error", "updated_at_us")
 )
+_END_PLACES = tuple(columns(tables.workflows).index(column.name) for column in _END_COLUMNS)
+_workflow_id = attrgetter("workflow_id")
+
+# Instead of a step's number.
+_AT_THE_BEGINNING, _AT_THE_END = -1, -2
 
 
 def workflow_id_of(write: Write) -> str:
@@ -88,14 +101,34 @@ def write_order(writes: Sequence[Write]) -> Iterator[list[int]]:
     yield from groups
 
 
+def is_one_group(writes: Iterable[Write]) -> bool:
+    """Tell, sooner than :func:`write_order`, that it would make one group of most batches."""
+    count, places = 0, set()
+    for write in writes:
+        count += 1
+        if isinstance(write, RecordStep):
+            places.add((write.step.workflow_id, write.step.step_number))
+        elif isinstance(write, FinishWorkflow):
+            places.add((write.workflow_id, _AT_THE_END))
+        elif isinstance(write, (StartWorkflow, ClaimRequest)):
+            places.add((write.workflow.workflow_id, _AT_THE_BEGINNING))
+        else:
+            return False
+    return len(places) == count
+
+
 @dataclass(slots=True)
 class Rows:
-    """What a statement writes."""
+    """What a statement writes.
+
+    Attributes:
+        folded: Ends of workflows that are among the starts, by their ids.
+    """
 
     starts: list[WorkflowRecord] = field(default_factory=list)
     steps: list[RecordStep] = field(default_factory=list)
     ends: list[FinishWorkflow] = field(default_factory=list)
-    folded: list[FinishWorkflow] = field(default_factory=list)
+    folded: dict[str, FinishWorkflow] = field(default_factory=dict)
 
     @classmethod
     def of(cls, writes: Iterable[Write]) -> Rows:
@@ -103,53 +136,62 @@ class Rows:
         rows = cls()
         ends: dict[str, FinishWorkflow] = {}
         for write in writes:
-            if isinstance(write, (StartWorkflow, ClaimRequest)):
-                rows.starts.append(write.workflow)
-            elif isinstance(write, RecordStep):
+            if isinstance(write, RecordStep):
                 rows.steps.append(write)
             elif isinstance(write, FinishWorkflow):
                 ends[write.workflow_id] = write
+            elif isinstance(write, (StartWorkflow, ClaimRequest)):
+                rows.starts.append(write.workflow)
         # Invariant: all parts of a statement see the same snapshot, so a row that one inserts
         # cannot be updated by another. A workflow that starts and ends is inserted as it ends.
-        for index, workflow in enumerate(rows.starts):
+        for workflow in rows.starts if ends else ():
             end = ends.pop(workflow.workflow_id, None)
             if end is not None:
-                rows.folded.append(end)
-                rows.starts[index] = replace(
-                    workflow,
-                    state=end.state,
-                    output=end.output,
-                    error=end.error,
-                    updated_at_us=end.finished_at_us,
-                )
+                rows.folded[workflow.workflow_id] = end
         rows.ends.extend(ends.values())
         # In order of id: two processes that lock the same rows then wait, and do not deadlock.
-        rows.starts.sort(key=lambda workflow: workflow.workflow_id)
-        rows.ends.sort(key=lambda end: end.workflow_id)
+        rows.starts.sort(key=_workflow_id)
+        rows.ends.sort(key=_workflow_id)
         return rows
 
     @property
-    def is_empty(self) -> bool:
-        """True if there is nothing to write."""
-        return not (self.starts or self.steps or self.ends)
+    def count(self) -> int:
+        """How many rows of workflows and steps there are."""
+        return len(self.starts) + len(self.steps) + len(self.ends)
+
+    def start_values(self) -> list[tuple[Any, ...]]:
+        """Return the rows that are inserted for workflows."""
+        if not self.folded:
+            return [workflow_values(workflow) for workflow in self.starts]
+        folded = self.folded.get
+        return [_start_values(workflow, folded(workflow.workflow_id)) for workflow in self.starts]
 
 
 @dataclass(frozen=True, slots=True)
 class Applied:
-    """What a statement has written."""
+    """What a statement has written.
+
+    Attributes:
+        is_alive: False if the executor is dead; then it is nothing.
+        is_whole: True if it is all; then the rest is not told.
+    """
 
     is_alive: bool
-    started: frozenset[str]
-    recorded: frozenset[tuple[str, int]]
-    ended: frozenset[str]
+    is_whole: bool
+    started: frozenset[str] = frozenset()
+    recorded: frozenset[tuple[str, int]] = frozenset()
+    ended: frozenset[str] = frozenset()
 
     def has(self, write: Write) -> bool:
         """Tell whether a write is among it."""
         if isinstance(write, (StartWorkflow, ClaimRequest)):
-            return write.workflow.workflow_id in self.started
+            return self.is_whole or write.workflow.workflow_id in self.started
         if isinstance(write, RecordStep):
-            return (write.step.workflow_id, write.step.step_number) in self.recorded
-        return isinstance(write, FinishWorkflow) and write.workflow_id in self.ended
+            place = (write.step.workflow_id, write.step.step_number)
+            return self.is_whole or place in self.recorded
+        return isinstance(write, FinishWorkflow) and (
+            self.is_whole or write.workflow_id in self.ended
+        )
 
 
 class BatchStatements:
@@ -161,7 +203,7 @@ class BatchStatements:
 
     async def apply(self, wire: Wire, executor_id: str, rows: Rows) -> Applied:
         """Write rows for an executor; what is in the way of one is left as it is."""
-        ends = [*rows.ends, *rows.folded]
+        ends = [*rows.ends, *rows.folded.values()]
         answers = [response_values(end.response) for end in ends if end.response is not None]
         parts = (bool(rows.starts), bool(rows.steps), bool(rows.ends), bool(answers))
         statement = self._known.get(parts)
@@ -169,7 +211,7 @@ class BatchStatements:
             statement = self._known[parts] = _Builder(self._names).statement(*parts)
         values: list[Any] = []
         if rows.starts:
-            values += arrays_of([workflow_values(workflow) for workflow in rows.starts])
+            values += arrays_of(rows.start_values())
         if rows.steps:
             values += arrays_of([step_values(write.step) for write in rows.steps])
             values.append(list({write.step.workflow_id for write in rows.steps}))
@@ -177,14 +219,16 @@ class BatchStatements:
             values += arrays_of([_end_values(end) for end in rows.ends])
         if answers:
             values += arrays_of(answers)
-        row = await wire.fetch_one(statement, executor_id, *values)
+        row = await wire.fetch_one(statement, executor_id, rows.count, *values)
+        if row["is_whole"]:
+            return Applied(is_alive=True, is_whole=True)
         started = frozenset(row["started"])
         return Applied(
             is_alive=row["is_alive"],
+            is_whole=False,
             started=started,
             recorded=frozenset(zip(row["recorded_ids"], row["recorded_numbers"], strict=True)),
-            ended=started.intersection(end.workflow_id for end in rows.folded)
-            | frozenset(row["ended"]),
+            ended=started.intersection(rows.folded) | frozenset(row["ended"]),
         )
 
 
@@ -193,7 +237,8 @@ class _Builder:
 
     def __init__(self, names: PostgresNames) -> None:
         self._names = names
-        self._parameters = Parameters(1)
+        # $1 is the executor, $2 how many rows of workflows and steps there are.
+        self._parameters = Parameters(2)
         # Materialized: evaluated, and locked, once.
         self._parts = [f"executor AS MATERIALIZED ({names.fence('$1::text')})"]
         self._finished: list[str] = []
@@ -208,12 +253,20 @@ class _Builder:
             self._add_ends()
         if answers:
             self._add_answers()
+        written = [
+            name
+            for name, is_there in (("started", starts), ("recorded", steps), ("ended", ends))
+            if is_there
+        ]
+        count = " + ".join(f"(SELECT count(*) FROM {name})" for name in written)
         return (
-            f"WITH {', '.join(self._parts)} SELECT EXISTS (SELECT 1 FROM executor) AS is_alive, "
+            f"WITH {', '.join(self._parts)}, "
+            f"result AS MATERIALIZED (SELECT {count} = $2::int8 AS is_whole) "
+            "SELECT EXISTS (SELECT 1 FROM executor) AS is_alive, is_whole, "
             f"{_returned('started', 'workflow_id', starts)} AS started, "
             f"{_returned('recorded', 'workflow_id', steps)} AS recorded_ids, "
             f"{_returned('recorded', 'step_number', steps, 'int4[]')} AS recorded_numbers, "
-            f"{_returned('ended', 'workflow_id', ends)} AS ended"
+            f"{_returned('ended', 'workflow_id', ends)} AS ended FROM result"
         )
 
     def _add_starts(self) -> None:
@@ -273,8 +326,21 @@ def _is_among(query: str) -> str:
 
 
 def _returned(part: str, column: str, is_there: bool, array_type: str = "text[]") -> str:  # noqa: FBT001
-    return f"ARRAY(SELECT {column} FROM {part})" if is_there else f"'{{}}'::{array_type}"
+    if not is_there:
+        return f"'{{}}'::{array_type}"
+    # What everybody knows is not sent.
+    return f"CASE WHEN NOT is_whole THEN ARRAY(SELECT {column} FROM {part}) END"
 
 
 def _end_values(end: FinishWorkflow) -> tuple[Any, ...]:
     return (end.workflow_id, end.state.value, end.output, end.error, end.finished_at_us)
+
+
+def _start_values(workflow: WorkflowRecord, end: FinishWorkflow | None) -> tuple[Any, ...]:
+    values = workflow_values(workflow)
+    if end is None:
+        return values
+    row = list(values)
+    for place, value in zip(_END_PLACES, _end_values(end), strict=True):
+        row[place] = value
+    return tuple(row)

@@ -177,7 +177,7 @@ class _Settlement:
         """Write steps and ends of what is the executor's now; settle those that are refused."""
         wanted = [write for write in writes if isinstance(write, (RecordStep, FinishWorkflow))]
         rows = Rows.of(wanted)
-        if rows.is_empty:
+        if not rows.count:
             return
         applied = await self._batches.apply(self._wire, self._executor_id, rows)
         await self._settle_steps([step for step in rows.steps if not applied.has(step)])

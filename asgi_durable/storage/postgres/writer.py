@@ -6,7 +6,13 @@ from collections.abc import Sequence
 from functools import partial
 
 from asgi_durable.errors import StorageUnavailableError
-from asgi_durable.storage.postgres.batch import BatchStatements, Rows, workflow_id_of, write_order
+from asgi_durable.storage.postgres.batch import (
+    BatchStatements,
+    Rows,
+    is_one_group,
+    workflow_id_of,
+    write_order,
+)
 from asgi_durable.storage.postgres.errors import is_bad_row
 from asgi_durable.storage.postgres.link import Link, Wire
 from asgi_durable.storage.postgres.rows import PostgresNames
@@ -46,6 +52,10 @@ class PostgresWriter:
         What repeats itself in a batch, and what belongs to different executors, is applied in
         one transaction after the other: each write may be repeated, and so may any of them.
         """
+        executor_ids = {executor_of(write) for write in batch}
+        (executor_id,) = executor_ids if len(executor_ids) == 1 else (None,)
+        if executor_id is not None and is_one_group(batch):
+            return await self._apply(executor_id, batch)
         outcomes: list[Outcome] = [FENCED] * len(batch)
         by_executor: dict[str, list[int]] = {}
         for index, write in enumerate(batch):
@@ -92,10 +102,12 @@ class PostgresWriter:
         at_once = [write for write in writes if workflow_id_of(write) not in resumed]
         rows = Rows.of(at_once)
         done: set[int] = set()
-        if not rows.is_empty:
+        if rows.count:
             applied = await self._batches.apply(wire, executor_id, rows)
             if not applied.is_alive:
                 return [FENCED] * len(writes)
+            if applied.is_whole and rows.count + len(rows.folded) == len(writes):
+                return [DONE] * len(writes)
             done = {id(write) for write in at_once if applied.has(write)}
         rest = [write for write in writes if id(write) not in done]
         outcomes: dict[int, Outcome] = {}
