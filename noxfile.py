@@ -14,6 +14,7 @@ PYTHONS = nox.project.python_versions(PYPROJECT)  # from the classifiers: one so
 GROUPS = {
     name: nox.project.dependency_groups(PYPROJECT, name) for name in PYPROJECT["dependency-groups"]
 }
+BENCHMARKS = ("engine", "http", "inproc", "recovery", "growth", "roundtrips")
 MAX_FILE_LINES = 400
 MAX_FUNCTION_LINES = 50
 # More than cores: the tests wait for a database most of the time.
@@ -93,9 +94,11 @@ def package(session: nox.Session) -> None:
 
 @nox.session(python=PYTHONS[0])
 def benchmarks(session: nox.Session) -> None:
-    """Print how fast the engine is, beside the limit of hand-written code."""
-    session.install(".")
-    session.run("python", "benchmarks/engine.py", *session.posargs)
+    """Print how fast everything is, beside peers and hand-written limits; short by default."""
+    session.install("-e", ".[fastapi,postgres]", *GROUPS["benchmarks"])
+    arguments = session.posargs or ["--short", "--json", "benchmarks/results"]
+    for name in BENCHMARKS:
+        session.run("python", "-m", f"benchmarks.{name}", *arguments)
 
 
 def refuse_long_code(session: nox.Session) -> None:

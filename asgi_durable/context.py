@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from contextvars import ContextVar
-from dataclasses import dataclass
+
+from asgi_durable.value_class import value_class
 
 __all__ = ["RequestContext", "current_request"]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@value_class(kw_only=True)
 class RequestContext:
     """The request being handled.
 

@@ -20,6 +20,7 @@ logger = logging.getLogger(__name__)
 # What a process tells all others when it has left: there may be something to take over.
 HAS_LEFT = "has-left"
 RENAMING_POLL_SECONDS = 0.05
+GOODBYE_SECONDS = 5.0
 
 
 class Executor:
@@ -68,11 +69,12 @@ class Executor:
         # Shielded: the future is the thread's to set.
         await asyncio.shield(asyncio.wrap_future(self._ended))
         try:
-            await self._storage.retire(self.id)
-            await self._storage.send(None, HAS_LEFT)
-        except StorageError as error:
+            async with asyncio.timeout(GOODBYE_SECONDS):
+                await self._storage.retire(self.id)
+                await self._storage.send(None, HAS_LEFT)
+        except (StorageError, TimeoutError) as error:
             # The others will find it dead.
-            logger.warning("The executor cannot say goodbye: %s", error)
+            logger.warning("The executor cannot say goodbye: %s", str(error) or "no answer")
 
     def beat_soon(self) -> None:
         """Beat now rather than when it is due; may be called from any thread."""

@@ -47,6 +47,9 @@ class LoopThread:
 
         def tell(task: asyncio.Task[ResultT]) -> None:
             self._tasks.discard(task)
+            if not task.cancelled():
+                # Retrieved, also where the caller is gone: asyncio complains else.
+                task.exception()
             # The caller's event loop may be closed by now, and nobody waits then.
             with contextlib.suppress(RuntimeError):
                 caller.call_soon_threadsafe(_settle, answer, task)

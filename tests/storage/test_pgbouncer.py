@@ -11,9 +11,9 @@ from support.pgbouncer import POOL_SIZE, PgBouncer
 from support.postgres import PostgresServer, fetch, temporary_schema, with_schema
 from support.records import EXECUTOR, record, step, workflow
 from support.statement_log import StatementLog
-from support.storages import POSTGRES, Adapter, OpenStorage, is_alive, kinds, take_over
+from support.storages import POSTGRES, Adapter, OpenStorage, enter, is_alive, kinds, take_over
 
-from asgi_durable import StorageError
+from asgi_durable import StorageError, StorageUnavailableError
 from asgi_durable.storage.protocol import Runnable, Storage
 from asgi_durable.storage.writes import OutcomeKind, StartWorkflow
 
@@ -55,6 +55,18 @@ async def test_neither_locks_nor_messages_are_tried(
     assert any("asgi_durable_executors" in text for text in statements)
     assert [text for text in statements if "LISTEN" in text or "pg_notify" in text] == []
     assert locks == []
+
+
+async def test_what_needs_sessions_cannot_be_switched_on(new_storage: Adapter) -> None:
+    storage = Adapter(url=f"{new_storage.url}&session_features=on", **POSTGRES)()
+    await storage.open()
+    try:
+        with pytest.raises(StorageError, match="session_features=on") as caught:
+            await enter(storage)
+    finally:
+        await storage.close()
+
+    assert not isinstance(caught.value, StorageUnavailableError)
 
 
 async def test_connections_to_the_server_are_shared(

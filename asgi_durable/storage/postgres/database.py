@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TypeVar
-from urllib.parse import SplitResult, unquote, unquote_plus, urlsplit, urlunsplit
+from urllib.parse import SplitResult, unquote, unquote_plus, urlsplit
 
 import asyncpg
 
-from asgi_durable.errors import DurableUsageError, StorageError
-from asgi_durable.storage.postgres.errors import storage_error
+from asgi_durable.errors import DurableUsageError, StorageError, StorageUnavailableError
+from asgi_durable.storage.postgres.dsn import dsns_of
+from asgi_durable.storage.postgres.errors import DRIVER_ERRORS, storage_error
+from asgi_durable.storage.postgres.silence import notice_silence
 
 __all__ = ["PostgresDatabase"]
 
@@ -46,6 +50,7 @@ LIBPQ_ONLY = frozenset(
         "tcp_user_timeout",
     }
 )
+FILES = ("sslrootcert", "sslcert", "sslkey", "sslcrl")
 SECRETS = frozenset({"password", "sslpassword"})
 
 
@@ -59,9 +64,11 @@ class PostgresDatabase:
         prepared_statements: False behind a pooler in transaction mode that has none.
         session_features: Whether a connection is a session of its own, which advisory locks
             and LISTEN need; ``None`` to find out.
-        connect_timeout_seconds: For how long a connection may take to be made.
+        connect_timeout_seconds: For how long a connection may take to be made, all hosts
+            together.
         command_timeout_seconds: For how long one of our own statements may take.
-        dsn: As asyncpg takes it.
+        files: The parameters that name a file, and the file.
+        dsns: As asyncpg takes them, one for each host.
     """
 
     name: str
@@ -70,7 +77,8 @@ class PostgresDatabase:
     session_features: bool | None
     connect_timeout_seconds: float
     command_timeout_seconds: float
-    dsn: str = field(repr=False)
+    dsns: tuple[str, ...] = field(repr=False)
+    files: tuple[tuple[str, str], ...] = field(repr=False)
     secrets: tuple[str, ...] = field(repr=False)
 
     @classmethod
@@ -96,8 +104,9 @@ class PostgresDatabase:
         if unknown := sorted(values.keys() & LIBPQ_ONLY):
             msg = f"asyncpg has no parameter {unknown[0]!r}: take it out of the URL"
             raise DurableUsageError(msg)
-        kept = [f"{name}={value}" for name, _, value in given if unquote_plus(name) not in own.read]
+        kept = [(name, value) for name, _, value in given if unquote_plus(name) not in own.read]
         password = parts.netloc.rpartition("@")[0].partition(":")[2]
+        files = [(name, values[name]) for name in FILES if values.get(name)]
         secrets = {password, unquote(password), *(values.get(name, "") for name in SECRETS)}
         return cls(
             name=_name(parts, values),
@@ -106,7 +115,8 @@ class PostgresDatabase:
             session_features=own.session_features,
             connect_timeout_seconds=own.connect_timeout,
             command_timeout_seconds=own.command_timeout,
-            dsn=urlunsplit(parts._replace(query="&".join(kept))),
+            dsns=dsns_of(parts, kept),
+            files=tuple(files),
             # The longest first: one may be a part of another.
             secrets=tuple(sorted(secrets - {""}, key=len, reverse=True)),
         )
@@ -120,10 +130,20 @@ class PostgresDatabase:
         Raises:
             StorageError: It cannot be done. ``StorageUnavailableError`` if it may be later.
         """
+        *others, last = self.dsns
+        for dsn in others:
+            with contextlib.suppress(StorageUnavailableError):
+                return await self._connect_to(dsn, command_timeout_seconds)
+        return await self._connect_to(last, command_timeout_seconds)
+
+    async def _connect_to(
+        self, dsn: str, command_timeout_seconds: float | None
+    ) -> asyncpg.Connection:
         try:
-            return await asyncpg.connect(
-                self.dsn,
-                timeout=self.connect_timeout_seconds,
+            connection = await asyncpg.connect(
+                dsn,
+                # Of each host: one that is silent, switched off say, must not use it all up.
+                timeout=self.connect_timeout_seconds / len(self.dsns),
                 command_timeout=command_timeout_seconds,
                 statement_cache_size=100 if self.prepared_statements else 0,
                 # A plan is of tables as they were: it is made anew now and then.
@@ -133,8 +153,21 @@ class PostgresDatabase:
             # Its text may hold any part of the URL, and so may the error itself.
             msg = f"{self.name}: {self._without_secrets(str(error))}"
             raise StorageError(msg) from None
-        except (OSError, asyncpg.PostgresError, asyncpg.InternalClientError) as error:
-            raise storage_error(error, self.name) or StorageError(self.name) from error
+        except (OSError, *DRIVER_ERRORS) as error:
+            self._refuse_unreadable_files(error)
+            raise storage_error(error, self.name) or StorageError(
+                f"{self.name}: {error}"
+            ) from error
+        notice_silence(connection)
+        return connection
+
+    def _refuse_unreadable_files(self, error: Exception) -> None:
+        for name, path in self.files:
+            try:
+                Path(path).open("rb").close()
+            except OSError as reason:
+                msg = f"{self.name}: {name} {path!r} cannot be read: {reason.strerror}"
+                raise StorageError(msg) from error
 
     def _without_secrets(self, text: str) -> str:
         for secret in self.secrets:

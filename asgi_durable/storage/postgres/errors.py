@@ -11,6 +11,7 @@ from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from asgi_durable.errors import StorageError, StorageUnavailableError
 
 __all__ = [
+    "DRIVER_ERRORS",
     "application_error",
     "is_bad_row",
     "is_harmless",
@@ -39,11 +40,13 @@ _TOO_LARGE = "invalid memory alloc request size"
 _PREPARED_ELSEWHERE = frozenset({"26000", "42P05"})
 # What a pooler says with the code of a lost connection, and will say for ever.
 _POOLER_REFUSALS = ("no such user", "no such database", "unsupported startup parameter")
+# Parts of OpenSSL that read certificates and keys, and not what comes from the network.
+_FILE_LIBRARIES = frozenset({"PEM", "X509", "ASN1"})
 _UNDEFINED = frozenset({"42P01", "3F000"})
 _REFUSED_RIGHT = "42501"
 
 # The driver's errors beyond those that the server sends.
-_DRIVER_ERRORS = (asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError)
+DRIVER_ERRORS = (asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError)
 
 
 def sqlstate_of(error: BaseException) -> str:
@@ -97,7 +100,7 @@ def storage_error(error: BaseException, database: str) -> StorageError | None:
         return StorageError(
             f"{message} (behind a pooler in transaction mode add ?prepared_statements=false)"
         )
-    return StorageError(message) if isinstance(error, _DRIVER_ERRORS) else None
+    return StorageError(message) if isinstance(error, DRIVER_ERRORS) else None
 
 
 def application_error(
@@ -119,7 +122,7 @@ def application_error(
     wrapped = isinstance(error, DBAPIError)
     chain = [e for e in (error, getattr(error, "orig", None)) if isinstance(e, BaseException)]
     causes = [*chain, *(e.__cause__ for e in chain if e.__cause__ is not None)]
-    driver_errors = [e for e in causes if wrapped or isinstance(e, _DRIVER_ERRORS)]
+    driver_errors = [e for e in causes if wrapped or isinstance(e, DRIVER_ERRORS)]
     passing = any(_is_passing_code(sqlstate_of(e)) for e in driver_errors)
     if passing or (is_lost and (driver_errors or isinstance(error, OSError))):
         failure = getattr(error, "orig", None) or error
@@ -129,6 +132,8 @@ def application_error(
 
 def _is_passing(error: BaseException) -> bool:
     if isinstance(error, ssl.SSLCertVerificationError):
+        return False
+    if isinstance(error, ssl.SSLError) and error.library in _FILE_LIBRARIES:
         return False
     # A prepared statement whose tables were changed meanwhile is prepared anew the next time.
     outdated = asyncpg.exceptions.InvalidCachedStatementError

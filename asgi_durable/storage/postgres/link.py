@@ -17,6 +17,9 @@ __all__ = ["Link", "Wire"]
 
 ResultT = TypeVar("ResultT")
 
+# For how long a connection is closed in good order: who has gone cannot answer.
+GOODBYE_SECONDS = 1.0
+
 # Invariant: a process that stops in the middle must not hold what it has locked for ever; the
 # fence of an executor that is dead, say, whose workflows others wait for.
 _BEGIN = "BEGIN; SET LOCAL idle_in_transaction_session_timeout = '15s'"
@@ -126,7 +129,7 @@ class Link:
                 return
             connection, self._wire = self._wire.connection, None
             try:
-                await connection.close(timeout=self.timeout_seconds)
+                await connection.close(timeout=min(GOODBYE_SECONDS, self.timeout_seconds))
             except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError):
                 connection.terminate()
 

@@ -30,6 +30,7 @@ ResultT = TypeVar("ResultT")
 LOCK_CLASS = 0x64757261
 FIRST_RETRY_SECONDS = 0.05
 LONGEST_RETRY_SECONDS = 0.5
+_PID = "SELECT pg_backend_pid()"
 # Of a NOTIFY's payload, in bytes.
 LONGEST_PAYLOAD = 7999
 
@@ -129,10 +130,33 @@ class PostgresSession:
 
     async def _find_out(self, wire: Wire) -> bool:
         """Tell whether the server's process is ours: a pooler announces a number of its own."""
-        if self._database.session_features is not None:
-            return self._database.session_features
-        (pid,) = await wire.fetch_one("SELECT pg_backend_pid()")
-        return bool(pid == wire.connection.get_server_pid())
+        wanted = self._database.session_features
+        if wanted is False:
+            return False
+        (pid,) = await wire.fetch_one(_PID)
+        is_announced = bool(pid == wire.connection.get_server_pid())
+        if wanted and not is_announced and await self._is_shared(wire, pid):
+            msg = (
+                f"{self._database.name}: session_features=on, but the pooler gives a connection "
+                "to others between transactions; leave it out, or use a pool in session mode"
+            )
+            raise StorageError(msg)
+        return wanted or is_announced
+
+    async def _is_shared(self, wire: Wire, pid: int) -> bool:
+        """Tell whether a pooler lets two connections of ours have one server process in turn."""
+        other = await self._database.connect(command_timeout_seconds=self._link.timeout_seconds)
+        try:
+            # Twice: one that gives them out in a circle comes round.
+            others = {await self._pid_of(other) for _ in range(2)}
+        finally:
+            other.terminate()
+        (again,) = await wire.fetch_one(_PID)
+        return again != pid or pid in others or len(others) > 1
+
+    async def _pid_of(self, connection: asyncpg.Connection) -> int:
+        (pid,) = await Wire(connection, prepares=False).fetch_one(_PID)
+        return int(pid)
 
     async def _lock_again(self, wire: Wire, registration: Registration) -> None:
         before = registration.lock_key
