@@ -15,9 +15,9 @@ import asyncpg
 # The server of the tests, which knows how to be started by anybody anywhere.
 sys.path.append(str(Path(__file__).resolve().parents[1] / "tests"))
 
-from support.postgres import PostgresServer, fetch  # noqa: E402
+from support.postgres import PostgresServer, fetch, free_port
 
-__all__ = ["DATABASES", "Databases", "databases", "fetch"]
+__all__ = ["DATABASES", "Databases", "databases", "fetch", "free_port"]
 
 SQLITE, POSTGRES = "sqlite", "postgres"
 DATABASES = (SQLITE, POSTGRES)

@@ -64,6 +64,7 @@ def measure_all(
                 )
             except WorkerError as error:
                 failed.add(worker.name)
+                samples[worker.name].pop(cell, None)
                 leave_out(f"{worker.name}, {steps} steps, concurrency {concurrency}", str(error))
             else:
                 samples[worker.name].setdefault(cell, []).append(found)

@@ -2,8 +2,8 @@
 
 First, one-step workflows at concurrency 16 with many finished ones in the table, beside an
 empty one; then many workflows that wait inside a step, what memory each takes, and how fast
-others are meanwhile. Tables are filled with copies of a workflow that has run, by SQL, and
-then vacuumed and analyzed. Peers get fewer waiting workflows, as starting them takes long.
+others are meanwhile. Tables are filled with copies of a workflow that has run, by SQL,
+and on Postgres vacuumed then. Peers get fewer waiting workflows, as starting them takes long.
 
     python -m benchmarks.growth [--short] [--json FOLDER]
 """
@@ -24,7 +24,7 @@ from benchmarks.harness import (
     print_table,
     write_json,
 )
-from benchmarks.progress import TABLES, query
+from benchmarks.progress import TABLES, tidy_up
 from benchmarks.workers import Worker, WorkerError, why_not
 
 CELL = {"steps": 1, "concurrency": 16}
@@ -49,8 +49,7 @@ def finished(entry: Entry, database: str, places: Databases, chosen: Any) -> dic
         worker.call("run", steps=1, number=0)
     began = time.perf_counter()
     TABLES[entry.name].fill(urls["full"], chosen.finished)
-    if database == "postgres":
-        vacuum(urls["full"])
+    tidy_up(urls["full"])
     filled_in = time.perf_counter() - began
     with Worker(entry, urls["empty"]) as empty, Worker(entry, urls["full"]) as full:
         workers = {"empty": empty, "full": full}
@@ -67,11 +66,6 @@ def finished(entry: Entry, database: str, places: Databases, chosen: Any) -> dic
         "ratio": median_ratio(samples["full"], samples["empty"], "per_second"),
         "cpu_ratio": median_ratio(samples["full"], samples["empty"], "cpu_us"),
     }
-
-
-def vacuum(url: str) -> None:
-    """Do now what the server would do some time later."""
-    query(url, "ANALYZE")
 
 
 def waiting(entry: Entry, database: str, places: Databases, chosen: Any) -> dict[str, Any]:

@@ -105,9 +105,11 @@ def median_ratio(
 
 
 def number(value: float | None) -> str:
-    """Return a figure with three digits that count."""
+    """Return a figure with the digits that count."""
     if value is None:
-        return "–"
+        return "-"
+    if 0 < abs(value) < 0.095:
+        return f"{value:.2g}"
     if abs(value) >= 100:
         return f"{value:,.0f}"
     return f"{value:.1f}" if abs(value) >= 10 else f"{value:.2f}"

@@ -9,10 +9,12 @@ from contextlib import closing
 from dataclasses import dataclass
 from typing import Any
 
+import asyncpg
+
 from benchmarks.contestants.registry import DBOS, LIMIT, OURS
 from benchmarks.databases import fetch
 
-__all__ = ["TABLES", "Tables", "query"]
+__all__ = ["TABLES", "Tables", "query", "tidy_up"]
 
 
 @dataclass(frozen=True)
@@ -25,7 +27,7 @@ class Tables:
         steps: The table of steps.
         id_column: Of both tables.
         is_open: The condition for a workflow that is not finished.
-        done_state: The condition for one that is.
+        is_done: The condition for one that is, with a result.
     """
 
     schema: str
@@ -98,9 +100,23 @@ def query(url: str, sql: str) -> list[tuple[Any, ...]]:
     """Run a statement on a connection of its own, and commit."""
     if not url.startswith("sqlite"):
         return [tuple(row) for row in asyncio.run(fetch(url, sql))]
-    with closing(sqlite3.connect(url.removeprefix("sqlite:///"), timeout=60.0)) as connection:
-        with connection:
-            return connection.execute(sql).fetchall()
+    path = url.removeprefix("sqlite:///")
+    with closing(sqlite3.connect(path, timeout=60.0)) as connection, connection:
+        return connection.execute(sql).fetchall()
+
+
+def tidy_up(url: str) -> None:
+    """Do on Postgres what it would do by itself some time later, in the middle of a round."""
+    if not url.startswith("sqlite"):
+        asyncio.run(_vacuum(url))
+
+
+async def _vacuum(url: str) -> None:
+    connection = await asyncpg.connect(url)
+    try:
+        await connection.execute("VACUUM ANALYZE")
+    finally:
+        await connection.close()
 
 
 def _columns(url: str, schema: str, table: str) -> Sequence[str]:

@@ -80,7 +80,7 @@ def main() -> None:
     parser.add_argument("--peer-count", type=int)
     chosen, notes = parser.parse_args(), Notes()
     count = chosen.count or (1_000 if chosen.short else 10_000)
-    peer_count = chosen.peer_count or (50 if chosen.short else 1_000)
+    peer_count = chosen.peer_count or (50 if chosen.short else 500)
     counts = {OURS: count, DBOS: min(count, peer_count)}
     cases = []
     for database in chosen.databases:

@@ -17,6 +17,8 @@ from typing import Any
 
 from benchmarks.harness import cpu_seconds
 
+logger = logging.getLogger(__name__)
+
 LINE_LIMIT = 1024 * 1024
 
 
@@ -100,7 +102,7 @@ async def serve(contestant: Any, answers: Any) -> None:
         try:
             answer = {"answer": await obey(contestant, order["what"], order["arguments"])}
         except Exception as error:
-            logging.exception("%s failed", order["what"])
+            logger.exception("%s failed", order["what"])
             answer = {"error": one_line(error)}
         answers.write(json.dumps(answer).encode() + b"\n")
         answers.flush()

@@ -42,7 +42,8 @@ class Worker:
         self, entry: Entry, url: str, *, environment: Mapping[str, str] | None = None
     ) -> None:
         self.name = entry.name
-        self._errors = tempfile.TemporaryFile()
+        # Open for as long as the process is.
+        self._errors = tempfile.TemporaryFile()  # noqa: SIM115
         self._process = subprocess.Popen(
             [sys.executable, "-m", "benchmarks.worker", entry.target, url],
             stdin=subprocess.PIPE,

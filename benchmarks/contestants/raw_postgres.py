@@ -35,6 +35,8 @@ ARRAY_TYPES: dict[type[Any], str] = {
     sa.Boolean: "bool[]",
 }
 
+ASK_TYPES = "SELECT " + ", ".join(f"${n}::{t}" for n, t in enumerate(ARRAY_TYPES.values(), 1))
+
 
 def _unnest(table: sa.Table, names: Sequence[str], first: int) -> str:
     """Return rows of one array parameter for each column, numbered from *first* on."""
@@ -108,25 +110,31 @@ class _Connected(RawContestant):
     def __init__(self, url: str) -> None:
         super().__init__()
         self._url = url
-        self._idle: asyncio.Queue[asyncpg.Connection] = asyncio.Queue()
+        self._idle: list[asyncpg.Connection] = []
+        # Fair, as a queue of connections is not: who asks first is served first.
+        self._free = asyncio.Semaphore(self.connections)
 
     async def open(self) -> None:
         await Durable(self._url).migrate()
         for _ in range(self.connections):
-            self._idle.put_nowait(await asyncpg.connect(self._url))
+            connection = await asyncpg.connect(self._url)
+            # What the driver has to ask about types, it asks now.
+            await connection.fetch(ASK_TYPES, *([] for _ in ARRAY_TYPES))
+            self._idle.append(connection)
 
     async def close(self) -> None:
-        for _ in range(self.connections):
-            await (await self._idle.get()).close()
+        for connection in self._idle:
+            await connection.close()
 
     async def _write(self, batch: Sequence[Writes]) -> None:
         statement, values = parameters_of(batch)
-        connection = await self._idle.get()
-        try:
-            # A statement of its own is a transaction of its own.
-            await connection.fetch(statement, *values)
-        finally:
-            self._idle.put_nowait(connection)
+        async with self._free:
+            connection = self._idle.pop()
+            try:
+                # A statement of its own is a transaction of its own.
+                await connection.fetch(statement, *values)
+            finally:
+                self._idle.append(connection)
 
 
 class RawEach(_Connected):
