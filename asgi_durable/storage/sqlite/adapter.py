@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import AsyncIterator, Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, asynccontextmanager
 from dataclasses import dataclass
 from typing import TypeVar
@@ -34,6 +33,7 @@ from asgi_durable.storage.sqlite.executors import SQLiteExecutors
 from asgi_durable.storage.sqlite.file import SQLiteFile
 from asgi_durable.storage.sqlite.reader import SQLiteReader
 from asgi_durable.storage.sqlite.sessions import SQLiteSessions
+from asgi_durable.storage.sqlite.work_thread import WorkThread
 from asgi_durable.storage.sqlite.writer import SQLiteWriter
 from asgi_durable.storage.writes import Outcome, Write
 
@@ -97,8 +97,8 @@ class SQLiteStorage:
     def __init__(self, url: str) -> None:
         self._file = SQLiteFile.from_url(url)
         # Not the loop's default pool: the application may fill that one up.
-        self._writing = ThreadPoolExecutor(max_workers=1, thread_name_prefix="asgi-durable-writer")
-        self._reading = ThreadPoolExecutor(max_workers=1, thread_name_prefix="asgi-durable-reader")
+        self._writing = WorkThread("asgi-durable-writer")
+        self._reading = WorkThread("asgi-durable-reader")
         self._sessions = SQLiteSessions(self._file)
         self._opened: _Opened | None = None
         self._upkeep: asyncio.Task[None] | None = None
@@ -109,13 +109,15 @@ class SQLiteStorage:
         return SQLApplicationDatabase(SQLiteSessions(SQLiteFile.from_url(url)))
 
     async def open(self) -> None:
+        self._writing.start()
+        self._reading.start()
         try:
-            await self._on_thread(self._writing, self._open)
+            await self._writing.run(self._open)
             await self._sessions.open()
         except BaseException:
             # The thread may be opening still where this was cancelled: close after it.
-            self._writing.submit(self._close)
-            self._shut_down()
+            self._writing.stop_after(self._close)
+            self._reading.stop_after()
             raise
 
     async def close(self) -> None:
@@ -124,10 +126,11 @@ class SQLiteStorage:
         try:
             await self._sessions.close()
             # What is being read comes to its end first.
-            await self._on_thread(self._reading, lambda: None)
-            await self._on_thread(self._writing, self._close)
+            await self._reading.run(lambda: None)
+            await self._writing.run(self._close)
         finally:
-            self._shut_down()
+            self._writing.stop_after()
+            self._reading.stop_after()
 
     async def register(
         self, executor_id: str, *, lease_seconds: float, on_message: Callable[[str], None]
@@ -230,10 +233,6 @@ class SQLiteStorage:
         if opened is not None:
             opened.close()
 
-    def _shut_down(self) -> None:
-        self._reading.shutdown(wait=False)
-        self._writing.shutdown(wait=False)
-
     async def _write(self, work: Callable[[_Opened], ResultT]) -> ResultT:
         async with self._sessions.turn():
             return await self._with_opened(self._writing, work)
@@ -241,17 +240,10 @@ class SQLiteStorage:
     async def _read(self, work: Callable[[_Opened], ResultT]) -> ResultT:
         return await self._with_opened(self._reading, work)
 
-    async def _with_opened(
-        self, threads: ThreadPoolExecutor, work: Callable[[_Opened], ResultT]
-    ) -> ResultT:
+    async def _with_opened(self, thread: WorkThread, work: Callable[[_Opened], ResultT]) -> ResultT:
         opened = _given(self._opened)
         with self._sessions.translating_errors():
-            return await self._on_thread(threads, lambda: work(opened))
-
-    async def _on_thread(self, threads: ThreadPoolExecutor, work: Callable[[], ResultT]) -> ResultT:
-        loop = asyncio.get_running_loop()
-        # Shielded: the thread cannot be interrupted, and who comes next must find it idle.
-        return await asyncio.shield(loop.run_in_executor(threads, work))
+            return await thread.run(lambda: work(opened))
 
 
 async def _check_slot(connection: AsyncConnection, slot: StepSlot) -> None:
