@@ -42,11 +42,10 @@ class Drives:
         self._services = services
 
     async def fresh(self, run: Run, call: Call) -> Ending:
-        if not call.awaited:
-            # Who starts a workflow is told its id, so the start must be durable by then.
-            await run.settle()
+        # Who starts a workflow is told its id, so the start must be durable by then.
+        await run.settle()
         run.claimed.set(True)
-        return await self._drive_body(run, call.definition, call.args, call.kwargs)
+        return await self.drive_body(run, call.definition, call.args, call.kwargs)
 
     async def claimed(self, run: Run, call: Call) -> Ending:
         await run.settle()
@@ -55,7 +54,7 @@ class Drives:
             return await self._drive_existing(run, call, outcome.existing)
         run.check(outcome)
         run.claimed.set(True)
-        return await self._drive_body(run, call.definition, call.args, call.kwargs)
+        return await self.drive_body(run, call.definition, call.args, call.kwargs)
 
     async def _drive_existing(self, run: Run, call: Call, existing: WorkflowRecord) -> Ending:
         """Attach to the workflow that has the id already."""
@@ -76,7 +75,7 @@ class Drives:
             return Interrupted(WorkflowInterruptedError(run.workflow_id, "its row is gone"))
         run.load(stored[0])
         run.claimed.set(True)
-        return await self._drive_body(run, call.definition, call.args, call.kwargs)
+        return await self.drive_body(run, call.definition, call.args, call.kwargs)
 
     async def resumed(self, run: Run, *, is_counted: bool) -> Ending:
         """Go on after the log, without any call."""
@@ -95,7 +94,7 @@ class Drives:
             run.workflow = replace(run.workflow, attempts=run.workflow.attempts + 1)
         if definition.is_hopeless(run.workflow.crashes):
             return await self._set_aside(run)
-        return await self._drive_body(run, definition, (), {})
+        return await self.drive_body(run, definition, (), {})
 
     async def release(self, run: Run) -> Ending:
         run.check(await run.commit(ReleaseWorkflow(run.workflow_id, run.executor_id)))
@@ -130,7 +129,7 @@ class Drives:
         encoded = encode_error(self._services.registry.codec, error)
         return await self._finish(run, Finished(WorkflowState.RETRIES_EXCEEDED, None, encoded))
 
-    async def _drive_body(
+    async def drive_body(
         self,
         run: Run,
         definition: WorkflowDefinition,
@@ -145,8 +144,24 @@ class Drives:
             )
         except DecodeError as failure:
             raise run.stop(failure) from failure
-        ending = await _ending_of(run, definition, arguments)
-        return await self._finish(run, ending) if isinstance(ending, Finished) else ending
+        codec = run.services.registry.codec
+        ending: Ending
+        try:
+            for name in sorted(definition.ambient - arguments.keys()):
+                raise missing_ambient(definition, name)
+            output = codec.encode(await definition.call(arguments))
+            ending = Finished(WorkflowState.SUCCESS, output, None)
+        except asyncio.CancelledError:
+            # Neither the engine nor the event loop stops: its own code raised it. No outcome.
+            own = WorkflowInterruptedError(run.workflow_id, "its code raised CancelledError")
+            return run.interruption() or Interrupted(own)
+        except Exception as error:
+            outage = infrastructure_error_in(error)
+            if outage is not None:
+                run.stop(outage, goes_on=True)
+            ending = Finished(WorkflowState.ERROR, None, encode_error(codec, error))
+        # Invariant: asked last. What a stopped run's code makes of it is no outcome.
+        return run.interruption() or run.unused_log() or await self._finish(run, ending)
 
     async def _finish(self, run: Run, ending: Finished) -> Ending:
         """Make a workflow's outcome durable."""
@@ -163,30 +178,6 @@ class Drives:
         run.end(ending)
         await run.settle()
         return ending
-
-
-async def _ending_of(run: Run, definition: WorkflowDefinition, arguments: dict[str, Any]) -> Ending:
-    """Call a workflow's function and return its outcome, encoded; nothing is durable yet."""
-    codec = run.services.registry.codec
-    try:
-        for name in sorted(definition.ambient - arguments.keys()):
-            raise missing_ambient(definition, name)
-        output = codec.encode(await definition.call(arguments))
-        ending = Finished(WorkflowState.SUCCESS, output, None)
-    except asyncio.CancelledError:
-        # Neither the engine nor the event loop stops: its own code raised it. No outcome.
-        own = WorkflowInterruptedError(run.workflow_id, "its code raised CancelledError")
-        return run.interruption() or Interrupted(own)
-    except Exception as error:
-        outage = infrastructure_error_in(error)
-        if outage is not None:
-            run.stop(outage, goes_on=True)
-        ending = Finished(WorkflowState.ERROR, None, encode_error(codec, error))
-    # Invariant: asked last. What a stopped run's code makes of it is no outcome.
-    interruption = run.interruption()
-    if interruption is None:
-        interruption = run.unused_log()
-    return interruption or ending
 
 
 def missing_ambient(definition: WorkflowDefinition, name: str) -> DurableUsageError:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-from collections.abc import Mapping
+from collections.abc import Awaitable, Mapping
 from typing import Any
 
 from asgi_durable.engine.frame import Frame, current_frame
@@ -50,7 +50,11 @@ async def run_step(
     await run.settle()
     token = current_frame.set(Frame(run.services, run, definition.name, number))
     try:
-        value = await _attempt_until_done(definition, args, kwargs)
+        try:
+            value = await _attempt(definition, args, kwargs)
+        # CancelledError and KeyboardInterrupt are no `Exception`: neither is tried again.
+        except Exception as error:
+            value = await _try_again(definition, args, kwargs, error)
         output = registry.codec.encode(value)
     except Exception as error:
         outage = infrastructure_error_in(error)
@@ -65,24 +69,25 @@ async def run_step(
     raise record_failure(run, number, definition.name, digest, failure)
 
 
-async def _attempt_until_done(
-    definition: StepDefinition, args: tuple[Any, ...], kwargs: Mapping[str, Any]
+async def _try_again(
+    definition: StepDefinition, args: tuple[Any, ...], kwargs: Mapping[str, Any], error: Exception
 ) -> Any:
+    """Attempt the step after its first error, until it is done or may not be tried again."""
     errors: list[Exception] = []
     policy = definition.retry
     for attempt in itertools.count(1):
+        errors.append(error)
+        if len(errors) > MAX_KEPT_ERRORS:
+            del errors[MAX_KEPT_ERRORS // 2]
+        if policy is None or policy.max_attempts == 1 or not _may_retry(policy, error):
+            raise error
+        if attempt >= policy.max_attempts:
+            raise StepRetriesExhaustedError(definition.name, errors, attempt) from error
+        await asyncio.sleep(policy.delay_seconds(attempt))
         try:
             return await _attempt(definition, args, kwargs)
-        # CancelledError and KeyboardInterrupt are no `Exception`: neither is tried again.
-        except Exception as error:
-            errors.append(error)
-            if len(errors) > MAX_KEPT_ERRORS:
-                del errors[MAX_KEPT_ERRORS // 2]
-            if policy is None or policy.max_attempts == 1 or not _may_retry(policy, error):
-                raise
-            if attempt >= policy.max_attempts:
-                raise StepRetriesExhaustedError(definition.name, errors, attempt) from error
-        await asyncio.sleep(policy.delay_seconds(attempt))
+        except Exception as next_error:
+            error = next_error
     return None  # not reached: the attempts are counted without an end
 
 
@@ -91,12 +96,21 @@ def _may_retry(policy: RetryPolicy, error: Exception) -> bool:
     return not pointless and policy.wants_retry_of(error)
 
 
-async def _attempt(
+def _attempt(
     definition: StepDefinition, args: tuple[Any, ...], kwargs: Mapping[str, Any]
+) -> Awaitable[Any]:
+    # No coroutine around the function's own, unless it has something to do.
+    if definition.timeout_seconds is None:
+        return definition.function(*args, **kwargs)
+    return _attempt_in_time(definition, definition.timeout_seconds, args, kwargs)
+
+
+async def _attempt_in_time(
+    definition: StepDefinition,
+    timeout_seconds: float,
+    args: tuple[Any, ...],
+    kwargs: Mapping[str, Any],
 ) -> Any:
-    timeout_seconds = definition.timeout_seconds
-    if timeout_seconds is None:
-        return await definition.function(*args, **kwargs)
     try:
         async with asyncio.timeout(timeout_seconds) as limit:
             return await definition.function(*args, **kwargs)
