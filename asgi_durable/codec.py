@@ -36,8 +36,23 @@ MAX_PAYLOAD_BYTES = 16 * 1024 * 1024
 MAX_PATH_LEVELS = 20
 _INT64 = 1 << 63
 _CONTAINERS = frozenset({list, dict})
+_PLAIN = frozenset({str, bool, type(None)})
 
-_dumps = json.JSONEncoder(separators=(",", ":"), allow_nan=False, check_circular=False).encode
+
+def _json_writer() -> Callable[[object], str]:
+    """Return what turns JSON's own values into text."""
+    encoder = json.JSONEncoder(separators=(",", ":"), allow_nan=False, check_circular=False)
+    # `encode` makes an encoder in C anew for every value, and that takes as long as to use it.
+    make: Any = getattr(json.encoder, "c_make_encoder", None)
+    quote: Any = getattr(json.encoder, "encode_basestring_ascii", None)
+    try:
+        write = make(None, encoder.default, quote, None, ":", ",", False, False, False)
+    except TypeError:
+        return encoder.encode
+    return lambda value: "".join(write(value, 0))
+
+
+_dumps = _json_writer()
 _read_json = json.JSONDecoder().raw_decode
 
 
@@ -121,7 +136,7 @@ class JsonCodec:
 
     def _pack(self, value: Any) -> Any:
         kind = type(value)
-        if kind is str or value is None or kind is bool:
+        if kind in _PLAIN:
             return value
         pack = _PACKERS.get(kind)
         if pack is not None:
@@ -234,12 +249,14 @@ def _pack_float(_: JsonCodec, value: float) -> Any:
 
 
 def _pack_list(codec: JsonCodec, value: list[Any]) -> Any:
-    return [codec._pack(item) for item in value]
+    return [item if type(item) in _PLAIN else codec._pack(item) for item in value]
 
 
 def _pack_dict(codec: JsonCodec, value: dict[Any, Any]) -> Any:
     if all(type(key) is str for key in value) and "$" not in value:
-        return {key: codec._pack(item) for key, item in value.items()}
+        return {
+            key: item if type(item) in _PLAIN else codec._pack(item) for key, item in value.items()
+        }
     pairs = [[codec._pack(key), codec._pack(item)] for key, item in value.items()]
     return {"$": "dict", "v": pairs}
 
