@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from asgi_durable.storage import tables
@@ -36,7 +36,7 @@ from asgi_durable.storage.writes import (
     is_same_start,
 )
 
-__all__ = ["ChangedMeanwhileError", "SettleStatements", "settle"]
+__all__ = ["ChangedMeanwhileError", "SettleStatements", "refused_claims", "settle"]
 
 
 class ChangedMeanwhileError(Exception):
@@ -120,6 +120,27 @@ async def settle(
         return [settlement.outcomes.get(id(write), DONE) for write in writes]
 
 
+async def refused_claims(
+    wire: Wire, statements: SettleStatements, executor_id: str, writes: Sequence[Write]
+) -> dict[int, Outcome]:
+    """Return the conflicts of claims that cannot be granted, by the writes' ``id()``.
+
+    One look, without any lock: a request that is finished stays so, and one that somebody
+    runs was being run a moment ago. All other writes are left to :func:`settle`.
+    """
+    claims = [write for write in writes if isinstance(write, ClaimRequest)]
+    if not claims:
+        return {}
+    found = await _find(wire, statements, [write.workflow.workflow_id for write in claims])
+    refused: dict[int, Outcome] = {}
+    for write in claims:
+        row = found.get(write.workflow.workflow_id)
+        outcome = _of_taking(write, row, executor_id) if row is not None else DONE
+        if outcome.kind is OutcomeKind.CONFLICT:
+            refused[id(write)] = outcome
+    return refused
+
+
 @dataclass(frozen=True, slots=True)
 class _Found:
     workflow: WorkflowRecord
@@ -152,7 +173,7 @@ class _Settlement:
         # what is not locked was finished or somebody else's.
         locked_rows = await self._wire.fetch(self._statements.lock, self._executor_id, ids)
         locked = {row["workflow_id"] for row in locked_rows}
-        found = await self._find(ids)
+        found = await _find(self._wire, self._statements, ids)
         taken: list[tuple[str, int, bool, str | None]] = []
         for write in heads:
             existing = found.get(workflow_id_of(write))
@@ -194,25 +215,11 @@ class _Settlement:
             if ids := [workflow_id_of(write) for write in writes if isinstance(write, kind)]:
                 await self._wire.fetch(statement, self._executor_id, ids)
 
-    async def _find(self, ids: Iterable[str]) -> dict[str, _Found]:
-        rows = await self._wire.fetch(self._statements.find, list(ids))
-        return {row["workflow_id"]: _Found(workflow_from(row), row["owner_lives"]) for row in rows}
-
     def _of_taking(self, write: ClaimRequest | ResumeWorkflow, found: _Found | None) -> Outcome:
-        if found is None:
-            if isinstance(write, ClaimRequest):
-                # It was there when it was to be inserted, and is forgotten by now.
-                raise ChangedMeanwhileError
-            return Outcome(OutcomeKind.CONFLICT)
-        existing = found.workflow
-        is_free = existing.executor_id == self._executor_id or not found.owner_lives
-        if existing.is_final or not is_free:
-            return Outcome(OutcomeKind.CONFLICT, existing=existing)
-        if isinstance(write, ResumeWorkflow):
-            return DONE
-        if existing.fingerprint != write.workflow.fingerprint:
-            return Outcome(OutcomeKind.CONFLICT, existing=existing)
-        return Outcome(OutcomeKind.RESUMED, existing=existing)
+        if found is None and isinstance(write, ClaimRequest):
+            # It was there when it was to be inserted, and is forgotten by now.
+            raise ChangedMeanwhileError
+        return _of_taking(write, found, self._executor_id)
 
     def _is_repeated(self, write: Write, found: _Found | None) -> bool:
         """Tell whether this very write has resumed the workflow before, and its answer got lost."""
@@ -236,9 +243,31 @@ class _Settlement:
     async def _settle_ends(self, refused: Sequence[FinishWorkflow]) -> None:
         if not refused:
             return
-        found = await self._find(write.workflow_id for write in refused)
+        ids = [write.workflow_id for write in refused]
+        found = await _find(self._wire, self._statements, ids)
         for write in refused:
             self.outcomes[id(write)] = _of_end(write, found.get(write.workflow_id))
+
+
+async def _find(wire: Wire, statements: SettleStatements, ids: Sequence[str]) -> dict[str, _Found]:
+    rows = await wire.fetch(statements.find, ids)
+    return {row["workflow_id"]: _Found(workflow_from(row), row["owner_lives"]) for row in rows}
+
+
+def _of_taking(
+    write: ClaimRequest | ResumeWorkflow, found: _Found | None, executor_id: str
+) -> Outcome:
+    if found is None:
+        return Outcome(OutcomeKind.CONFLICT)
+    existing = found.workflow
+    is_free = existing.executor_id == executor_id or not found.owner_lives
+    if existing.is_final or not is_free:
+        return Outcome(OutcomeKind.CONFLICT, existing=existing)
+    if isinstance(write, ResumeWorkflow):
+        return DONE
+    if existing.fingerprint != write.workflow.fingerprint:
+        return Outcome(OutcomeKind.CONFLICT, existing=existing)
+    return Outcome(OutcomeKind.RESUMED, existing=existing)
 
 
 def _taking(write: ClaimRequest | ResumeWorkflow) -> tuple[str, int, bool, str | None]:

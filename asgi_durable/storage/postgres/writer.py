@@ -16,7 +16,12 @@ from asgi_durable.storage.postgres.batch import (
 from asgi_durable.storage.postgres.errors import is_bad_row
 from asgi_durable.storage.postgres.link import Link, Wire
 from asgi_durable.storage.postgres.rows import PostgresNames
-from asgi_durable.storage.postgres.settle import ChangedMeanwhileError, SettleStatements, settle
+from asgi_durable.storage.postgres.settle import (
+    ChangedMeanwhileError,
+    SettleStatements,
+    refused_claims,
+    settle,
+)
 from asgi_durable.storage.writes import (
     DONE,
     FENCED,
@@ -110,8 +115,9 @@ class PostgresWriter:
                 return [DONE] * len(writes)
             done = {id(write) for write in at_once if applied.has(write)}
         rest = [write for write in writes if id(write) not in done]
-        outcomes: dict[int, Outcome] = {}
+        outcomes = await refused_claims(wire, self._settling, executor_id, rest)
+        rest = [write for write in rest if id(write) not in outcomes]
         if rest:
             settled = await settle(wire, self._settling, self._batches, executor_id, rest)
-            outcomes = {id(write): outcome for write, outcome in zip(rest, settled, strict=True)}
+            outcomes |= {id(write): outcome for write, outcome in zip(rest, settled, strict=True)}
         return [outcomes.get(id(write), DONE) for write in writes]
