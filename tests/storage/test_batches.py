@@ -125,6 +125,22 @@ async def test_the_same_write_twice_in_a_batch_is_done_twice(storage: Storage) -
     assert outcomes == [DONE] * 5
 
 
+@pytest.mark.parametrize("refused", [0, 70, 75, 99])
+async def test_of_many_steps_only_those_are_refused_that_have_to_be(
+    storage: Storage, refused: int
+) -> None:
+    names = [f"w{number:02}" for number in range(100)]
+    await storage.commit([StartWorkflow(workflow(name)) for name in names])
+    await storage.commit([success(names[refused]), record(step(names[7]))])
+    steps = [record(step(name)) for name in names]
+
+    outcomes = await kinds(storage, *steps)
+
+    assert outcomes == [FENCED if name == names[refused] else DONE for name in names]
+    runs = await storage.load_runs(names)
+    assert [len(run.steps) for run in runs] == [int(name != names[refused]) for name in names]
+
+
 async def test_a_conflict_leaves_the_rest_of_its_batch_alone(storage: Storage) -> None:
     await storage.commit([StartWorkflow(workflow("a")), record(step("a"))])
 

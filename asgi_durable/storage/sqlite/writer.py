@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import Callable, Iterable, Sequence
+from functools import cache
 from itertools import chain
 from typing import Any
 
@@ -62,16 +63,8 @@ INSERT_STEP = (
     f"SELECT ?, ?, ?, ?, ?, ?, ? FROM {tables.workflows.name} WHERE {_OWNED} "
     "ON CONFLICT DO NOTHING"
 )
-STEPS_AT_ONCE = 64
-_NEW_STEPS = ", ".join([f"({', '.join('?' * (len(columns(tables.steps)) + 1))})"] * STEPS_AT_ONCE)
-# The id, the last value of each row, and what else is inserted: VALUES names them by number.
-_NEW_STEP = ", ".join(f"new.column{n}" for n in range(1, len(columns(tables.steps)) + 1))
-INSERT_STEPS = (
-    f"INSERT INTO {tables.steps.name} ({', '.join(columns(tables.steps))}) SELECT {_NEW_STEP} "
-    f"FROM (VALUES {_NEW_STEPS}) AS new CROSS JOIN {tables.workflows.name} AS owner "
-    f"WHERE owner.workflow_id = new.column1 AND owner.state = 'PENDING' "
-    f"AND owner.executor_id = new.column{len(columns(tables.steps)) + 1} ON CONFLICT DO NOTHING"
-)
+# How many steps a statement inserts; the largest number that is left.
+STEPS_AT_ONCE = (64, 8)
 FINISH_WORKFLOW = (
     f"UPDATE {tables.workflows.name} SET state = ?, output = ?, error = ?, updated_at_us = ? "
     f"WHERE {_OWNED}"
@@ -203,14 +196,16 @@ class SQLiteWriter:
                 raise _NotAllAppliedError
 
     def _insert_steps(self, writes: Sequence[RecordStep]) -> None:
-        """Insert many rows by a statement: for each the driver would let another thread run."""
-        whole = len(writes) - len(writes) % STEPS_AT_ONCE
-        for start in range(0, whole, STEPS_AT_ONCE):
-            rows = map(_step_values, writes[start : start + STEPS_AT_ONCE])
-            self._cursor.execute(INSERT_STEPS, tuple(chain.from_iterable(rows)))
-            if self._cursor.rowcount != STEPS_AT_ONCE:
-                raise _NotAllAppliedError
-        self._execute_all(INSERT_STEP, map(_step_parameters, writes[whole:]))
+        """Insert many rows by a statement: after each the driver lets another thread run."""
+        done = 0
+        for count in STEPS_AT_ONCE:
+            while done + count <= len(writes):
+                rows = map(_owned_step_values, writes[done : done + count])
+                self._cursor.execute(_insert_steps(count), tuple(chain.from_iterable(rows)))
+                if self._cursor.rowcount != count:
+                    raise _NotAllAppliedError
+                done += count
+        self._execute_all(INSERT_STEP, map(_step_parameters, writes[done:]))
 
     def _apply_alone(self, write: Write) -> Outcome:
         self._cursor.execute("SAVEPOINT alone")
@@ -316,7 +311,23 @@ def _step_parameters(write: RecordStep) -> tuple[Any, ...]:
     return (*step_values(write.step), write.step.workflow_id, write.executor_id)
 
 
-def _step_values(write: RecordStep) -> tuple[Any, ...]:
+@cache
+def _insert_steps(count: int) -> str:
+    """Return the statement for so many steps, each with its executor behind it."""
+    names = columns(tables.steps)
+    row = f"({', '.join('?' * (len(names) + 1))})"
+    # SQLite calls the columns of VALUES column1 and so on.
+    values = ", ".join(f"new.column{number}" for number in range(1, len(names) + 1))
+    return (
+        f"INSERT INTO {tables.steps.name} ({', '.join(names)}) SELECT {values} "
+        f"FROM (VALUES {', '.join([row] * count)}) AS new "
+        f"CROSS JOIN {tables.workflows.name} AS owner WHERE owner.workflow_id = new.column1 "
+        f"AND owner.executor_id = new.column{len(names) + 1} AND owner.state = 'PENDING' "
+        "ON CONFLICT DO NOTHING"
+    )
+
+
+def _owned_step_values(write: RecordStep) -> tuple[Any, ...]:
     return (*step_values(write.step), write.executor_id)
 
 
