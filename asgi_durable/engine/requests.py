@@ -177,7 +177,7 @@ class Requests:
         ending = await wait_for(run, run.done, loop)
         if isinstance(ending, Interrupted):
             if isinstance(ending.error, _RefusedError):
-                return await self._explain(ending.error.existing, fingerprint)
+                return _explain(ending.error, fingerprint)
             if isinstance(ending.error, StorageError):
                 raise ending.error
             services = self._services
@@ -191,7 +191,8 @@ class Requests:
     async def _drive(self, run: Run, handler: Handler) -> Ending:
         outcome = await run.commit(ClaimRequest(run.workflow))
         if outcome.kind is OutcomeKind.CONFLICT and outcome.existing is not None:
-            return Interrupted(_RefusedError(outcome.existing), is_released=True)
+            refused = _RefusedError(outcome.existing, outcome.response)
+            return Interrupted(refused, is_released=True)
         run.check(outcome)
         if outcome.kind is OutcomeKind.RESUMED:
             for stored in await self._services.storage.load_runs([run.workflow_id]):
@@ -205,19 +206,20 @@ class Requests:
             WorkflowInterruptedError(run.workflow_id, "its handler gave no answer")
         )
 
-    async def _explain(self, existing: WorkflowRecord, fingerprint: str) -> Claim:
-        if existing.fingerprint != fingerprint:
-            return KeyReused()
-        response = await self._services.storage.get_response(existing.workflow_id)
-        return Answered(response) if response is not None else InProgress()
-
 
 class _RefusedError(Exception):
-    """The key is taken; carries the row that has it."""
+    """The key is taken; carries the row that has it, and the answer if there is one."""
 
-    def __init__(self, existing: WorkflowRecord) -> None:
+    def __init__(self, existing: WorkflowRecord, response: ResponseRecord | None) -> None:
         super().__init__(existing.workflow_id)
         self.existing = existing
+        self.response = response
+
+
+def _explain(refused: _RefusedError, fingerprint: str) -> Claim:
+    if refused.existing.fingerprint != fingerprint:
+        return KeyReused()
+    return InProgress() if refused.response is None else Answered(refused.response)
 
 
 def _record(

@@ -51,7 +51,8 @@ class ClaimRequest:
     DONE for a new row. RESUMED for a row that waited for its retry: its trailing failures
     are dropped, those of the children it called included, and those children are this
     executor's. CONFLICT, with the row, if the row is finished, belongs to another living
-    executor or has another fingerprint.
+    executor or has another fingerprint; with the answer as well if it is finished and has the
+    same one.
     """
 
     workflow: WorkflowRecord
@@ -175,10 +176,11 @@ class OutcomeKind(Enum):
 
 @value_class()
 class Outcome:
-    """What became of a write, the row that was in its way, or the error."""
+    """What became of a write, the row that was in its way and its answer, or the error."""
 
     kind: OutcomeKind
     existing: WorkflowRecord | None = None
+    response: ResponseRecord | None = None
     error: Exception | None = None
 
 

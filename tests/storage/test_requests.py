@@ -99,6 +99,16 @@ async def test_an_answer_is_kept_with_the_end_of_its_request(storage: Storage) -
     assert outcome.kind is CONFLICT
     assert outcome.existing is not None
     assert outcome.existing.is_final
+    assert outcome.response == response()
+
+
+async def test_an_answer_is_told_to_no_other_request(storage: Storage) -> None:
+    end = success("r", output=None, response=response())
+    await storage.commit([ClaimRequest(request()), end])
+
+    (outcome,) = await storage.commit([ClaimRequest(request(fingerprint="v1:bb"))])
+
+    assert (outcome.kind, outcome.response) == (CONFLICT, None)
 
 
 async def test_an_answer_without_its_body_is_kept(storage: Storage) -> None:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 from asgi_durable.storage import tables
 from asgi_durable.storage.postgres.batch import BatchStatements, Rows, workflow_id_of
@@ -17,7 +18,7 @@ from asgi_durable.storage.postgres.rows import (
     step_from,
     workflow_from,
 )
-from asgi_durable.storage.records import StepRecord, WorkflowRecord
+from asgi_durable.storage.records import ResponseRecord, StepRecord, WorkflowRecord
 from asgi_durable.storage.writes import (
     DONE,
     FENCED,
@@ -65,6 +66,16 @@ class SettleStatements:
         self.find = (
             f"SELECT {list_of(tables.workflows, 'w')}, {owner_lives} AS owner_lives "
             f"FROM unnest($1::text[]) AS wanted(id) {found}"
+        )
+        answer = (
+            f"LEFT JOIN LATERAL (SELECT {list_of(tables.responses, 'r')} FROM {names.responses} "
+            "AS r WHERE r.workflow_id = w.workflow_id AND w.state <> 'PENDING' "
+            "AND w.fingerprint = wanted.fingerprint OFFSET 0) AS r ON true"
+        )
+        self.find_answers = (
+            f"SELECT {list_of(tables.workflows, 'w')}, {owner_lives} AS owner_lives, "
+            "r.status_code, r.headers, r.body "
+            f"FROM unnest($1::text[], $2::text[]) AS wanted(id, fingerprint) {found} {answer}"
         )
         self.take = (
             f"UPDATE {workflows} AS target SET executor_id = $1, attempts = w.attempts + 1, "
@@ -131,13 +142,18 @@ async def refused_claims(
     claims = [write for write in writes if isinstance(write, ClaimRequest)]
     if not claims:
         return {}
-    found = await _find(wire, statements, [write.workflow.workflow_id for write in claims])
+    ids = [write.workflow.workflow_id for write in claims]
+    fingerprints = [write.workflow.fingerprint for write in claims]
+    rows = await wire.fetch(statements.find_answers, ids, fingerprints)
+    by_id = {row["workflow_id"]: row for row in rows}
     refused: dict[int, Outcome] = {}
     for write in claims:
-        row = found.get(write.workflow.workflow_id)
-        outcome = _of_taking(write, row, executor_id) if row is not None else DONE
+        row = by_id.get(write.workflow.workflow_id)
+        if row is None:
+            continue
+        outcome = _of_taking(write, _found_from(row), executor_id)
         if outcome.kind is OutcomeKind.CONFLICT:
-            refused[id(write)] = outcome
+            refused[id(write)] = replace(outcome, response=_response_from(row))
     return refused
 
 
@@ -251,7 +267,22 @@ class _Settlement:
 
 async def _find(wire: Wire, statements: SettleStatements, ids: Sequence[str]) -> dict[str, _Found]:
     rows = await wire.fetch(statements.find, ids)
-    return {row["workflow_id"]: _Found(workflow_from(row), row["owner_lives"]) for row in rows}
+    return {row["workflow_id"]: _found_from(row) for row in rows}
+
+
+def _found_from(row: Any) -> _Found:
+    return _Found(workflow_from(row), row["owner_lives"])
+
+
+def _response_from(row: Any) -> ResponseRecord | None:
+    if row["status_code"] is None:
+        return None
+    return ResponseRecord(
+        workflow_id=row["workflow_id"],
+        status_code=row["status_code"],
+        headers=row["headers"],
+        body=row["body"],
+    )
 
 
 def _of_taking(

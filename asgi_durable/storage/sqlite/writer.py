@@ -15,17 +15,19 @@ from typing import Any
 from sqlalchemy.dialects.sqlite.pysqlite import SQLiteDialect_pysqlite
 
 from asgi_durable.storage import tables
-from asgi_durable.storage.records import WorkflowRecord
+from asgi_durable.storage.records import ResponseRecord, WorkflowRecord
 from asgi_durable.storage.schema import pending_migrations
 from asgi_durable.storage.sqlite.errors import storage_error
 from asgi_durable.storage.sqlite.executors import LIVING
 from asgi_durable.storage.sqlite.file import SQLiteFile, write_transaction
 from asgi_durable.storage.sqlite.resume import drop_trailing_failures
 from asgi_durable.storage.sqlite.rows import (
+    SELECT_RESPONSE,
     SELECT_STEP,
     SELECT_WORKFLOW,
     columns,
     insert,
+    response_from,
     response_values,
     step_from,
     step_values,
@@ -71,6 +73,7 @@ FINISH_WORKFLOW = (
 )
 INSERT_RESPONSE = insert(tables.responses).replace("INSERT", "INSERT OR REPLACE", 1)
 FIND_WORKFLOW = f"{SELECT_WORKFLOW} WHERE workflow_id = ?"
+FIND_RESPONSE = f"{SELECT_RESPONSE} WHERE workflow_id = ?"
 FIND_STEP = f"{SELECT_STEP} WHERE workflow_id = ? AND step_number = ?"
 TAKE_REQUEST = (
     f"UPDATE {tables.workflows.name} SET executor_id = ?, attempts = attempts + 1, "
@@ -233,7 +236,8 @@ class SQLiteWriter:
             return DONE
         existing = self._workflow(wanted.workflow_id)
         if existing is None or not self._may_take(existing, wanted):
-            return Outcome(OutcomeKind.CONFLICT, existing=existing)
+            response = self._response(existing, wanted)
+            return Outcome(OutcomeKind.CONFLICT, existing=existing, response=response)
         self._cursor.execute(
             TAKE_REQUEST,
             (wanted.executor_id, wanted.request_id, wanted.updated_at_us, wanted.workflow_id),
@@ -244,6 +248,14 @@ class SQLiteWriter:
     def _may_take(self, existing: WorkflowRecord, wanted: WorkflowRecord) -> bool:
         same = existing.fingerprint == wanted.fingerprint
         return same and self._is_free(existing, wanted.executor_id)
+
+    def _response(
+        self, existing: WorkflowRecord | None, wanted: WorkflowRecord
+    ) -> ResponseRecord | None:
+        if existing is None or not existing.is_final or existing.fingerprint != wanted.fingerprint:
+            return None
+        found = self._cursor.execute(FIND_RESPONSE, (existing.workflow_id,)).fetchone()
+        return response_from(found) if found is not None else None
 
     def _is_free(self, existing: WorkflowRecord, executor_id: str | None) -> bool:
         owner = existing.executor_id
