@@ -218,7 +218,7 @@ class Engine:
             services=services,
             active=active,
             workflows=workflows,
-            requests=Requests(services, active),
+            requests=Requests(services, active, outcomes),
             recovery=recovery,
             takeover=takeover,
             outcomes=outcomes,

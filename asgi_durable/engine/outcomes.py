@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import time
 from collections.abc import Iterator
@@ -73,6 +74,28 @@ class Outcomes:
                 self._ask(record)
                 await waiter.wait(delay)
                 delay = min(delay * 2, LONGEST_POLL_SECONDS)
+
+    async def wait_while_it_runs(
+        self, workflow_id: str, timeout_seconds: float, poll_seconds: float
+    ) -> None:
+        """Wait until a workflow may not be run any more; it may be all the same.
+
+        Args:
+            workflow_id: Which one.
+            timeout_seconds: For how long at most.
+            poll_seconds: The same, where another process runs it and does not tell.
+        """
+        with self._watching(workflow_id) as waiter:
+            run = self._active.find(workflow_id)
+            if run is not None:
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(timeout_seconds):
+                        await wait_for(run, run.ended, asyncio.get_running_loop())
+                return
+            record = await self._services.storage.get_workflow(workflow_id)
+            if record is not None and not record.is_final and record.executor_id is not None:
+                self._ask(record)
+                await waiter.wait(min(poll_seconds, timeout_seconds))
 
     async def exists(self, workflow_id: str) -> bool:
         """Tell whether there is a workflow with this id.

@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections import Counter
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
 from asgi_durable.engine.active_runs import ActiveRuns, wait_for
 from asgi_durable.engine.endings import Ending, Finished, Interrupted, RunStopped
+from asgi_durable.engine.outcomes import Outcomes
 from asgi_durable.engine.run import Run, Services
 from asgi_durable.errors import StorageError, WorkflowInterruptedError
 from asgi_durable.storage.records import ResponseRecord, WorkflowRecord, WorkflowState
@@ -25,7 +27,13 @@ from asgi_durable.storage.writes import (
     Write,
 )
 
-__all__ = ["Answered", "Claimed", "InProgress", "KeyReused", "RequestRun", "Requests"]
+__all__ = ["Answered", "Claimed", "InProgress", "KeyReused", "Request", "RequestRun", "Requests"]
+
+# How many wait for twins at once, in this process; the others are told to come back.
+MAX_TWINS = 1000
+MAX_TWINS_OF_ONE = 256
+FIRST_POLL_SECONDS = 0.025
+LONGEST_POLL_SECONDS = 0.25
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,34 +134,82 @@ class RequestRun:
         self.ending = ending
         self._run.end(ending)
         self._active.release(self._run)
+        # Twins wait for the answer, not for what follows it.
+        self._active.on_ended(self._run)
 
 
 Handler = Callable[[RequestRun], Awaitable[None]]
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Request:
+    """One try of a request.
+
+    Attributes:
+        workflow_id: Made of the key and its scope.
+        name: What the request is, for people.
+        fingerprint: Equal for retries of one request, different for any other.
+        request_id: Of this try.
+        handler: Called in a task of the engine's if the request is claimed.
+    """
+
+    workflow_id: str
+    name: str
+    fingerprint: str
+    request_id: str
+    handler: Handler
+
+
 class Requests:
     """Claims requests and runs their handlers."""
 
-    def __init__(self, services: Services, active: ActiveRuns) -> None:
+    def __init__(self, services: Services, active: ActiveRuns, outcomes: Outcomes) -> None:
         self._services = services
         self._active = active
+        self._outcomes = outcomes
+        self._twins: Counter[str] = Counter()
 
-    async def claim(
-        self, workflow_id: str, *, name: str, fingerprint: str, request_id: str, handler: Handler
-    ) -> Claim:
+    async def claim(self, request: Request, *, wait_seconds: float = 0.0) -> Claim:
         """Claim a request, or say what became of the one that has its key.
 
         Args:
-            workflow_id: Made of the key and its scope.
-            name: What the request is, for people.
-            fingerprint: Equal for retries of one request, different for any other.
-            request_id: Of this try.
-            handler: Called in a task of the engine's if the request is claimed.
+            request: Which one.
+            wait_seconds: For how long to wait for a twin that runs already, here or elsewhere;
+                not at all where too many wait.
 
         Raises:
             StorageError: Nothing is known to be claimed.
         """
+        give_up_at = time.monotonic() + wait_seconds
+        delay = FIRST_POLL_SECONDS
+        while True:
+            claim = await self._claim_now(request)
+            left_seconds = give_up_at - time.monotonic()
+            if not isinstance(claim, InProgress) or left_seconds <= 0:
+                return claim
+            if not await self._wait_for_twin(request.workflow_id, left_seconds, delay):
+                return claim
+            delay = min(delay * 2, LONGEST_POLL_SECONDS)
+
+    async def _wait_for_twin(
+        self, workflow_id: str, left_seconds: float, poll_seconds: float
+    ) -> bool:
+        """Wait until a claim may be granted, or answered; return False if too many wait."""
+        twins = self._twins
+        if twins[workflow_id] >= MAX_TWINS_OF_ONE or twins.total() >= MAX_TWINS:
+            return False
+        twins[workflow_id] += 1
+        try:
+            await self._outcomes.wait_while_it_runs(workflow_id, left_seconds, poll_seconds)
+        finally:
+            twins[workflow_id] -= 1
+            if not twins[workflow_id]:
+                del twins[workflow_id]
+        return True
+
+    async def _claim_now(self, request: Request) -> Claim:
         loop = asyncio.get_running_loop()
+        workflow_id, fingerprint = request.workflow_id, request.fingerprint
         while True:
             active = self._active.find(workflow_id)
             if active is not None:
@@ -162,9 +218,9 @@ class Requests:
                     same = active.workflow.fingerprint == fingerprint
                     return InProgress() if same else KeyReused()
                 continue
-            row = _record(self._services, workflow_id, name, fingerprint, request_id)
+            row = _record(self._services, request)
             run = Run(self._services, row, loop, executor_id=row.executor_id)
-            if self._active.launch(run, self._drive(run, handler)):
+            if self._active.launch(run, self._drive(run, request.handler)):
                 claim = await self._outcome_of_claim(run, fingerprint)
                 if claim is not None:
                     return claim
@@ -222,21 +278,19 @@ def _explain(refused: _RefusedError, fingerprint: str) -> Claim:
     return InProgress() if refused.response is None else Answered(refused.response)
 
 
-def _record(
-    services: Services, workflow_id: str, name: str, fingerprint: str, request_id: str
-) -> WorkflowRecord:
+def _record(services: Services, request: Request) -> WorkflowRecord:
     now = time.time_ns() // 1000
     return WorkflowRecord(
-        workflow_id=workflow_id,
-        name=name,
+        workflow_id=request.workflow_id,
+        name=request.name,
         state=WorkflowState.PENDING,
         executor_id=services.executor.id,
         attempts=1,
         parent_id=None,
         parent_step=None,
         awaited=True,
-        request_id=request_id,
-        fingerprint=fingerprint,
+        request_id=request.request_id,
+        fingerprint=request.fingerprint,
         input=None,
         output=None,
         error=None,

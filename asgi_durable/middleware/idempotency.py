@@ -20,6 +20,7 @@ from asgi_durable.engine.requests import (
     Claimed,
     InProgress,
     KeyReused,
+    Request,
     RequestRun,
     Requests,
 )
@@ -46,6 +47,7 @@ from asgi_durable.middleware.fingerprint import (
     request_workflow_id,
 )
 from asgi_durable.middleware.idempotency_policy import IdempotencyPolicy
+from asgi_durable.middleware.prefer import wait_seconds
 from asgi_durable.middleware.problem_details import problem_response, send_problem
 from asgi_durable.middleware.request_body import ClientGoneError, ReplayedBody, read_body
 from asgi_durable.middleware.response_recording import (
@@ -129,12 +131,15 @@ class IdempotencyMiddleware:
             marks.append((b"durable-id", workflow_id.encode("ascii")))
             attempt = _Attempt(self, scope, ReplayedBody(body, receive), send, marks)
             with attempt.noticing_cancellation():
-                claim = await self.engine.requests.claim(
-                    workflow_id,
+                request = Request(
+                    workflow_id=workflow_id,
                     name=f"{scope['method']} {scope['path']}",
                     fingerprint=request_fingerprint(scope, body),
                     request_id=_request_id(),
                     handler=attempt.handle,
+                )
+                claim = await self.engine.requests.claim(
+                    request, wait_seconds=wait_seconds(scope, self.policy.max_wait)
                 )
         except DurableError as error:
             await send_problem(send, error, headers=marks)

@@ -67,9 +67,9 @@ class Shop:
 
         self._step, self._charge = step, charge
 
-    async def post(self, key: str = "k", body: bytes = b"{}") -> Exchange:
+    async def post(self, key: str = "k", body: bytes = b"{}", *, prefer: str = "") -> Exchange:
         """Send a keyed request to this process."""
-        return await exchange(self.app, keyed(key), body)
+        return await exchange(self.app, keyed(key, headers=[("Prefer", prefer)]), body)
 
     async def post_until(self, status: int) -> Exchange:
         """Send the same request again until it has this status."""
@@ -124,7 +124,7 @@ async def test_a_request_that_runs_elsewhere_is_to_be_asked_for_later(url: str) 
     async with first.durable, second.durable:
         running = asyncio.ensure_future(first.post())
         await first.gate.reached.wait()
-        refused = await second.post()
+        refused = await second.post(prefer="wait=0")
         first.gate.open()
 
         assert is_problem(refused, 409, "IN_PROGRESS")
