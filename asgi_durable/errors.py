@@ -34,6 +34,7 @@ __all__ = [
     "EncodeError",
     "IdempotencyError",
     "KeyMalformedError",
+    "KeyMissingError",
     "KeyReusedError",
     "NonDeterministicWorkflowError",
     "PrincipalUnavailableError",
@@ -274,8 +275,15 @@ class IdempotencyError(DurableError):
     title = "The idempotent request cannot be served"
 
 
+class KeyMissingError(IdempotencyError):
+    """The request has no ``Idempotency-Key``, and has to have one."""
+
+    default_code = "KEY_MISSING"
+    title = "The request needs an idempotency key"
+
+
 class KeyMalformedError(IdempotencyError):
-    """The ``Idempotency-Key`` is empty, too long, repeated or not legal."""
+    """The ``Idempotency-Key`` is empty, too long, repeated, not legal or not accepted."""
 
     default_code = "KEY_MALFORMED"
     title = "The idempotency key is malformed"

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import base64
+import decimal
 import hashlib
+import json
 import re
 from collections.abc import Callable
+from typing import Any
 
 from asgi_durable.errors import KeyMalformedError, PrincipalUnavailableError
 from asgi_durable.middleware.asgi import Scope, header_values
@@ -13,6 +16,7 @@ from asgi_durable.middleware.asgi import Scope, header_values
 __all__ = ["idempotency_key", "principal_of", "request_fingerprint", "request_workflow_id"]
 
 MAX_KEY_BYTES = 255
+MAX_CANONICAL_BYTES = 64 * 1024
 # RFC 9651, section 3.3.3, with parameters, which mean nothing here.
 _QUOTED = re.compile(rb'"((?:[\x20\x21\x23-\x5b\x5d-\x7e]|\\["\\])*)"(?: *;[\x20-\x7e]*)?')
 _ESCAPED = re.compile(rb'\\(["\\])')
@@ -54,7 +58,11 @@ def idempotency_key(scope: Scope, header_name: bytes) -> bytes | None:
     return key
 
 
-def principal_of(scope: Scope, configured: Callable[[Scope], str | None] | None) -> bytes:
+def principal_of(
+    scope: Scope,
+    configured: Callable[[Scope], str | None] | None,
+    session_cookie: str | None = None,
+) -> bytes:
     """Return a name for whose request it is, under which its key is looked up.
 
     Raises:
@@ -77,7 +85,18 @@ def principal_of(scope: Scope, configured: Callable[[Scope], str | None] | None)
     credentials = header_values(scope["headers"], b"authorization")
     if credentials:
         return b"authorization:" + _digest(*credentials)
-    return b"anonymous"
+    session = _cookie(scope, session_cookie) if session_cookie is not None else None
+    return b"session:" + _digest(session) if session else b"anonymous"
+
+
+def _cookie(scope: Scope, name: str) -> bytes | None:
+    """Return a cookie's value; the first one, as servers take it (RFC 6265, section 5.4)."""
+    for line in header_values(scope["headers"], b"cookie"):
+        for pair in line.split(b";"):
+            key, _, value = pair.strip(b" \t").partition(b"=")
+            if key == name.encode("latin-1"):
+                return value
+    return None
 
 
 def _named(kind: bytes, name: object) -> bytes:
@@ -103,6 +122,9 @@ def request_fingerprint(scope: Scope, body: bytes) -> str:
     Most headers are left out: clients and proxies change them between retries. The digest
     names its version, so that another way of making it never takes a retry for a misuse.
 
+    A JSON body is read and written again: the order of an object's members and white space
+    make no other request of it.
+
     Args:
         scope: An HTTP scope.
         body: The whole request body.
@@ -113,7 +135,43 @@ def request_fingerprint(scope: Scope, body: bytes) -> str:
     path = scope.get("raw_path") or scope["path"].encode("utf-8", "surrogatepass")
     query = scope.get("query_string", b"")
     method = scope["method"].encode("ascii")
+    if not encoding and _is_json(media_type):
+        body = _canonical_json(body)
     return "v1:" + _digest(method, path, query, media_type, encoding, body).hex()
+
+
+def _is_json(media_type: bytes) -> bool:
+    name = media_type.partition(b";")[0].strip().lower()
+    return name == b"application/json" or name.endswith(b"+json")
+
+
+def _canonical_json(body: bytes) -> bytes:
+    """Return a JSON text in one of its spellings; as it is if it is long, or no plain JSON."""
+    if len(body) > MAX_CANONICAL_BYTES:
+        return body
+    try:
+        value = json.loads(body, object_pairs_hook=_members, parse_float=_exact_float)
+        return json.dumps(value, sort_keys=True, separators=(",", ":")).encode("ascii")
+    except (ValueError, RecursionError):
+        return body
+
+
+def _members(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    members = dict(pairs)
+    if len(members) != len(pairs):
+        # Which of two equal names counts depends on who reads it.
+        msg = "a name occurs twice"
+        raise ValueError(msg)
+    return members
+
+
+def _exact_float(text: str) -> float:
+    number = float(text)
+    if decimal.Decimal(text) != decimal.Decimal(repr(number)):
+        # An app that reads decimals sees the difference.
+        msg = f"{text} is no float"
+        raise ValueError(msg)
+    return number
 
 
 def _digest(*parts: bytes) -> bytes:

@@ -26,6 +26,8 @@ from asgi_durable.engine.requests import (
 )
 from asgi_durable.errors import (
     DurableError,
+    KeyMalformedError,
+    KeyMissingError,
     KeyReusedError,
     RequestInProgressError,
     ResponseNotKeptError,
@@ -97,6 +99,10 @@ class IdempotencyMiddleware:
         self.engine = engine
         self.policy = policy or IdempotencyPolicy()
         self._header_name = self.policy.header_name.lower().encode("ascii")
+        docs_url = self.policy.docs_url
+        self._links: Headers = (
+            [(b"link", f'<{docs_url}>; rel="describedby"'.encode("ascii"))] if docs_url else []
+        )
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve a request."""
@@ -110,8 +116,10 @@ class IdempotencyMiddleware:
             return
         try:
             key = idempotency_key(scope, self._header_name)
+            if key is not None or self.policy.required:
+                self._check(key)
         except DurableError as error:
-            await send_problem(send, error)
+            await send_problem(send, error, headers=self._links)
             return
         if key is None:
             await self.app(scope, receive, send)
@@ -121,12 +129,23 @@ class IdempotencyMiddleware:
         except ClientGoneError:
             return
 
+    def _check(self, key: bytes | None) -> None:
+        policy = self.policy
+        if key is None:
+            if policy.required:
+                msg = f"this request needs the header {policy.header_name}"
+                raise KeyMissingError(msg)
+        elif policy.validate_key is not None and not policy.validate_key(key.decode("ascii")):
+            msg = "this key is not accepted here"
+            raise KeyMalformedError(msg)
+
     async def _serve(self, scope: Scope, receive: Receive, send: Send, key: bytes) -> None:
         sent_key = header_values(scope["headers"], self._header_name)[0]
         marks = [(self._header_name, sent_key)]
         try:
             body = await read_body(scope, receive, self.policy.max_request_body)
-            principal = principal_of(scope, self.policy.principal)
+            policy = self.policy
+            principal = principal_of(scope, policy.principal, policy.session_cookie)
             workflow_id = request_workflow_id(principal, key)
             marks.append((b"durable-id", workflow_id.encode("ascii")))
             attempt = _Attempt(self, scope, ReplayedBody(body, receive), send, marks)

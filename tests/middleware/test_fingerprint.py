@@ -175,3 +175,63 @@ def test_the_fingerprint_is_over_all_that_a_retry_repeats() -> None:
     ]
     assert len(set(different)) == len(different)
     assert fingerprint(headers=[("user-agent", "x"), ("traceparent", "y")]) == fingerprint()
+
+
+JSON = [("content-type", "application/json; charset=utf-8")]
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        (b'{"a": 1, "b": [2, {"d": 3, "c": null}]}', b'{"b":[2,{"c":null,"d":3}],"a":1}'),
+        (b' "\\u00e9" ', '"é"'.encode()),
+        (b'"\\ud800"', b'"\\uD800"'),
+        (b"[1.50, 1e2]", b"[1.5, 100.0]"),
+    ],
+)
+def test_the_spelling_of_json_makes_no_other_request(one: bytes, other: bytes) -> None:
+    scope = http_scope("POST", "/a", JSON)
+
+    assert request_fingerprint(scope, one) == request_fingerprint(scope, other)
+    plain = http_scope("POST", "/a", [("content-type", "text/plain")])
+    assert request_fingerprint(plain, one) != request_fingerprint(plain, other)
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        (b"[1, 2]", b"[2, 1]"),
+        (b"1", b"1.0"),
+        (b"1", b"true"),
+        (b"0", b"-0.0"),
+        (b'{"a": 1}', b'{"a": 2, "a": 1}'),
+        (b'{"a": 2, "a": 1}', b'{"a": 1, "a": 2}'),
+        (b"0.1", b"0.1000000000000000055511151231257827"),
+        (b"[" * 100_000, b" " + b"[" * 100_000),
+        (b"no json", b" no json"),
+        (b"\xff", b" \xff"),
+        (b"9" * 5000, b" " + b"9" * 5000),
+        (b'["%s"]' % (b"x" * 65_536), b'[ "%s"]' % (b"x" * 65_536)),
+    ],
+)
+def test_what_an_app_can_tell_apart_is_another_request(one: bytes, other: bytes) -> None:
+    scope = http_scope("POST", "/a", JSON)
+
+    assert request_fingerprint(scope, one) != request_fingerprint(scope, other)
+
+
+def test_json_that_is_packed_is_left_as_it_is() -> None:
+    scope = http_scope("POST", "/a", [*JSON, ("content-encoding", "br")])
+
+    assert request_fingerprint(scope, b"[1]") != request_fingerprint(scope, b"[ 1]")
+
+
+def test_a_session_cookie_says_whose_request_it_is_where_that_is_configured() -> None:
+    def principal(cookie: str, **more) -> bytes:
+        return principal_of(keyed(headers=[("cookie", cookie)], **more), None, "sid")
+
+    assert principal("a=1; sid=x; b=2") == principal("sid=x") != principal("sid=y")
+    assert principal("side=x; xsid=y; sid=") == principal_of(keyed(), None, "sid") == b"anonymous"
+    assert b"x" * 20 not in principal("sid=" + "x" * 20)
+    assert principal("sid=x", user=User("a")) == principal_of(keyed(user=User("a")), None)
+    assert principal_of(keyed(headers=[("cookie", "sid=x")]), None) == b"anonymous"
