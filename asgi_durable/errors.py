@@ -32,6 +32,7 @@ __all__ = [
     "DurableError",
     "DurableUsageError",
     "EncodeError",
+    "FinalError",
     "IdempotencyError",
     "KeyMalformedError",
     "KeyMissingError",
@@ -90,6 +91,17 @@ class DurableError(Exception):
     def detail(self) -> str:
         """The sentence a client may see: never SQL, paths or other users' data."""
         return str(self) if self.shows_message else self.title
+
+
+class FinalError(DurableError):
+    """An error that is a request's answer for ever, whatever its status.
+
+    Raised by a handler; without it a 5xx is never final: the retry goes on with the work. An
+    error handler of the application's own that answers it takes that away.
+    """
+
+    default_code = "FINAL_ERROR"
+    title = "The request has failed for good"
 
 
 class DurableUsageError(DurableError):

@@ -76,6 +76,11 @@ class RequestRun:
         """True once something durable was called on behalf of the request."""
         return self._run.has_recorded
 
+    @property
+    def has_final_answer(self) -> bool:
+        """True once the handler has said that its answer is final, whatever its status."""
+        return self._run.has_final_answer
+
     async def finish(self, status_code: int, headers: bytes, body: bytes | None) -> None:
         """Commit the answer: the request's outcome, from now on and for ever.
 

@@ -65,6 +65,7 @@ class Run:
         drive: What the task runs.
         stopped: Set when the execution must not go on.
         has_progressed: True once this execution has recorded a step.
+        has_final_answer: True once a request's handler has said that its answer is final.
         closed: True once calls made in its context do not belong to it any more.
     """
 
@@ -81,6 +82,7 @@ class Run:
         "drive",
         "ended",
         "executor_id",
+        "has_final_answer",
         "has_progressed",
         "loop",
         "services",
@@ -116,6 +118,7 @@ class Run:
         self._children: Mapping[int, WorkflowRecord] = _NO_CHILDREN
         self._calls = 0
         self.has_progressed = False
+        self.has_final_answer = False
         self._not_durable: list[Signal[Outcome]] = []
 
     @property

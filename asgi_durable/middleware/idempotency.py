@@ -193,7 +193,7 @@ class _Attempt:
         self._body = body
         self._send = send
         self._marks = marks
-        self._max_response_body = middleware.policy.max_response_body
+        self._policy = middleware.policy
         self._recorder: ResponseRecorder | None = None
         self._app_error: Exception | None = None
         self._is_handled = False
@@ -214,7 +214,7 @@ class _Attempt:
         recorder = self._recorder = ResponseRecorder(
             request,
             self._forward,
-            max_body_bytes=self._max_response_body,
+            policy=self._policy,
             added_headers=self._marks,
             sending=self._body.may_tell,
         )

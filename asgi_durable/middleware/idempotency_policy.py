@@ -29,6 +29,8 @@ class IdempotencyPolicy:
             else a hash of ``Authorization``, else one of the session cookie, else everybody
             who sends none of them.
         session_cookie: Name of the cookie that says whose request it is.
+        store_4xx: True to keep an answer of 4xx even where nothing was recorded before it.
+            Never kept: 401, 403, 407, 408, 421, 425 and 429.
         max_wait: Seconds that a request waits for a twin that is running already, before it is
             answered 409; ``Prefer: wait=N`` may make it less, never more.
         max_request_body: Bytes; a longer body is answered 413.
@@ -45,6 +47,7 @@ class IdempotencyPolicy:
     validate_key: Callable[[str], bool] | None = None
     principal: Callable[[Scope], str | None] | None = None
     session_cookie: str | None = None
+    store_4xx: bool = False
     max_wait: float = 5.0
     max_request_body: int = 1024 * 1024
     max_response_body: int = 1024 * 1024

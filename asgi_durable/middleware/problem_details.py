@@ -9,7 +9,8 @@ from http import HTTPStatus
 from typing import Any
 
 from asgi_durable.context import current_request
-from asgi_durable.errors import DurableError
+from asgi_durable.engine.frame import current_frame
+from asgi_durable.errors import DurableError, FinalError
 from asgi_durable.middleware.asgi import ASGIApp, Headers, Message, Receive, Scope, Send
 
 __all__ = ["ProblemDetailsMiddleware", "problem_response", "send_problem"]
@@ -107,6 +108,8 @@ def problem_response(
         error: What is answered.
         members: More members of the problem object.
     """
+    if isinstance(error, FinalError):
+        _note_final_answer()
     if error.status_code >= 500:
         logger.error("%s: %s", type(error).__name__, error, exc_info=error)
     request = current_request.get()
@@ -126,6 +129,12 @@ def problem_response(
     if error.retryable:
         headers.append((b"retry-after", b"%d" % RETRY_AFTER_SECONDS))
     return error.status_code, headers, body
+
+
+def _note_final_answer() -> None:
+    frame = current_frame.get()
+    if frame is not None and frame.run is not None:
+        frame.run.has_final_answer = True
 
 
 def _phrase(status_code: int) -> str:

@@ -9,6 +9,7 @@ from collections.abc import Iterable
 from asgi_durable.engine.requests import RequestRun
 from asgi_durable.errors import DurableError
 from asgi_durable.middleware.asgi import Headers, Message, Send, header_values
+from asgi_durable.middleware.idempotency_policy import IdempotencyPolicy
 from asgi_durable.middleware.problem_details import send_problem
 
 __all__ = [
@@ -56,7 +57,7 @@ class ResponseRecorder:
     Args:
         request: What the answer is committed to.
         send: Where the messages go.
-        max_body_bytes: A longer body is not kept.
+        policy: Which answers are kept.
         added_headers: Put on the answer, in place of the app's own of the same names.
         sending: Set once the client gets to see something.
 
@@ -69,14 +70,14 @@ class ResponseRecorder:
         request: RequestRun,
         send: Send,
         *,
-        max_body_bytes: int,
+        policy: IdempotencyPolicy,
         added_headers: Headers,
         sending: asyncio.Event,
     ) -> None:
         self._request = request
         self._send = send
         self._sending = sending
-        self._max_body_bytes = max_body_bytes
+        self._policy = policy
         self._added_headers = added_headers
         self._start: Message | None = None
         self._start_sent = False
@@ -109,7 +110,7 @@ class ResponseRecorder:
         self.complete = True
 
     def _cannot_be_kept(self, start: Message) -> bool:
-        too_long = len(self._body) > self._max_body_bytes
+        too_long = len(self._body) > self._policy.max_response_body
         return self._start_sent or too_long or self._is_event_stream(start)
 
     def _is_event_stream(self, start: Message) -> bool:
@@ -129,20 +130,22 @@ class ResponseRecorder:
 
     async def _commit(self, start: Message) -> None:
         status = start["status"]
-        if status >= 500:
-            await self._request.leave_for_retry()
-        elif self._is_final(status):
+        if self._is_final(status):
             body = None if self._cannot_be_kept(start) else bytes(self._body)
             await self._request.finish(status, encode_headers(start.get("headers", ())), body)
-        elif self._request.has_recorded:
+        elif status >= 500 or self._request.has_recorded:
             await self._request.leave_for_retry()
         else:
             await self._request.forget()
 
     def _is_final(self, status: int) -> bool:
+        if self._request.has_final_answer:
+            return True
         if status in _ASKS_AGAIN:
             return self._request.has_recorded
-        return status < 400 or (self._request.has_recorded and status not in _NEVER_FINAL)
+        if status in _NEVER_FINAL or status >= 500:
+            return False
+        return status < 400 or self._policy.store_4xx or self._request.has_recorded
 
     async def _send_body(self, start: Message, *, more: bool) -> None:
         if not self._start_sent:
