@@ -27,7 +27,16 @@ from asgi_durable.storage.writes import (
     Write,
 )
 
-__all__ = ["Answered", "Claimed", "InProgress", "KeyReused", "Request", "RequestRun", "Requests"]
+__all__ = [
+    "Answered",
+    "Claimed",
+    "InProgress",
+    "KeyReused",
+    "Progress",
+    "Request",
+    "RequestRun",
+    "Requests",
+]
 
 # How many wait for twins at once, in this process; the others are told to come back.
 MAX_TWINS = 1000
@@ -58,6 +67,23 @@ class Answered:
     """The request is finished."""
 
     response: ResponseRecord
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """How far a request is.
+
+    Attributes:
+        state: ``RUNNING``, ``RETRYABLE`` if it waits for its retry, or ``DONE``.
+        steps: How many steps and workflows it has called.
+        attempts: How often it was begun or gone on with.
+        response: The answer, once it is ``DONE``.
+    """
+
+    state: str
+    steps: int
+    attempts: int
+    response: ResponseRecord | None
 
 
 Claim = Claimed | InProgress | KeyReused | Answered
@@ -195,6 +221,24 @@ class Requests:
             if not await self._wait_for_twin(request.workflow_id, left_seconds, delay):
                 return claim
             delay = min(delay * 2, LONGEST_POLL_SECONDS)
+
+    async def progress(self, workflow_id: str) -> Progress | None:
+        """Return how far a request is, ``None`` if there is none.
+
+        Raises:
+            StorageError: The storage failed.
+        """
+        storage = self._services.storage
+        found = await storage.get_progress(workflow_id)
+        if found is None or not found.workflow.is_request:
+            return None
+        done = found.workflow.is_final
+        return Progress(
+            state="DONE" if done else "RUNNING" if found.is_owned else "RETRYABLE",
+            steps=found.entries,
+            attempts=found.workflow.attempts,
+            response=await storage.get_response(workflow_id) if done else None,
+        )
 
     async def _wait_for_twin(
         self, workflow_id: str, left_seconds: float, poll_seconds: float

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import decimal
 import hashlib
+import hmac
 import json
 import re
 from collections.abc import Callable
@@ -13,9 +14,19 @@ from typing import Any
 from asgi_durable.errors import KeyMalformedError, PrincipalUnavailableError
 from asgi_durable.middleware.asgi import Scope, header_values
 
-__all__ = ["idempotency_key", "principal_of", "request_fingerprint", "request_workflow_id"]
+__all__ = [
+    "REQUEST_ID_PATTERN",
+    "idempotency_key",
+    "is_request_of",
+    "principal_of",
+    "request_fingerprint",
+    "request_workflow_id",
+]
 
 MAX_KEY_BYTES = 255
+# Of a request's id: 80 bits for whose it is, 130 for the key.
+_PRINCIPAL_CHARACTERS, _KEY_CHARACTERS = 16, 26
+REQUEST_ID_PATTERN = f"[a-z2-7]{{{_PRINCIPAL_CHARACTERS + _KEY_CHARACTERS}}}"
 MAX_CANONICAL_BYTES = 64 * 1024
 # RFC 9651, section 3.3.3, with parameters, which mean nothing here.
 _QUOTED = re.compile(rb'"((?:[\x20\x21\x23-\x5b\x5d-\x7e]|\\["\\])*)"(?: *;[\x20-\x7e]*)?')
@@ -109,11 +120,26 @@ def _named(kind: bytes, name: object) -> bytes:
 def request_workflow_id(principal: bytes, key: bytes) -> str:
     """Return the id of the workflow that a key stands for: a hash, so no client can choose one.
 
-    The method and the path are not in it but in the fingerprint: the same key on another
-    endpoint is a mistake of the client's, and is told so.
+    Its first part says whose it is. The method and the path are not in it but in the
+    fingerprint: the same key on another endpoint is a mistake of the client's, and is told so.
     """
-    digest = _digest(b"asgi-durable request", principal, key)
-    return base64.b32encode(digest).decode("ascii").lower()[:32]
+    own = _base32(_digest(b"asgi-durable request", principal, key))[:_KEY_CHARACTERS]
+    return _principal_part(principal) + own
+
+
+def is_request_of(principal: bytes, workflow_id: str) -> bool:
+    """Tell whether a request's workflow is a principal's."""
+    return hmac.compare_digest(
+        workflow_id[:_PRINCIPAL_CHARACTERS].encode(), _principal_part(principal).encode()
+    )
+
+
+def _principal_part(principal: bytes) -> str:
+    return _base32(_digest(b"asgi-durable principal", principal))[:_PRINCIPAL_CHARACTERS]
+
+
+def _base32(digest: bytes) -> str:
+    return base64.b32encode(digest).decode("ascii").lower()
 
 
 def request_fingerprint(scope: Scope, body: bytes) -> str:

@@ -7,21 +7,16 @@ asked to come back, or interrupted and goes on after what is recorded.
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import Any, Protocol
+from typing import Protocol
 
 from asgi_durable.context import current_request
-from asgi_durable.engine.active_runs import wait_for
-from asgi_durable.engine.endings import Interrupted
 from asgi_durable.engine.requests import (
     Answered,
+    Claim,
     Claimed,
     InProgress,
     KeyReused,
     Request,
-    RequestRun,
     Requests,
 )
 from asgi_durable.errors import (
@@ -30,18 +25,9 @@ from asgi_durable.errors import (
     KeyMissingError,
     KeyReusedError,
     RequestInProgressError,
-    ResponseNotKeptError,
 )
 from asgi_durable.ids import new_id
-from asgi_durable.middleware.asgi import (
-    ASGIApp,
-    Headers,
-    Message,
-    Receive,
-    Scope,
-    Send,
-    header_values,
-)
+from asgi_durable.middleware.asgi import ASGIApp, Headers, Receive, Scope, Send, header_values
 from asgi_durable.middleware.fingerprint import (
     idempotency_key,
     principal_of,
@@ -49,26 +35,16 @@ from asgi_durable.middleware.fingerprint import (
     request_workflow_id,
 )
 from asgi_durable.middleware.idempotency_policy import IdempotencyPolicy
-from asgi_durable.middleware.prefer import wait_seconds
-from asgi_durable.middleware.problem_details import problem_response, send_problem
+from asgi_durable.middleware.prefer import preferences
+from asgi_durable.middleware.problem_details import send_problem
+from asgi_durable.middleware.replay import send_answer
+from asgi_durable.middleware.request_attempt import Connection, RequestAttempt
 from asgi_durable.middleware.request_body import ClientGoneError, ReplayedBody, read_body
-from asgi_durable.middleware.response_recording import (
-    REPLAYED_HEADER,
-    ResponseRecorder,
-    decode_headers,
-    with_marks,
-)
-from asgi_durable.storage.records import ResponseRecord
+from asgi_durable.middleware.request_status import StatusPages, send_accepted
 
 __all__ = ["IdempotencyMiddleware"]
 
-# They would take the answer's body past the recorder.
-_HIDDEN_EXTENSIONS = frozenset(
-    {"http.response.pathsend", "http.response.zerocopysend", "http.response.trailers"}
-)
-
-
-_WITHOUT_BODY = frozenset({204, 304})
+_READING = frozenset({"GET", "HEAD"})
 
 
 class RequestSource(Protocol):
@@ -103,17 +79,30 @@ class IdempotencyMiddleware:
         self._links: Headers = (
             [(b"link", f'<{docs_url}>; rel="describedby"'.encode("ascii"))] if docs_url else []
         )
+        prefix = self.policy.status_prefix
+        self._pages = StatusPages(prefix) if prefix is not None else None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve a request."""
         # A stack inside another one, as of a mounted application, leaves the request to it.
-        if (
-            scope["type"] != "http"
-            or scope["method"] not in self.policy.methods
-            or self.engine.is_in_request
+        if scope["type"] != "http" or self.engine.is_in_request:
+            await self.app(scope, receive, send)
+        elif scope["method"] in self.policy.methods:
+            await self._serve_covered(scope, receive, send)
+        elif (
+            self._pages is None
+            or scope["method"] not in _READING
+            or (page := self._pages.find(scope)) is None
         ):
             await self.app(scope, receive, send)
-            return
+        else:
+            try:
+                principal = self._principal_of(scope)
+                await self._pages.serve(scope, send, page, principal, self.engine.requests)
+            except DurableError as error:
+                await send_problem(send, error)
+
+    async def _serve_covered(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
             key = idempotency_key(scope, self._header_name)
             if key is not None or self.policy.required:
@@ -140,145 +129,74 @@ class IdempotencyMiddleware:
             raise KeyMalformedError(msg)
 
     async def _serve(self, scope: Scope, receive: Receive, send: Send, key: bytes) -> None:
+        policy = self.policy
         sent_key = header_values(scope["headers"], self._header_name)[0]
         marks = [(self._header_name, sent_key)]
         try:
-            body = await read_body(scope, receive, self.policy.max_request_body)
-            policy = self.policy
-            principal = principal_of(scope, policy.principal, policy.session_cookie)
-            workflow_id = request_workflow_id(principal, key)
+            body = await read_body(scope, receive, policy.max_request_body)
+            workflow_id = request_workflow_id(self._principal_of(scope), key)
             marks.append((b"durable-id", workflow_id.encode("ascii")))
-            attempt = _Attempt(self, scope, ReplayedBody(body, receive), send, marks)
+            connection = Connection(scope, ReplayedBody(body, receive), send)
+            attempt = RequestAttempt(self.app, policy, connection, marks)
+            request = Request(
+                workflow_id=workflow_id,
+                name=f"{scope['method']} {scope['path']}",
+                fingerprint=request_fingerprint(scope, body),
+                request_id=_request_id(),
+                handler=attempt.handle,
+            )
             with attempt.noticing_cancellation():
-                request = Request(
-                    workflow_id=workflow_id,
-                    name=f"{scope['method']} {scope['path']}",
-                    fingerprint=request_fingerprint(scope, body),
-                    request_id=_request_id(),
-                    handler=attempt.handle,
-                )
                 claim = await self.engine.requests.claim(
-                    request, wait_seconds=wait_seconds(scope, self.policy.max_wait)
+                    request, wait_seconds=preferences(scope).wait_at_most(policy.max_wait)
                 )
         except DurableError as error:
             await send_problem(send, error, headers=marks)
             return
+        if isinstance(claim, Claimed):
+            with attempt.noticing_cancellation():
+                await self._wait_for_answer(scope, send, claim, attempt, marks)
+        else:
+            await self._answer(scope, send, claim, workflow_id, marks)
+
+    async def _wait_for_answer(
+        self, scope: Scope, send: Send, claim: Claimed, attempt: RequestAttempt, marks: Headers
+    ) -> None:
+        """Wait for the app, unless the client would rather be told where to look."""
+        wanted = preferences(scope)
+        if wanted.respond_async and self._pages is not None:
+            seconds = wanted.wait_at_most(self.policy.max_wait)
+            if not await attempt.is_answered_within(claim, seconds):
+                await self._send_accepted(scope, send, claim.run.workflow_id, marks)
+                return
+        await attempt.wait(claim)
+
+    async def _answer(
+        self, scope: Scope, send: Send, claim: Claim, workflow_id: str, marks: Headers
+    ) -> None:
+        """Answer for a request that is not carried out here and now."""
         match claim:
-            case Claimed():
-                with attempt.noticing_cancellation():
-                    await attempt.wait(claim)
             case Answered():
-                await _send_answer(send, claim.response, marks)
+                await send_answer(send, claim.response, marks)
+            case InProgress() if preferences(scope).respond_async and self._pages is not None:
+                await self._send_accepted(scope, send, workflow_id, marks)
             case InProgress():
+                if self._pages is not None:
+                    marks = [*marks, self._pages.location(scope, workflow_id)]
                 message = "the first request with this key is still running; try again later"
                 await send_problem(send, RequestInProgressError(message), headers=marks)
             case KeyReused():
                 message = "this key was used for a request with another method, path or body"
                 await send_problem(send, KeyReusedError(message), headers=marks)
 
-
-class _Attempt:
-    """One try of one keyed request, while its handler runs in a task of the engine's."""
-
-    def __init__(
-        self,
-        middleware: IdempotencyMiddleware,
-        scope: Scope,
-        body: ReplayedBody,
-        send: Send,
-        marks: Headers,
+    async def _send_accepted(
+        self, scope: Scope, send: Send, workflow_id: str, marks: Headers
     ) -> None:
-        self._app = middleware.app
-        self._scope = scope
-        self._body = body
-        self._send = send
-        self._marks = marks
-        self._policy = middleware.policy
-        self._recorder: ResponseRecorder | None = None
-        self._app_error: Exception | None = None
-        self._is_handled = False
-        self._client_gone = False
+        if self._pages is not None:
+            location = self._pages.location(scope, workflow_id)
+            await send_accepted(send, workflow_id, location, marks)
 
-    @contextmanager
-    def noticing_cancellation(self) -> Iterator[None]:
-        """Send nothing more once the server gives the connection up; the work goes on."""
-        try:
-            yield
-        except asyncio.CancelledError:
-            self._client_gone = True
-            raise
-
-    async def handle(self, request: RequestRun) -> None:
-        """Call the app; this is the body of the request's workflow."""
-        _hide_extensions(self._scope)
-        recorder = self._recorder = ResponseRecorder(
-            request,
-            self._forward,
-            policy=self._policy,
-            added_headers=self._marks,
-            sending=self._body.may_tell,
-        )
-        try:
-            await self._app(self._scope, self._body.receive, recorder.send)
-        except Exception as error:  # raised again by `wait`, in the server's own task
-            self._app_error = error
-        if not recorder.complete:
-            # Invariant: an error is never an answer for ever; what is recorded is kept.
-            await request.leave_for_retry()
-        self._is_handled = True
-
-    async def wait(self, claim: Claimed) -> None:
-        """Wait until the app is through; background tasks that follow its answer included."""
-        ending = await wait_for(claim.run, claim.run.done, asyncio.get_running_loop())
-        if self._recorder is not None and self._recorder.complete:
-            if self._app_error is not None:
-                raise self._app_error
-            return
-        if self._is_handled and self._app_error is not None:
-            raise self._app_error
-        error: Exception = DurableError("Internal server error")
-        if isinstance(ending, Interrupted) and not self._is_handled:
-            error = ending.error
-        if not isinstance(error, DurableError):
-            raise error
-        if self._recorder is not None:
-            await self._recorder.answer(error)
-        else:
-            await send_problem(self._forward, error, headers=self._marks)
-
-    async def _forward(self, message: Message) -> None:
-        if not self._client_gone:
-            await self._send(message)
-
-
-async def _send_answer(send: Send, response: ResponseRecord, marks: Headers) -> None:
-    """Send a finished request's answer again, byte for byte."""
-    marks = [*marks, (REPLAYED_HEADER, b"true")]
-    status, body = response.status_code, response.body
-    headers = decode_headers(response.headers)
-    if body is None:
-        error = ResponseNotKeptError("the request was carried out; its answer was not kept")
-        locations = header_values(headers, b"location")
-        members: dict[str, Any] = {
-            "original_status": status,
-            "location": locations[0].decode("latin-1") if locations else None,
-        }
-        status, headers, body = problem_response(error, members=members)
-    elif status not in _WITHOUT_BODY:
-        headers.append((b"content-length", b"%d" % len(body)))
-    await send(
-        {"type": "http.response.start", "status": status, "headers": with_marks(headers, marks)}
-    )
-    await send({"type": "http.response.body", "body": body})
-
-
-def _hide_extensions(scope: Scope) -> None:
-    """Take extensions out of the scope itself: what the app puts in must reach who is outside."""
-    extensions = scope.get("extensions") or {}
-    if not _HIDDEN_EXTENSIONS.isdisjoint(extensions):
-        scope["extensions"] = {
-            name: value for name, value in extensions.items() if name not in _HIDDEN_EXTENSIONS
-        }
+    def _principal_of(self, scope: Scope) -> bytes:
+        return principal_of(scope, self.policy.principal, self.policy.session_cookie)
 
 
 def _request_id() -> str:

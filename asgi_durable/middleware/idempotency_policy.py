@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -33,6 +34,9 @@ class IdempotencyPolicy:
             Never kept: 401, 403, 407, 408, 421, 425 and 429.
         max_wait: Seconds that a request waits for a twin that is running already, before it is
             answered 409; ``Prefer: wait=N`` may make it less, never more.
+        status_prefix: Path below which the status of a client's own requests is served, and
+            their answers later; ``None`` for nowhere. ``Prefer: respond-async`` is answered
+            with where to look.
         max_request_body: Bytes; a longer body is answered 413.
         max_response_body: Bytes; a longer answer passes through and is not kept.
 
@@ -49,6 +53,7 @@ class IdempotencyPolicy:
     session_cookie: str | None = None
     store_4xx: bool = False
     max_wait: float = 5.0
+    status_prefix: str | None = "/durable/requests"
     max_request_body: int = 1024 * 1024
     max_response_body: int = 1024 * 1024
 
@@ -56,6 +61,10 @@ class IdempotencyPolicy:
         """Refuse what cannot be meant."""
         if safe := sorted(_SAFE_METHODS.intersection(self.methods)):
             msg = f"{safe[0]} changes nothing: a key has no meaning there"
+            raise DurableUsageError(msg)
+        prefix = self.status_prefix
+        if prefix is not None and not re.fullmatch(r"(/[A-Za-z0-9._~-]+)+", prefix):
+            msg = f"status_prefix must be a path such as /durable/requests, got {prefix!r}"
             raise DurableUsageError(msg)
         for name in ("max_wait", "max_request_body", "max_response_body"):
             value = getattr(self, name)

@@ -3,22 +3,46 @@
 from __future__ import annotations
 
 import re
+from dataclasses import dataclass
 
 from asgi_durable.middleware.asgi import Scope, header_values
 
-__all__ = ["wait_seconds"]
+__all__ = ["Preferences", "preferences"]
 
 _WAIT = re.compile(rb'wait *= *"?([0-9]{1,9})"?(?: *;.*)?', re.IGNORECASE)
+_ASYNC = re.compile(rb'respond-async(?: *= *"")?(?: *;.*)?', re.IGNORECASE)
 
 
-def wait_seconds(scope: Scope, max_wait: float) -> float:
-    """Return for how long a request is willing to wait: ``Prefer: wait=N``, at most *max_wait*.
+@dataclass(frozen=True, slots=True)
+class Preferences:
+    """How long a client wants to wait, and for what.
 
-    What cannot be read is no preference, as RFC 7240 demands. The first one counts.
+    Attributes:
+        wait_seconds: ``None`` if it does not say.
+        respond_async: True if it would rather be told where to look than wait for long.
     """
-    for line in header_values(scope["headers"], b"prefer"):
-        for preference in line.split(b","):
-            found = _WAIT.fullmatch(preference.strip())
-            if found:
-                return min(float(found[1]), max_wait)
-    return max_wait
+
+    wait_seconds: float | None = None
+    respond_async: bool = False
+
+    def wait_at_most(self, seconds: float) -> float:
+        """Return for how long it waits where the server allows so many seconds."""
+        if self.wait_seconds is not None:
+            return min(self.wait_seconds, seconds)
+        return 0.0 if self.respond_async else seconds
+
+
+def preferences(scope: Scope) -> Preferences:
+    """Read ``Prefer``; the first of equal preferences counts.
+
+    What cannot be read is no preference, as RFC 7240 demands.
+    """
+    lines = header_values(scope["headers"], b"prefer")
+    if not lines:
+        return Preferences()
+    given = [preference.strip() for preference in b",".join(lines).split(b",")]
+    waits = [float(found[1]) for found in map(_WAIT.fullmatch, given) if found]
+    return Preferences(
+        wait_seconds=waits[0] if waits else None,
+        respond_async=any(map(_ASYNC.fullmatch, given)),
+    )

@@ -11,7 +11,13 @@ from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
-from asgi_durable.storage.records import ResponseRecord, StepRecord, StoredRun, WorkflowRecord
+from asgi_durable.storage.records import (
+    ResponseRecord,
+    StepRecord,
+    StoredProgress,
+    StoredRun,
+    WorkflowRecord,
+)
 from asgi_durable.storage.writes import Outcome, Write
 
 if TYPE_CHECKING:
@@ -153,6 +159,9 @@ class StepLog(Protocol):
 
     async def get_workflow(self, workflow_id: str) -> WorkflowRecord | None:
         """Return a workflow's row, ``None`` if there is none."""
+
+    async def get_progress(self, workflow_id: str) -> StoredProgress | None:
+        """Return how far a workflow is, ``None`` if there is none with this id."""
 
     async def get_response(self, workflow_id: str) -> ResponseRecord | None:
         """Return the answer of a finished request, ``None`` if there is none."""

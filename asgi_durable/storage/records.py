@@ -6,7 +6,14 @@ from enum import StrEnum
 
 from asgi_durable.value_class import value_class
 
-__all__ = ["ResponseRecord", "StepRecord", "StoredRun", "WorkflowRecord", "WorkflowState"]
+__all__ = [
+    "ResponseRecord",
+    "StepRecord",
+    "StoredProgress",
+    "StoredRun",
+    "WorkflowRecord",
+    "WorkflowState",
+]
 
 
 class WorkflowState(StrEnum):
@@ -98,6 +105,20 @@ class ResponseRecord:
     status_code: int
     headers: bytes
     body: bytes | None
+
+
+@value_class(kw_only=True)
+class StoredProgress:
+    """How far a workflow is.
+
+    Attributes:
+        is_owned: True if an executor that is alive runs it.
+        entries: How many entries its log has: steps, and workflows that it called.
+    """
+
+    workflow: WorkflowRecord
+    is_owned: bool
+    entries: int
 
 
 @value_class(kw_only=True)

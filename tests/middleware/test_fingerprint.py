@@ -148,7 +148,7 @@ def test_ids_do_not_show_the_key() -> None:
     workflow_id = request_workflow_id(b"anonymous", b"secret")
 
     assert "secret" not in workflow_id
-    assert len(workflow_id) == 32
+    assert len(workflow_id) == 42
 
 
 def test_a_scope_without_a_raw_path_has_a_fingerprint() -> None:

@@ -12,7 +12,7 @@ from support.interruption import Gate
 from asgi_durable import Durable
 from asgi_durable.engine import requests
 from asgi_durable.middleware.idempotency_policy import IdempotencyPolicy
-from asgi_durable.middleware.prefer import wait_seconds
+from asgi_durable.middleware.prefer import preferences
 
 pytestmark = pytest.mark.anyio
 
@@ -73,7 +73,7 @@ async def test_twins_on_another_process_are_answered_as_well(database_url: str) 
     assert {(a.status, a.body) for a in answers} == {(200, b"call 1")}
 
 
-@pytest.mark.parametrize("prefer", ["wait=0", "respond-async, Wait = 0", 'wait="0"; x=y'])
+@pytest.mark.parametrize("prefer", ["wait=0", "handling=strict, Wait = 0", 'wait="0"; x=y'])
 async def test_a_client_may_prefer_not_to_wait(database_url: str, prefer: str) -> None:
     desk = Desk(database_url)
     async with desk.durable:
@@ -157,4 +157,4 @@ async def test_a_twin_takes_over_what_the_first_one_fails_to_do(database_url: st
 def test_how_long_a_client_prefers_to_wait(prefer: list[str], seconds: float) -> None:
     scope = http_scope("POST", "/", [("Prefer", line) for line in prefer])
 
-    assert wait_seconds(scope, 5.0) == seconds
+    assert preferences(scope).wait_at_most(5.0) == seconds

@@ -259,3 +259,31 @@ async def test_retries_of_several_requests_fit_into_one_batch(storage: Storage) 
 
     runs = await storage.load_runs([f"r{n}" for n in range(20)])
     assert [run.steps for run in runs] == [()] * 20
+
+
+async def test_it_can_be_told_how_far_a_request_is(storage: Storage, other: Storage) -> None:
+    assert await storage.get_progress("r") is None
+    await other.commit([ClaimRequest(request(executor_id=OTHER)), record(step("r"), OTHER)])
+    child = workflow("r#1", parent_id="r", parent_step=1, executor_id=OTHER)
+    await other.commit([StartWorkflow(child)])
+
+    running = await storage.get_progress("r")
+    await other.commit([ReleaseWorkflow("r", OTHER)])
+    released = await storage.get_progress("r")
+
+    assert running is not None
+    assert released is not None
+    assert (running.workflow.workflow_id, running.is_owned, running.entries) == ("r", True, 2)
+    assert (released.is_owned, released.entries) == (False, 2)
+
+
+async def test_a_request_of_an_executor_that_left_is_nobodys(
+    storage: Storage, other: Storage
+) -> None:
+    await other.commit([ClaimRequest(request(executor_id=OTHER))])
+    await other.retire(OTHER)
+
+    progress = await storage.get_progress("r")
+
+    assert progress is not None
+    assert not progress.is_owned

@@ -22,7 +22,12 @@ from asgi_durable.storage.postgres.sessions import PostgresSessions
 from asgi_durable.storage.postgres.transactions import PostgresTransaction, PostgresTransactions
 from asgi_durable.storage.postgres.writer import PostgresWriter
 from asgi_durable.storage.protocol import Beat, Runnable, StepSlot
-from asgi_durable.storage.records import ResponseRecord, StoredRun, WorkflowRecord
+from asgi_durable.storage.records import (
+    ResponseRecord,
+    StoredProgress,
+    StoredRun,
+    WorkflowRecord,
+)
 from asgi_durable.storage.writes import Outcome, Write
 
 __all__ = ["PostgresStorage"]
@@ -145,6 +150,9 @@ class PostgresStorage:
 
     async def get_workflow(self, workflow_id: str) -> WorkflowRecord | None:
         return await self._run(lambda parts: parts.reader.get_workflow(workflow_id))
+
+    async def get_progress(self, workflow_id: str) -> StoredProgress | None:
+        return await self._run(lambda parts: parts.reader.get_progress(workflow_id))
 
     async def get_response(self, workflow_id: str) -> ResponseRecord | None:
         return await self._run(lambda parts: parts.reader.get_response(workflow_id))

@@ -16,7 +16,13 @@ from asgi_durable.storage.postgres.rows import (
     step_from,
     workflow_from,
 )
-from asgi_durable.storage.records import ResponseRecord, StepRecord, StoredRun, WorkflowRecord
+from asgi_durable.storage.records import (
+    ResponseRecord,
+    StepRecord,
+    StoredProgress,
+    StoredRun,
+    WorkflowRecord,
+)
 
 __all__ = ["PostgresReader"]
 
@@ -35,6 +41,13 @@ class PostgresReader:
         responses = f"SELECT {list_of(tables.responses, 'r')} FROM {names.responses} AS r"
         self._workflow = f"{workflows} WHERE w.workflow_id = $1"
         self._response = f"{responses} WHERE r.workflow_id = $1"
+        self._progress = (
+            f"SELECT {list_of(tables.workflows, 'w')}, EXISTS (SELECT 1 FROM {names.executors} "
+            "AS e WHERE e.executor_id = w.executor_id AND e.state = 'ALIVE') AS is_owned, "
+            f"(SELECT count(*) FROM {names.steps} AS s WHERE s.workflow_id = w.workflow_id) "
+            f"+ (SELECT count(*) FROM {names.workflows} AS c WHERE c.parent_id = w.workflow_id) "
+            f"AS entries FROM {names.workflows} AS w WHERE w.workflow_id = $1"
+        )
         wanted = "FROM unnest($1::text[]) AS wanted(id)"
         self._workflows = (
             f"SELECT {list_of(tables.workflows, 'w')} {wanted} "
@@ -61,6 +74,14 @@ class PostgresReader:
         """See ``StepLog.get_workflow``."""
         rows = await self._fetch(self._workflow, workflow_id)
         return workflow_from(rows[0]) if rows else None
+
+    async def get_progress(self, workflow_id: str) -> StoredProgress | None:
+        """See ``StepLog.get_progress``."""
+        for row in await self._fetch(self._progress, workflow_id):
+            return StoredProgress(
+                workflow=workflow_from(row), is_owned=row["is_owned"], entries=row["entries"]
+            )
+        return None
 
     async def get_response(self, workflow_id: str) -> ResponseRecord | None:
         """See ``StepLog.get_response``."""

@@ -23,6 +23,7 @@ from asgi_durable.storage.protocol import Beat, Runnable, SlotTakenError, StepSl
 from asgi_durable.storage.records import (
     ResponseRecord,
     StepRecord,
+    StoredProgress,
     StoredRun,
     WorkflowRecord,
     WorkflowState,
@@ -183,6 +184,9 @@ class SQLiteStorage:
 
     async def get_workflow(self, workflow_id: str) -> WorkflowRecord | None:
         return await self._read(lambda opened: opened.reader.get_workflow(workflow_id))
+
+    async def get_progress(self, workflow_id: str) -> StoredProgress | None:
+        return await self._read(lambda opened: opened.reader.get_progress(workflow_id))
 
     async def get_response(self, workflow_id: str) -> ResponseRecord | None:
         return await self._read(lambda opened: opened.reader.get_response(workflow_id))

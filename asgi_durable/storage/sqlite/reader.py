@@ -6,18 +6,26 @@ import sqlite3
 from collections.abc import Sequence
 from typing import Any
 
-from asgi_durable.storage.records import ResponseRecord, StepRecord, StoredRun, WorkflowRecord
+from asgi_durable.storage.records import (
+    ResponseRecord,
+    StepRecord,
+    StoredProgress,
+    StoredRun,
+    WorkflowRecord,
+)
+from asgi_durable.storage.sqlite.executors import LIVING
 from asgi_durable.storage.sqlite.file import SQLiteFile
 from asgi_durable.storage.sqlite.rows import (
     SELECT_RESPONSE,
     SELECT_STEP,
     SELECT_WORKFLOW,
+    columns,
     json_list,
     response_from,
     step_from,
     workflow_from,
 )
-from asgi_durable.storage.tables import workflows
+from asgi_durable.storage.tables import steps, workflows
 
 __all__ = ["SQLiteReader"]
 
@@ -25,6 +33,13 @@ _AMONG = "IN (SELECT value FROM json_each(?))"
 _LIST_PENDING = (
     f"SELECT workflow_id FROM {workflows.name} WHERE executor_id = ? AND state = 'PENDING' "
     "AND workflow_id > ? ORDER BY workflow_id LIMIT ?"
+)
+_SELECT_PROGRESS = (
+    f"SELECT {', '.join(columns(workflows))}, "
+    f"ifnull(executor_id IN ({LIVING}), false), "
+    f"(SELECT count(*) FROM {steps.name} AS s WHERE s.workflow_id = w.workflow_id) "
+    f"+ (SELECT count(*) FROM {workflows.name} AS c WHERE c.parent_id = w.workflow_id) "
+    f"FROM {workflows.name} AS w"
 )
 
 
@@ -42,6 +57,15 @@ class SQLiteReader:
         """See ``StepLog.get_workflow``."""
         row = self._find(SELECT_WORKFLOW, workflow_id)
         return workflow_from(row) if row is not None else None
+
+    def get_progress(self, workflow_id: str) -> StoredProgress | None:
+        """See ``StepLog.get_progress``."""
+        row = self._find(_SELECT_PROGRESS, workflow_id)
+        if row is None:
+            return None
+        *fields, is_owned, entries = row
+        workflow = workflow_from(tuple(fields))
+        return StoredProgress(workflow=workflow, is_owned=bool(is_owned), entries=entries)
 
     def get_response(self, workflow_id: str) -> ResponseRecord | None:
         """See ``StepLog.get_response``."""

@@ -1,0 +1,104 @@
+"""Where a client looks for a request that takes long: its status, and its answer later."""
+
+from __future__ import annotations
+
+import json
+import re
+
+from asgi_durable.engine.requests import Progress, Requests
+from asgi_durable.errors import RequestInProgressError, WorkflowNotFoundError
+from asgi_durable.middleware.asgi import Headers, Scope, Send
+from asgi_durable.middleware.fingerprint import REQUEST_ID_PATTERN, is_request_of
+from asgi_durable.middleware.problem_details import RETRY_AFTER_SECONDS, send_problem
+from asgi_durable.middleware.replay import send_answer
+
+__all__ = ["StatusPages", "send_accepted"]
+
+
+class StatusPages:
+    """Serves ``GET prefix/ID`` and ``GET prefix/ID/result``, to whose request it is.
+
+    Args:
+        prefix: A path without a slash at its end.
+    """
+
+    def __init__(self, prefix: str) -> None:
+        self._prefix = prefix
+        self._pattern = re.compile(f"{re.escape(prefix)}/({REQUEST_ID_PATTERN})(/result)?")
+
+    def find(self, scope: Scope) -> tuple[str, bool] | None:
+        """Return whose page a path is, and whether it is that of the result."""
+        path = scope["path"].removeprefix(scope.get("root_path", ""))
+        if not path.startswith(self._prefix):
+            return None
+        found = self._pattern.fullmatch(path)
+        return (found[1], found[2] is not None) if found else None
+
+    def location(self, scope: Scope, workflow_id: str) -> tuple[bytes, bytes]:
+        """Return the header that says where a request's status is."""
+        path = f"{scope.get('root_path', '')}{self._prefix}/{workflow_id}"
+        return (b"location", path.encode("ascii", "ignore"))
+
+    async def serve(
+        self, scope: Scope, send: Send, page: tuple[str, bool], principal: bytes, requests: Requests
+    ) -> None:
+        """Answer; nobody learns of another principal's request that there is one.
+
+        Raises:
+            WorkflowNotFoundError: There is no such request of this principal.
+            RequestInProgressError: Its answer is asked for and is not there yet.
+            StorageError: The storage failed.
+        """
+        workflow_id, wants_result = page
+        is_own = is_request_of(principal, workflow_id)
+        progress = await requests.progress(workflow_id) if is_own else None
+        if progress is None:
+            raise WorkflowNotFoundError(workflow_id)
+        location = self.location(scope, workflow_id)
+        if progress.response is None:
+            if wants_result:
+                error = RequestInProgressError("the request is not finished; try again later")
+                await send_problem(send, error, headers=[location])
+                return
+            await _send_progress(send, 200, workflow_id, progress, [])
+        elif wants_result:
+            await send_answer(send, progress.response, [(b"durable-id", workflow_id.encode())])
+        else:
+            result = (location[0], location[1] + b"/result")
+            await _send_progress(send, 303, workflow_id, progress, [result])
+
+
+async def send_accepted(
+    send: Send, workflow_id: str, location: tuple[bytes, bytes], marks: Headers
+) -> None:
+    """Answer that the request is being carried out, and where to look (RFC 7240, section 4.1)."""
+    headers = [*marks, location, (b"preference-applied", b"respond-async")]
+    await _send_json(send, 202, {"id": workflow_id, "state": "RUNNING"}, headers, is_done=False)
+
+
+async def _send_progress(
+    send: Send, status: int, workflow_id: str, progress: Progress, headers: Headers
+) -> None:
+    content = {
+        "id": workflow_id,
+        "state": progress.state,
+        "steps": progress.steps,
+        "attempts": progress.attempts,
+    }
+    await _send_json(send, status, content, headers, is_done=progress.response is not None)
+
+
+async def _send_json(
+    send: Send, status: int, content: dict[str, object], headers: Headers, *, is_done: bool
+) -> None:
+    if not is_done:
+        content["retry_after"] = RETRY_AFTER_SECONDS
+        headers = [*headers, (b"retry-after", b"%d" % RETRY_AFTER_SECONDS)]
+    body = json.dumps(content).encode("ascii")
+    own = [
+        (b"content-type", b"application/json"),
+        (b"content-length", b"%d" % len(body)),
+        (b"cache-control", b"no-store"),
+    ]
+    await send({"type": "http.response.start", "status": status, "headers": [*own, *headers]})
+    await send({"type": "http.response.body", "body": body})
