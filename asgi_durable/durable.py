@@ -21,6 +21,7 @@ from asgi_durable.engine.registry import (
     WorkflowDefinition,
 )
 from asgi_durable.errors import DurableUsageError
+from asgi_durable.ids import step_key
 from asgi_durable.middleware.asgi import ASGIApp
 from asgi_durable.middleware.idempotency import IdempotencyMiddleware
 from asgi_durable.middleware.idempotency_policy import IdempotencyPolicy
@@ -287,6 +288,23 @@ class Durable:
         """The current step's place in the log, from 0; ``None`` outside a step."""
         frame = self.engine.frame()
         return frame.step_number if frame is not None else None
+
+    def idempotency_key_for_step(self) -> str:
+        """Return a key for the current step, to hand on to a service as its idempotency key.
+
+        It is the same however often the step is tried, in any process, and no other step's.
+
+        Returns:
+            26 letters and digits; nobody can tell the workflow's id from it.
+
+        Raises:
+            DurableUsageError: The current code is in no step of a workflow or keyed request.
+        """
+        frame = self.engine.frame()
+        if frame is None or frame.run is None or frame.step_number is None:
+            msg = "idempotency_key_for_step() is for code in a step, where a place is recorded"
+            raise DurableUsageError(msg)
+        return step_key(frame.run.workflow_id, frame.step_number)
 
     @property
     def request_id(self) -> str | None:

@@ -38,6 +38,7 @@ __all__ = [
     "KeyMissingError",
     "KeyReusedError",
     "NonDeterministicWorkflowError",
+    "OutcomeUnknownError",
     "PrincipalUnavailableError",
     "RecoveryAttemptsExceededError",
     "RemoteError",
@@ -332,6 +333,15 @@ class ResponseNotKeptError(IdempotencyError):
     default_code = "RESPONSE_NOT_KEPT"
     default_status = 410
     title = "The request is done, and its answer was not kept"
+
+
+class OutcomeUnknownError(IdempotencyError):
+    """The handler came to its end, and it is not known whether its answer is kept."""
+
+    default_code = "OUTCOME_UNKNOWN"
+    default_status = 503
+    title = "The request's outcome is not known"
+    retryable = True
 
 
 class PrincipalUnavailableError(IdempotencyError):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import sys
 
 if sys.version_info >= (3, 14):
@@ -9,7 +11,7 @@ if sys.version_info >= (3, 14):
 else:
     from uuid_utils import uuid7
 
-__all__ = ["child_workflow_id", "new_id"]
+__all__ = ["child_workflow_id", "new_id", "step_key"]
 
 # Between a parent's id and the call's number; not allowed in ids that users choose. It may
 # stand in a URL's path as it is.
@@ -24,3 +26,10 @@ def new_id() -> str:
 def child_workflow_id(parent_id: str, step_number: int) -> str:
     """Return the id of the workflow that a parent calls at this place of its log."""
     return f"{parent_id}{CHILD_SEPARATOR}{step_number}"
+
+
+def step_key(workflow_id: str, step_number: int) -> str:
+    """Return a hash of a step's place, 26 characters of base 32 in lower case."""
+    place = f"{workflow_id}{CHILD_SEPARATOR}{step_number}".encode("utf-8", "surrogatepass")
+    digest = hashlib.blake2b(place, digest_size=16, person=b"durable step").digest()
+    return base64.b32encode(digest).decode("ascii").rstrip("=").lower()

@@ -95,12 +95,21 @@ class RequestRun:
     def __init__(self, run: Run, active: ActiveRuns) -> None:
         self._run = run
         self._active = active
+        self._has_durable_log = False
         self.ending: Ending | None = None
 
     @property
     def has_recorded(self) -> bool:
         """True once something durable was called on behalf of the request."""
         return self._run.has_recorded
+
+    @property
+    def can_answer_again(self) -> bool:
+        """True if a retry comes to the same answer although this one could not be committed.
+
+        The log was durable before: the retry finds all that the answer is made of.
+        """
+        return self.has_recorded and self._has_durable_log
 
     @property
     def has_final_answer(self) -> bool:
@@ -122,6 +131,7 @@ class RequestRun:
         unused = run.unused_log()
         if unused is not None:
             raise unused.error
+        self._has_durable_log = self._is_log_durable()
         await self._commit(
             FinishWorkflow(
                 workflow_id=run.workflow_id,
@@ -134,6 +144,12 @@ class RequestRun:
             )
         )
         self._close(Finished(WorkflowState.SUCCESS, None, None))
+
+    def _is_log_durable(self) -> bool:
+        try:
+            return self._run.is_all_durable()
+        except RunStopped:
+            return False
 
     async def leave_for_retry(self) -> None:
         """Commit what is recorded so far; a retry of the request goes on after it, anywhere."""

@@ -276,6 +276,15 @@ class Run:
             raise self.stop(other.stopped.error, goes_on=other.stopped.goes_on)
         self._not_durable.extend(other._not_durable)
 
+    def is_all_durable(self) -> bool:
+        """Tell whether everything submitted so far is known to be durable.
+
+        Raises:
+            RunStopped: Part of it is not, and will not be.
+        """
+        self._forget_durable_writes()
+        return not self._not_durable
+
     async def settle(self) -> None:
         """Wait until everything submitted is durable.
 

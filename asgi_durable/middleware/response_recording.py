@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 from collections.abc import Iterable
 
 from asgi_durable.engine.requests import RequestRun
-from asgi_durable.errors import DurableError
+from asgi_durable.errors import DurableError, OutcomeUnknownError, StorageError
 from asgi_durable.middleware.asgi import Headers, Message, Send, header_values
 from asgi_durable.middleware.idempotency_policy import IdempotencyPolicy
 from asgi_durable.middleware.problem_details import send_problem
@@ -19,6 +20,8 @@ __all__ = [
     "encode_headers",
     "with_marks",
 ]
+
+logger = logging.getLogger(__name__)
 
 # What only concerns the connection, the moment or one client's session.
 _NOT_KEPT = frozenset(
@@ -119,14 +122,20 @@ class ResponseRecorder:
 
     async def _complete(self, start: Message) -> None:
         try:
-            # Invariant: committed first, then sent. What is not known to be durable is not
-            # shown, and whoever asks again is answered the same.
+            # Invariant: committed first, then sent: the answer, or all that it is made of. What
+            # is not known to be durable is not shown, and who asks again is answered the same.
             await self._commit(start)
+        except StorageError as error:
+            if not self._request.can_answer_again:
+                logger.warning("An answer could not be committed: %s", error)
+                await self.answer(OutcomeUnknownError("send the request again"))
+                return
+            logger.warning("An answer could not be committed; its log is: %s", error)
         except DurableError as error:
             await self.answer(error)
-        else:
-            await self._send_body(start, more=False)
-            self.complete = True
+            return
+        await self._send_body(start, more=False)
+        self.complete = True
 
     async def _commit(self, start: Message) -> None:
         status = start["status"]

@@ -317,3 +317,46 @@ async def test_a_workflow_cannot_be_called_inside_a_step(durable: Durable) -> No
 
     with pytest.raises(DurableUsageError, match="inside"):
         await work()
+
+
+async def test_each_step_has_a_key_of_its_own_that_stays_the_same(durable: Durable) -> None:
+    keys: list[str] = []
+
+    @durable.step(retry=QUICK)
+    async def pay(amount: int) -> None:
+        keys.append(durable.idempotency_key_for_step())
+        if len(keys) < 3:
+            raise ConnectionError
+
+    @durable.transaction
+    async def note() -> str:
+        return durable.idempotency_key_for_step()
+
+    @durable.workflow
+    async def buy() -> str:
+        await pay(1)
+        await pay(2)
+        return await note()
+
+    note_key = await durable.options(workflow_id="w").run_workflow(buy)
+    other = await durable.options(workflow_id="other").run_workflow(buy)
+
+    assert len(set(keys[:3])) == 1
+    assert len({keys[0], keys[3], note_key, other, *keys[4:]}) == 6
+    assert all(len(key) == 26 and key.isalnum() and key.isascii() for key in keys)
+    # Of another version of the library it would be another payment.
+    assert keys[0] == "2s7a5azygox74uxofd4vtm7fya"
+
+
+async def test_code_in_no_step_has_no_key(durable: Durable) -> None:
+    @durable.step
+    async def plain() -> str:
+        return durable.idempotency_key_for_step()
+
+    @durable.workflow
+    async def between_steps() -> str:
+        return durable.idempotency_key_for_step()
+
+    for call in (plain, between_steps):
+        with pytest.raises(DurableUsageError, match="idempotency_key_for_step"):
+            await call()

@@ -525,9 +525,45 @@ async def test_an_answer_that_cannot_be_committed_is_not_shown(url: str, tmp_pat
 
     assert (first.status, first.headers("retry-after")) == (503, ["1"])
     assert b"call 1" not in first.body
+    assert problem(first)["code"] == "OUTCOME_UNKNOWN"
     assert first.is_complete
     assert problem(claim)["code"] == StorageUnavailableError.default_code
     assert (second.body, third.body) == (b"call 2", b"call 2")
+
+
+@pytest.mark.parametrize("is_durable", [True, False])
+async def test_an_answer_that_its_durable_log_makes_again_is_shown(
+    url: str, tmp_path: Path, is_durable: bool
+) -> None:
+    async with Durable(f"{url}?busy_timeout=0.01", storage_patience=0.0) as durable:
+        lock = sqlite3.connect(tmp_path / "test.db", isolation_level=None)
+        runs = []
+
+        @durable.step
+        async def step(name: str) -> str:
+            runs.append(name)
+            return name
+
+        async def handle(scope, receive, send) -> None:
+            said = await step("a")
+            if is_durable:
+                # It begins only once what comes before it is durable, and so is its own record.
+                await save()
+            if app.calls == 1:
+                lock.execute("BEGIN IMMEDIATE")
+            await answer(send, said.encode())
+
+        @durable.transaction
+        async def save() -> None: ...
+
+        app = App(handle)
+        wrapped = durable.wrap(app)
+        first = await exchange(wrapped, keyed(), b"{}")
+        lock.close()
+        second = await exchange(wrapped, keyed(), b"{}")
+
+    assert first.status == (200 if is_durable else 503)
+    assert (second.status, second.body, runs.count("a")) == (200, b"a", 1 if is_durable else 2)
 
 
 async def test_an_event_stream_passes_through_and_its_replay_is_gone(durable: Durable) -> None:
