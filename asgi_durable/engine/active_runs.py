@@ -46,6 +46,8 @@ class ActiveRuns:
         self._tasks: dict[asyncio.Task[None], Run] = {}
         self._launched: set[str] | None = None
         self._closed = False
+        # One method object for all tasks.
+        self._on_task_done = self._on_done
 
     def find(self, workflow_id: str) -> Run | None:
         """Return the run of this workflow, ``None`` if this process has none."""
@@ -102,7 +104,7 @@ class ActiveRuns:
         task = run.task = run.loop.create_task(self._supervise(run, drive), context=context)
         # The event loop itself holds tasks only weakly.
         self._tasks[task] = run
-        task.add_done_callback(self._on_done)
+        task.add_done_callback(self._on_task_done)
         return True
 
     def release(self, run: Run) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Coroutine, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -41,11 +41,10 @@ class Drives:
     def __init__(self, services: Services) -> None:
         self._services = services
 
-    async def fresh(self, run: Run, call: Call) -> Ending:
-        # Who starts a workflow is told its id, so the start must be durable by then.
-        await run.settle()
-        run.claimed.set(True)
-        return await self.drive_body(run, call.definition, call.args, call.kwargs)
+    def fresh(self, run: Run, call: Call) -> Coroutine[Any, Any, Ending]:
+        if call.awaited:
+            run.claimed.set(True)
+        return self._drive_body(run, call.definition, call.args, call.kwargs)
 
     async def claimed(self, run: Run, call: Call) -> Ending:
         await run.settle()
@@ -54,7 +53,7 @@ class Drives:
             return await self._drive_existing(run, call, outcome.existing)
         run.check(outcome)
         run.claimed.set(True)
-        return await self.drive_body(run, call.definition, call.args, call.kwargs)
+        return await self._drive_body(run, call.definition, call.args, call.kwargs)
 
     async def _drive_existing(self, run: Run, call: Call, existing: WorkflowRecord) -> Ending:
         """Attach to the workflow that has the id already."""
@@ -75,7 +74,7 @@ class Drives:
             return Interrupted(WorkflowInterruptedError(run.workflow_id, "its row is gone"))
         run.load(stored[0])
         run.claimed.set(True)
-        return await self.drive_body(run, call.definition, call.args, call.kwargs)
+        return await self._drive_body(run, call.definition, call.args, call.kwargs)
 
     async def resumed(self, run: Run, *, is_counted: bool) -> Ending:
         """Go on after the log, without any call."""
@@ -94,7 +93,7 @@ class Drives:
             run.workflow = replace(run.workflow, attempts=run.workflow.attempts + 1)
         if definition.is_hopeless(run.workflow.crashes):
             return await self._set_aside(run)
-        return await self.drive_body(run, definition, (), {})
+        return await self._drive_body(run, definition, (), {})
 
     async def release(self, run: Run) -> Ending:
         run.check(await run.commit(ReleaseWorkflow(run.workflow_id, run.executor_id)))
@@ -129,7 +128,7 @@ class Drives:
         encoded = encode_error(self._services.registry.codec, error)
         return await self._finish(run, Finished(WorkflowState.RETRIES_EXCEEDED, None, encoded))
 
-    async def drive_body(
+    async def _drive_body(
         self,
         run: Run,
         definition: WorkflowDefinition,
@@ -137,6 +136,10 @@ class Drives:
         kwargs: Mapping[str, Any],
     ) -> Ending:
         """Run the function, make its outcome durable, and return it."""
+        if not run.claimed.is_set():
+            # Who starts a workflow is told its id, so the start must be durable by then.
+            await run.settle()
+            run.claimed.set(True)
         try:
             # The first execution sees the recorded arguments too.
             arguments = definition.bind_input(
@@ -149,7 +152,10 @@ class Drives:
         try:
             for name in sorted(definition.ambient - arguments.keys()):
                 raise missing_ambient(definition, name)
-            output = codec.encode(await definition.call(arguments))
+            running = definition.call(arguments)
+            # They may be large, and the function may take long.
+            del args, kwargs, arguments
+            output = codec.encode(await running)
             ending = Finished(WorkflowState.SUCCESS, output, None)
         except asyncio.CancelledError:
             # Neither the engine nor the event loop stops: its own code raised it. No outcome.

@@ -202,12 +202,7 @@ class Workflows:
             run.depend_on(call.parent[0])
         # Launched before its start is submitted, so that it runs before the committer does:
         # a workflow without steps then starts and ends in one commit.
-        if call.awaited:
-            drive = self._drives.drive_body(run, call.definition, call.args, call.kwargs)
-            run.claimed.set(True)
-        else:
-            drive = self._drives.fresh(run, call)
-        self._active.launch(run, drive)
+        self._active.launch(run, self._drives.fresh(run, call))
         run.submit(StartWorkflow(run.workflow))
         return run
 
