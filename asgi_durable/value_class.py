@@ -18,4 +18,4 @@ def value_class(*, kw_only: bool = False) -> Callable[[type[T]], type[T]]:
     The type checker refuses assignments. At run time nothing does: that check would more than
     double the time that it takes to make one.
     """
-    return dataclass(slots=True, kw_only=kw_only)
+    return dataclass(slots=True, kw_only=kw_only, unsafe_hash=True)

@@ -33,6 +33,8 @@ MAX_BATCH_BYTES = 4 * 1024 * 1024
 GATHER_TURNS = 2
 FIRST_RETRY_SECONDS = 0.05
 LONGEST_RETRY_SECONDS = 1.0
+# After an event loop that was blocked for long no time is left; no storage has failed.
+FEWEST_ATTEMPTS = 2
 
 
 class Committer:
@@ -91,11 +93,13 @@ class Committer:
         """Commit a batch, again and again while the storage is unavailable."""
         give_up_at = time.monotonic() + self._patience_seconds
         delay = FIRST_RETRY_SECONDS
+        attempts = 0
         while True:
+            attempts += 1
             try:
                 return await self._storage.commit(writes)
             except StorageUnavailableError as error:
-                if time.monotonic() + delay > give_up_at:
+                if attempts >= FEWEST_ATTEMPTS and time.monotonic() + delay > give_up_at:
                     logger.error("Giving up %d writes: %s", len(writes), error)
                     return [Outcome(OutcomeKind.UNAVAILABLE, error=error)] * len(writes)
                 logger.warning("The storage is unavailable, trying again: %s", error)

@@ -80,9 +80,10 @@ class Recovery:
                 self.sweep_soon()
             return
         if ending.is_elsewhere:
-            if run.executor_id != self._services.executor.id:
-                # Meanwhile it may be this process's again, as another executor's.
-                self.sweep_soon()
+            # Meanwhile it may be this process's again, as another executor's. Or it was all the
+            # time, and something that an earlier run had written arrived late.
+            is_others = run.executor_id != self._services.executor.id
+            self.sweep_soon(0.0 if is_others else self._delay)
             return
         if not ending.goes_on and not run.workflow.is_request:
             self._park(run, ending.error)

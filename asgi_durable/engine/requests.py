@@ -298,7 +298,7 @@ class Requests:
         ending = await wait_for(run, run.done, loop)
         if isinstance(ending, Interrupted):
             if isinstance(ending.error, _RefusedError):
-                return _explain(ending.error, fingerprint)
+                return await self._explain(ending.error, fingerprint)
             if isinstance(ending.error, StorageError):
                 raise ending.error
             services = self._services
@@ -327,6 +327,15 @@ class Requests:
             WorkflowInterruptedError(run.workflow_id, "its handler gave no answer")
         )
 
+    async def _explain(self, refused: _RefusedError, fingerprint: str) -> Claim:
+        existing, response = refused.existing, refused.response
+        if existing.fingerprint != fingerprint:
+            return KeyReused()
+        if response is None and existing.is_final:
+            # A long answer, or one that came between two looks at its row.
+            response = await self._services.storage.get_response(existing.workflow_id)
+        return InProgress() if response is None else Answered(response)
+
 
 class _RefusedError(Exception):
     """The key is taken; carries the row that has it, and the answer if there is one."""
@@ -335,12 +344,6 @@ class _RefusedError(Exception):
         super().__init__(existing.workflow_id)
         self.existing = existing
         self.response = response
-
-
-def _explain(refused: _RefusedError, fingerprint: str) -> Claim:
-    if refused.existing.fingerprint != fingerprint:
-        return KeyReused()
-    return InProgress() if refused.response is None else Answered(refused.response)
 
 
 def _record(services: Services, request: Request) -> WorkflowRecord:

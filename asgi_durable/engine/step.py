@@ -50,11 +50,16 @@ async def run_step(
     await run.settle()
     token = current_frame.set(Frame(run.services, run, definition.name, number))
     try:
+        first: Exception | None = None
+        value: Any = None
         try:
             value = await _attempt(definition, args, kwargs)
         # CancelledError and KeyboardInterrupt are no `Exception`: neither is tried again.
         except Exception as error:
-            value = await _try_again(definition, args, kwargs, error)
+            first = error
+        # Not inside `except`: the next attempt would run while this error is being handled.
+        if first is not None:
+            value = await _try_again(definition, args, kwargs, first)
         output = registry.codec.encode(value)
     except Exception as error:
         outage = infrastructure_error_in(error)

@@ -20,6 +20,7 @@ from asgi_durable.value_class import value_class
 __all__ = [
     "DONE",
     "FENCED",
+    "MAX_TOLD_BYTES",
     "AcquitWorkflow",
     "ClaimRequest",
     "FinishWorkflow",
@@ -34,7 +35,11 @@ __all__ = [
     "executor_of",
     "is_same_end",
     "is_same_start",
+    "workflow_id_of",
 ]
+
+# A claim is told a short answer at once; a long one would keep other writes waiting.
+MAX_TOLD_BYTES = 64 * 1024
 
 
 @value_class()
@@ -51,8 +56,8 @@ class ClaimRequest:
     DONE for a new row. RESUMED for a row that waited for its retry: its trailing failures
     are dropped, those of the children it called included, and those children are this
     executor's. CONFLICT, with the row, if the row is finished, belongs to another living
-    executor or has another fingerprint; with the answer as well if it is finished and has the
-    same one.
+    executor or has another fingerprint; with the answer as well if it is finished, has the
+    same one, and the answer's body is not longer than ``MAX_TOLD_BYTES``.
     """
 
     workflow: WorkflowRecord
@@ -136,6 +141,13 @@ def executor_of(write: Write) -> str | None:
     if isinstance(write, (StartWorkflow, ClaimRequest)):
         return write.workflow.executor_id
     return write.executor_id
+
+
+def workflow_id_of(write: Write) -> str:
+    """Return the workflow that a write is about."""
+    if isinstance(write, (StartWorkflow, ClaimRequest)):
+        return write.workflow.workflow_id
+    return write.step.workflow_id if isinstance(write, RecordStep) else write.workflow_id
 
 
 def is_same_start(existing: WorkflowRecord, wanted: WorkflowRecord) -> bool:

@@ -104,11 +104,22 @@ async def test_a_failing_storage_is_tried_again_with_the_same_batch() -> None:
     assert log.batches == [[write(0)]] * 3
 
 
-@pytest.mark.parametrize("failure", [StorageUnavailableError("full"), StorageError("gone")])
+async def test_a_batch_is_tried_again_however_long_the_event_loop_stood_still() -> None:
+    log = Log(StorageUnavailableError("timeout"))
+
+    (signal,) = submit(new_committer(log), write(0))
+
+    assert await signal.wait() == DONE
+    assert log.batches == [[write(0)]] * 2
+
+
+@pytest.mark.parametrize(
+    ("failure", "attempts"), [(StorageUnavailableError("full"), 2), (StorageError("gone"), 1)]
+)
 async def test_what_queued_behind_a_batch_that_is_given_up_is_given_up_too(
-    failure: StorageError,
+    failure: StorageError, attempts: int
 ) -> None:
-    log = Log(failure)
+    log = Log(*[failure] * attempts)
     log.may_commit.clear()
     committer = new_committer(log)
 

@@ -260,3 +260,14 @@ async def test_batches_that_cross_do_not_wait_for_each_other_for_ever(
     outcomes = await asyncio.gather(storage.commit(there), other.commit(back))
 
     assert sum(outcome.kind is DONE for batch in outcomes for outcome in batch) == 40
+
+
+async def test_what_comes_after_an_end_in_its_batch_is_refused(storage: Storage) -> None:
+    await storage.commit([ClaimRequest(request()), StartWorkflow(workflow())])
+    end = success("r", output=None, response=response())
+
+    outcomes = await kinds(storage, end, success(), record(step()))
+    (again,) = await storage.commit([ClaimRequest(request())])
+
+    assert outcomes == [DONE, DONE, FENCED]
+    assert again.kind is CONFLICT

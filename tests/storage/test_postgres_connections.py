@@ -385,7 +385,7 @@ async def test_a_host_that_says_nothing_is_passed_over(server: PostgresServer, u
             await connection.close()
 
 
-@pytest.mark.skipif(not hasattr(socket, "TCP_USER_TIMEOUT"), reason="only Linux has it")
+@pytest.mark.skipif(not hasattr(socket, "TCP_KEEPIDLE"), reason="another system's name for it")
 @pytest.mark.parametrize("parameters", ["sslmode=disable", "sslmode=require"])
 async def test_the_system_ends_a_connection_whose_other_end_is_silent(
     server: PostgresServer, parameters: str
@@ -394,10 +394,9 @@ async def test_the_system_ends_a_connection_whose_other_end_is_silent(
     connection = await PostgresDatabase.from_url(url).connect()
     try:
         end = connection._transport.get_extra_info("socket")
-        longest_ms = end.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT)
-
         assert end.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
-        assert 0 < longest_ms <= 30_000
+        # A server that waits for a lock does not read; its connection must not end for that.
+        assert end.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT) == 0
         assert end.getsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE) <= 15
     finally:
         await connection.close()

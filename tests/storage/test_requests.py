@@ -11,6 +11,7 @@ from support.storages import kinds
 from asgi_durable.storage.protocol import Storage
 from asgi_durable.storage.records import WorkflowState
 from asgi_durable.storage.writes import (
+    MAX_TOLD_BYTES,
     ClaimRequest,
     ForgetRequest,
     OutcomeKind,
@@ -100,6 +101,19 @@ async def test_an_answer_is_kept_with_the_end_of_its_request(storage: Storage) -
     assert outcome.existing is not None
     assert outcome.existing.is_final
     assert outcome.response == response()
+
+
+@pytest.mark.parametrize(("size", "is_told"), [(MAX_TOLD_BYTES, True), (MAX_TOLD_BYTES + 1, False)])
+async def test_a_long_answer_is_not_told_with_the_row(
+    storage: Storage, size: int, *, is_told: bool
+) -> None:
+    answer = response(body=b"x" * size)
+    await storage.commit([ClaimRequest(request()), success("r", output=None, response=answer)])
+
+    (outcome,) = await storage.commit([ClaimRequest(request())])
+
+    assert outcome.response == (answer if is_told else None)
+    assert await storage.get_response("r") == answer
 
 
 async def test_an_answer_is_told_to_no_other_request(storage: Storage) -> None:

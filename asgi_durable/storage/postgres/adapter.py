@@ -60,12 +60,12 @@ class _Opened:
     home_writer: PostgresWriter
 
     async def close(self) -> None:
-        try:
-            await self.transactions.close()
-            await self.home.close()
-            await self.thread.run(self.parts.close)
-        finally:
-            await self.thread.stop()
+        # A stack: all of it is closed, whatever fails or is cancelled on the way.
+        async with AsyncExitStack() as closing:
+            closing.push_async_callback(self.thread.stop)
+            closing.push_async_callback(self.thread.run, self.parts.close)
+            closing.push_async_callback(self.home.close)
+            closing.push_async_callback(self.transactions.close)
 
 
 class PostgresStorage:

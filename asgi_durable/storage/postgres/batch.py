@@ -32,6 +32,7 @@ from asgi_durable.storage.writes import (
     ResumeWorkflow,
     StartWorkflow,
     Write,
+    workflow_id_of,
 )
 
 __all__ = [
@@ -39,7 +40,6 @@ __all__ = [
     "BatchStatements",
     "Rows",
     "is_one_group",
-    "workflow_id_of",
     "write_order",
 ]
 
@@ -61,16 +61,6 @@ _END_COLUMNS = tuple(
 )
 _END_PLACES = tuple(columns(tables.workflows).index(column.name) for column in _END_COLUMNS)
 _workflow_id = attrgetter("workflow_id")
-
-# Instead of a step's number.
-_AT_THE_BEGINNING, _AT_THE_END = -1, -2
-
-
-def workflow_id_of(write: Write) -> str:
-    """Return the workflow that a write is about."""
-    if isinstance(write, (StartWorkflow, ClaimRequest)):
-        return write.workflow.workflow_id
-    return write.step.workflow_id if isinstance(write, RecordStep) else write.workflow_id
 
 
 def write_order(writes: Sequence[Write]) -> Iterator[list[int]]:
@@ -103,17 +93,29 @@ def write_order(writes: Sequence[Write]) -> Iterator[list[int]]:
 
 def is_one_group(writes: Iterable[Write]) -> bool:
     """Tell, sooner than :func:`write_order`, that it would make one group of most batches."""
+    seen: set[str] = set()
+    ended: set[str] = set()
     count, places = 0, set()
     for write in writes:
-        count += 1
         if isinstance(write, RecordStep):
-            places.add((write.step.workflow_id, write.step.step_number))
+            workflow_id = write.step.workflow_id
+            if workflow_id in ended:
+                return False
+            count += 1
+            places.add((workflow_id, write.step.step_number))
         elif isinstance(write, FinishWorkflow):
-            places.add((write.workflow_id, _AT_THE_END))
+            workflow_id = write.workflow_id
+            if workflow_id in ended:
+                return False
+            ended.add(workflow_id)
         elif isinstance(write, (StartWorkflow, ClaimRequest)):
-            places.add((write.workflow.workflow_id, _AT_THE_BEGINNING))
+            workflow_id = write.workflow.workflow_id
+            # Invariant: a beginning that follows anything of its workflow is another group.
+            if workflow_id in seen:
+                return False
         else:
             return False
+        seen.add(workflow_id)
     return len(places) == count
 
 

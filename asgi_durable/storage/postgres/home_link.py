@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import AsyncGenerator
 
 from asgi_durable.storage.postgres.database import PostgresDatabase
@@ -45,10 +46,21 @@ class HomeLink:
     async def close(self) -> None:
         """Disconnect, unless the event loop has ended and done so."""
         if self.is_here():
+            await self._close()
+        elif self._loop.is_running():
+            closing = self._close()
+            try:
+                future = asyncio.run_coroutine_threadsafe(closing, self._loop)
+            except RuntimeError:  # it was closed just now
+                closing.close()
+            else:
+                await asyncio.wait([asyncio.wrap_future(future)], timeout=self.link.timeout_seconds)
+
+    async def _close(self) -> None:
+        await self.link.close()
+        # Where the event loop ends just now, it is closing the guard by itself.
+        with contextlib.suppress(RuntimeError):
             await self._guard.aclose()
-        elif not self._loop.is_closed():
-            closing = asyncio.run_coroutine_threadsafe(self._guard.aclose(), self._loop)
-            await asyncio.wait([asyncio.wrap_future(closing)], timeout=self.link.timeout_seconds)
 
 
 async def _closing_at_the_end(link: Link) -> AsyncGenerator[None, None]:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from asgi_durable.storage import tables
-from asgi_durable.storage.postgres.batch import BatchStatements, Rows, workflow_id_of
+from asgi_durable.storage.postgres.batch import BatchStatements, Rows
 from asgi_durable.storage.postgres.link import Wire
 from asgi_durable.storage.postgres.resume import drop_statement
 from asgi_durable.storage.postgres.rows import (
@@ -22,6 +22,7 @@ from asgi_durable.storage.records import ResponseRecord, StepRecord, WorkflowRec
 from asgi_durable.storage.writes import (
     DONE,
     FENCED,
+    MAX_TOLD_BYTES,
     AcquitWorkflow,
     ClaimRequest,
     FinishWorkflow,
@@ -35,6 +36,7 @@ from asgi_durable.storage.writes import (
     Write,
     is_same_end,
     is_same_start,
+    workflow_id_of,
 )
 
 __all__ = ["ChangedMeanwhileError", "SettleStatements", "refused_claims", "settle"]
@@ -70,7 +72,8 @@ class SettleStatements:
         answer = (
             f"LEFT JOIN LATERAL (SELECT {list_of(tables.responses, 'r')} FROM {names.responses} "
             "AS r WHERE r.workflow_id = w.workflow_id AND w.state <> 'PENDING' "
-            "AND w.fingerprint = wanted.fingerprint OFFSET 0) AS r ON true"
+            "AND w.fingerprint = wanted.fingerprint "
+            f"AND coalesce(octet_length(r.body), 0) <= {MAX_TOLD_BYTES} OFFSET 0) AS r ON true"
         )
         self.find_answers = (
             f"SELECT {list_of(tables.workflows, 'w')}, {owner_lives} AS owner_lives, "

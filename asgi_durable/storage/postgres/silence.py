@@ -10,20 +10,20 @@ import asyncpg
 
 __all__ = ["notice_silence"]
 
-# Seconds, and the last one milliseconds: a peer that is silent for so long is gone.
+# A peer that is silent for so long is gone. Not TCP_USER_TIMEOUT: a server that waits for a lock
+# does not read what it is sent, and is alive.
 KEEPALIVE = {
     "TCP_KEEPIDLE": 5,
     "TCP_KEEPINTVL": 5,
     "TCP_KEEPCNT": 3,
-    "TCP_USER_TIMEOUT": 20_000,
 }
 
 
 def notice_silence(connection: asyncpg.Connection) -> None:
     """Let the system end a connection whose peer is silent: a statement may take any time.
 
-    asyncpg sets nothing of the kind: without it a transaction waits for a quarter of an hour
-    for a machine that was switched off, or for ever if all it has sent was acknowledged.
+    asyncpg sets nothing of the kind: without it a transaction waits for ever for a machine that
+    was switched off, if all that it has sent was acknowledged.
     """
     transport: Any = getattr(connection, "_transport", None)
     given = transport.get_extra_info("socket") if transport is not None else None

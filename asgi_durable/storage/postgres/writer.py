@@ -10,7 +10,6 @@ from asgi_durable.storage.postgres.batch import (
     BatchStatements,
     Rows,
     is_one_group,
-    workflow_id_of,
     write_order,
 )
 from asgi_durable.storage.postgres.errors import is_bad_row
@@ -30,6 +29,7 @@ from asgi_durable.storage.writes import (
     ResumeWorkflow,
     Write,
     executor_of,
+    workflow_id_of,
 )
 
 __all__ = ["PostgresWriter"]

@@ -130,7 +130,8 @@ class SQLiteStorage:
             await self._reading.run(lambda: None)
             await self._writing.run(self._close)
         finally:
-            self._writing.stop_after()
+            # Again, where this was cancelled.
+            self._writing.stop_after(self._close)
             self._reading.stop_after()
 
     async def register(

@@ -9,6 +9,8 @@ from collections.abc import Callable
 from queue import SimpleQueue
 from typing import Any, TypeVar
 
+from asgi_durable.errors import StorageError
+
 __all__ = ["WorkThread"]
 
 ResultT = TypeVar("ResultT")
@@ -25,6 +27,8 @@ class WorkThread:
 
     def __init__(self, name: str) -> None:
         self._queue: SimpleQueue[Callable[[], object] | None] = SimpleQueue()
+        self._lock = threading.Lock()
+        self._is_stopped = False
         self._thread = threading.Thread(target=self._serve, name=name, daemon=True)
 
     def start(self) -> None:
@@ -47,13 +51,20 @@ class WorkThread:
             with contextlib.suppress(RuntimeError):
                 loop.call_soon_threadsafe(_settle, answer, result, error)
 
-        self._queue.put(work_and_tell)
+        # One step with `stop_after`: behind the end of the thread nobody would ever answer.
+        with self._lock:
+            if self._is_stopped:
+                msg = f"{self._thread.name} has been stopped"
+                raise StorageError(msg)
+            self._queue.put(work_and_tell)
         return await answer
 
     def stop_after(self, work: Callable[[], object] = lambda: None) -> None:
         """Do one last piece of work for which nobody waits, and end the thread."""
-        self._queue.put(work)
-        self._queue.put(None)
+        with self._lock:
+            self._is_stopped = True
+            self._queue.put(work)
+            self._queue.put(None)
 
     def _serve(self) -> None:
         while (work := self._queue.get()) is not None:

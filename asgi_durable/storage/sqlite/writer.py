@@ -37,6 +37,7 @@ from asgi_durable.storage.sqlite.rows import (
 from asgi_durable.storage.writes import (
     DONE,
     FENCED,
+    MAX_TOLD_BYTES,
     AcquitWorkflow,
     ClaimRequest,
     FinishWorkflow,
@@ -51,6 +52,7 @@ from asgi_durable.storage.writes import (
     executor_of,
     is_same_end,
     is_same_start,
+    workflow_id_of,
 )
 
 __all__ = ["SQLiteWriter"]
@@ -73,7 +75,9 @@ FINISH_WORKFLOW = (
 )
 INSERT_RESPONSE = insert(tables.responses).replace("INSERT", "INSERT OR REPLACE", 1)
 FIND_WORKFLOW = f"{SELECT_WORKFLOW} WHERE workflow_id = ?"
-FIND_RESPONSE = f"{SELECT_RESPONSE} WHERE workflow_id = ?"
+FIND_RESPONSE = (
+    f"{SELECT_RESPONSE} WHERE workflow_id = ? AND ifnull(length(body), 0) <= {MAX_TOLD_BYTES}"
+)
 FIND_STEP = f"{SELECT_STEP} WHERE workflow_id = ? AND step_number = ?"
 TAKE_REQUEST = (
     f"UPDATE {tables.workflows.name} SET executor_id = ?, attempts = attempts + 1, "
@@ -134,10 +138,15 @@ class SQLiteWriter:
 
     def commit(self, batch: Sequence[Write]) -> list[Outcome]:
         """Apply a batch in one transaction; see ``StepLog.commit``."""
+        if not _is_in_order(batch):
+            return self._commit_singly(batch)
         try:
             return self._commit(batch, self._apply_together)
         except (_NotAllAppliedError, *_BAD_ROW) as error:
             self._raise_failure(error)
+        return self._commit_singly(batch)
+
+    def _commit_singly(self, batch: Sequence[Write]) -> list[Outcome]:
         try:
             return self._commit(batch, self._apply_singly)
         except sqlite3.Error as error:
@@ -307,6 +316,17 @@ class SQLiteWriter:
         return workflow_from(found) if found is not None else None
 
 
+_STAGES: dict[type, int] = {
+    StartWorkflow: 0,
+    ClaimRequest: 0,
+    ResumeWorkflow: 0,
+    RecordStep: 1,
+    FinishWorkflow: 2,
+    AcquitWorkflow: 3,
+    ReleaseWorkflow: 3,
+    ForgetRequest: 3,
+}
+
 _APPLY: dict[type, Callable[[SQLiteWriter, Any], Outcome]] = {
     StartWorkflow: SQLiteWriter._start,
     ClaimRequest: SQLiteWriter._claim,
@@ -321,6 +341,18 @@ _APPLY: dict[type, Callable[[SQLiteWriter, Any], Outcome]] = {
 
 def _step_parameters(write: RecordStep) -> tuple[Any, ...]:
     return (*step_values(write.step), write.step.workflow_id, write.executor_id)
+
+
+def _is_in_order(batch: Sequence[Write]) -> bool:
+    """Tell whether each workflow's writes are as they can be applied together: kind by kind."""
+    reached: dict[str, int] = {}
+    for write in batch:
+        workflow_id, stage = workflow_id_of(write), _STAGES[type(write)]
+        last = reached.get(workflow_id, -1)
+        if stage < last or stage == last == 0:
+            return False
+        reached[workflow_id] = stage
+    return True
 
 
 @cache
