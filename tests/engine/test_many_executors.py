@@ -388,8 +388,8 @@ async def test_a_workflow_does_not_end_when_its_last_record_was_lost(
         @durable.workflow
         async def work() -> str:
             await step()
-            # Code between the last step and the end, while the storage fails.
-            await until(lambda: lost)
+            # Code between the last step and the end, while the storage fails; it is tried twice.
+            await until(lambda: len(lost) == 2)
             return "done"
 
         storage: Any = storage_of(durable)
@@ -397,7 +397,7 @@ async def test_a_workflow_does_not_end_when_its_last_record_was_lost(
 
         async def lose_the_record(batch: Sequence[Write]) -> Any:
             records = [write for write in batch if isinstance(write, RecordStep)]
-            if records and not lost:
+            if records and len(lost) < 2:
                 lost.extend(records)
                 raise StorageUnavailableError
             return await commit(batch)
