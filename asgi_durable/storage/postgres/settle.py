@@ -69,17 +69,7 @@ class SettleStatements:
             f"SELECT {list_of(tables.workflows, 'w')}, {owner_lives} AS owner_lives "
             f"FROM unnest($1::text[]) AS wanted(id) {found}"
         )
-        answer = (
-            f"LEFT JOIN LATERAL (SELECT {list_of(tables.responses, 'r')} FROM {names.responses} "
-            "AS r WHERE r.workflow_id = w.workflow_id AND w.state <> 'PENDING' "
-            "AND w.fingerprint = wanted.fingerprint "
-            f"AND coalesce(octet_length(r.body), 0) <= {MAX_TOLD_BYTES} OFFSET 0) AS r ON true"
-        )
-        self.find_answers = (
-            f"SELECT {list_of(tables.workflows, 'w')}, {owner_lives} AS owner_lives, "
-            "r.status_code, r.headers, r.body "
-            f"FROM unnest($1::text[], $2::text[]) AS wanted(id, fingerprint) {found} {answer}"
-        )
+        self.find_answers = _find_answers(names, found, owner_lives)
         self.take = (
             f"UPDATE {workflows} AS target SET executor_id = $1, attempts = w.attempts + 1, "
             "updated_at_us = wanted.at_us, "
@@ -132,6 +122,21 @@ async def settle(
         await settlement.apply_rows(writes)
         await settlement.give_up_workflows(writes)
         return [settlement.outcomes.get(id(write), DONE) for write in writes]
+
+
+def _find_answers(names: PostgresNames, found: str, owner_lives: str) -> str:
+    """Return the statement that finds requests, $1, and short answers, if they are the same, $2."""
+    answer = (
+        f"LEFT JOIN LATERAL (SELECT {list_of(tables.responses, 'r')} FROM {names.responses} AS r "
+        "WHERE r.workflow_id = w.workflow_id AND w.state <> 'PENDING' "
+        "AND w.fingerprint = wanted.fingerprint "
+        f"AND coalesce(octet_length(r.body), 0) <= {MAX_TOLD_BYTES} OFFSET 0) AS r ON true"
+    )
+    return (
+        f"SELECT {list_of(tables.workflows, 'w')}, {owner_lives} AS owner_lives, "
+        "r.status_code, r.headers, r.body "
+        f"FROM unnest($1::text[], $2::text[]) AS wanted(id, fingerprint) {found} {answer}"
+    )
 
 
 async def refused_claims(
