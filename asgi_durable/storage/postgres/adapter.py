@@ -71,10 +71,11 @@ class _Opened:
 class PostgresStorage:
     """Keeps the step log in a schema of a PostgreSQL database, version 12 or later.
 
-    The log is written on the event loop that opened this. It is read and watched over on a
-    thread with an event loop of its own, and written there for any other loop: one that is
-    blocked stops no heartbeat, and one whose tasks are cancelled no reader. The application's
-    transactions use SQLAlchemy's connections, on the application's loop. ``asyncio`` only.
+    What one statement can write of the log is written on the event loop that opened this. All
+    else is done on a thread with an event loop of its own: a loop that is blocked stops no
+    heartbeat and holds no locks, and one whose tasks are cancelled stops no reader. The
+    application's transactions use SQLAlchemy's connections, on the application's loop.
+    ``asyncio`` only.
 
     Args:
         url: See :meth:`PostgresDatabase.from_url`.
@@ -104,7 +105,11 @@ class PostgresStorage:
                 await transactions.open()
                 opened.push_async_callback(transactions.close)
                 home = await HomeLink.open(self._database)
-                writer = PostgresWriter(home.link, self._names)
+                writer = PostgresWriter(
+                    home.link,
+                    self._names,
+                    settle=lambda *call: thread.run(lambda: parts.writer.settle(*call)),
+                )
                 self._opened = _Opened(thread, parts, transactions, home, writer)
                 opened.pop_all()
         except BaseException:

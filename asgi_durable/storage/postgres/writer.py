@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
 
 from asgi_durable.errors import StorageUnavailableError
@@ -34,6 +34,8 @@ from asgi_durable.storage.writes import (
 
 __all__ = ["PostgresWriter"]
 
+Settle = Callable[[str, Sequence[Write]], Awaitable[list[Outcome] | None]]
+
 # How often rows may change between two looks at them, before somebody else has to look.
 MOST_ATTEMPTS = 5
 
@@ -44,12 +46,15 @@ class PostgresWriter:
     Args:
         link: The connection that writes.
         names: The tables' names.
+        settle: Settles what one statement could not, as :meth:`settle` of another writer does;
+            by default this one.
     """
 
-    def __init__(self, link: Link, names: PostgresNames) -> None:
+    def __init__(self, link: Link, names: PostgresNames, *, settle: Settle | None = None) -> None:
         self._link = link
         self._batches = BatchStatements(names)
         self._settling = SettleStatements(names)
+        self._settle_elsewhere = settle
 
     async def commit(self, batch: Sequence[Write]) -> list[Outcome]:
         """Apply a batch; see ``StepLog.commit``.
@@ -118,6 +123,29 @@ class PostgresWriter:
         outcomes = await refused_claims(wire, self._settling, executor_id, rest)
         rest = [write for write in rest if id(write) not in outcomes]
         if rest:
-            settled = await settle(wire, self._settling, self._batches, executor_id, rest)
+            settled = await self._settle(wire, executor_id, rest)
             outcomes |= {id(write): outcome for write, outcome in zip(rest, settled, strict=True)}
         return [outcomes.get(id(write), DONE) for write in writes]
+
+    async def _settle(self, wire: Wire, executor_id: str, writes: Sequence[Write]) -> list[Outcome]:
+        if self._settle_elsewhere is None:
+            return await settle(wire, self._settling, self._batches, executor_id, writes)
+        settled = await self._settle_elsewhere(executor_id, writes)
+        if settled is None:
+            raise ChangedMeanwhileError
+        return settled
+
+    async def settle(self, executor_id: str, writes: Sequence[Write]) -> list[Outcome] | None:
+        """Apply what one statement could not; return ``None`` if others were faster.
+
+        Invariant: on an event loop that nobody blocks. In the midst of its transaction rows
+        are locked that other processes wait for.
+        """
+
+        async def once(wire: Wire) -> list[Outcome] | None:
+            try:
+                return await settle(wire, self._settling, self._batches, executor_id, writes)
+            except ChangedMeanwhileError:
+                return None
+
+        return await self._link.run(once)
