@@ -147,7 +147,7 @@ class IdempotencyMiddleware:
             )
             with attempt.noticing_cancellation():
                 claim = await self.engine.requests.claim(
-                    request, wait_seconds=preferences(scope).wait_at_most(policy.max_wait)
+                    request, wait_seconds=preferences(scope).wait_at_most(policy.twins_wait)
                 )
         except DurableError as error:
             await send_problem(send, error, headers=marks)
@@ -186,7 +186,8 @@ class IdempotencyMiddleware:
                 await send_problem(send, RequestInProgressError(message), headers=marks)
             case KeyReused():
                 message = "this key was used for a request with another method, path or body"
-                await send_problem(send, KeyReusedError(message), headers=marks)
+                error = KeyReusedError(message, status_code=self.policy.status_of_reuse)
+                await send_problem(send, error, headers=marks)
 
     async def _send_accepted(
         self, scope: Scope, send: Send, workflow_id: str, marks: Headers

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Literal
 
 from asgi_durable.errors import DurableUsageError
 from asgi_durable.middleware.asgi import Scope
@@ -13,6 +14,8 @@ __all__ = ["IdempotencyPolicy"]
 
 # They change nothing, so there is nothing to keep from being done twice.
 _SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS", "TRACE"})
+
+_DIALECTS = ("default", "ietf", "stripe")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,6 +37,8 @@ class IdempotencyPolicy:
             Never kept: 401, 403, 407, 408, 421, 425 and 429.
         max_wait: Seconds that a request waits for a twin that is running already, before it is
             answered 409; ``Prefer: wait=N`` may make it less, never more.
+        dialect: ``"ietf"`` answers a twin 409 at once, as the draft has it; ``"stripe"`` as
+            well, and a key of another request 400, not 422.
         status_prefix: Path below which the status of a client's own requests is served, and
             their answers later; ``None`` for nowhere. ``Prefer: respond-async`` is answered
             with where to look.
@@ -53,6 +58,7 @@ class IdempotencyPolicy:
     session_cookie: str | None = None
     store_4xx: bool = False
     max_wait: float = 5.0
+    dialect: Literal["default", "ietf", "stripe"] = "default"
     status_prefix: str | None = "/durable/requests"
     max_request_body: int = 1024 * 1024
     max_response_body: int = 1024 * 1024
@@ -61,6 +67,9 @@ class IdempotencyPolicy:
         """Refuse what cannot be meant."""
         if safe := sorted(_SAFE_METHODS.intersection(self.methods)):
             msg = f"{safe[0]} changes nothing: a key has no meaning there"
+            raise DurableUsageError(msg)
+        if self.dialect not in _DIALECTS:
+            msg = f"dialect must be one of {', '.join(_DIALECTS)}, got {self.dialect!r}"
             raise DurableUsageError(msg)
         prefix = self.status_prefix
         if prefix is not None and not re.fullmatch(r"(/[A-Za-z0-9._~-]+)+", prefix):
@@ -71,3 +80,13 @@ class IdempotencyPolicy:
             if not 0 <= value < float("inf"):
                 msg = f"{name} must be a number that is not negative, got {value!r}"
                 raise DurableUsageError(msg)
+
+    @property
+    def twins_wait(self) -> float:
+        """Seconds that a twin waits for."""
+        return self.max_wait if self.dialect == "default" else 0.0
+
+    @property
+    def status_of_reuse(self) -> int:
+        """Status of the answer to a key of another request."""
+        return 400 if self.dialect == "stripe" else 422
