@@ -46,7 +46,6 @@ class StatusPages:
 
         Raises:
             WorkflowNotFoundError: There is no such request of this principal.
-            RequestInProgressError: Its answer is asked for and is not there yet.
             StorageError: The storage failed.
         """
         workflow_id, wants_result = page

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from operator import attrgetter
 from typing import Any
@@ -23,37 +23,18 @@ from asgi_durable.storage.postgres.rows import (
 )
 from asgi_durable.storage.records import WorkflowRecord
 from asgi_durable.storage.writes import (
-    AcquitWorkflow,
     ClaimRequest,
     FinishWorkflow,
-    ForgetRequest,
     RecordStep,
-    ReleaseWorkflow,
-    ResumeWorkflow,
     StartWorkflow,
     Write,
-    workflow_id_of,
 )
 
 __all__ = [
     "Applied",
     "BatchStatements",
     "Rows",
-    "is_one_group",
-    "write_order",
 ]
-
-HEAD, STEP, TAIL = range(3)
-_STAGES: dict[type[Any], int] = {
-    StartWorkflow: HEAD,
-    ClaimRequest: HEAD,
-    ResumeWorkflow: HEAD,
-    RecordStep: STEP,
-    FinishWorkflow: TAIL,
-    AcquitWorkflow: TAIL,
-    ReleaseWorkflow: TAIL,
-    ForgetRequest: TAIL,
-}
 
 _END_COLUMNS = tuple(
     tables.workflows.c[name]
@@ -61,62 +42,6 @@ _END_COLUMNS = tuple(
 )
 _END_PLACES = tuple(columns(tables.workflows).index(column.name) for column in _END_COLUMNS)
 _workflow_id = attrgetter("workflow_id")
-
-
-def write_order(writes: Sequence[Write]) -> Iterator[list[int]]:
-    """Sort writes into groups that can each be applied at once, one group after the other.
-
-    In a group a workflow has at most one beginning, then steps in different places, then at
-    most one end. That is what a run submits: there is one group, but for rare repetitions.
-
-    Yields:
-        The indexes of a group's writes.
-    """
-    groups: list[list[int]] = []
-    reached: dict[str, tuple[int, int]] = {}
-    places: set[tuple[int, str, int]] = set()
-    for index, write in enumerate(writes):
-        workflow_id, stage = workflow_id_of(write), _STAGES[type(write)]
-        number, last_stage = reached.get(workflow_id, (0, -1))
-        if stage < last_stage or stage == last_stage != STEP:
-            number += 1
-        if isinstance(write, RecordStep):
-            place = (number, workflow_id, write.step.step_number)
-            number += place in places
-            places.add((number, *place[1:]))
-        reached[workflow_id] = (number, stage)
-        if number == len(groups):
-            groups.append([])
-        groups[number].append(index)
-    yield from groups
-
-
-def is_one_group(writes: Iterable[Write]) -> bool:
-    """Tell, sooner than :func:`write_order`, that it would make one group of most batches."""
-    seen: set[str] = set()
-    ended: set[str] = set()
-    count, places = 0, set()
-    for write in writes:
-        if isinstance(write, RecordStep):
-            workflow_id = write.step.workflow_id
-            if workflow_id in ended:
-                return False
-            count += 1
-            places.add((workflow_id, write.step.step_number))
-        elif isinstance(write, FinishWorkflow):
-            workflow_id = write.workflow_id
-            if workflow_id in ended:
-                return False
-            ended.add(workflow_id)
-        elif isinstance(write, (StartWorkflow, ClaimRequest)):
-            workflow_id = write.workflow.workflow_id
-            # Invariant: a beginning that follows anything of its workflow is another group.
-            if workflow_id in seen:
-                return False
-        else:
-            return False
-        seen.add(workflow_id)
-    return len(places) == count
 
 
 @dataclass(slots=True)

@@ -6,12 +6,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
 
 from asgi_durable.errors import StorageUnavailableError
-from asgi_durable.storage.postgres.batch import (
-    BatchStatements,
-    Rows,
-    is_one_group,
-    write_order,
-)
+from asgi_durable.storage.postgres.batch import BatchStatements, Rows
 from asgi_durable.storage.postgres.errors import is_bad_row
 from asgi_durable.storage.postgres.link import Link, Wire
 from asgi_durable.storage.postgres.rows import PostgresNames
@@ -21,6 +16,7 @@ from asgi_durable.storage.postgres.settle import (
     refused_claims,
     settle,
 )
+from asgi_durable.storage.write_order import is_one_group, write_order
 from asgi_durable.storage.writes import (
     DONE,
     FENCED,

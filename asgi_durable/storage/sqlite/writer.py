@@ -34,6 +34,7 @@ from asgi_durable.storage.sqlite.rows import (
     workflow_from,
     workflow_values,
 )
+from asgi_durable.storage.write_order import is_one_group
 from asgi_durable.storage.writes import (
     DONE,
     FENCED,
@@ -52,7 +53,6 @@ from asgi_durable.storage.writes import (
     executor_of,
     is_same_end,
     is_same_start,
-    workflow_id_of,
 )
 
 __all__ = ["SQLiteWriter"]
@@ -138,7 +138,7 @@ class SQLiteWriter:
 
     def commit(self, batch: Sequence[Write]) -> list[Outcome]:
         """Apply a batch in one transaction; see ``StepLog.commit``."""
-        if not _is_in_order(batch):
+        if not is_one_group(batch):
             return self._commit_singly(batch)
         try:
             return self._commit(batch, self._apply_together)
@@ -316,17 +316,6 @@ class SQLiteWriter:
         return workflow_from(found) if found is not None else None
 
 
-_STAGES: dict[type, int] = {
-    StartWorkflow: 0,
-    ClaimRequest: 0,
-    ResumeWorkflow: 0,
-    RecordStep: 1,
-    FinishWorkflow: 2,
-    AcquitWorkflow: 3,
-    ReleaseWorkflow: 3,
-    ForgetRequest: 3,
-}
-
 _APPLY: dict[type, Callable[[SQLiteWriter, Any], Outcome]] = {
     StartWorkflow: SQLiteWriter._start,
     ClaimRequest: SQLiteWriter._claim,
@@ -341,18 +330,6 @@ _APPLY: dict[type, Callable[[SQLiteWriter, Any], Outcome]] = {
 
 def _step_parameters(write: RecordStep) -> tuple[Any, ...]:
     return (*step_values(write.step), write.step.workflow_id, write.executor_id)
-
-
-def _is_in_order(batch: Sequence[Write]) -> bool:
-    """Tell whether each workflow's writes are as they can be applied together: kind by kind."""
-    reached: dict[str, int] = {}
-    for write in batch:
-        workflow_id, stage = workflow_id_of(write), _STAGES[type(write)]
-        last = reached.get(workflow_id, -1)
-        if stage < last or stage == last == 0:
-            return False
-        reached[workflow_id] = stage
-    return True
 
 
 @cache

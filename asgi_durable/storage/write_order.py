@@ -1,0 +1,79 @@
+"""Which writes of a batch can be applied at once, kind by kind."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
+
+from asgi_durable.storage.writes import (
+    AcquitWorkflow,
+    ClaimRequest,
+    FinishWorkflow,
+    ForgetRequest,
+    RecordStep,
+    ReleaseWorkflow,
+    ResumeWorkflow,
+    StartWorkflow,
+    Write,
+    workflow_id_of,
+)
+
+__all__ = ["is_one_group", "write_order"]
+
+HEAD, STEP, TAIL = range(3)
+_STAGES: dict[type[Any], int] = {
+    StartWorkflow: HEAD,
+    ClaimRequest: HEAD,
+    ResumeWorkflow: HEAD,
+    RecordStep: STEP,
+    FinishWorkflow: TAIL,
+    AcquitWorkflow: TAIL,
+    ReleaseWorkflow: TAIL,
+    ForgetRequest: TAIL,
+}
+
+
+def write_order(writes: Sequence[Write]) -> Iterator[list[int]]:
+    """Sort writes into groups that can each be applied at once, one group after the other.
+
+    In a group a workflow has at most one beginning, then steps in different places, then at
+    most one end. That is what a run submits: there is one group, but for rare repetitions.
+
+    Yields:
+        The indexes of a group's writes.
+    """
+    groups: list[list[int]] = []
+    reached: dict[str, tuple[int, int]] = {}
+    places: set[tuple[int, str, int]] = set()
+    for index, write in enumerate(writes):
+        workflow_id, stage = workflow_id_of(write), _STAGES[type(write)]
+        number, last_stage = reached.get(workflow_id, (0, -1))
+        if stage < last_stage or stage == last_stage != STEP:
+            number += 1
+        if isinstance(write, RecordStep):
+            place = (number, workflow_id, write.step.step_number)
+            number += place in places
+            places.add((number, *place[1:]))
+        reached[workflow_id] = (number, stage)
+        if number == len(groups):
+            groups.append([])
+        groups[number].append(index)
+    yield from groups
+
+
+def is_one_group(writes: Iterable[Write]) -> bool:
+    """Tell whether all writes are one group of :func:`write_order`, as nearly always."""
+    reached: dict[str, int] = {}
+    places: set[tuple[str, int]] = set()
+    for write in writes:
+        workflow_id, stage = workflow_id_of(write), _STAGES[type(write)]
+        last_stage = reached.get(workflow_id, -1)
+        if stage < last_stage or stage == last_stage != STEP:
+            return False
+        reached[workflow_id] = stage
+        if isinstance(write, RecordStep):
+            place = (workflow_id, write.step.step_number)
+            if place in places:
+                return False
+            places.add(place)
+    return True
