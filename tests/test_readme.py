@@ -26,7 +26,7 @@ def test_its_python_runs(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPa
         exec(compile(block, name, "exec"), namespace)
 
 
-@pytest.mark.parametrize("name", [*TEXTS, "CONTRIBUTING.md", "benchmarks/README.md"])
+@pytest.mark.parametrize("name", [*TEXTS, "CONTRIBUTING.md", "benchmarks/README.md", "docs/from-dbos.md"])
 def test_its_links_lead_somewhere(name: str) -> None:
     text = (REPOSITORY / name).read_text()
 
