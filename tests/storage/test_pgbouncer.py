@@ -6,14 +6,28 @@ import asyncio
 import time
 from collections.abc import Iterator
 
+import asyncpg
 import pytest
+import sqlalchemy as sa
 from support.pgbouncer import POOL_SIZE, PgBouncer
 from support.postgres import PostgresServer, fetch, temporary_schema, with_schema
+from support.proxy import Proxy
 from support.records import EXECUTOR, record, step, workflow
 from support.statement_log import StatementLog
-from support.storages import POSTGRES, Adapter, OpenStorage, enter, is_alive, kinds, take_over
+from support.storages import (
+    POSTGRES,
+    Adapter,
+    OpenStorage,
+    enter,
+    is_alive,
+    kinds,
+    take_over,
+    until,
+)
 
 from asgi_durable import StorageError, StorageUnavailableError
+from asgi_durable.storage.postgres.database import PostgresDatabase
+from asgi_durable.storage.postgres.sessions import PostgresSessions
 from asgi_durable.storage.protocol import Runnable, Storage
 from asgi_durable.storage.writes import OutcomeKind, StartWorkflow
 
@@ -131,3 +145,41 @@ async def test_prepared_statements_are_refused_with_the_way_out(new_storage: Ada
     assert refusals
     assert all(isinstance(error, StorageError) for error in refusals)
     assert any("prepared_statements=false" in str(error) for error in refusals)
+
+
+async def test_statements_that_fill_the_pool_are_not_cut(
+    own_postgres: PostgresServer, own_pgbouncer: PgBouncer, new_storage: Adapter
+) -> None:
+    async with Proxy(own_pgbouncer.port) as proxy:
+        url = new_storage.url.replace(f":{own_pgbouncer.port}/", f":{proxy.port}/")
+        sessions = PostgresSessions(PostgresDatabase.from_url(f"{url}&command_timeout=0.5"))
+        await sessions.open()
+        holder = await asyncpg.connect(own_postgres.url)
+        await holder.fetch("SELECT pg_advisory_lock(4711)")
+
+        waiting = [asyncio.create_task(wait_for_the_lock(sessions)) for _ in range(POOL_SIZE)]
+        await until(lambda: all_wait(own_postgres))
+        asked_before = proxy.connections_made
+
+        async def all_are_asked_about_often() -> bool:
+            return proxy.connections_made >= asked_before + 4 * POOL_SIZE
+
+        await until(all_are_asked_about_often)
+        await holder.close()
+
+        assert await asyncio.gather(*waiting) == [1] * POOL_SIZE
+        await sessions.close()
+
+
+async def wait_for_the_lock(sessions: PostgresSessions) -> int:
+    async with sessions.begin(None) as connection:
+        await connection.execute(sa.text("SELECT pg_advisory_xact_lock(4711)"))
+        return (await connection.execute(sa.text("SELECT 1"))).scalar_one()
+
+
+async def all_wait(server: PostgresServer) -> bool:
+    """Tell whether the whole pool waits for the lock."""
+    waiting = await fetch(
+        server.url, "SELECT 1 FROM pg_locks WHERE locktype = 'advisory' AND NOT granted"
+    )
+    return len(waiting) == POOL_SIZE

@@ -8,6 +8,7 @@ from typing import Any
 
 import asyncpg
 import sqlalchemy as sa
+from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 
 from asgi_durable.errors import StorageError, StorageUnavailableError
@@ -15,6 +16,7 @@ from asgi_durable.storage.engines import LoopEngines
 from asgi_durable.storage.isolation import checked_isolation_level
 from asgi_durable.storage.postgres.database import PostgresDatabase
 from asgi_durable.storage.postgres.errors import application_error
+from asgi_durable.storage.postgres.watch import WatchedDatabase
 
 __all__ = ["PostgresSessions"]
 
@@ -28,6 +30,7 @@ class PostgresSessions:
 
     def __init__(self, database: PostgresDatabase) -> None:
         self._database = database
+        self._watched = WatchedDatabase(database)
         self._engines: LoopEngines | None = None
 
     async def open(self) -> None:
@@ -71,7 +74,7 @@ class PostgresSessions:
                 raise
             raise failure from error
         finally:
-            await connection.close()
+            await _close(connection)
 
     @asynccontextmanager
     async def begin(self, isolation_level: str | None) -> AsyncIterator[AsyncConnection]:
@@ -105,7 +108,7 @@ class PostgresSessions:
 
         def connect() -> Any:
             dbapi: Any = engine.dialect.dbapi
-            return dbapi.connect(async_creator_fn=database.connect, **adapting)
+            return dbapi.connect(async_creator_fn=self._watched.connect, **adapting)
 
         engine = create_async_engine("postgresql+asyncpg://", creator=connect, **options)
 
@@ -116,6 +119,15 @@ class PostgresSessions:
                 raise sa.exc.DisconnectionError
 
         return engine
+
+
+async def _close(connection: AsyncConnection) -> None:
+    """Close a connection; one that is lost is rolled back by that, and fails nobody."""
+    try:
+        await connection.close()
+    except DBAPIError as error:
+        if not error.connection_invalidated:
+            raise
 
 
 async def _is_lost(connection: AsyncConnection) -> bool:
