@@ -29,13 +29,18 @@ from asgi_durable.engine.registry import (
 )
 from asgi_durable.engine.requests import Requests
 from asgi_durable.engine.resumption import Resumption
+from asgi_durable.engine.retention import (
+    REQUEST_LIFETIME_SECONDS,
+    SWEEP_INTERVAL_SECONDS,
+    Sweeper,
+)
 from asgi_durable.engine.run import Run, Services
 from asgi_durable.engine.step import run_step
 from asgi_durable.engine.takeover import Takeover
 from asgi_durable.engine.transaction import run_plain_transaction, run_transaction
 from asgi_durable.engine.workflows import Workflows
 from asgi_durable.errors import DurableUsageError, WorkflowNotFoundError
-from asgi_durable.storage.protocol import ApplicationDatabase, Storage
+from asgi_durable.storage.protocol import ApplicationDatabase, Beat, Storage
 
 __all__ = ["Engine", "Limits"]
 
@@ -52,11 +57,15 @@ class Limits:
         drain_timeout_seconds: How long a stop waits for runs before it interrupts them.
         patience_seconds: How long a failing storage is tried before a run is given up.
         lease_seconds: How long the process counts as alive without a sign of life.
+        request_lifetime_seconds: How long a request is kept that waits for its retry.
+        sweep_interval_seconds: How often expired requests are looked for.
     """
 
     drain_timeout_seconds: float
     patience_seconds: float
     lease_seconds: float
+    request_lifetime_seconds: float = REQUEST_LIFETIME_SECONDS
+    sweep_interval_seconds: float = SWEEP_INTERVAL_SECONDS
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -207,8 +216,18 @@ class Engine:
         takeover = Takeover(services, resumption, recovery)
         outcomes = Outcomes(services, active, recovery)
         workflows = Workflows(services, active, drives, outcomes)
+        sweeper = Sweeper(
+            storage,
+            lifetime_seconds=self._limits.request_lifetime_seconds,
+            interval_seconds=self._limits.sweep_interval_seconds,
+        )
+
+        def on_beat(beat: Beat) -> None:
+            takeover.on_beat(beat)
+            sweeper.sweep_if_due()
+
         executor.runnable = takeover.runnable
-        executor.on_beat = takeover.on_beat
+        executor.on_beat = on_beat
         executor.on_message = outcomes.on_message
         executor.on_renamed = lambda: active.drop_others(executor.id)
         active.on_interrupted = recovery.on_interrupted

@@ -15,6 +15,16 @@ from dataclasses import dataclass
 from asgi_durable.engine.active_runs import ActiveRuns, wait_for
 from asgi_durable.engine.endings import Ending, Finished, Interrupted, RunStopped
 from asgi_durable.engine.outcomes import Outcomes
+from asgi_durable.engine.refusals import (
+    Answered,
+    Expired,
+    InProgress,
+    KeyReused,
+    Refusal,
+    RefusedError,
+    explain,
+)
+from asgi_durable.engine.retention import Retention
 from asgi_durable.engine.run import Run, Services
 from asgi_durable.errors import StorageError, WorkflowInterruptedError
 from asgi_durable.storage.records import ResponseRecord, WorkflowRecord, WorkflowState
@@ -30,6 +40,7 @@ from asgi_durable.storage.writes import (
 __all__ = [
     "Answered",
     "Claimed",
+    "Expired",
     "InProgress",
     "KeyReused",
     "Progress",
@@ -53,23 +64,6 @@ class Claimed:
 
 
 @dataclass(frozen=True, slots=True)
-class InProgress:
-    """The same request runs already."""
-
-
-@dataclass(frozen=True, slots=True)
-class KeyReused:
-    """The key belongs to a request with another fingerprint."""
-
-
-@dataclass(frozen=True, slots=True)
-class Answered:
-    """The request is finished."""
-
-    response: ResponseRecord
-
-
-@dataclass(frozen=True, slots=True)
 class Progress:
     """How far a request is.
 
@@ -86,15 +80,16 @@ class Progress:
     response: ResponseRecord | None
 
 
-Claim = Claimed | InProgress | KeyReused | Answered
+Claim = Claimed | Refusal
 
 
 class RequestRun:
     """What a request's handler commits its answer with."""
 
-    def __init__(self, run: Run, active: ActiveRuns) -> None:
+    def __init__(self, run: Run, active: ActiveRuns, retention: Retention) -> None:
         self._run = run
         self._active = active
+        self._retention = retention
         self._has_durable_log = False
         self.ending: Ending | None = None
 
@@ -117,7 +112,7 @@ class RequestRun:
         return self._run.has_final_answer
 
     async def finish(self, status_code: int, headers: bytes, body: bytes | None) -> None:
-        """Commit the answer: the request's outcome, from now on and for ever.
+        """Commit the answer: the request's outcome, from now on until it expires.
 
         Raises:
             StorageError: It is not known to be committed.
@@ -125,8 +120,15 @@ class RequestRun:
             NonDeterministicWorkflowError: The handler left the request's log.
         """
         run = self._run
+        finished_at_us = time.time_ns() // 1000
+        expires_at_us, forgotten_at_us = self._retention.ends_of(finished_at_us)
         response = ResponseRecord(
-            workflow_id=run.workflow_id, status_code=status_code, headers=headers, body=body
+            workflow_id=run.workflow_id,
+            status_code=status_code,
+            headers=headers,
+            body=body,
+            expires_at_us=expires_at_us,
+            forgotten_at_us=forgotten_at_us,
         )
         unused = run.unused_log()
         if unused is not None:
@@ -139,7 +141,7 @@ class RequestRun:
                 state=WorkflowState.SUCCESS,
                 output=None,
                 error=None,
-                finished_at_us=time.time_ns() // 1000,
+                finished_at_us=finished_at_us,
                 response=response,
             )
         )
@@ -198,6 +200,7 @@ class Request:
         fingerprint: Equal for retries of one request, different for any other.
         request_id: Of this try.
         handler: Called in a task of the engine's if the request is claimed.
+        retention: For how long its answer is kept.
     """
 
     workflow_id: str
@@ -205,6 +208,7 @@ class Request:
     fingerprint: str
     request_id: str
     handler: Handler
+    retention: Retention = Retention()  # noqa: RUF009  frozen
 
 
 class Requests:
@@ -239,7 +243,7 @@ class Requests:
             delay = min(delay * 2, LONGEST_POLL_SECONDS)
 
     async def progress(self, workflow_id: str) -> Progress | None:
-        """Return how far a request is, ``None`` if there is none.
+        """Return how far a request is, ``None`` if there is none, or it is expired.
 
         Raises:
             StorageError: The storage failed.
@@ -249,11 +253,14 @@ class Requests:
         if found is None or not found.workflow.is_request:
             return None
         done = found.workflow.is_final
+        response = await storage.get_response(workflow_id) if done else None
+        if done and (response is None or not response.is_given_at(time.time_ns() // 1000)):
+            return None
         return Progress(
             state="DONE" if done else "RUNNING" if found.is_owned else "RETRYABLE",
             steps=found.entries,
             attempts=found.workflow.attempts,
-            response=await storage.get_response(workflow_id) if done else None,
+            response=response,
         )
 
     async def _wait_for_twin(
@@ -285,7 +292,7 @@ class Requests:
                 continue
             row = _record(self._services, request)
             run = Run(self._services, row, loop, executor_id=row.executor_id)
-            if self._active.launch(run, self._drive(run, request.handler)):
+            if self._active.launch(run, self._drive(run, request.handler, request.retention)):
                 claim = await self._outcome_of_claim(run, fingerprint)
                 if claim is not None:
                     return claim
@@ -297,8 +304,8 @@ class Requests:
             return Claimed(run)
         ending = await wait_for(run, run.done, loop)
         if isinstance(ending, Interrupted):
-            if isinstance(ending.error, _RefusedError):
-                return await self._explain(ending.error, fingerprint)
+            if isinstance(ending.error, RefusedError):
+                return await explain(ending.error, fingerprint, self._services.storage)
             if isinstance(ending.error, StorageError):
                 raise ending.error
             services = self._services
@@ -309,16 +316,16 @@ class Requests:
                 return None
         return Claimed(run)
 
-    async def _drive(self, run: Run, handler: Handler) -> Ending:
+    async def _drive(self, run: Run, handler: Handler, retention: Retention) -> Ending:
         outcome = await run.commit(ClaimRequest(run.workflow))
         if outcome.kind is OutcomeKind.CONFLICT and outcome.existing is not None:
-            refused = _RefusedError(outcome.existing, outcome.response)
+            refused = RefusedError(outcome.existing, outcome.response)
             return Interrupted(refused, is_released=True)
         run.check(outcome)
         if outcome.kind is OutcomeKind.RESUMED:
             for stored in await self._services.storage.load_runs([run.workflow_id]):
                 run.load(stored)
-        request = RequestRun(run, self._active)
+        request = RequestRun(run, self._active, retention)
         run.claimed.set(True)
         await handler(request)
         if request.ending is not None:
@@ -326,24 +333,6 @@ class Requests:
         return run.stopped or Interrupted(
             WorkflowInterruptedError(run.workflow_id, "its handler gave no answer")
         )
-
-    async def _explain(self, refused: _RefusedError, fingerprint: str) -> Claim:
-        existing, response = refused.existing, refused.response
-        if existing.fingerprint != fingerprint:
-            return KeyReused()
-        if response is None and existing.is_final:
-            # A long answer, or one that came between two looks at its row.
-            response = await self._services.storage.get_response(existing.workflow_id)
-        return InProgress() if response is None else Answered(response)
-
-
-class _RefusedError(Exception):
-    """The key is taken; carries the row that has it, and the answer if there is one."""
-
-    def __init__(self, existing: WorkflowRecord, response: ResponseRecord | None) -> None:
-        super().__init__(existing.workflow_id)
-        self.existing = existing
-        self.response = response
 
 
 def _record(services: Services, request: Request) -> WorkflowRecord:

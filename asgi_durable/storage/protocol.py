@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from sqlalchemy.ext.asyncio import AsyncSession
 
 __all__ = [
+    "PUT_OFF_US",
     "ApplicationDatabase",
     "ApplicationSlot",
     "Beat",
@@ -37,6 +38,9 @@ __all__ = [
     "StoredTransaction",
     "Transactions",
 ]
+
+# For how long a request is left alone that cannot be forgotten yet.
+PUT_OFF_US = 5 * 60 * 1_000_000
 
 
 class Lifecycle(Protocol):
@@ -176,6 +180,39 @@ class StepLog(Protocol):
             executor_id: Whose workflows.
             after: Only ids greater than this; ``""`` for the first page.
             limit: At most this many.
+        """
+
+    async def forget_expired(self, now_us: int, *, abandoned_before_us: int, limit: int) -> int:
+        """Forget requests whose time is over, in one transaction; the longest expired first.
+
+        One that is finished, from its answer's ``forgotten_at_us`` on, is deleted with all
+        below it: its steps, its answer, and the workflows that it has called or started, with
+        theirs. From ``expires_at_us`` until then it is a *tombstone*: its own row stays, and of
+        its answer the time, with ``TOMBSTONE_STATUS``, headers ``[]`` and no body. One that
+        waits for its retry, as nobody alive owns it, is deleted if it has not changed for long.
+
+        Where a workflow below it is PENDING a request stays: its answer expires
+        ``PUT_OFF_US`` after *now_us*, or it counts as abandoned that much later. What others
+        are at this very moment is left to them.
+
+        Args:
+            now_us: Microseconds since 1970, UTC.
+            abandoned_before_us: Requests that wait for their retry are forgotten if they have
+                not changed since then.
+            limit: At most so many requests.
+
+        Returns:
+            How many were deleted, made a tombstone or put off; fewer than *limit* if that was
+            all for now, or if somebody else is at it.
+        """
+
+    async def forget_request(self, workflow_id: str, now_us: int) -> bool:
+        """Do the same with one request at once, if it is finished.
+
+        Returns:
+            False if it stays: something below it is PENDING, or it is a tombstone. True if it
+            is gone, or is not expired at all, as somebody has claimed its key anew: the next
+            claim tells.
         """
 
 

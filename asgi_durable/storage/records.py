@@ -7,6 +7,7 @@ from enum import StrEnum
 from asgi_durable.value_class import value_class
 
 __all__ = [
+    "TOMBSTONE_STATUS",
     "ResponseRecord",
     "StepRecord",
     "StoredProgress",
@@ -14,6 +15,9 @@ __all__ = [
     "WorkflowRecord",
     "WorkflowState",
 ]
+
+# In the place of an expired answer's status; no answer has it.
+TOMBSTONE_STATUS = 0
 
 
 class WorkflowState(StrEnum):
@@ -99,12 +103,27 @@ class ResponseRecord:
     Attributes:
         headers: In order, duplicates kept, names in lower case; a JSON list of pairs.
         body: The whole body, ``None`` if it was not kept (streamed or too large).
+        expires_at_us: When it is not given any more; microseconds since 1970, UTC, by the
+            writer's clock.
+        forgotten_at_us: When the key is free, at ``expires_at_us`` or later; in between the
+            request leaves a tombstone.
     """
 
     workflow_id: str
     status_code: int
     headers: bytes
     body: bytes | None
+    expires_at_us: int
+    forgotten_at_us: int
+
+    @property
+    def is_tombstone(self) -> bool:
+        """True if only the key is kept still, and the answer is not."""
+        return self.status_code == TOMBSTONE_STATUS
+
+    def is_given_at(self, now_us: int) -> bool:
+        """Tell whether the answer is given at a time."""
+        return now_us < self.expires_at_us and not self.is_tombstone
 
 
 @value_class(kw_only=True)

@@ -16,6 +16,7 @@ from sqlalchemy import (
     PrimaryKeyConstraint,
     Table,
     Text,
+    and_,
 )
 
 __all__ = ["executors", "metadata", "responses", "schema_version", "steps", "workflows"]
@@ -83,6 +84,14 @@ Index(
     sqlite_where=workflows.c.state == "PENDING",
     postgresql_where=workflows.c.state == "PENDING",
 )
+# Requests without an answer: which of them nobody has gone on with for long.
+_is_unanswered = and_(workflows.c.state == "PENDING", workflows.c.fingerprint.is_not(None))
+Index(
+    "ix_asgi_durable_workflows_unanswered",
+    workflows.c.updated_at_us,
+    sqlite_where=_is_unanswered,
+    postgresql_where=_is_unanswered,
+)
 
 steps = Table(
     "asgi_durable_steps",
@@ -104,5 +113,8 @@ responses = Table(
     Column("status_code", Integer, nullable=False),
     Column("headers", LargeBinary, nullable=False),
     Column("body", LargeBinary),
+    Column("expires_at_us", BigInteger, nullable=False),
+    Column("forgotten_at_us", BigInteger, nullable=False),
     PrimaryKeyConstraint("workflow_id"),
 )
+Index("ix_asgi_durable_responses_expires", responses.c.expires_at_us)

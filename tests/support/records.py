@@ -82,5 +82,11 @@ def success(workflow_id: str = "w", output: bytes = b"9", **fields: Any) -> Fini
 
 def response(workflow_id: str = "r", body: bytes | None = b"body", **fields: Any) -> ResponseRecord:
     """Return an answer."""
-    values: dict[str, Any] = {"status_code": 201, "headers": b"[]", "body": body}
+    values: dict[str, Any] = {
+        "status_code": 201,
+        "headers": b"[]",
+        "body": body,
+        "expires_at_us": 1000,
+        "forgotten_at_us": 1000,
+    }
     return ResponseRecord(workflow_id=workflow_id, **values | fields)

@@ -15,6 +15,7 @@ from asgi_durable.storage.postgres.executors import PostgresExecutors
 from asgi_durable.storage.postgres.home_link import HomeLink
 from asgi_durable.storage.postgres.link import Link
 from asgi_durable.storage.postgres.reader import PostgresReader
+from asgi_durable.storage.postgres.retention import PostgresRetention
 from asgi_durable.storage.postgres.rows import PostgresNames
 from asgi_durable.storage.postgres.schema import prepare_schema
 from asgi_durable.storage.postgres.session import PostgresSession, Registration
@@ -37,9 +38,10 @@ ResultT = TypeVar("ResultT")
 
 @dataclass(frozen=True, slots=True)
 class _Parts:
-    """What works on the thread of an open storage, each part on a connection of its own."""
+    """What works on the thread of an open storage, on connections of its own."""
 
     writer: PostgresWriter
+    retention: PostgresRetention
     reader: PostgresReader
     executors: PostgresExecutors
     session: PostgresSession
@@ -168,6 +170,14 @@ class PostgresStorage:
     async def list_pending(self, executor_id: str, *, after: str, limit: int) -> list[str]:
         return await self._run(lambda parts: parts.reader.list_pending(executor_id, after, limit))
 
+    async def forget_expired(self, now_us: int, *, abandoned_before_us: int, limit: int) -> int:
+        return await self._run(
+            lambda parts: parts.retention.forget_expired(now_us, abandoned_before_us, limit)
+        )
+
+    async def forget_request(self, workflow_id: str, now_us: int) -> bool:
+        return await self._run(lambda parts: parts.retention.forget_request(workflow_id, now_us))
+
     @asynccontextmanager
     async def transaction(
         self, slot: StepSlot | None, *, isolation_level: str | None = None
@@ -187,6 +197,7 @@ class PostgresStorage:
         session = PostgresSession(database, names)
         return _Parts(
             writer=PostgresWriter(writing, names),
+            retention=PostgresRetention(writing, names),
             reader=PostgresReader(reading, names),
             executors=PostgresExecutors(session, names),
             session=session,

@@ -134,7 +134,7 @@ def _find_answers(names: PostgresNames, found: str, owner_lives: str) -> str:
     )
     return (
         f"SELECT {list_of(tables.workflows, 'w')}, {owner_lives} AS owner_lives, "
-        "r.status_code, r.headers, r.body "
+        "r.status_code, r.headers, r.body, r.expires_at_us, r.forgotten_at_us "
         f"FROM unnest($1::text[], $2::text[]) AS wanted(id, fingerprint) {found} {answer}"
     )
 
@@ -290,6 +290,8 @@ def _response_from(row: Any) -> ResponseRecord | None:
         status_code=row["status_code"],
         headers=row["headers"],
         body=row["body"],
+        expires_at_us=row["expires_at_us"],
+        forgotten_at_us=row["forgotten_at_us"],
     )
 
 

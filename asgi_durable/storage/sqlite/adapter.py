@@ -33,6 +33,7 @@ from asgi_durable.storage.sqlite.errors import naming_errors
 from asgi_durable.storage.sqlite.executors import SQLiteExecutors
 from asgi_durable.storage.sqlite.file import SQLiteFile
 from asgi_durable.storage.sqlite.reader import SQLiteReader
+from asgi_durable.storage.sqlite.retention import SQLiteRetention
 from asgi_durable.storage.sqlite.sessions import SQLiteSessions
 from asgi_durable.storage.sqlite.work_thread import WorkThread
 from asgi_durable.storage.sqlite.writer import SQLiteWriter
@@ -74,6 +75,7 @@ class _Opened:
     reader: SQLiteReader
     executors: SQLiteExecutors
     checkpoints: SQLiteCheckpoints
+    retention: SQLiteRetention
 
     def close(self) -> None:
         self.executors.release_all()
@@ -200,6 +202,16 @@ class SQLiteStorage:
             lambda opened: opened.reader.list_pending(executor_id, after, limit)
         )
 
+    async def forget_expired(self, now_us: int, *, abandoned_before_us: int, limit: int) -> int:
+        return await self._write(
+            lambda opened: opened.retention.forget_expired(now_us, abandoned_before_us, limit)
+        )
+
+    async def forget_request(self, workflow_id: str, now_us: int) -> bool:
+        return await self._write(
+            lambda opened: opened.retention.forget_request(workflow_id, now_us)
+        )
+
     @asynccontextmanager
     async def transaction(
         self, slot: StepSlot | None, *, isolation_level: str | None = None
@@ -230,7 +242,8 @@ class SQLiteStorage:
             opened.callback(reader.close)
             checkpoints = SQLiteCheckpoints(file, writer.connection)
             executors = SQLiteExecutors(file, writer.connection)
-            self._opened = _Opened(writer, reader, executors, checkpoints)
+            retention = SQLiteRetention(writer.connection)
+            self._opened = _Opened(writer, reader, executors, checkpoints, retention)
             opened.pop_all()
 
     def _close(self) -> None:

@@ -1,0 +1,79 @@
+"""What is told instead where a request cannot be claimed, as its key is taken."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+
+from asgi_durable.storage.protocol import StepLog
+from asgi_durable.storage.records import ResponseRecord, WorkflowRecord
+
+__all__ = [
+    "Answered",
+    "Expired",
+    "InProgress",
+    "KeyReused",
+    "Refusal",
+    "RefusedError",
+    "explain",
+]
+
+
+@dataclass(frozen=True, slots=True)
+class InProgress:
+    """The same request runs already."""
+
+
+@dataclass(frozen=True, slots=True)
+class KeyReused:
+    """The key belongs to a request with another fingerprint."""
+
+
+@dataclass(frozen=True, slots=True)
+class Answered:
+    """The request is finished."""
+
+    response: ResponseRecord
+
+
+@dataclass(frozen=True, slots=True)
+class Expired:
+    """The request was finished, and its answer is not given any more."""
+
+
+Refusal = InProgress | KeyReused | Answered | Expired
+
+
+class RefusedError(Exception):
+    """The key is taken; carries the row that has it, and the answer if there is one."""
+
+    def __init__(self, existing: WorkflowRecord, response: ResponseRecord | None) -> None:
+        super().__init__(existing.workflow_id)
+        self.existing = existing
+        self.response = response
+
+
+async def explain(refused: RefusedError, fingerprint: str, storage: StepLog) -> Refusal | None:
+    """Return what to tell who has made a claim, ``None`` if it is to be made again.
+
+    An expired request tells nothing any more, not even that another one has its key.
+
+    Raises:
+        StorageError: The storage failed.
+    """
+    existing = refused.existing
+    is_same = existing.fingerprint == fingerprint
+    if not existing.is_final:
+        return InProgress() if is_same else KeyReused()
+    # Not told with the row: a long answer, or that of another request.
+    answer = refused.response or await storage.get_response(existing.workflow_id)
+    now_us = time.time_ns() // 1000
+    if answer is None or not answer.is_given_at(now_us):
+        if answer is not None and now_us < answer.forgotten_at_us:
+            return Expired()
+        if await storage.forget_request(existing.workflow_id, now_us):
+            return None
+    # It is given still where something that the request has started is not finished.
+    if not is_same:
+        return KeyReused()
+    return InProgress() if answer is None or answer.is_tombstone else Answered(answer)
