@@ -5,12 +5,14 @@ from asgi_durable.context import RequestContext
 from asgi_durable.durable import Durable
 from asgi_durable.engine.handle import WorkflowHandle, WorkflowStatus
 from asgi_durable.errors import (
+    AttemptsExhaustedError,
     DecodeError,
     DurableError,
     DurableUsageError,
     EncodeError,
     FinalError,
     IdempotencyError,
+    KeyExpiredError,
     KeyMalformedError,
     KeyMissingError,
     KeyReusedError,
@@ -41,6 +43,7 @@ from asgi_durable.storage.records import WorkflowState
 __version__ = "0.1.0"
 
 __all__ = [
+    "AttemptsExhaustedError",
     "Codec",
     "DecodeError",
     "Durable",
@@ -52,6 +55,7 @@ __all__ = [
     "IdempotencyMiddleware",
     "IdempotencyPolicy",
     "JsonCodec",
+    "KeyExpiredError",
     "KeyMalformedError",
     "KeyMissingError",
     "KeyReusedError",

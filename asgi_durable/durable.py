@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from importlib.metadata import entry_points
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, ParamSpec, Self, TypeVar, cast, overload
@@ -61,6 +61,9 @@ class Durable:
             own beside the application's data, ``asgi_durable_transactions``.
         codec: Writes values into the step log; readable JSON that keeps types by default.
         idempotency: Which requests an ``Idempotency-Key`` makes durable.
+        idempotency_routes: Other policies by route, ``"POST /orders/{order_id}"`` say, or
+            ``"/hooks/{rest:path}"``; the first that fits counts. ``None`` for a route that keys
+            have no effect on.
         request_id_headers: Headers that a request id is read from; the first one is sent.
         drain_timeout: Seconds that a stop waits for runs before it interrupts them.
         storage_patience: Seconds that a failing storage is tried before a run is given up,
@@ -80,6 +83,7 @@ class Durable:
         application_url: str | None = None,
         codec: Codec | None = None,
         idempotency: IdempotencyPolicy | None = None,
+        idempotency_routes: Mapping[str, IdempotencyPolicy | None] | None = None,
         request_id_headers: Sequence[str] = ("X-Request-ID",),
         drain_timeout: float = 5.0,
         storage_patience: float = 30.0,
@@ -87,6 +91,7 @@ class Durable:
     ) -> None:
         self.url = url or os.environ.get(URL_VARIABLE) or DEFAULT_URL
         self.idempotency = idempotency or IdempotencyPolicy()
+        self.idempotency_routes = dict(idempotency_routes or {})
         self.request_id_headers = tuple(request_id_headers)
         self.application_url = application_url
         storage = _find_storage(self.url)
@@ -98,6 +103,7 @@ class Durable:
                 drain_timeout_seconds=drain_timeout,
                 patience_seconds=storage_patience,
                 lease_seconds=_positive(lease, "lease"),
+                request_lifetime_seconds=self.idempotency.max_lifetime,
             ),
         )
 
@@ -333,7 +339,10 @@ class Durable:
         """Return an ASGI app with the whole stack around it."""
         return self.wrap_outside(
             IdempotencyMiddleware(
-                ProblemDetailsMiddleware(app), self.engine, policy=self.idempotency
+                ProblemDetailsMiddleware(app),
+                self.engine,
+                policy=self.idempotency,
+                routes=self.idempotency_routes,
             )
         )
 

@@ -1,6 +1,7 @@
 """Every error the library raises, with the HTTP status a client sees.
 
 DurableError                          500  base class; raise it, or catch this one
+├── FinalError                        500  one to raise: the request's answer for ever
 ├── DurableUsageError                 500  the library was called in a way that cannot work
 ├── WorkflowNotFoundError             404  no such workflow id
 ├── WorkflowConflictError             409  the workflow id belongs to another function
@@ -15,11 +16,15 @@ DurableError                          500  base class; raise it, or catch this o
 ├── StorageError                      500  the database refused; the message names it
 │   └── StorageUnavailableError       503  the database cannot be used at the moment
 └── IdempotencyError                  400  answers to requests with an Idempotency-Key
+    ├── KeyMissingError               400  the request has no key, and has to have one
     ├── KeyMalformedError             400  the key is empty, too long, repeated or not legal
     ├── KeyReusedError                422  the key belongs to another request
     ├── RequestInProgressError        409  the first request with this key still runs
     ├── RequestTooLargeError          413  the body is longer than a keyed request may be
     ├── ResponseNotKeptError          410  the request is done, but its answer was not kept
+    ├── KeyExpiredError               410  the request was done, and its answer has expired
+    ├── AttemptsExhaustedError        500  the request was tried as often as it may be
+    ├── OutcomeUnknownError           503  it is not known whether the answer was kept
     └── PrincipalUnavailableError     500  it cannot be told whose request it is
 """
 
@@ -28,12 +33,14 @@ from __future__ import annotations
 from typing import ClassVar
 
 __all__ = [
+    "AttemptsExhaustedError",
     "DecodeError",
     "DurableError",
     "DurableUsageError",
     "EncodeError",
     "FinalError",
     "IdempotencyError",
+    "KeyExpiredError",
     "KeyMalformedError",
     "KeyMissingError",
     "KeyReusedError",
@@ -333,6 +340,22 @@ class ResponseNotKeptError(IdempotencyError):
     default_code = "RESPONSE_NOT_KEPT"
     default_status = 410
     title = "The request is done, and its answer was not kept"
+
+
+class KeyExpiredError(IdempotencyError):
+    """The request was carried out long ago; its answer has expired."""
+
+    default_code = "KEY_EXPIRED"
+    default_status = 410
+    title = "The idempotency key has expired"
+
+
+class AttemptsExhaustedError(IdempotencyError):
+    """The request has failed or was interrupted as often as its policy allows."""
+
+    default_code = "ATTEMPTS_EXHAUSTED"
+    default_status = 500
+    title = "The request failed in every attempt"
 
 
 class OutcomeUnknownError(IdempotencyError):

@@ -1,32 +1,19 @@
-"""FastAPI adapter: one call installs the stack, in the right places, whatever the order.
-
-The request context and the lifespan go around everything, the server's own error page
-included; idempotency goes inside the application's middlewares, so that authentication and
-CORS run first.
-"""
+"""FastAPI adapter: Starlette's, and what FastAPI fills in besides."""
 
 from __future__ import annotations
 
 import inspect
-import typing
+from collections.abc import Iterable, Sequence
+from typing import Any, cast
 
+import fastapi.routing
 from fastapi import FastAPI, params
-from starlette.background import BackgroundTasks
-from starlette.middleware import Middleware
-from starlette.requests import HTTPConnection
-from starlette.responses import Response
-from starlette.types import ASGIApp
-from starlette.websockets import WebSocket, WebSocketState
 
-from asgi_durable import Durable, DurableError, DurableUsageError, IdempotencyMiddleware
-from asgi_durable.middleware.problem_details import problem_response
+import asgi_durable_starlette
+from asgi_durable import Durable
+from asgi_durable_starlette import idempotent
 
-__all__ = ["install"]
-
-_INSTALLED = "asgi_durable"
-_CONNECTING = WebSocketState.CONNECTING
-_INTERNAL_ERROR = 1011  # RFC 6455, section 7.4.1
-_AMBIENT_CLASSES = (HTTPConnection, Response, BackgroundTasks)
+__all__ = ["idempotent", "install"]
 
 
 def install(app: FastAPI, durable: Durable) -> None:
@@ -39,43 +26,16 @@ def install(app: FastAPI, durable: Durable) -> None:
     Raises:
         DurableUsageError: The application has been started, or has a ``Durable`` already.
     """
-    if app.middleware_stack is not None:
-        msg = "install() comes before the application's first request"
-        raise DurableUsageError(msg)
-    if hasattr(app.state, _INSTALLED):
-        msg = "a Durable is installed in this application already"
-        raise DurableUsageError(msg)
-    setattr(app.state, _INSTALLED, durable)
-    durable.engine.registry.add_ambient_rule(_is_ambient)
-    # Starlette calls it for requests and for WebSockets; its annotation knows one at a time.
-    app.add_exception_handler(DurableError, typing.cast("typing.Any", _answer))
-    # At the end, which is inside: `add_middleware` puts its middleware at the front.
-    app.user_middleware.append(
-        Middleware(IdempotencyMiddleware, engine=durable.engine, policy=durable.idempotency)
-    )
-    build = app.build_middleware_stack
-
-    def build_with_durable() -> ASGIApp:
-        return durable.wrap_outside(build())
-
-    app.build_middleware_stack = build_with_durable  # type: ignore[method-assign]
+    asgi_durable_starlette.install(app, durable, flatten=_flatten)
+    durable.engine.registry.add_ambient_rule(_is_dependency)
 
 
-async def _answer(connection: HTTPConnection, error: Exception) -> Response | None:
-    if not isinstance(error, DurableError):
-        raise error
-    if isinstance(connection, WebSocket) and connection.application_state is not _CONNECTING:
-        await connection.close(code=_INTERNAL_ERROR)
-        return None
-    status, headers, body = problem_response(error)
-    response = Response(body, status_code=status)
-    response.raw_headers = headers
-    return response
+def _flatten(routes: Sequence[Any]) -> Iterable[Any]:
+    # Later versions keep an included router as one route.
+    flatten = getattr(fastapi.routing, "iter_route_contexts", iter)
+    return cast("Iterable[Any]", flatten(routes))
 
 
-def _is_ambient(parameter: inspect.Parameter, hint: object) -> bool:
+def _is_dependency(parameter: inspect.Parameter, hint: object) -> bool:
     markers = (parameter.default, *getattr(hint, "__metadata__", ()))
-    if any(isinstance(marker, params.Depends) for marker in markers):
-        return True
-    bare = typing.get_args(hint)[0] if hasattr(hint, "__metadata__") else hint
-    return isinstance(bare, type) and issubclass(bare, _AMBIENT_CLASSES)
+    return any(isinstance(marker, params.Depends) for marker in markers)

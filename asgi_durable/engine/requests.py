@@ -91,6 +91,7 @@ class RequestRun:
         self._active = active
         self._retention = retention
         self._has_durable_log = False
+        self._is_given_up = False
         self.ending: Ending | None = None
 
     @property
@@ -111,6 +112,22 @@ class RequestRun:
         """True once the handler has said that its answer is final, whatever its status."""
         return self._run.has_final_answer
 
+    @property
+    def attempts(self) -> int:
+        """How often the request was begun or gone on with, this time included."""
+        return self._run.workflow.attempts
+
+    @property
+    def is_elsewhere(self) -> bool:
+        """True once another executor has the request, or its outcome."""
+        stopped = self._run.stopped
+        return stopped is not None and stopped.is_elsewhere
+
+    def give_up(self) -> None:
+        """Make the next answer final, whatever is recorded."""
+        self._is_given_up = True
+        self._run.has_final_answer = True
+
     async def finish(self, status_code: int, headers: bytes, body: bytes | None) -> None:
         """Commit the answer: the request's outcome, from now on until it expires.
 
@@ -130,7 +147,7 @@ class RequestRun:
             expires_at_us=expires_at_us,
             forgotten_at_us=forgotten_at_us,
         )
-        unused = run.unused_log()
+        unused = None if self._is_given_up else run.unused_log()
         if unused is not None:
             raise unused.error
         self._has_durable_log = self._is_log_durable()
@@ -199,7 +216,6 @@ class Request:
         name: What the request is, for people.
         fingerprint: Equal for retries of one request, different for any other.
         request_id: Of this try.
-        handler: Called in a task of the engine's if the request is claimed.
         retention: For how long its answer is kept.
     """
 
@@ -207,7 +223,6 @@ class Request:
     name: str
     fingerprint: str
     request_id: str
-    handler: Handler
     retention: Retention = Retention()  # noqa: RUF009  frozen
 
 
@@ -220,11 +235,14 @@ class Requests:
         self._outcomes = outcomes
         self._twins: Counter[str] = Counter()
 
-    async def claim(self, request: Request, *, wait_seconds: float = 0.0) -> Claim:
+    async def claim(
+        self, request: Request, handler: Handler, *, wait_seconds: float = 0.0
+    ) -> Claim:
         """Claim a request, or say what became of the one that has its key.
 
         Args:
             request: Which one.
+            handler: Called in a task of the engine's if the request is claimed.
             wait_seconds: For how long to wait for a twin that runs already, here or elsewhere;
                 not at all where too many wait.
 
@@ -234,7 +252,7 @@ class Requests:
         give_up_at = time.monotonic() + wait_seconds
         delay = FIRST_POLL_SECONDS
         while True:
-            claim = await self._claim_now(request)
+            claim = await self._claim_now(request, handler)
             left_seconds = give_up_at - time.monotonic()
             if not isinstance(claim, InProgress) or left_seconds <= 0:
                 return claim
@@ -279,7 +297,7 @@ class Requests:
                 del twins[workflow_id]
         return True
 
-    async def _claim_now(self, request: Request) -> Claim:
+    async def _claim_now(self, request: Request, handler: Handler) -> Claim:
         loop = asyncio.get_running_loop()
         workflow_id, fingerprint = request.workflow_id, request.fingerprint
         while True:
@@ -292,7 +310,7 @@ class Requests:
                 continue
             row = _record(self._services, request)
             run = Run(self._services, row, loop, executor_id=row.executor_id)
-            if self._active.launch(run, self._drive(run, request.handler, request.retention)):
+            if self._active.launch(run, self._drive(run, handler, request.retention)):
                 claim = await self._outcome_of_claim(run, fingerprint)
                 if claim is not None:
                     return claim

@@ -14,6 +14,7 @@ __all__ = [
     "Send",
     "header_values",
     "replace_header",
+    "route_path",
 ]
 
 Scope = MutableMapping[str, Any]
@@ -32,3 +33,11 @@ def header_values(headers: Iterable[tuple[bytes, bytes]], name: bytes) -> list[b
 def replace_header(headers: Iterable[tuple[bytes, bytes]], name: bytes, value: bytes) -> Headers:
     """Return the headers with exactly one line of this name; *name* is in lower case."""
     return [(key, old) for key, old in headers if key.lower() != name] + [(name, value)]
+
+
+def route_path(scope: Scope) -> str:
+    """Return a request's path below where its application is mounted."""
+    path: str = scope["path"]
+    below = path.removeprefix(scope.get("root_path", ""))
+    # Servers disagree on whether a path begins with where the application is mounted.
+    return below if below.startswith("/") else path if below else "/"

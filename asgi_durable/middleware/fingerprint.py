@@ -117,13 +117,15 @@ def _named(kind: bytes, name: object) -> bytes:
     return kind + name.encode()
 
 
-def request_workflow_id(principal: bytes, key: bytes) -> str:
+def request_workflow_id(principal: bytes, key: bytes, endpoint: bytes | None = None) -> str:
     """Return the id of the workflow that a key stands for: a hash, so no client can choose one.
 
     Its first part says whose it is. The method and the path are not in it but in the
-    fingerprint: the same key on another endpoint is a mistake of the client's, and is told so.
+    fingerprint: the same key on another endpoint is a mistake of the client's, and is told so;
+    but where each *endpoint* has keys of its own.
     """
-    own = _base32(_digest(b"asgi-durable request", principal, key))[:_KEY_CHARACTERS]
+    parts = (principal, key) if endpoint is None else (principal, key, endpoint)
+    own = _base32(_digest(b"asgi-durable request", *parts))[:_KEY_CHARACTERS]
     return _principal_part(principal) + own
 
 
@@ -142,7 +144,9 @@ def _base32(digest: bytes) -> str:
     return base64.b32encode(digest).decode("ascii").lower()
 
 
-def request_fingerprint(scope: Scope, body: bytes) -> str:
+def request_fingerprint(
+    scope: Scope, body: bytes, configured: Callable[[Scope, bytes], str] | None = None
+) -> str:
     """Return a digest of what must not change between retries of a request.
 
     Most headers are left out: clients and proxies change them between retries. The digest
@@ -154,7 +158,10 @@ def request_fingerprint(scope: Scope, body: bytes) -> str:
     Args:
         scope: An HTTP scope.
         body: The whole request body.
+        configured: The application's own way, from the same.
     """
+    if configured is not None:
+        return "own:" + _digest(configured(scope, body).encode()).hex()
     media_type = b",".join(header_values(scope["headers"], b"content-type"))
     encoding = b",".join(header_values(scope["headers"], b"content-encoding"))
     # The raw path: no two paths that the app can tell apart share a fingerprint.

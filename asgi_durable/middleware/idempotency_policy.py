@@ -15,7 +15,24 @@ __all__ = ["IdempotencyPolicy"]
 # They change nothing, so there is nothing to keep from being done twice.
 _SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS", "TRACE"})
 
-_DIALECTS = ("default", "ietf", "stripe")
+_CHOICES = {
+    "scope": ("principal", "endpoint"),
+    "dialect": ("default", "ietf", "stripe"),
+    "on_disconnect": ("finish", "cancel"),
+    "on_expired": ("forget", "reject"),
+    "on_store_error": ("reject", "bypass"),
+}
+_AMOUNTS = (
+    "max_wait",
+    "async_after",
+    "stream_after",
+    "retention",
+    "tombstone_retention",
+    "max_lifetime",
+    "max_request_body",
+    "max_response_body",
+)
+_DAY = 24 * 3600.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -28,25 +45,48 @@ class IdempotencyPolicy:
         header_name: Header that carries the key.
         docs_url: Where the use of keys is explained; linked from the answers to wrong ones.
         validate_key: Returns whether a key is accepted; others are answered 400.
+        scope: Within what a key is unique: with ``"principal"`` each principal has its own, and
+            one that is sent to another endpoint is a mistake (422); with ``"endpoint"`` each
+            method and path of a principal has its own.
         principal: Returns whose request it is, from the ASGI scope; keys of different
             principals never meet. By default the authenticated user of ``scope["user"]``,
             else a hash of ``Authorization``, else one of the session cookie, else everybody
             who sends none of them.
         session_cookie: Name of the cookie that says whose request it is.
+        fingerprint: Returns what must not change between retries, from the ASGI scope and the
+            body. By default the method, path, query, media type and body; a JSON body is
+            compared by what it says.
         store_4xx: True to keep an answer of 4xx even where nothing was recorded before it.
             Never kept: 401, 403, 407, 408, 421, 425 and 429.
+        max_attempts: How often a request is tried that fails or is interrupted again and
+            again; from then on it is answered 500 ``ATTEMPTS_EXHAUSTED``. ``None`` for ever.
         max_wait: Seconds that a request waits for a twin that is running already, before it is
             answered 409; ``Prefer: wait=N`` may make it less, never more.
+        async_after: Seconds after which a request is answered 202 with where to look, although
+            its client has not asked for that; ``None`` for never.
         dialect: ``"ietf"`` answers a twin 409 at once, as the draft has it; ``"stripe"`` as
             well, and a key of another request 400, not 422.
         status_prefix: Path below which the status of a client's own requests is served, and
             their answers later; ``None`` for nowhere. ``Prefer: respond-async`` is answered
             with where to look.
+        on_disconnect: ``"finish"`` goes on without the client; ``"cancel"`` stops where it is,
+            and the retry goes on after what is recorded.
+        on_store_error: ``"reject"`` answers 503 where the storage is not available;
+            ``"bypass"`` serves the request without any protection, and says so in the answer
+            (``Idempotency-Status: ignored``).
+        retention: Seconds that an answer is kept, from its completion.
+        on_expired: ``"forget"`` frees the key at the end of the retention; ``"reject"`` answers
+            410 for ``tombstone_retention`` seconds more, and carries nothing out again.
+        tombstone_retention: See there; 30 days.
+        max_lifetime: Seconds that a request is kept which nobody retries and which has no
+            answer; 7 days.
+        stream_after: Seconds without a further piece of a body that is not complete, after
+            which what there is of it is sent.
         max_request_body: Bytes; a longer body is answered 413.
         max_response_body: Bytes; a longer answer passes through and is not kept.
 
     Raises:
-        DurableUsageError: A method is safe, or a number is negative.
+        DurableUsageError: A method is safe, a word is unknown, or a number is negative.
     """
 
     methods: frozenset[str] = frozenset({"POST", "PATCH"})
@@ -54,12 +94,23 @@ class IdempotencyPolicy:
     header_name: str = "Idempotency-Key"
     docs_url: str | None = None
     validate_key: Callable[[str], bool] | None = None
+    scope: Literal["principal", "endpoint"] = "principal"
     principal: Callable[[Scope], str | None] | None = None
     session_cookie: str | None = None
+    fingerprint: Callable[[Scope, bytes], str] | None = None
     store_4xx: bool = False
+    max_attempts: int | None = None
     max_wait: float = 5.0
+    async_after: float | None = None
     dialect: Literal["default", "ietf", "stripe"] = "default"
     status_prefix: str | None = "/durable/requests"
+    on_disconnect: Literal["finish", "cancel"] = "finish"
+    on_store_error: Literal["reject", "bypass"] = "reject"
+    retention: float = _DAY
+    on_expired: Literal["forget", "reject"] = "forget"
+    tombstone_retention: float = 30 * _DAY
+    max_lifetime: float = 7 * _DAY
+    stream_after: float = 0.25
     max_request_body: int = 1024 * 1024
     max_response_body: int = 1024 * 1024
 
@@ -68,18 +119,23 @@ class IdempotencyPolicy:
         if safe := sorted(_SAFE_METHODS.intersection(self.methods)):
             msg = f"{safe[0]} changes nothing: a key has no meaning there"
             raise DurableUsageError(msg)
-        if self.dialect not in _DIALECTS:
-            msg = f"dialect must be one of {', '.join(_DIALECTS)}, got {self.dialect!r}"
-            raise DurableUsageError(msg)
+        for name, choices in _CHOICES.items():
+            value = getattr(self, name)
+            if value not in choices:
+                msg = f"{name} must be one of {', '.join(choices)}, got {value!r}"
+                raise DurableUsageError(msg)
         prefix = self.status_prefix
         if prefix is not None and not re.fullmatch(r"(/[A-Za-z0-9._~-]+)+", prefix):
             msg = f"status_prefix must be a path such as /durable/requests, got {prefix!r}"
             raise DurableUsageError(msg)
-        for name in ("max_wait", "max_request_body", "max_response_body"):
+        for name in _AMOUNTS:
             value = getattr(self, name)
-            if not 0 <= value < float("inf"):
+            if value is not None and not 0 <= value < float("inf"):
                 msg = f"{name} must be a number that is not negative, got {value!r}"
                 raise DurableUsageError(msg)
+        if self.max_attempts is not None and not self.max_attempts >= 1:
+            msg = f"max_attempts must be at least 1, got {self.max_attempts!r}"
+            raise DurableUsageError(msg)
 
     @property
     def twins_wait(self) -> float:

@@ -89,9 +89,15 @@ class _HoldingSender:
             await self._send(message)
 
 
-async def send_problem(send: Send, error: DurableError, *, headers: Headers | None = None) -> None:
-    """Answer a request with an error."""
-    status, own_headers, body = problem_response(error)
+async def send_problem(
+    send: Send,
+    error: DurableError,
+    *,
+    headers: Headers | None = None,
+    members: Mapping[str, Any] | None = None,
+) -> None:
+    """Answer a request with an error; see :func:`problem_response`."""
+    status, own_headers, body = problem_response(error, members=members)
     start = {"type": "http.response.start", "status": status}
     await send({**start, "headers": [*own_headers, *(headers or [])]})
     await send({"type": "http.response.body", "body": body})
@@ -122,6 +128,7 @@ def problem_response(
         "error": type(error).__name__,
         "request_id": request.request_id if request is not None else None,
         "retryable": error.retryable,
+        **({"retry_after": RETRY_AFTER_SECONDS} if error.retryable else {}),
         **(members or {}),
     }
     body = json.dumps(problem).encode("ascii")

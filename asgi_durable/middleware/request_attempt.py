@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 
 from asgi_durable.engine.active_runs import wait_for
-from asgi_durable.engine.endings import Interrupted
+from asgi_durable.engine.endings import Interrupted, RunStopped
 from asgi_durable.engine.requests import Claimed, RequestRun
-from asgi_durable.errors import DurableError
-from asgi_durable.middleware.asgi import ASGIApp, Headers, Message, Scope, Send
+from asgi_durable.errors import AttemptsExhaustedError, DurableError, WorkflowInterruptedError
+from asgi_durable.middleware.asgi import ASGIApp, Headers, Message, Receive, Scope, Send
 from asgi_durable.middleware.idempotency_policy import IdempotencyPolicy
 from asgi_durable.middleware.problem_details import send_problem
 from asgi_durable.middleware.request_body import ReplayedBody
@@ -30,33 +30,46 @@ _HIDDEN_EXTENSIONS = frozenset(
 
 @dataclass(frozen=True, slots=True)
 class Connection:
-    """What a server has called the middleware with; the body is read already."""
+    """What a server has called the middleware with."""
 
     scope: Scope
-    body: ReplayedBody
+    receive: Receive
     send: Send
 
 
 class RequestAttempt:
-    """One try of one keyed request, while its handler runs in a task of the engine's."""
+    """One try of one keyed request, while its handler runs in a task of the engine's.
+
+    Args:
+        app: What answers.
+        policy: The request's.
+        connection: Where it came from; its body is read already.
+        body: That.
+        marks: Put on the answer.
+    """
 
     def __init__(
         self,
         app: ASGIApp,
         policy: IdempotencyPolicy,
         connection: Connection,
+        body: bytes,
         marks: Headers,
     ) -> None:
         self._app = app
         self._policy = policy
         self._scope = connection.scope
-        self._body = connection.body
         self._send = connection.send
         self._marks = marks
+        self._is_cancelled_by_client = False
+        self._body = ReplayedBody(
+            body, connection.receive, is_watched=policy.on_disconnect == "cancel"
+        )
         self._recorder: ResponseRecorder | None = None
         self._app_error: Exception | None = None
         self._is_handled = False
         self._client_gone = False
+        self._answer_begun = asyncio.Event()
 
     @contextmanager
     def noticing_cancellation(self) -> Iterator[None]:
@@ -75,18 +88,33 @@ class RequestAttempt:
             self._forward,
             policy=self._policy,
             added_headers=self._marks,
-            sending=self._body.may_tell,
+            may_tell=self._body.may_tell,
         )
         try:
-            await self._app(self._scope, self._body.receive, recorder.send)
+            await self._call_app(request, recorder)
         except Exception as error:  # raised again by `wait`, in the server's own task
             self._app_error = error
             if self._client_gone:
                 logger.exception("A request failed whose client has gone")
+        except (asyncio.CancelledError, RunStopped):
+            if not self._is_cancelled_by_client:
+                raise
         if not recorder.complete:
             # Invariant: an error is never an answer for ever; what is recorded is kept.
             await request.leave_for_retry()
         self._is_handled = True
+
+    async def _call_app(self, request: RequestRun, recorder: ResponseRecorder) -> None:
+        most = self._policy.max_attempts
+        try:
+            if most is not None and request.attempts > most:
+                request.give_up()
+                error = AttemptsExhaustedError(f"it was tried {most} times; it is not tried again")
+                await send_problem(recorder.send, error)
+            else:
+                await self._app(self._scope, self._body.receive, recorder.send)
+        finally:
+            await recorder.close()
 
     async def is_answered_within(self, claim: Claimed, seconds: float) -> bool:
         """Wait until the answer is on its way; if it is not in time, it is not sent any more.
@@ -95,7 +123,7 @@ class RequestAttempt:
         """
         loop = asyncio.get_running_loop()
         waits = [
-            loop.create_task(self._body.may_tell.wait()),
+            loop.create_task(self._answer_begun.wait()),
             loop.create_task(wait_for(claim.run, claim.run.done, loop)),
         ]
         try:
@@ -103,22 +131,39 @@ class RequestAttempt:
         finally:
             for wait in waits:
                 wait.cancel()
-        is_answered = self._body.may_tell.is_set() or claim.run.done.is_set()
+        is_answered = self._answer_begun.is_set() or claim.run.done.is_set()
         self._client_gone = self._client_gone or not is_answered
         return is_answered
 
-    async def wait(self, claim: Claimed) -> None:
-        """Wait until the app is through; background tasks that follow its answer included."""
-        ending = await wait_for(claim.run, claim.run.done, asyncio.get_running_loop())
-        if self._recorder is not None and self._recorder.complete:
-            if self._app_error is not None:
-                raise self._app_error
-            return
-        if self._is_handled and self._app_error is not None:
+    async def wait(self, claim: Claimed, *, may_leave: bool) -> bool:
+        """Wait until the app is through; background tasks that follow its answer included.
+
+        Args:
+            claim: Of this try.
+            may_leave: True to leave the client without an answer where another executor has
+                the request now.
+
+        Returns:
+            False if that is so.
+        """
+        async with self._watching_client(claim):
+            ending = await wait_for(claim.run, claim.run.done, asyncio.get_running_loop())
+        is_complete = self._recorder is not None and self._recorder.complete
+        if self._app_error is not None and (is_complete or self._is_handled):
             raise self._app_error
+        if is_complete or self._client_gone:
+            return True
         error: Exception = DurableError("Internal server error")
         if isinstance(ending, Interrupted) and not self._is_handled:
+            has_sent = self._recorder is not None and self._recorder.has_sent
+            if ending.is_elsewhere and may_leave and not has_sent:
+                return False
             error = ending.error
+        await self._answer(error)
+        return True
+
+    async def _answer(self, error: Exception) -> None:
+        """Answer in the app's place, which did not."""
         if not isinstance(error, DurableError):
             raise error
         if self._recorder is not None:
@@ -126,9 +171,49 @@ class RequestAttempt:
         else:
             await send_problem(self._forward, error, headers=self._marks)
 
+    @asynccontextmanager
+    async def _watching_client(self, claim: Claimed) -> AsyncIterator[None]:
+        """Stop the work once the client has gone, where that is the policy."""
+        if self._policy.on_disconnect == "finish":
+            yield
+            return
+        watch = asyncio.get_running_loop().create_task(self._cancel_with_client(claim))
+        try:
+            yield
+        except asyncio.CancelledError:
+            # So some servers tell that the client has gone.
+            self._cancel(claim)
+            raise
+        finally:
+            watch.cancel()
+            await asyncio.gather(watch, return_exceptions=True)
+
+    async def _cancel_with_client(self, claim: Claimed) -> None:
+        await self._body.wait_until_gone()
+        self._client_gone = True
+        self._cancel(claim)
+
+    def _cancel(self, claim: Claimed) -> None:
+        run, recorder = claim.run, self._recorder
+        # An answer that is whole is kept: the retry gets it.
+        if run.task is not None and (recorder is None or not recorder.is_ending):
+            self._is_cancelled_by_client = True
+            # Invariant: stopped before cancelled. What the app does about the cancellation is
+            # not recorded; its retry, which is not cancelled, would come to something else.
+            gone = WorkflowInterruptedError(run.workflow_id, "its client has gone")
+            run.stop(gone, goes_on=True)
+            run.task.cancel()
+
     async def _forward(self, message: Message) -> None:
-        if not self._client_gone:
+        if self._client_gone:
+            return
+        if message["type"] == "http.response.start":
+            self._answer_begun.set()
+        try:
             await self._send(message)
+        except OSError:
+            self._client_gone = True
+            raise
 
 
 def _hide_extensions(scope: Scope) -> None:

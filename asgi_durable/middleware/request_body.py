@@ -43,13 +43,20 @@ class ReplayedBody:
     ``http.disconnect`` is kept from the app for as long as it works on an answer that will be
     kept: a client that goes away does not stop the work. None is ever invented.
 
+    Args:
+        body: What was read.
+        receive: Where the next messages come from.
+        is_watched: True if :meth:`wait_until_gone` is called, and the app is told at once.
+
     Attributes:
         may_tell: Set once the app may be told that its client has gone.
     """
 
-    def __init__(self, body: bytes, receive: Receive) -> None:
+    def __init__(self, body: bytes, receive: Receive, *, is_watched: bool = False) -> None:
         self._body: bytes | None = body
         self._receive = receive
+        self._is_watched = is_watched
+        self._gone = asyncio.Event()
         self.may_tell = asyncio.Event()
 
     async def receive(self) -> Message:
@@ -57,10 +64,23 @@ class ReplayedBody:
         if self._body is not None:
             body, self._body = self._body, None
             return {"type": "http.request", "body": body, "more_body": False}
-        message = await self._receive()
-        if message["type"] == "http.disconnect":
+        if not self._is_watched and not self._gone.is_set():
+            message = await self._receive()
+            if message["type"] != "http.disconnect":
+                return message
+            # Some servers say so once only; who asks may not wait until it is told.
+            self._gone.set()
+        await self._gone.wait()
+        if not self._is_watched:
             await self.may_tell.wait()
-        return message
+        return {"type": "http.disconnect"}
+
+    async def wait_until_gone(self) -> None:
+        """Return once the client has gone away."""
+        while not self._gone.is_set():
+            message = await self._receive()
+            if message["type"] == "http.disconnect":
+                self._gone.set()
 
 
 def _too_large(max_bytes: int) -> RequestTooLargeError:

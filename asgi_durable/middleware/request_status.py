@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 import re
+from urllib.parse import quote
 
 from asgi_durable.engine.requests import Progress, Requests
 from asgi_durable.errors import RequestInProgressError, WorkflowNotFoundError
-from asgi_durable.middleware.asgi import Headers, Scope, Send
+from asgi_durable.middleware.asgi import Headers, Scope, Send, route_path
 from asgi_durable.middleware.fingerprint import REQUEST_ID_PATTERN, is_request_of
 from asgi_durable.middleware.problem_details import RETRY_AFTER_SECONDS, send_problem
 from asgi_durable.middleware.replay import send_answer
@@ -28,7 +29,7 @@ class StatusPages:
 
     def find(self, scope: Scope) -> tuple[str, bool] | None:
         """Return whose page a path is, and whether it is that of the result."""
-        path = scope["path"].removeprefix(scope.get("root_path", ""))
+        path = route_path(scope)
         if not path.startswith(self._prefix):
             return None
         found = self._pattern.fullmatch(path)
@@ -36,8 +37,8 @@ class StatusPages:
 
     def location(self, scope: Scope, workflow_id: str) -> tuple[bytes, bytes]:
         """Return the header that says where a request's status is."""
-        path = f"{scope.get('root_path', '')}{self._prefix}/{workflow_id}"
-        return (b"location", path.encode("ascii", "ignore"))
+        mounted_at = quote(scope.get("root_path", "").rstrip("/"))
+        return (b"location", f"{mounted_at}{self._prefix}/{workflow_id}".encode("ascii"))
 
     async def serve(
         self, scope: Scope, send: Send, page: tuple[str, bool], principal: bytes, requests: Requests
@@ -67,11 +68,8 @@ class StatusPages:
             await _send_progress(send, 303, workflow_id, progress, [result])
 
 
-async def send_accepted(
-    send: Send, workflow_id: str, location: tuple[bytes, bytes], marks: Headers
-) -> None:
+async def send_accepted(send: Send, workflow_id: str, headers: Headers) -> None:
     """Answer that the request is being carried out, and where to look (RFC 7240, section 4.1)."""
-    headers = [*marks, location, (b"preference-applied", b"respond-async")]
     await _send_json(send, 202, {"id": workflow_id, "state": "RUNNING"}, headers, is_done=False)
 
 

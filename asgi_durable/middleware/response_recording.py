@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import logging
 from collections.abc import Iterable
@@ -14,6 +15,7 @@ from asgi_durable.middleware.idempotency_policy import IdempotencyPolicy
 from asgi_durable.middleware.problem_details import send_problem
 
 __all__ = [
+    "IGNORED",
     "REPLAYED_HEADER",
     "ResponseRecorder",
     "decode_headers",
@@ -49,23 +51,29 @@ _NEVER_FINAL = frozenset({401, 403, 407, 408, 421, 425, 429})
 # The client is to send the same request elsewhere, with the same key.
 _ASKS_AGAIN = frozenset({307, 308})
 REPLAYED_HEADER = b"idempotent-replayed"
+# On the answer to a request that was served without any protection.
+IGNORED = (b"idempotency-status", b"ignored")
 
 
 class ResponseRecorder:
     """Takes the messages that an app sends in answer to one request.
 
-    Nothing reaches the client before the answer is committed, except where it cannot be kept:
-    an event stream, or a body longer than the limit, passes through as it is produced.
+    Nothing of an answer reaches the client before it is committed, except where its body comes
+    in pieces, with pauses in between: they are passed on as they come, and the last one when
+    the whole is committed. An event stream, and a body longer than the limit, are not kept.
 
     Args:
         request: What the answer is committed to.
         send: Where the messages go.
         policy: Which answers are kept.
         added_headers: Put on the answer, in place of the app's own of the same names.
-        sending: Set once the client gets to see something.
+        may_tell: Set once a client that goes away may stop the app: its answer is not kept,
+            or is committed.
 
     Attributes:
-        complete: True once the client has been answered in full.
+        complete: True once nothing more is to be sent than what is on its way.
+        is_ending: True once the app's answer is whole.
+        is_taken_over: True if another executor has the request, and this answer is void.
     """
 
     def __init__(
@@ -75,52 +83,93 @@ class ResponseRecorder:
         *,
         policy: IdempotencyPolicy,
         added_headers: Headers,
-        sending: asyncio.Event,
+        may_tell: asyncio.Event,
     ) -> None:
         self._request = request
         self._send = send
-        self._sending = sending
+        self._may_tell = may_tell
         self._policy = policy
         self._added_headers = added_headers
         self._start: Message | None = None
         self._start_sent = False
         self._body = bytearray()
+        self._unsent = bytearray()
+        self._is_kept = True
+        self._pause: asyncio.TimerHandle | None = None
+        self._passing_on: asyncio.Task[None] | None = None
         self.complete = False
+        self.is_ending = False
+        self.is_taken_over = False
+
+    @property
+    def has_sent(self) -> bool:
+        """True once the client has seen a part of an answer."""
+        return self._start_sent
 
     async def send(self, message: Message) -> None:
         """Take the app's next message."""
+        await self._end_pause()
         kind = message["type"]
+        if self.is_taken_over:
+            return
         if kind == "http.response.start":
             self._start = message
-            if self._is_event_stream(message):
+            if _is_event_stream(message):
+                self._is_kept = False
                 # At once: its first event may be long in coming, or never come.
                 await self._send_body(message, more=True)
         elif kind != "http.response.body" or self._start is None or self.complete:
             await self._send(message)
         else:
-            self._body += message.get("body", b"")
-            if not message.get("more_body", False):
-                await self._complete(self._start)
-            elif self._cannot_be_kept(self._start):
-                await self._send_body(self._start, more=True)
+            await self._take(self._start, message)
 
     async def answer(self, error: DurableError) -> None:
         """Answer with an error of the library's, unless the client has an answer already."""
+        await self._end_pause()
+        self.complete = True
+        self._may_tell.set()
         if not self._start_sent:
             self._start_sent = True
-            self._sending.set()
             await send_problem(self._send, error, headers=self._added_headers)
-        self.complete = True
 
-    def _cannot_be_kept(self, start: Message) -> bool:
-        too_long = len(self._body) > self._policy.max_response_body
-        return self._start_sent or too_long or self._is_event_stream(start)
+    async def close(self) -> None:
+        """Pass nothing on any more by itself: the app has ended."""
+        with contextlib.suppress(OSError):
+            await self._end_pause()
 
-    def _is_event_stream(self, start: Message) -> bool:
-        media_type = header_values(start.get("headers", ()), b"content-type")
-        return bool(media_type) and media_type[0].lower().startswith(b"text/event-stream")
+    async def _take(self, start: Message, message: Message) -> None:
+        """Take a piece of the body."""
+        piece = message.get("body", b"")
+        self._unsent += piece
+        if self._is_kept:
+            self._body += piece
+            if len(self._body) > self._policy.max_response_body:
+                self._is_kept = False
+                self._body.clear()
+        if not message.get("more_body", False):
+            self.is_ending = True
+            await self._complete(start)
+        elif self._start_sent or not self._is_kept:
+            await self._send_body(start, more=True)
+        else:
+            self._pause = asyncio.get_running_loop().call_later(
+                self._policy.stream_after, self._pass_on, start
+            )
+
+    def _pass_on(self, start: Message) -> None:
+        self._passing_on = asyncio.get_running_loop().create_task(self._send_body(start, more=True))
+
+    async def _end_pause(self) -> None:
+        if self._pause is not None:
+            self._pause.cancel()
+            self._pause = None
+        if self._passing_on is not None:
+            # Invariant: one message after the other; what fails, fails in the app's next call.
+            passing_on, self._passing_on = self._passing_on, None
+            await passing_on
 
     async def _complete(self, start: Message) -> None:
+        headers = self._added_headers
         try:
             # Invariant: committed first, then sent: the answer, or all that it is made of. What
             # is not known to be durable is not shown, and who asks again is answered the same.
@@ -128,19 +177,26 @@ class ResponseRecorder:
         except StorageError as error:
             if not self._request.can_answer_again:
                 logger.warning("An answer could not be committed: %s", error)
-                await self.answer(OutcomeUnknownError("send the request again"))
-                return
-            logger.warning("An answer could not be committed; its log is: %s", error)
+                if self._policy.on_store_error == "reject":
+                    await self.answer(OutcomeUnknownError("send the request again"))
+                    return
+                headers = [*headers, IGNORED]
+            else:
+                logger.warning("An answer could not be committed; its log is: %s", error)
         except DurableError as error:
-            await self.answer(error)
+            self.is_taken_over = self._request.is_elsewhere and not self._start_sent
+            if not self.is_taken_over:
+                await self.answer(error)
             return
-        await self._send_body(start, more=False)
+        self._added_headers = headers
+        # Invariant: complete before it is sent. Whatever that raises, it stands.
         self.complete = True
+        await self._send_body(start, more=False)
 
     async def _commit(self, start: Message) -> None:
         status = start["status"]
         if self._is_final(status):
-            body = None if self._cannot_be_kept(start) else bytes(self._body)
+            body = bytes(self._body) if self._is_kept else None
             await self._request.finish(status, encode_headers(start.get("headers", ())), body)
         elif status >= 500 or self._request.has_recorded:
             await self._request.leave_for_retry()
@@ -157,14 +213,28 @@ class ResponseRecorder:
         return status < 400 or self._policy.store_4xx or self._request.has_recorded
 
     async def _send_body(self, start: Message, *, more: bool) -> None:
+        if not self._is_kept or not more:
+            self._may_tell.set()
+        try:
+            await self._pass_body(start, more=more)
+        except OSError:
+            # As servers say that the client has gone. It does not stop the work.
+            if not self._is_kept or self._policy.on_disconnect == "cancel":
+                raise
+
+    async def _pass_body(self, start: Message, *, more: bool) -> None:
         if not self._start_sent:
             self._start_sent = True
-            self._sending.set()
             headers = with_marks(start.get("headers", ()), self._added_headers)
             await self._send({**start, "headers": headers})
-        chunk = bytes(self._body)
-        self._body.clear()
+        chunk = bytes(self._unsent)
+        self._unsent.clear()
         await self._send({"type": "http.response.body", "body": chunk, "more_body": more})
+
+
+def _is_event_stream(start: Message) -> bool:
+    media_type = header_values(start.get("headers", ()), b"content-type")
+    return bool(media_type) and media_type[0].lower().startswith(b"text/event-stream")
 
 
 def with_marks(headers: Iterable[tuple[bytes, bytes]], marks: Headers) -> Headers:

@@ -80,6 +80,69 @@ async def test_a_twin_is_refused_at_once_in_the_dialects_that_have_it_so(
         assert (await first).status == 200
 
 
+class Counting:
+    """Counts its calls and answers with their number."""
+
+    def __init__(self) -> None:
+        self.calls = 0
+
+    async def __call__(self, scope, receive, send) -> None:
+        self.calls += 1
+        await answer(send, f"call {self.calls}".encode())
+
+
+async def test_each_endpoint_may_have_keys_of_its_own(url: str) -> None:
+    durable = Durable(url, idempotency=IdempotencyPolicy(scope="endpoint"))
+    app = durable.wrap(Counting())
+    scopes = [keyed(), keyed(path="/other"), keyed(method="PATCH"), keyed(path="/ü")]
+    async with durable:
+        first, again = [[await exchange(app, scope, b"{}") for scope in scopes] for _ in "ab"]
+        other_query = await exchange(app, keyed(query_string=b"a=1"), b"{}")
+        bob = await exchange(app, keyed(headers=[("authorization", "Bearer bob")]), b"{}")
+
+    assert [one.body for one in first] == [b"call 1", b"call 2", b"call 3", b"call 4"]
+    assert [one.body for one in again] == [one.body for one in first]
+    assert len({one.headers("durable-id")[0] for one in first}) == 4
+    assert (other_query.status, bob.body) == (422, b"call 5")
+
+
+async def test_an_endpoints_request_has_a_status_of_its_own(url: str) -> None:
+    durable = Durable(url, idempotency=IdempotencyPolicy(scope="endpoint"))
+    app = durable.wrap(Counting())
+    async with durable:
+        (request_id,) = (await exchange(app, keyed(), b"{}")).headers("durable-id")
+        page = await exchange(app, http_scope("GET", f"/durable/requests/{request_id}/result"))
+
+    assert page.body == b"call 1"
+
+
+async def test_the_application_may_say_what_makes_two_requests_the_same(url: str) -> None:
+    def order(scope, body: bytes) -> str:
+        return f"{scope['path']} {json.loads(body)['order']}"
+
+    durable = Durable(url, idempotency=IdempotencyPolicy(fingerprint=order))
+    app = durable.wrap(Counting())
+    async with durable:
+        await exchange(app, keyed(), b'{"order": 1, "sent": "today"}')
+        retry = await exchange(app, keyed(query_string=b"try=2"), b'{"order": 1, "sent": "later"}')
+        other = await exchange(app, keyed(), b'{"order": 2, "sent": "today"}')
+
+    assert (retry.status, retry.headers("idempotent-replayed")) == (200, ["true"])
+    assert (other.status, json.loads(other.body)["code"]) == (422, "KEY_REUSED")
+
+
+async def test_where_a_request_cannot_be_told_from_others_nothing_runs(url: str) -> None:
+    def fails(scope, body: bytes) -> str:
+        raise LookupError
+
+    counting, durable = Counting(), Durable(url, idempotency=IdempotencyPolicy(fingerprint=fails))
+    async with durable:
+        with pytest.raises(LookupError):
+            await exchange(durable.wrap(counting), keyed(), b"{}")
+
+    assert counting.calls == 0
+
+
 @pytest.mark.parametrize(
     "settings",
     [
@@ -89,9 +152,28 @@ async def test_a_twin_is_refused_at_once_in_the_dialects_that_have_it_so(
         {"max_wait": float("inf")},
         {"max_request_body": -1},
         {"max_response_body": -5},
+        {"max_attempts": 0},
+        {"max_attempts": float("nan")},
+        {"max_lifetime": -1},
+        {"async_after": -0.5},
+        {"async_after": float("inf")},
+        {"stream_after": float("nan")},
+        {"retention": -1},
+        {"tombstone_retention": float("inf")},
         {"dialect": "http"},
+        {"scope": "application"},
+        {"on_disconnect": "wait"},
+        {"on_expired": None},
+        {"on_store_error": "ignore"},
     ],
 )
 def test_what_cannot_be_meant_is_refused(settings: dict[str, object]) -> None:
-    with pytest.raises(DurableUsageError, match=r"GET|max_|dialect"):
+    (name,) = settings
+    with pytest.raises(DurableUsageError, match="GET" if name == "methods" else name):
         IdempotencyPolicy(**settings)
+
+
+def test_the_least_of_everything_can_be_meant() -> None:
+    least = IdempotencyPolicy(max_attempts=1, async_after=0, stream_after=0, retention=0)
+
+    assert (least.max_attempts, least.async_after) == (1, 0)

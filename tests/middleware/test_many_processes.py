@@ -230,7 +230,7 @@ async def test_a_child_that_a_retry_opened_again_and_left_holds_no_later_retry_u
     assert (first.ran + second.ran).count("charge 5") == 2
 
 
-async def test_a_process_that_was_declared_dead_answers_503_and_the_retry_goes_on(
+async def test_a_process_that_was_declared_dead_answers_what_the_new_owner_answered(
     url: str,
 ) -> None:
     first, second = Shop(url, waits=True), Shop(url)
@@ -242,16 +242,34 @@ async def test_a_process_that_was_declared_dead_answers_503_and_the_retry_goes_o
             result = await second.post()
             assert json.loads(result.body) == ALL
             first.gate.open()
-            late = await request
 
-        assert is_problem(late, 503, "WORKFLOW_INTERRUPTED")
-        assert int(late.headers("retry-after")[0]) >= 1
-        assert (await first.post()).body == result.body
+        late = await request
+        assert (late.status, late.body) == (201, result.body)
+        assert late.headers("idempotent-replayed") == ["true"]
         await is_another(first.durable, old_id)
         assert (await first.post("another")).status == 201
 
     assert first.ran == [*RAN, *RAN]
     assert second.ran == ["ship"]
+
+
+async def test_a_process_that_was_declared_dead_goes_on_with_what_nobody_else_has(url: str) -> None:
+    first, other = Shop(url, waits=True), Shop(url)
+    async with first.durable, other.durable:
+        old_id = executor_of(first.durable).id
+        request = asyncio.ensure_future(first.post())
+        await first.gate.reached.wait()
+        async with declared_dead(first.durable):
+            pass
+        await is_another(first.durable, old_id)
+        first.gate.open()
+
+        late = await request
+        assert (late.status, json.loads(late.body)) == (201, ALL)
+        assert late.headers("idempotent-replayed") == []
+        assert (await first.post()).body == late.body
+    # The step at the gate was not recorded before.
+    assert (first.ran, other.ran) == ([*RAN, "ship"], [])
 
 
 async def test_a_new_request_on_a_process_that_was_declared_dead_is_not_lost(url: str) -> None:

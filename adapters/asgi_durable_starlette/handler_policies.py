@@ -1,0 +1,84 @@
+"""Policies that handlers are given by a decorator, found before a request is routed."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Iterator, MutableMapping, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from starlette.applications import Starlette
+from starlette.routing import compile_path
+
+from asgi_durable import IdempotencyPolicy
+from asgi_durable.middleware.asgi import route_path
+from asgi_durable.middleware.policy_routes import NOT_COVERED
+
+__all__ = ["HandlerPolicies", "idempotent"]
+
+_POLICY = "__asgi_durable_policy__"
+
+EndpointT = TypeVar("EndpointT", bound=Callable[..., Any])
+
+
+def idempotent(policy: IdempotencyPolicy | None) -> Callable[[EndpointT], EndpointT]:
+    """Give a handler a policy of its own; ``None`` for one that keys have no effect on.
+
+    It goes below the decorator that makes the function a route. A policy by route, of
+    ``Durable(idempotency_routes=...)``, counts before it.
+    """
+
+    def decorate(endpoint: EndpointT) -> EndpointT:
+        setattr(endpoint, _POLICY, policy or NOT_COVERED)
+        return endpoint
+
+    return decorate
+
+
+@dataclass(frozen=True, slots=True)
+class _Handler:
+    path: re.Pattern[str]
+    methods: frozenset[str] | None
+    policy: IdempotencyPolicy | None
+
+
+class HandlerPolicies:
+    """Finds the policy of the handler that a request will be routed to.
+
+    The routes are those of the first request.
+
+    Args:
+        app: Whose handlers.
+        flatten: Returns routes with those that routers have brought in.
+    """
+
+    def __init__(self, app: Starlette, flatten: Callable[[Sequence[Any]], Iterable[Any]]) -> None:
+        self._app = app
+        self._flatten = flatten
+        self._handlers: list[_Handler] | None = None
+
+    def __call__(self, scope: MutableMapping[str, Any]) -> IdempotencyPolicy | None:
+        """Return the policy, ``None`` if the handler has none of its own."""
+        if self._handlers is None:
+            handlers = list(self._handlers_of(self._app.routes, ""))
+            has_any = any(handler.policy is not None for handler in handlers)
+            self._handlers = handlers if has_any else []
+        for handler in self._handlers:
+            is_for_method = handler.methods is None or scope["method"] in handler.methods
+            if is_for_method and handler.path.match(route_path(scope)):
+                return handler.policy
+        return None
+
+    def _handlers_of(self, routes: Sequence[Any], prefix: str) -> Iterator[_Handler]:
+        for route in self._flatten(routes):
+            path = getattr(route, "path", "")
+            inner = getattr(route, "routes", None)
+            if inner:
+                yield from self._handlers_of(inner, prefix + path)
+            elif (endpoint := getattr(route, "endpoint", None)) is not None:
+                methods = getattr(route, "methods", None)
+                yield _Handler(
+                    path=compile_path(prefix + path)[0],
+                    methods=frozenset(methods) if methods else None,
+                    policy=getattr(endpoint, _POLICY, None),
+                )

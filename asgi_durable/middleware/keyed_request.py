@@ -1,0 +1,213 @@
+"""A request with a key, from its claim to its answer."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+from asgi_durable.context import current_request
+from asgi_durable.engine.requests import (
+    Answered,
+    Claim,
+    Claimed,
+    Expired,
+    InProgress,
+    KeyReused,
+    Request,
+    Requests,
+)
+from asgi_durable.engine.retention import Retention
+from asgi_durable.errors import (
+    DurableError,
+    KeyExpiredError,
+    KeyReusedError,
+    RequestInProgressError,
+    StorageError,
+)
+from asgi_durable.ids import new_id
+from asgi_durable.middleware.asgi import ASGIApp, Headers, Message, header_values
+from asgi_durable.middleware.fingerprint import (
+    principal_of,
+    request_fingerprint,
+    request_workflow_id,
+)
+from asgi_durable.middleware.idempotency_policy import IdempotencyPolicy
+from asgi_durable.middleware.prefer import preferences
+from asgi_durable.middleware.problem_details import send_problem
+from asgi_durable.middleware.replay import send_answer
+from asgi_durable.middleware.request_attempt import Connection, RequestAttempt
+from asgi_durable.middleware.request_body import ReplayedBody, read_body
+from asgi_durable.middleware.request_status import StatusPages, send_accepted
+from asgi_durable.middleware.response_recording import IGNORED, with_marks
+
+__all__ = ["KeyedRequest"]
+
+
+class KeyedRequest:
+    """Claims a request, and answers it: by the app, from the log, or that it has to wait.
+
+    Args:
+        app: What answers.
+        requests: The workflows that are requests.
+        policy: The request's.
+        pages: Where the status of requests is served, if it is.
+        connection: Where it came from.
+    """
+
+    def __init__(
+        self,
+        app: ASGIApp,
+        requests: Requests,
+        policy: IdempotencyPolicy,
+        pages: StatusPages | None,
+        connection: Connection,
+    ) -> None:
+        self._app = app
+        self._requests = requests
+        self._policy = policy
+        self._pages = pages
+        self._connection = connection
+        self._scope, self._send = connection.scope, connection.send
+        self._wanted = preferences(connection.scope)
+        self._marks: Headers = []
+        self._location: Headers = []
+        self._members: dict[str, Any] = {}
+        self._lost_at: float | None = None
+
+    async def serve(self, key: bytes) -> None:
+        """Serve the request.
+
+        Raises:
+            ClientGoneError: The client went away before its request was complete.
+            Exception: What the app raised.
+        """
+        name = self._policy.header_name.lower().encode("ascii")
+        self._marks = [(name, header_values(self._scope["headers"], name)[0])]
+        self._members = {"idempotency_key": key.decode("ascii")}
+        # Of the app's changes to it none may be left where it is called again.
+        scope_before = dict(self._scope)
+        try:
+            body = await read_body(
+                self._scope, self._connection.receive, self._policy.max_request_body
+            )
+            request = self._request(key, body)
+        except DurableError as error:
+            await self._refuse(error)
+            return
+        while not await self._try(request, body):
+            # What the other one made of it, or what is left to be done: the claim tells.
+            self._lost_at = self._lost_at or time.monotonic()
+            self._scope.clear()
+            self._scope.update(scope_before)
+
+    def _request(self, key: bytes, body: bytes) -> Request:
+        scope, policy = self._scope, self._policy
+        principal = principal_of(scope, policy.principal, policy.session_cookie)
+        endpoint = None
+        if policy.scope == "endpoint":
+            endpoint = f"{scope['method']} {scope['path']}".encode("utf-8", "surrogatepass")
+        workflow_id = request_workflow_id(principal, key, endpoint)
+        self._marks.append((b"durable-id", workflow_id.encode("ascii")))
+        if self._pages is not None:
+            # Now: a router that the app consists of changes the scope's path.
+            location = self._pages.location(scope, workflow_id)
+            self._location = [location]
+            self._members["instance"] = location[1].decode("ascii")
+        context = current_request.get()
+        tombstone_seconds = policy.tombstone_retention if policy.on_expired == "reject" else 0.0
+        return Request(
+            workflow_id=workflow_id,
+            name=f"{scope['method']} {scope['path']}",
+            fingerprint=request_fingerprint(scope, body, policy.fingerprint),
+            request_id=context.request_id if context is not None else new_id(),
+            retention=Retention(policy.retention, tombstone_seconds),
+        )
+
+    async def _try(self, request: Request, body: bytes) -> bool:
+        """Answer the request; return False if it was taken over meanwhile and is to be claimed."""
+        attempt = RequestAttempt(self._app, self._policy, self._connection, body, self._marks)
+        try:
+            with attempt.noticing_cancellation():
+                claim = await self._requests.claim(
+                    request, attempt.handle, wait_seconds=self._twins_wait()
+                )
+        except StorageError as error:
+            if self._policy.on_store_error == "bypass":
+                await self._serve_without_protection(body)
+            else:
+                await self._refuse(error)
+            return True
+        except DurableError as error:
+            await self._refuse(error)
+            return True
+        if not isinstance(claim, Claimed):
+            await self._answer(claim, request.workflow_id)
+            return True
+        with attempt.noticing_cancellation():
+            return await self._wait_for_answer(claim, attempt)
+
+    def _twins_wait(self) -> float:
+        seconds = self._wanted.wait_at_most(self._policy.twins_wait)
+        accepted_after = self._accepted_after()
+        return seconds if accepted_after is None else min(seconds, accepted_after)
+
+    def _accepted_after(self) -> float | None:
+        """Return after how many seconds the client is told where to look, ``None`` for never."""
+        if self._pages is None:
+            return None
+        if self._wanted.respond_async:
+            return self._wanted.wait_at_most(self._policy.max_wait)
+        return self._policy.async_after
+
+    async def _wait_for_answer(self, claim: Claimed, attempt: RequestAttempt) -> bool:
+        """Wait for the app, unless the client is rather to be told where to look."""
+        seconds = self._accepted_after()
+        if seconds is not None and not await attempt.is_answered_within(claim, seconds):
+            await self._accept(claim.run.workflow_id)
+            return True
+        is_late = (
+            self._lost_at is not None and time.monotonic() > self._lost_at + self._policy.max_wait
+        )
+        return await attempt.wait(claim, may_leave=not is_late)
+
+    async def _answer(self, claim: Claim, workflow_id: str) -> None:
+        """Answer for a request that is not carried out here and now."""
+        match claim:
+            case Answered():
+                await send_answer(self._send, claim.response, self._marks)
+            case InProgress() if self._accepted_after() is not None:
+                await self._accept(workflow_id)
+            case InProgress():
+                self._marks += self._location
+                message = "the first request with this key is still running; try again later"
+                await self._refuse(RequestInProgressError(message))
+            case KeyReused():
+                message = "this key was used for a request with another method, path or body"
+                await self._refuse(
+                    KeyReusedError(message, status_code=self._policy.status_of_reuse)
+                )
+            case Expired():
+                message = "the request with this key was carried out; its answer has expired"
+                await self._refuse(KeyExpiredError(message))
+
+    async def _accept(self, workflow_id: str) -> None:
+        headers = [*self._marks, *self._location]
+        if self._wanted.respond_async:
+            headers.append((b"preference-applied", b"respond-async"))
+        await send_accepted(self._send, workflow_id, headers)
+
+    async def _refuse(self, error: DurableError) -> None:
+        await send_problem(self._send, error, headers=self._marks, members=self._members)
+
+    async def _serve_without_protection(self, body: bytes) -> None:
+        marks = [*self._marks, IGNORED]
+
+        async def send(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                headers = with_marks(message.get("headers", ()), marks)
+                message = {**message, "headers": headers}
+            await self._send(message)
+
+        replayed = ReplayedBody(body, self._connection.receive)
+        replayed.may_tell.set()
+        await self._app(self._scope, replayed.receive, send)

@@ -1,0 +1,101 @@
+"""Which policy a request has: its route's, its handler's, or the application's."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+
+from asgi_durable.errors import DurableUsageError
+from asgi_durable.middleware.asgi import Scope, route_path
+from asgi_durable.middleware.idempotency_policy import IdempotencyPolicy
+
+__all__ = ["NOT_COVERED", "PolicyFinder", "PolicyRoutes"]
+
+# Finds the policy of the handler that a framework will call, ``None`` if it has none of its own.
+PolicyFinder = Callable[[Scope], IdempotencyPolicy | None]
+
+NOT_COVERED = IdempotencyPolicy(methods=frozenset())
+
+_ROUTE = re.compile(r"(?:([A-Z]+) +)?(/\S*)")
+_PARAMETER = re.compile(r"\{[A-Za-z_][A-Za-z0-9_]*(:path)?\}")
+_CHANGING = frozenset({"POST", "PUT", "PATCH", "DELETE"})
+
+
+@dataclass(frozen=True, slots=True)
+class _Route:
+    method: str | None
+    path: re.Pattern[str]
+    policy: IdempotencyPolicy
+
+
+class PolicyRoutes:
+    """Finds the policy of a request.
+
+    Args:
+        default: Of requests that no route is for.
+        routes: Policies by ``"POST /orders/{order_id}"`` or, for all methods of the policy,
+            by ``"/orders/{rest:path}"``; the first that fits counts. ``None`` for a route that
+            keys have no effect on.
+        find: Finds the policy of a handler; asked where no route fits.
+
+    Attributes:
+        methods: Those that any policy may cover.
+
+    Raises:
+        DurableUsageError: A route cannot be read.
+    """
+
+    def __init__(
+        self,
+        default: IdempotencyPolicy,
+        routes: Mapping[str, IdempotencyPolicy | None],
+        find: PolicyFinder | None,
+    ) -> None:
+        self._default = default
+        self._routes = [_read(route, policy) for route, policy in routes.items()]
+        self._find = find
+        self.methods = default.methods.union(*(route.policy.methods for route in self._routes))
+        if find is not None:
+            self.methods |= _CHANGING
+
+    def find(self, scope: Scope) -> IdempotencyPolicy | None:
+        """Return the policy of a request, ``None`` if none covers its method."""
+        policy = self._default
+        if self._routes or self._find is not None:
+            policy = self._of_route(scope) or self._of_handler(scope) or policy
+        return policy if scope["method"] in policy.methods else None
+
+    def _of_route(self, scope: Scope) -> IdempotencyPolicy | None:
+        method, path = scope["method"], route_path(scope)
+        for route in self._routes:
+            if route.method in (None, method) and route.path.fullmatch(path):
+                return route.policy
+        return None
+
+    def _of_handler(self, scope: Scope) -> IdempotencyPolicy | None:
+        return self._find(scope) if self._find is not None else None
+
+
+def _read(route: str, policy: IdempotencyPolicy | None) -> _Route:
+    found = _ROUTE.fullmatch(route)
+    if found is None:
+        msg = f"a route is a path, or a method and a path, as in 'POST /orders', got {route!r}"
+        raise DurableUsageError(msg)
+    method, path = found[1], found[2]
+    if policy is not None and method is not None:
+        policy = replace(policy, methods=frozenset({method}))
+    return _Route(method, _pattern(path), policy or NOT_COVERED)
+
+
+def _pattern(path: str) -> re.Pattern[str]:
+    pattern, end = "", 0
+    for parameter in _PARAMETER.finditer(path):
+        pattern += re.escape(path[end : parameter.start()])
+        pattern += ".*" if parameter[1] else "[^/]+"
+        end = parameter.end()
+    literal = _PARAMETER.sub("", path)
+    if "{" in literal or "}" in literal:
+        msg = f"the path {path!r} has a parameter that is not {{name}} or {{name:path}}"
+        raise DurableUsageError(msg)
+    return re.compile(pattern + re.escape(path[end:]), re.DOTALL)

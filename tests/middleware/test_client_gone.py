@@ -1,0 +1,495 @@
+"""Clients that go away, and what becomes of the work that they began."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Awaitable, Callable
+
+import pytest
+from fastapi import FastAPI
+from starlette.applications import Starlette
+from starlette.background import BackgroundTask
+from starlette.requests import Request
+from starlette.responses import PlainTextResponse, Response, StreamingResponse
+from starlette.routing import Route
+from support.asgi import Exchange, answer, exchange, keyed, read_all
+from support.executors import row_of, until
+from support.interruption import Gate
+
+from asgi_durable import Durable, IdempotencyPolicy
+from asgi_durable.middleware.asgi import ASGIApp, Message, Scope
+
+pytestmark = pytest.mark.anyio
+
+CANCEL = IdempotencyPolicy(on_disconnect="cancel")
+# Starlette listens for the client until 2.3, and lets `send()` tell since 2.4.
+VERSIONS = ["2.3", "2.4"]
+
+
+class Shop:
+    """An application with two steps, of which the second waits at a gate.
+
+    Attributes:
+        ran: The step bodies that have begun, and what was cancelled.
+    """
+
+    def __init__(self, url: str, policy: IdempotencyPolicy = CANCEL) -> None:
+        self.durable = durable = Durable(url, idempotency=policy, drain_timeout=0.0)
+        self.app: ASGIApp = durable.wrap(self._serve)
+        self.ran: list[str] = []
+        self.gate = Gate()
+
+        @durable.step
+        async def step(name: str) -> str:
+            self.ran.append(name)
+            if name == "ship":
+                await self.gate.wait()
+            return name
+
+        self.step = step
+
+    def begin(self, exchanged: Exchange | None = None) -> asyncio.Task[None]:
+        """Send the request."""
+        exchanged = exchanged or Exchange(b"")
+        return asyncio.create_task(self.app(keyed(), exchanged.receive, exchanged.send))
+
+    async def post(self) -> Exchange:
+        """Send the request, and open the gate for it."""
+        self.gate.open()
+        return await exchange(self.app, keyed(), b"")
+
+    async def _serve(self, scope, receive, send) -> None:
+        try:
+            done = [await self.step("reserve"), await self.step("ship")]
+        except asyncio.CancelledError:
+            self.ran.append("cancelled")
+            raise
+        await answer(send, " ".join(done).encode())
+
+
+def scope_of(version: str) -> Scope:
+    return keyed(asgi={"version": "3.0", "spec_version": version})
+
+
+class GoneExchange(Exchange):
+    """Of a server whose ``send()`` raises once the client has gone, as ASGI 2.4 has it."""
+
+    async def send(self, message: Message) -> None:
+        if self.disconnected.is_set():
+            raise OSError("the client has gone")
+        await super().send(message)
+
+
+# Where the client's leaving cancels the work
+
+
+async def test_the_handler_is_cancelled_and_the_retry_goes_on_after_what_is_recorded(
+    database_url: str,
+) -> None:
+    shop, exchanged = Shop(database_url), Exchange(b"")
+    async with shop.durable:
+        call = shop.begin(exchanged)
+        await shop.gate.reached.wait()
+        exchanged.disconnected.set()
+        await call
+        retry = await shop.post()
+
+    assert exchanged.sent == []
+    assert (retry.status, retry.body) == (200, b"reserve ship")
+    assert shop.ran == ["reserve", "ship", "cancelled", "ship"]
+
+
+async def test_what_the_app_does_about_its_cancellation_is_not_recorded(url: str) -> None:
+    shop, exchanged = Shop(url), Exchange(b"")
+
+    async def serve(scope, receive, send) -> None:
+        try:
+            await shop.step("ship")
+        except asyncio.CancelledError:
+            await shop.step("undo")
+            raise
+        await shop.step("mail")
+        await answer(send, b"done")
+
+    shop.app = shop.durable.wrap(serve)
+    async with shop.durable:
+        call = shop.begin(exchanged)
+        await shop.gate.reached.wait()
+        exchanged.disconnected.set()
+        await call
+        retry = await shop.post()
+
+    assert (retry.status, retry.body) == (200, b"done")
+    assert shop.ran == ["ship", "ship", "mail"]
+
+
+@pytest.mark.parametrize("how", ["answers", "raises"])
+async def test_an_app_that_does_not_mind_its_cancellation_is_tried_again(
+    url: str, how: str
+) -> None:
+    shop, exchanged = Shop(url), Exchange(b"")
+
+    async def serve(scope, receive, send) -> None:
+        try:
+            await shop.step("ship")
+        except asyncio.CancelledError:
+            if how == "raises":
+                raise LookupError from None
+            await answer(send, b"cancelled")
+        else:
+            await answer(send, b"done")
+
+    shop.app = shop.durable.wrap(serve)
+    async with shop.durable:
+        call = shop.begin(exchanged)
+        await shop.gate.reached.wait()
+        exchanged.disconnected.set()
+        # The error is the server's to log, as ever.
+        await asyncio.gather(call, return_exceptions=True)
+
+        assert (await until(lambda: answered(shop.post))).body == b"done"
+    assert exchanged.sent == []
+
+
+async def answered(post: Callable[[], Awaitable[Exchange]]) -> Exchange | None:
+    """Send a request; return its exchange once its twin is out of the way."""
+    result = await post()
+    return result if result.status != 409 else None
+
+
+async def test_an_answer_that_is_being_committed_is_kept_and_what_follows_it_runs(
+    url: str,
+) -> None:
+    shop, exchanged, after = Shop(url), Exchange(b""), []
+
+    async def serve(scope, receive, send) -> None:
+        exchanged.disconnected.set()
+        await answer(send, b"done")
+        # The client's leaving was noticed while the answer was being committed.
+        after.append("mail")
+
+    shop.app = shop.durable.wrap(serve)
+    async with shop.durable:
+        await shop.begin(exchanged)
+        retry = await shop.post()
+
+    assert (retry.body, retry.headers("idempotent-replayed")) == (b"done", ["true"])
+    assert after == ["mail"]
+
+
+async def test_a_server_that_cancels_the_request_cancels_the_handler(url: str) -> None:
+    shop, exchanged = Shop(url), Exchange(b"")
+    async with shop.durable:
+        call = shop.begin(exchanged)
+        await shop.gate.reached.wait()
+        call.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await call
+        await until(lambda: "cancelled" in shop.ran)
+        retry = await until(lambda: answered(shop.post))
+
+    assert (retry.body, exchanged.sent) == (b"reserve ship", [])
+    assert shop.ran == ["reserve", "ship", "cancelled", "ship"]
+
+
+async def test_who_took_over_from_a_twin_and_has_gone_is_cancelled_too(url: str) -> None:
+    shop, first, second = Shop(url), Exchange(b""), Exchange(b"")
+    async with shop.durable:
+        call = shop.begin(first)
+        await shop.gate.reached.wait()
+        twin = shop.begin(second)
+        await until(lambda: waiting_twins(shop.durable) == 1)
+        second.disconnected.set()
+        first.disconnected.set()
+        await asyncio.gather(call, twin)
+        retry = await shop.post()
+
+    assert (first.sent, second.sent) == ([], [])
+    assert retry.body == b"reserve ship"
+    assert shop.ran.count("reserve") == 1
+
+
+def waiting_twins(durable: Durable) -> int:
+    running = durable.engine._running
+    assert running is not None
+    return running.requests._twins.total()
+
+
+async def test_a_client_that_was_told_where_to_look_may_leave(url: str) -> None:
+    policy = IdempotencyPolicy(on_disconnect="cancel", async_after=0.0)
+    shop, exchanged = Shop(url, policy), Exchange(b"")
+    async with shop.durable:
+        await shop.begin(exchanged)
+        exchanged.disconnected.set()
+        await shop.gate.reached.wait()
+        shop.gate.open()
+        (request_id,) = exchanged.headers("durable-id")
+        await until(lambda: is_finished(url, request_id))
+
+    assert exchanged.status == 202
+    assert shop.ran == ["reserve", "ship"]
+
+
+async def is_finished(url: str, request_id: str) -> bool:
+    return await row_of(url, request_id, "state") == ("SUCCESS",)
+
+
+# Frameworks
+
+
+class Stream:
+    """Streams ``ab``, waiting at a gate between the two.
+
+    Attributes:
+        ends: How each of its streams ended.
+    """
+
+    def __init__(self) -> None:
+        self.gate = Gate()
+        self.ends: list[str] = []
+        self.mails: list[str] = []
+
+    async def pieces(self) -> AsyncIterator[bytes]:
+        try:
+            yield b"a"
+            await self.gate.wait()
+            yield b"b"
+        except asyncio.CancelledError:
+            self.ends.append("cancelled")
+            raise
+        self.ends.append("whole")
+
+    async def mail(self) -> None:
+        self.mails.append("sent")
+
+    def respond(self) -> Response:
+        return StreamingResponse(self.pieces(), background=BackgroundTask(self.mail))
+
+
+def starlette(stream: Stream) -> ASGIApp:
+    async def endpoint(request: Request) -> Response:
+        return stream.respond()
+
+    return Starlette(routes=[Route("/", endpoint, methods=["POST"])])
+
+
+def behind_function_middleware(stream: Stream) -> ASGIApp:
+    """Return an app behind a middleware that runs it in a task of its own."""
+    app = FastAPI()
+
+    @app.post("/")
+    async def endpoint() -> Response:
+        return stream.respond()
+
+    @app.middleware("http")
+    async def pass_on(request: Request, call_next) -> Response:
+        return await call_next(request)
+
+    return app
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+@pytest.mark.parametrize("build", [starlette, behind_function_middleware])
+@pytest.mark.parametrize("exchange_class", [Exchange, GoneExchange])
+async def test_a_stream_is_cancelled_with_its_client_and_the_retry_is_whole(
+    url: str, version: str, build: Callable[[Stream], ASGIApp], exchange_class: type[Exchange]
+) -> None:
+    policy = IdempotencyPolicy(on_disconnect="cancel", stream_after=0.0)
+    durable, stream, exchanged = Durable(url, idempotency=policy), Stream(), exchange_class(b"")
+    app = durable.wrap(build(stream))
+    async with durable:
+        call = asyncio.create_task(app(scope_of(version), exchanged.receive, exchanged.send))
+        await exchanged.answer_began.wait()
+        await stream.gate.reached.wait()
+        exchanged.disconnected.set()
+        await call
+        stream.gate.open()
+        retry = await until(lambda: answered(lambda: exchange(app, scope_of(version))))
+
+    assert exchanged.body == b"a"
+    assert (retry.status, retry.body, retry.is_complete) == (200, b"ab", True)
+    assert stream.ends == ["cancelled", "whole"]
+    assert stream.mails == ["sent"]
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+@pytest.mark.parametrize("build", [starlette, behind_function_middleware])
+@pytest.mark.parametrize("exchange_class", [Exchange, GoneExchange])
+async def test_a_stream_that_was_begun_is_finished_without_its_client(
+    url: str, version: str, build: Callable[[Stream], ASGIApp], exchange_class: type[Exchange]
+) -> None:
+    durable = Durable(url, idempotency=IdempotencyPolicy(stream_after=0.0))
+    stream, exchanged = Stream(), exchange_class(b"")
+    app = durable.wrap(build(stream))
+    async with durable:
+        call = asyncio.create_task(app(scope_of(version), exchanged.receive, exchanged.send))
+        await exchanged.answer_began.wait()
+        exchanged.disconnected.set()
+        await stream.gate.reached.wait()
+        # The disconnect has every chance to be noticed.
+        await asyncio.wait([call], timeout=0.1)
+        stream.gate.open()
+        await call
+        retry = await exchange(app, scope_of(version))
+
+    assert (retry.body, retry.headers("idempotent-replayed")) == (b"ab", ["true"])
+    assert (stream.ends, stream.mails) == (["whole"], ["sent"])
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+async def test_a_stream_behind_an_accepted_request_is_finished(url: str, version: str) -> None:
+    policy = IdempotencyPolicy(stream_after=0.0, async_after=0.0)
+    durable, stream, exchanged = Durable(url, idempotency=policy), Stream(), Exchange(b"")
+
+    async def respond(scope, receive, send) -> None:
+        # Not before the client was told where to look.
+        await exchanged.answer_began.wait()
+        await stream.respond()(scope, receive, send)
+
+    app = durable.wrap(respond)
+    async with durable:
+        await app(scope_of(version), exchanged.receive, exchanged.send)
+        exchanged.disconnected.set()
+        await stream.gate.reached.wait()
+        await asyncio.sleep(0.1)
+        stream.gate.open()
+        await until(lambda: is_finished(url, exchanged.headers("durable-id")[0]))
+        retry = await exchange(app, scope_of(version))
+
+    assert (exchanged.status, exchanged.is_complete) == (202, True)
+    assert (retry.body, stream.ends) == (b"ab", ["whole"])
+
+
+async def test_a_background_task_is_not_cancelled(url: str) -> None:
+    durable, gate, done = Durable(url, idempotency=CANCEL), Gate(), []
+
+    async def follow() -> None:
+        await gate.wait()
+        done.append("followed")
+
+    app = durable.wrap(PlainTextResponse("done", background=BackgroundTask(follow)))
+    exchanged = Exchange(b"")
+    async with durable:
+        call = asyncio.create_task(app(keyed(), exchanged.receive, exchanged.send))
+        await gate.reached.wait()
+        exchanged.disconnected.set()
+        await asyncio.wait([call], timeout=0.1)
+        gate.open()
+        await call
+
+    assert (exchanged.body, done) == (b"done", ["followed"])
+
+
+# What the server says
+
+
+async def test_an_answer_that_nobody_takes_stands_and_nothing_is_wrong(
+    url: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    durable, exchanged, after = Durable(url), GoneExchange(b""), []
+
+    async def serve(scope, receive, send) -> None:
+        exchanged.disconnected.set()
+        await answer(send, b"done")
+        after.append("mail")
+
+    app = durable.wrap(serve)
+    async with durable:
+        with caplog.at_level(logging.WARNING):
+            await app(keyed(), exchanged.receive, exchanged.send)
+        retry = await exchange(app, keyed())
+
+    assert (retry.body, retry.headers("idempotent-replayed")) == (b"done", ["true"])
+    assert (after, caplog.records) == (["mail"], [])
+
+
+async def test_what_the_server_raises_about_the_last_piece_undoes_nothing(url: str) -> None:
+    durable, exchanged, calls = Durable(url), Exchange(b""), []
+
+    async def serve(scope, receive, send) -> None:
+        calls.append(1)
+        await answer(send, b"done")
+
+    async def send(message) -> None:
+        if message["type"] == "http.response.body":
+            raise RuntimeError("longer than announced")
+
+    app = durable.wrap(serve)
+    async with durable:
+        with pytest.raises(RuntimeError):
+            await app(keyed(), exchanged.receive, send)
+        retry = await exchange(app, keyed())
+
+    assert (retry.body, calls) == (b"done", [1])
+
+
+async def test_a_disconnect_that_the_server_tells_once_is_not_lost(durable: Durable) -> None:
+    queue: asyncio.Queue[Message] = asyncio.Queue()
+    for message in ({"type": "http.request", "body": b""}, {"type": "http.disconnect"}):
+        queue.put_nowait(message)
+    told: list[Message] = []
+
+    async def serve(scope, receive, send) -> None:
+        await read_all(receive)
+        polled = asyncio.create_task(receive())
+        await until(queue.empty)
+        polled.cancel()
+        await answer(send, b"done")
+        told.extend(await asyncio.gather(receive(), receive()))
+
+    async with asyncio.timeout(60):
+        await durable.wrap(serve)(keyed(), queue.get, Exchange(b"").send)
+
+    assert told == [{"type": "http.disconnect"}] * 2
+
+
+async def test_all_who_listen_are_told_that_the_client_has_gone(url: str) -> None:
+    durable, exchanged, told = Durable(url, idempotency=CANCEL), Exchange(b""), []
+
+    async def serve(scope, receive, send) -> None:
+        await read_all(receive)
+        await answer(send, b"done")
+        exchanged.disconnected.set()
+        told.extend(await asyncio.gather(receive(), receive()))
+
+    async with durable, asyncio.timeout(60):
+        await durable.wrap(serve)(keyed(), exchanged.receive, exchanged.send)
+
+    assert told == [{"type": "http.disconnect"}] * 2
+
+
+async def test_a_request_that_is_cancelled_before_its_body_is_read_leaves_nothing(
+    url: str,
+) -> None:
+    shop, reading = Shop(url, IdempotencyPolicy()), Gate()
+
+    async def receive() -> Message:
+        await reading.wait()
+        raise AssertionError
+
+    async with shop.durable:
+        call = asyncio.create_task(shop.app(keyed(), receive, Exchange(b"").send))
+        await reading.reached.wait()
+        call.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await call
+        retry = await shop.post()
+
+    assert (retry.headers("idempotent-replayed"), shop.ran) == ([], ["reserve", "ship"])
+
+
+async def test_a_twin_that_is_cancelled_leaves_the_first_one_alone(url: str) -> None:
+    shop, first, second = Shop(url), Exchange(b""), Exchange(b"")
+    async with shop.durable:
+        call = shop.begin(first)
+        await shop.gate.reached.wait()
+        twin = shop.begin(second)
+        await until(lambda: waiting_twins(shop.durable) == 1)
+        twin.cancel()
+        await asyncio.wait([twin])
+        left = waiting_twins(shop.durable)
+        shop.gate.open()
+        await call
+
+    assert (first.body, second.sent, left) == (b"reserve ship", [], 0)
