@@ -9,6 +9,7 @@ import pytest
 
 REPOSITORY = Path(__file__).parents[1]
 TEXTS = ["README.md", "docs/guide.md"]
+LINKING = ["CONTRIBUTING.md", "benchmarks/README.md", "docs/from-dbos.md"]
 
 
 def python_blocks(name: str) -> list[str]:
@@ -26,7 +27,7 @@ def test_its_python_runs(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPa
         exec(compile(block, name, "exec"), namespace)
 
 
-@pytest.mark.parametrize("name", [*TEXTS, "CONTRIBUTING.md", "benchmarks/README.md", "docs/from-dbos.md"])
+@pytest.mark.parametrize("name", [*TEXTS, *LINKING])
 def test_its_links_lead_somewhere(name: str) -> None:
     text = (REPOSITORY / name).read_text()
 
