@@ -26,6 +26,7 @@ from asgi_durable.engine.requests import (
 )
 from asgi_durable.engine.retention import DAY_SECONDS, Retention, Sweeper
 from asgi_durable.storage.protocol import Storage
+from asgi_durable.storage.records import ResponseRecord
 from asgi_durable.storage.writes import MAX_TOLD_BYTES
 
 pytestmark = pytest.mark.anyio
@@ -133,6 +134,27 @@ async def test_an_expired_request_is_carried_out_again(
     assert isinstance(answer, bytes)
     assert answer.strip() == b"call 2"
     assert await desk.send(fingerprint=fingerprint) == answer
+
+
+async def test_what_is_forgotten_before_it_is_read_is_carried_out_again(desk: Desk) -> None:
+    desk.size = MAX_TOLD_BYTES + 1
+    await desk.send(NO_TIME)
+    storage: Any = storage_of(desk)
+    read = storage.get_response
+
+    async def forget_and_read(workflow_id: str) -> ResponseRecord | None:
+        storage.get_response = read
+        await swept(storage)
+        answer: ResponseRecord | None = await read(workflow_id)
+        assert answer is None
+        return answer
+
+    storage.get_response = forget_and_read
+
+    answer = await desk.send()
+
+    assert isinstance(answer, bytes)
+    assert answer.strip() == b"call 2"
 
 
 async def test_of_an_expired_requests_retries_one_is_carried_out(database_url: str) -> None:

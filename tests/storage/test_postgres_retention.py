@@ -97,6 +97,23 @@ async def test_what_is_put_off_before_it_is_locked_stays(
     assert await storage.get_workflow("r") is not None
 
 
+async def test_what_is_finished_before_it_is_locked_is_claimed_anew(
+    own_postgres: PostgresServer, storage: Storage
+) -> None:
+    await storage.commit([ClaimRequest(request("r"))])
+
+    async with transaction(own_postgres, storage) as connection:
+        await connection.execute("UPDATE asgi_durable_workflows SET state = 'SUCCESS'")
+        await connection.execute(
+            "INSERT INTO asgi_durable_responses VALUES ('r', 200, '[]', NULL, 5000, 5000)"
+        )
+        forgetting = asyncio.create_task(storage.forget_request("r", LONG_AGO))
+        await until(lambda: somebody_waits(own_postgres))
+
+    assert await forgetting
+    assert await storage.get_workflow("r") is not None
+
+
 async def somebody_waits(server: PostgresServer) -> bool:
     connection = await asyncpg.connect(server.url)
     try:

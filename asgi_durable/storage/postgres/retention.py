@@ -57,14 +57,16 @@ class PostgresRetention:
 
         async def forget(wire: Wire) -> bool:
             async with wire.transaction():
-                rows = await wire.fetch(self._sql.lock_request, workflow_id)
-                if not rows or rows[0]["state"] == WorkflowState.PENDING.value:
-                    return not rows or bool(rows[0]["is_request"])
-                fates = await self._forget(wire, [workflow_id], now_us, 0)
-                if not fates:
-                    # Somebody has claimed the key since it was found to be expired.
-                    return bool(rows[0]["is_request"] and rows[0]["is_answered"])
-                return not fates[0]["is_busy"] and not fates[0]["leaves_tombstone"]
+                # Invariant: locked first and read after. It may be finished in between.
+                if not await wire.fetch(self._sql.lock_request, workflow_id):
+                    return True
+                found = await wire.fetch_one(self._sql.find_request, workflow_id, now_us)
+                if found["is_expired"]:
+                    (fate,) = await self._forget(wire, [workflow_id], now_us, 0)
+                    return not fate["is_busy"] and not fate["leaves_tombstone"]
+                # Somebody has claimed the key since it was found to be expired.
+                is_anew = found["state"] == WorkflowState.PENDING.value or found["is_answered"]
+                return bool(found["is_request"] and is_anew)
 
         return await self._link.run(forget)
 
@@ -105,9 +107,14 @@ class _RetentionStatements:
             "ORDER BY w.updated_at_us LIMIT $2::int8 FOR UPDATE OF w SKIP LOCKED"
         )
         self.lock_request = (
-            "SELECT w.state, w.fingerprint IS NOT NULL AS is_request, EXISTS "
-            f"(SELECT 1 FROM {names.responses} AS r WHERE r.workflow_id = w.workflow_id) "
-            f"AS is_answered FROM {names.workflows} AS w WHERE w.workflow_id = $1 FOR UPDATE OF w"
+            f"SELECT 1 FROM {names.workflows} AS w WHERE w.workflow_id = $1 FOR UPDATE OF w"
+        )
+        self.find_request = (
+            "SELECT w.state, w.fingerprint IS NOT NULL AS is_request, "
+            "r.workflow_id IS NOT NULL AS is_answered, "
+            "coalesce(r.expires_at_us <= $2::int8, false) AS is_expired "
+            f"FROM {names.workflows} AS w LEFT JOIN {names.responses} AS r "
+            "ON r.workflow_id = w.workflow_id WHERE w.workflow_id = $1"
         )
         self.forget = self._forget()
 
