@@ -126,9 +126,13 @@ class _WatchedProtocol:
         return getattr(self._protocol, name)
 
     async def close(self, timeout: float | None) -> None:
-        # The protocol ends the connection, whether it is answered or not.
+        seconds = GOODBYE_SECONDS if timeout is None else timeout
+        # The driver's own limit is not for all of it: the request to cancel a statement, on a
+        # connection that is silent as well, it waits for without any.
         with contextlib.suppress(TimeoutError):
-            await self._protocol.close(GOODBYE_SECONDS if timeout is None else timeout)
+            async with asyncio.timeout(seconds):
+                await self._protocol.close(seconds)
+        self._protocol.abort()
 
     async def _call(self, name: str, /, *args: Any, **options: Any) -> Any:
         call = _Call(name, self._loop.time())
