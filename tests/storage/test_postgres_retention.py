@@ -15,7 +15,13 @@ from support.storages import POSTGRES, TINY_LEASE_SECONDS, Adapter, OpenStorage,
 
 from asgi_durable.storage.postgres import PostgresStorage
 from asgi_durable.storage.protocol import Storage
-from asgi_durable.storage.writes import ClaimRequest, ReleaseWorkflow, StartWorkflow, Write
+from asgi_durable.storage.writes import (
+    ClaimRequest,
+    OutcomeKind,
+    ReleaseWorkflow,
+    StartWorkflow,
+    Write,
+)
 
 pytestmark = pytest.mark.anyio
 
@@ -198,3 +204,25 @@ async def test_a_claim_that_meets_a_sweep_waits_for_it(
     assert outcome.kind.name == "DONE"
     assert found is not None
     assert found.executor_id == OTHER
+
+
+async def test_a_claim_is_made_once_although_another_of_its_batch_is_tried_again(
+    own_postgres: PostgresServer, storage: Storage
+) -> None:
+    await storage.commit([ClaimRequest(request("old"))])
+    await storage.commit([ReleaseWorkflow("old", EXECUTOR)])
+    claims = [ClaimRequest(request(i, updated_at_us=LONG_AGO)) for i in ("new", "old")]
+
+    async with transaction(own_postgres, storage) as connection:
+        await connection.execute(
+            "SELECT 1 FROM asgi_durable_workflows WHERE workflow_id = 'old' FOR UPDATE"
+        )
+        claiming = asyncio.create_task(storage.commit(claims))
+        await until(lambda: somebody_waits(own_postgres))
+        await connection.execute("DELETE FROM asgi_durable_workflows WHERE workflow_id = 'old'")
+
+    outcomes = await claiming
+    assert [outcome.kind for outcome in outcomes] == [OutcomeKind.DONE, OutcomeKind.DONE]
+    found = await storage.get_workflow("new")
+    assert found is not None
+    assert found.attempts == 1

@@ -92,36 +92,45 @@ class PostgresWriter:
         ]
 
     async def _try(self, executor_id: str, writes: Sequence[Write], wire: Wire) -> list[Outcome]:
+        outcomes: dict[int, Outcome] = {}
         for _ in range(MOST_ATTEMPTS):
+            # Invariant: what is written is not written again; a claim would take its own row
+            # for one that waits for its retry.
+            rest = [write for write in writes if id(write) not in outcomes]
             try:
-                return await self._apply_once(wire, executor_id, writes)
+                await self._apply_once(wire, executor_id, rest, outcomes)
             except ChangedMeanwhileError:
                 continue
+            return [outcomes.get(id(write), DONE) for write in writes]
         msg = "the rows of a batch were changed by others again and again"
         raise StorageUnavailableError(msg)
 
     async def _apply_once(
-        self, wire: Wire, executor_id: str, writes: Sequence[Write]
-    ) -> list[Outcome]:
+        self,
+        wire: Wire,
+        executor_id: str,
+        writes: Sequence[Write],
+        outcomes: dict[int, Outcome],
+    ) -> None:
+        """Apply writes, and add what became of them to *outcomes*; without one it is DONE."""
         # What follows a resumption in this group needs the workflow to be taken first.
         resumed = {workflow_id_of(write) for write in writes if isinstance(write, ResumeWorkflow)}
         at_once = [write for write in writes if workflow_id_of(write) not in resumed]
         rows = Rows.of(at_once)
-        done: set[int] = set()
         if rows.count:
             applied = await self._batches.apply(wire, executor_id, rows)
             if not applied.is_alive:
-                return [FENCED] * len(writes)
+                outcomes |= {id(write): FENCED for write in writes}
+                return
             if applied.is_whole and rows.count + len(rows.folded) == len(writes):
-                return [DONE] * len(writes)
-            done = {id(write) for write in at_once if applied.has(write)}
-        rest = [write for write in writes if id(write) not in done]
-        outcomes = await refused_claims(wire, self._settling, executor_id, rest)
+                return
+            outcomes |= {id(write): DONE for write in at_once if applied.has(write)}
+        rest = [write for write in writes if id(write) not in outcomes]
+        outcomes |= await refused_claims(wire, self._settling, executor_id, rest)
         rest = [write for write in rest if id(write) not in outcomes]
         if rest:
             settled = await self._settle(wire, executor_id, rest)
             outcomes |= {id(write): outcome for write, outcome in zip(rest, settled, strict=True)}
-        return [outcomes.get(id(write), DONE) for write in writes]
 
     async def _settle(self, wire: Wire, executor_id: str, writes: Sequence[Write]) -> list[Outcome]:
         if self._settle_elsewhere is None:
