@@ -15,6 +15,8 @@ GROUPS = {
     name: nox.project.dependency_groups(PYPROJECT, name) for name in PYPROJECT["dependency-groups"]
 }
 BENCHMARKS = ("engine", "http", "inproc", "recovery", "growth", "roundtrips")
+# Tests of other people's frameworks and servers around the library.
+SURROUNDINGS = ("tests/answers", "tests/servers")
 MAX_FILE_LINES = 400
 MAX_FUNCTION_LINES = 50
 # More than cores: the tests wait for a database most of the time.
@@ -22,7 +24,14 @@ PARALLEL_TESTS = "3"
 
 nox.needs_version = ">=2024.10.9"
 nox.options.default_venv_backend = "uv|virtualenv"
-nox.options.sessions = ["lint", "tests", f"crash-{PYTHONS[0]}", "package"]
+# The oldest Python and the newest one: what differs, differs there. `nox -s tests` runs all.
+nox.options.sessions = [
+    "lint",
+    f"tests-{PYTHONS[0]}",
+    f"tests-{PYTHONS[-1]}",
+    f"crash-{PYTHONS[0]}",
+    "package",
+]
 nox.options.download_python = "never"
 # Interpreters that a machine does not have are skipped, and named.
 nox.options.error_on_missing_interpreters = False
@@ -48,9 +57,15 @@ def lint(session: nox.Session) -> None:
 
 @nox.session(python=PYTHONS)
 def tests(session: nox.Session) -> None:
-    """Run the tests on one Python, all but those that kill processes."""
+    """Run the tests on one Python, all but those that kill processes.
+
+    Those of frameworks and servers are run on the oldest one alone.
+    """
     session.install("-e", ".[fastapi]", *GROUPS["test"])
-    session.run("pytest", "-n", PARALLEL_TESTS, "--ignore=tests/crash", *session.posargs)
+    left_out = [] if session.python == PYTHONS[0] else [f"--ignore={path}" for path in SURROUNDINGS]
+    if left_out:
+        session.log(f"{', '.join(SURROUNDINGS)}: run on Python {PYTHONS[0]} alone")
+    run_pytest(session, *left_out)
 
 
 @nox.session(python=PYTHONS)
@@ -64,7 +79,7 @@ def crash(session: nox.Session) -> None:
 def lowest(session: nox.Session) -> None:
     """Run the tests with the lowest version of every direct dependency; needs uv."""
     session.install("--resolution=lowest-direct", ".[fastapi]", *GROUPS["test"])
-    session.run("pytest", "-n", PARALLEL_TESTS, "--ignore=tests/crash", *session.posargs)
+    run_pytest(session)
 
 
 @nox.session(python=PYTHONS[0])
@@ -99,6 +114,13 @@ def benchmarks(session: nox.Session) -> None:
     arguments = session.posargs or ["--short", "--json", "benchmarks/results"]
     for name in BENCHMARKS:
         session.run("python", "-m", f"benchmarks.{name}", *arguments)
+
+
+def run_pytest(session: nox.Session, *arguments: str) -> None:
+    """Run all tests but those that kill processes."""
+    session.run(
+        "pytest", "-n", PARALLEL_TESTS, "--ignore=tests/crash", *arguments, *session.posargs
+    )
 
 
 def refuse_long_code(session: nox.Session) -> None:
