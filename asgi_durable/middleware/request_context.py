@@ -13,7 +13,6 @@ from asgi_durable.middleware.asgi import (
     Receive,
     Scope,
     Send,
-    header_values,
     replace_header,
 )
 
@@ -42,13 +41,15 @@ class RequestContextMiddleware:
         self.app = app
         self._read_names = [name.lower().encode("ascii") for name in header_names]
         self._sent_name = self._read_names[0]
+        self._wanted = frozenset({*self._read_names, b"host"})
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve a request or a WebSocket."""
         if scope["type"] not in ("http", "websocket"):
             await self.app(scope, receive, send)
             return
-        request_id = self._request_id(scope)
+        found = self._find_headers(scope)
+        request_id = self._request_id(found)
         sent_value = request_id.encode("ascii")
 
         async def send_with_id(message: Message) -> None:
@@ -57,25 +58,36 @@ class RequestContextMiddleware:
                 message = {**message, "headers": headers}
             await send(message)
 
-        token = current_request.set(_request_context(scope, request_id))
+        token = current_request.set(_request_context(scope, request_id, found.get(b"host")))
         try:
             await self.app(scope, receive, send_with_id)
         finally:
             current_request.reset(token)
 
-    def _request_id(self, scope: Scope) -> str:
+    def _find_headers(self, scope: Scope) -> dict[bytes, list[bytes]]:
+        """Return the values of the headers that matter, in one pass over all of them."""
+        found: dict[bytes, list[bytes]] = {}
+        wanted = self._wanted
+        for key, value in scope["headers"]:
+            name = key.lower()
+            if name in wanted:
+                found.setdefault(name, []).append(value)
+        return found
+
+    def _request_id(self, found: dict[bytes, list[bytes]]) -> str:
         for name in self._read_names:
-            for value in header_values(scope["headers"], name):
+            for value in found.get(name, ()):
                 if _VALID_REQUEST_ID.fullmatch(value):
                     return value.decode("ascii")
         return new_id()
 
 
-def _request_context(scope: Scope, request_id: str) -> RequestContext:
-    hosts = header_values(scope["headers"], b"host")
-    server = scope.get("server") or ("", None)
-    # No user name or password: a client may write them into its Host header.
-    host = hosts[0].decode("latin-1").rpartition("@")[2] if hosts else str(server[0])
+def _request_context(scope: Scope, request_id: str, hosts: list[bytes] | None) -> RequestContext:
+    if hosts:
+        # No user name or password: a client may write them into its Host header.
+        host = hosts[0].decode("latin-1").rpartition("@")[2]
+    else:
+        host = str((scope.get("server") or ("", None))[0])
     client = scope.get("client")
     return RequestContext(
         request_id=request_id,
