@@ -34,6 +34,8 @@ class Server:
         arguments: More arguments of uvicorn.
     """
 
+    _has_own_group = False
+
     def __init__(
         self,
         folder: Path,
@@ -78,6 +80,7 @@ class Server:
                 stdout=log,
                 stderr=log,
                 env={**os.environ, **self.environment},
+                start_new_session=self._has_own_group,
             )
         give_up_at = time.monotonic() + START_TIMEOUT_SECONDS
         while not self._accepts():
