@@ -1,0 +1,156 @@
+"""A keyed request whose process is killed at every commit: its retry is answered as if not."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import ExitStack, asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import httpx
+import pytest
+from support.asgi_servers import TESTS, importing_from
+from support.counting import post_anywhere
+from support.executors import query
+from support.postgres import temporary_schema, with_schema
+from support.server import Server
+
+pytestmark = [
+    pytest.mark.anyio,
+    pytest.mark.needs_sessions("a dead process is noticed when its lease ends"),
+]
+
+SENT = {"json": {"item": "book"}}
+KEY = "k"
+# The claim, the first step, the transaction, and the last step with the end.
+FEWEST_COMMITS = 4
+AT_ONCE = 4
+# What is about the moment or the try, and not about the request.
+FRESH_HEADERS = frozenset({b"date", b"idempotent-replayed", b"x-request-id"})
+
+NewURL = Callable[[Path], str]
+
+
+@pytest.fixture(params=["sqlite", "postgres"])
+def new_url(request: pytest.FixtureRequest) -> Iterator[NewURL]:
+    """Gives the URL of a database that does not exist yet, each time another one."""
+    if request.param == "sqlite":
+        yield lambda folder: f"sqlite:///{folder}/test.db"
+        return
+    server = request.getfixturevalue("postgres")
+    with ExitStack() as schemas:
+        yield lambda _: with_schema(server.url, schemas.enter_context(temporary_schema(server.url)))
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a client gets, without what is fresh in every answer."""
+
+    status: int
+    headers: list[tuple[bytes, bytes]]
+    body: bytes
+
+    @classmethod
+    def of(cls, response: httpx.Response) -> Answer:
+        """Return the answer of a response; lines of one header stay in order."""
+        lines = [(name.lower(), value) for name, value in response.headers.raw]
+        kept = [line for line in lines if line[0] not in FRESH_HEADERS]
+        return cls(response.status_code, sorted(kept, key=lambda line: line[0]), response.content)
+
+
+@dataclass(frozen=True)
+class Ended:
+    """How a request has ended, whatever happened to its processes.
+
+    Attributes:
+        answer: What its client got.
+        rows: The rows of its transaction.
+        repeated: The steps that were recorded, and ran again.
+    """
+
+    answer: Answer
+    rows: list[tuple[str]]
+    repeated: set[str]
+
+
+class Case:
+    """One request, its database, and the processes that serve it one after the other."""
+
+    def __init__(self, folder: Path, new_url: NewURL) -> None:
+        folder.mkdir()
+        self._folder = folder
+        self._url = new_url(folder)
+
+    async def is_killed(self, place: str) -> None:
+        """Send the request to a process that dies at this place, before it has answered."""
+        async with (
+            self._server("killed", place) as server,
+            httpx.AsyncClient(timeout=60.0) as client,
+        ):
+            with pytest.raises(httpx.TransportError):
+                await client.post(f"{server.url}/orders", headers={"Idempotency-Key": KEY}, **SENT)
+            assert await asyncio.to_thread(server.wait) == -signal.SIGKILL
+        assert self.places("killed")[-1] == place
+
+    async def is_answered(self) -> Ended:
+        """Send the request to a fresh process until it is answered."""
+        recorded = await self._recorded_steps()
+        async with self._server("answers") as server, httpx.AsyncClient(timeout=60.0) as client:
+            response = await post_anywhere(client, [server.url], "/orders", key=KEY, **SENT)
+        rows = await query(self._url, "SELECT item FROM effects")
+        return Ended(Answer.of(response), rows, recorded & {*self.places("answers")})
+
+    def places(self, process: str) -> list[str]:
+        """Return which places a process has reached, in this order."""
+        return (self._folder / process / "ledger").read_text().splitlines()
+
+    @asynccontextmanager
+    async def _server(self, name: str, kill_at: str = "") -> AsyncIterator[Server]:
+        folder = self._folder / name
+        folder.mkdir()
+        environment = {
+            "ASGI_DURABLE_URL": self._url,
+            "KILL_POINT_LEDGER": str(folder / "ledger"),
+            "KILL_AT": kill_at,
+        }
+        server = Server(
+            folder,
+            "request_kill_point_program:app",
+            app_dir=Path(__file__).parent,
+            environment=importing_from(TESTS) | environment,
+        )
+        with ExitStack() as stack:
+            stack.push(server)
+            await asyncio.to_thread(server.start)
+            yield server
+
+    async def _recorded_steps(self) -> set[str]:
+        if not (self._folder / "killed").exists():
+            return set()
+        rows = await query(self._url, "SELECT name FROM asgi_durable_steps")
+        return {f"step {name}" for (name,) in rows}
+
+
+async def test_a_kill_before_or_after_any_commit_changes_neither_answer_nor_effects(
+    tmp_path: Path, new_url: NewURL
+) -> None:
+    undisturbed = Case(tmp_path / "undisturbed", new_url)
+    expected = await undisturbed.is_answered()
+    places = [place for place in undisturbed.places("answers") if " commit " in place]
+    at_once = asyncio.Semaphore(AT_ONCE)
+
+    async def ended_after_kill(number: int, place: str) -> Ended:
+        case = Case(tmp_path / f"{number}", new_url)
+        async with at_once:
+            await case.is_killed(place)
+            return await case.is_answered()
+
+    kills = [ended_after_kill(number, place) for number, place in enumerate(places)]
+    ended = dict(zip(places, await asyncio.gather(*kills), strict=True))
+
+    assert len(places) >= 2 * FEWEST_COMMITS, places
+    assert expected.answer.status == 201
+    assert expected.rows == [("book",)]
+    assert ended == dict.fromkeys(places, expected)
