@@ -184,7 +184,7 @@ class ResponseRecorder:
             else:
                 logger.warning("An answer could not be committed; its log is: %s", error)
         except DurableError as error:
-            self.is_taken_over = self._request.is_elsewhere and not self._start_sent
+            self.is_taken_over = self._request.is_elsewhere
             if not self.is_taken_over:
                 await self.answer(error)
             return

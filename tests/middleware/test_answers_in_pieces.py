@@ -5,12 +5,11 @@ from __future__ import annotations
 import asyncio
 import json
 import sqlite3
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from support.asgi import Exchange, answer, exchange, keyed
-from support.executors import declared_dead, until
+from support.asgi import Exchange, answer, answered, exchange, keyed
+from support.executors import declared_dead, executor_of, is_another, until
 from support.interruption import Gate
 
 from asgi_durable import Durable, IdempotencyPolicy
@@ -238,10 +237,38 @@ async def test_a_body_that_was_begun_is_not_ended_with_another_executors(
     assert (app.calls, elsewhere.calls) == (1, 1)
 
 
-async def answered(post: Callable[..., object]) -> Exchange | None:
-    """Send a request; return its exchange if the process could answer it."""
-    result = await post()
-    return result if result.status == 200 else None
+async def test_a_body_that_was_begun_is_not_begun_again(database_url: str) -> None:
+    here, there = durable_at(database_url), durable_at(database_url)
+    app, exchanged = Pieces(), Exchange(b"")
+    async with here, there:
+        old_id = executor_of(here).id
+        call = begin(here.wrap(app), exchanged)
+        await exchanged.answer_began.wait()
+        async with declared_dead(here):
+            pass
+        await is_another(here, old_id)
+        app.gate.open()
+        await call
+        again = await exchange(here.wrap(app), keyed())
+
+    assert (exchanged.body, exchanged.is_complete) == (b"a", False)
+    assert (again.body, app.calls) == (b"ab", 2)
+
+
+async def test_nothing_is_passed_on_once_the_app_has_failed(url: str) -> None:
+    durable, exchanged = durable_at(url, 0.02), Exchange(b"")
+
+    async def serve(scope, receive, send) -> None:
+        await start(send)
+        await piece(send, b"a")
+        raise LookupError
+
+    async with durable:
+        with pytest.raises(LookupError):
+            await durable.wrap(serve)(keyed(), exchanged.receive, exchanged.send)
+        await asyncio.sleep(0.1)
+
+    assert exchanged.sent == []
 
 
 class ServerError(Exception):

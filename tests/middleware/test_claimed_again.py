@@ -108,6 +108,30 @@ async def test_a_void_answer_is_not_shown_beside_the_one_that_stands(url: str) -
     assert calls == ["here", "there"]
 
 
+async def test_a_request_that_is_lost_again_and_again_is_to_come_back(url: str) -> None:
+    here, there, gates = executor(url, max_wait=0.0), executor(url), [Gate(), Gate()]
+    calls: list[int] = []
+
+    async def serve(scope, receive, send) -> None:
+        calls.append(1)
+        if len(calls) <= len(gates):
+            await gates[len(calls) - 1].wait()
+        await answer(send, b"served")
+
+    wrapped = here.wrap(serve)
+    async with here, there:
+        request = asyncio.create_task(exchange(wrapped, keyed()))
+        for gate in gates:
+            await gate.reached.wait()
+            await declare_dead(here)
+            gate.open()
+        late = await request
+        retry = await exchange(wrapped, keyed())
+
+    assert (late.status, late.headers("retry-after")) == (503, ["1"])
+    assert (retry.body, len(calls)) == (b"served", 3)
+
+
 async def test_nobody_waits_longer_for_another_executor_than_is_allowed(url: str) -> None:
     here, there = executor(url, max_wait=0.2), executor(url)
     gate, elsewhere = Gate(), Gate()

@@ -4,27 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable
 
 import pytest
-from fastapi import FastAPI
-from starlette.applications import Starlette
 from starlette.background import BackgroundTask
-from starlette.requests import Request
-from starlette.responses import PlainTextResponse, Response, StreamingResponse
-from starlette.routing import Route
-from support.asgi import Exchange, answer, exchange, keyed, read_all
-from support.executors import row_of, until
+from starlette.responses import PlainTextResponse
+from support.asgi import Exchange, GoneExchange, answer, answered, exchange, keyed, read_all
+from support.executors import note_calls, query, row_of, until
 from support.interruption import Gate
 
 from asgi_durable import Durable, IdempotencyPolicy
-from asgi_durable.middleware.asgi import ASGIApp, Message, Scope
+from asgi_durable.middleware.asgi import ASGIApp, Message
 
 pytestmark = pytest.mark.anyio
 
 CANCEL = IdempotencyPolicy(on_disconnect="cancel")
-# Starlette listens for the client until 2.3, and lets `send()` tell since 2.4.
-VERSIONS = ["2.3", "2.4"]
 
 
 class Shop:
@@ -68,19 +61,6 @@ class Shop:
         await answer(send, " ".join(done).encode())
 
 
-def scope_of(version: str) -> Scope:
-    return keyed(asgi={"version": "3.0", "spec_version": version})
-
-
-class GoneExchange(Exchange):
-    """Of a server whose ``send()`` raises once the client has gone, as ASGI 2.4 has it."""
-
-    async def send(self, message: Message) -> None:
-        if self.disconnected.is_set():
-            raise OSError("the client has gone")
-        await super().send(message)
-
-
 # Where the client's leaving cancels the work
 
 
@@ -93,11 +73,17 @@ async def test_the_handler_is_cancelled_and_the_retry_goes_on_after_what_is_reco
         await shop.gate.reached.wait()
         exchanged.disconnected.set()
         await call
+        assert await is_free(database_url)
         retry = await shop.post()
 
     assert exchanged.sent == []
     assert (retry.status, retry.body) == (200, b"reserve ship")
     assert shop.ran == ["reserve", "ship", "cancelled", "ship"]
+
+
+async def is_free(url: str) -> bool:
+    """Tell whether any process may go on with the request."""
+    return await query(url, "SELECT executor_id FROM asgi_durable_workflows") == [(None,)]
 
 
 async def test_what_the_app_does_about_its_cancellation_is_not_recorded(url: str) -> None:
@@ -118,6 +104,7 @@ async def test_what_the_app_does_about_its_cancellation_is_not_recorded(url: str
         await shop.gate.reached.wait()
         exchanged.disconnected.set()
         await call
+        assert await is_free(url)
         retry = await shop.post()
 
     assert (retry.status, retry.body) == (200, b"done")
@@ -150,12 +137,6 @@ async def test_an_app_that_does_not_mind_its_cancellation_is_tried_again(
 
         assert (await until(lambda: answered(shop.post))).body == b"done"
     assert exchanged.sent == []
-
-
-async def answered(post: Callable[[], Awaitable[Exchange]]) -> Exchange | None:
-    """Send a request; return its exchange once its twin is out of the way."""
-    result = await post()
-    return result if result.status != 409 else None
 
 
 async def test_an_answer_that_is_being_committed_is_kept_and_what_follows_it_runs(
@@ -235,132 +216,6 @@ async def is_finished(url: str, request_id: str) -> bool:
     return await row_of(url, request_id, "state") == ("SUCCESS",)
 
 
-# Frameworks
-
-
-class Stream:
-    """Streams ``ab``, waiting at a gate between the two.
-
-    Attributes:
-        ends: How each of its streams ended.
-    """
-
-    def __init__(self) -> None:
-        self.gate = Gate()
-        self.ends: list[str] = []
-        self.mails: list[str] = []
-
-    async def pieces(self) -> AsyncIterator[bytes]:
-        try:
-            yield b"a"
-            await self.gate.wait()
-            yield b"b"
-        except asyncio.CancelledError:
-            self.ends.append("cancelled")
-            raise
-        self.ends.append("whole")
-
-    async def mail(self) -> None:
-        self.mails.append("sent")
-
-    def respond(self) -> Response:
-        return StreamingResponse(self.pieces(), background=BackgroundTask(self.mail))
-
-
-def starlette(stream: Stream) -> ASGIApp:
-    async def endpoint(request: Request) -> Response:
-        return stream.respond()
-
-    return Starlette(routes=[Route("/", endpoint, methods=["POST"])])
-
-
-def behind_function_middleware(stream: Stream) -> ASGIApp:
-    """Return an app behind a middleware that runs it in a task of its own."""
-    app = FastAPI()
-
-    @app.post("/")
-    async def endpoint() -> Response:
-        return stream.respond()
-
-    @app.middleware("http")
-    async def pass_on(request: Request, call_next) -> Response:
-        return await call_next(request)
-
-    return app
-
-
-@pytest.mark.parametrize("version", VERSIONS)
-@pytest.mark.parametrize("build", [starlette, behind_function_middleware])
-@pytest.mark.parametrize("exchange_class", [Exchange, GoneExchange])
-async def test_a_stream_is_cancelled_with_its_client_and_the_retry_is_whole(
-    url: str, version: str, build: Callable[[Stream], ASGIApp], exchange_class: type[Exchange]
-) -> None:
-    policy = IdempotencyPolicy(on_disconnect="cancel", stream_after=0.0)
-    durable, stream, exchanged = Durable(url, idempotency=policy), Stream(), exchange_class(b"")
-    app = durable.wrap(build(stream))
-    async with durable:
-        call = asyncio.create_task(app(scope_of(version), exchanged.receive, exchanged.send))
-        await exchanged.answer_began.wait()
-        await stream.gate.reached.wait()
-        exchanged.disconnected.set()
-        await call
-        stream.gate.open()
-        retry = await until(lambda: answered(lambda: exchange(app, scope_of(version))))
-
-    assert exchanged.body == b"a"
-    assert (retry.status, retry.body, retry.is_complete) == (200, b"ab", True)
-    assert stream.ends == ["cancelled", "whole"]
-    assert stream.mails == ["sent"]
-
-
-@pytest.mark.parametrize("version", VERSIONS)
-@pytest.mark.parametrize("build", [starlette, behind_function_middleware])
-@pytest.mark.parametrize("exchange_class", [Exchange, GoneExchange])
-async def test_a_stream_that_was_begun_is_finished_without_its_client(
-    url: str, version: str, build: Callable[[Stream], ASGIApp], exchange_class: type[Exchange]
-) -> None:
-    durable = Durable(url, idempotency=IdempotencyPolicy(stream_after=0.0))
-    stream, exchanged = Stream(), exchange_class(b"")
-    app = durable.wrap(build(stream))
-    async with durable:
-        call = asyncio.create_task(app(scope_of(version), exchanged.receive, exchanged.send))
-        await exchanged.answer_began.wait()
-        exchanged.disconnected.set()
-        await stream.gate.reached.wait()
-        # The disconnect has every chance to be noticed.
-        await asyncio.wait([call], timeout=0.1)
-        stream.gate.open()
-        await call
-        retry = await exchange(app, scope_of(version))
-
-    assert (retry.body, retry.headers("idempotent-replayed")) == (b"ab", ["true"])
-    assert (stream.ends, stream.mails) == (["whole"], ["sent"])
-
-
-@pytest.mark.parametrize("version", VERSIONS)
-async def test_a_stream_behind_an_accepted_request_is_finished(url: str, version: str) -> None:
-    policy = IdempotencyPolicy(stream_after=0.0, async_after=0.0)
-    durable, stream, exchanged = Durable(url, idempotency=policy), Stream(), Exchange(b"")
-
-    async def respond(scope, receive, send) -> None:
-        # Not before the client was told where to look.
-        await exchanged.answer_began.wait()
-        await stream.respond()(scope, receive, send)
-
-    app = durable.wrap(respond)
-    async with durable:
-        await app(scope_of(version), exchanged.receive, exchanged.send)
-        exchanged.disconnected.set()
-        await stream.gate.reached.wait()
-        await asyncio.sleep(0.1)
-        stream.gate.open()
-        await until(lambda: is_finished(url, exchanged.headers("durable-id")[0]))
-        retry = await exchange(app, scope_of(version))
-
-    assert (exchanged.status, exchanged.is_complete) == (202, True)
-    assert (retry.body, stream.ends) == (b"ab", ["whole"])
-
-
 async def test_a_background_task_is_not_cancelled(url: str) -> None:
     durable, gate, done = Durable(url, idempotency=CANCEL), Gate(), []
 
@@ -417,11 +272,14 @@ async def test_what_the_server_raises_about_the_last_piece_undoes_nothing(url: s
 
     app = durable.wrap(serve)
     async with durable:
+        commits = note_calls(durable, "commit")
         with pytest.raises(RuntimeError):
             await app(keyed(), exchanged.receive, send)
+        claim_and_answer = len(commits)
         retry = await exchange(app, keyed())
 
     assert (retry.body, calls) == (b"done", [1])
+    assert claim_and_answer == 2
 
 
 async def test_a_disconnect_that_the_server_tells_once_is_not_lost(durable: Durable) -> None:

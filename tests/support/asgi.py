@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable
+from collections.abc import Awaitable, Callable, Iterable
 from typing import Any
 
 from asgi_durable.middleware.asgi import ASGIApp, Message, Receive, Scope, Send, header_values
@@ -80,11 +80,35 @@ class Exchange:
         return [m for m in self.sent if m["type"] == "http.response.start"]
 
 
+class GoneExchange(Exchange):
+    """One on a server whose ``send()`` raises once the client has gone, as ASGI 2.4 has it.
+
+    Attributes:
+        refused: The messages that it raised about.
+    """
+
+    def __init__(self, body: bytes = b"") -> None:
+        super().__init__(body)
+        self.refused: list[Message] = []
+
+    async def send(self, message: Message) -> None:
+        if self.disconnected.is_set():
+            self.refused.append(message)
+            raise OSError("the client has gone")
+        await super().send(message)
+
+
 async def exchange(app: ASGIApp, scope: Scope, body: bytes = b"", **more: Any) -> Exchange:
     """Send one request to an app and return the exchange, once the app is through."""
     exchange = Exchange(body, **more)
     await app(scope, exchange.receive, exchange.send)
     return exchange
+
+
+async def answered(post: Callable[[], Awaitable[Exchange]]) -> Exchange | None:
+    """Send a request; return its exchange unless the client is to come back."""
+    result = await post()
+    return result if result.status not in (409, 503) else None
 
 
 def keyed(
