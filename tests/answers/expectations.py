@@ -1,0 +1,75 @@
+"""What all answers of a kind have in common, whatever the row."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from support.asgi import Exchange
+
+__all__ = ["is_failure", "is_own", "is_problem", "is_replay", "is_unmarked"]
+
+MARKS = ("durable-id", "idempotency-key", "idempotent-replayed", "idempotency-status")
+# Headers of the application's that belong to its answer; others concern the moment.
+KEPT = ("content-type", "content-length", "location", "etag")
+
+
+def is_unmarked(result: Exchange, status: int) -> None:
+    """Check that the application has answered, and nobody has put anything on its answer."""
+    assert result.status == status
+    assert [name for name in MARKS if result.headers(name)] == []
+    assert result.is_complete
+
+
+def is_own(result: Exchange, status: int, *, key: str = "k") -> None:
+    """Check that the work itself is answered with: key and id are on it, no mark of a replay."""
+    assert result.status == status
+    assert result.headers("idempotency-key") == [key]
+    assert len(result.headers("durable-id")) == 1
+    assert result.headers("idempotent-replayed") == []
+    assert result.headers("idempotency-status") == []
+    assert result.is_complete
+
+
+def is_failure(result: Exchange, status: int) -> None:
+    """Check that the work failed; what an application says of an error may have no marks."""
+    assert (result.status, result.headers("idempotent-replayed")) == (status, [])
+    assert result.is_complete
+
+
+def is_replay(result: Exchange, first: Exchange, *, key: str | None = "k") -> None:
+    """Check that a first answer was given again, byte for byte, and marked as such.
+
+    Args:
+        result: The later answer.
+        first: The first one.
+        key: That of the later request, ``None`` if it had none.
+    """
+    assert (result.status, result.body) == (first.status, first.body)
+    assert {name: result.headers(name) for name in KEPT} == {
+        # Where an app sent its answer in pieces, its length is known by now.
+        name: first.headers(name) or result.headers(name) * (name == "content-length")
+        for name in KEPT
+    }
+    assert result.headers("idempotent-replayed") == ["true"]
+    assert result.headers("idempotency-key") == ([] if key is None else [key])
+    assert result.headers("durable-id") == first.headers("durable-id") != []
+    # Those of the moment are another moment's.
+    assert result.headers("set-cookie") == result.headers("date") == []
+    assert result.headers("x-request-id") not in ([], first.headers("x-request-id"))
+    assert result.is_complete
+
+
+def is_problem(result: Exchange, status: int, code: str, *, retryable: bool) -> dict[str, Any]:
+    """Check that an answer is of problem details, and return them."""
+    problem: dict[str, Any] = json.loads(result.body)
+    assert (result.status, problem["status"], problem["code"]) == (status, status, code)
+    assert problem["type"] == f"urn:asgi-durable:problem:{code.lower().replace('_', '-')}"
+    assert problem["retryable"] is retryable
+    assert result.headers("content-type") == ["application/problem+json"]
+    assert problem["request_id"] == result.headers("x-request-id")[0]
+    seconds = result.headers("retry-after")
+    assert bool(seconds) is retryable
+    assert problem.get("retry_after") == (int(seconds[0]) if seconds else None)
+    assert result.is_complete
+    return problem

@@ -1,0 +1,273 @@
+"""A shop whose one handler has two steps and a transaction, and does what a script says."""
+
+from __future__ import annotations
+
+import json
+import uuid
+from collections.abc import Awaitable, Callable, Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+import sqlalchemy as sa
+from answers.applications import Reply, build
+from support.asgi import Exchange, http_scope
+from support.executors import query
+from support.interruption import Gate
+
+from asgi_durable import Durable, IdempotencyPolicy
+from asgi_durable.middleware.asgi import Message
+
+__all__ = [
+    "ALL",
+    "Breakdown",
+    "Client",
+    "Script",
+    "Shop",
+    "Watched",
+    "create_tables",
+    "prefer",
+    "principal",
+    "recorded",
+    "requests",
+    "sold",
+]
+
+# What an order does, and in which order.
+ALL = ["reserve", "ship", "save"]
+
+
+class Breakdown(Exception):  # noqa: N818  no word of the library's
+    """What a handler raises; some frameworks raise it again, some do not."""
+
+
+def _opened() -> Gate:
+    gate = Gate()
+    gate.open()
+    return gate
+
+
+@dataclass(kw_only=True)
+class Script:
+    """What the handler does; a test may change it between two tries of a request.
+
+    Attributes:
+        refusal: Status that is answered before anything is done.
+        is_plain: True to do nothing durable.
+        first: What the first step is called with.
+        fails_at: Steps that raise.
+        gate: Where the step ``ship`` waits, or a plain handler.
+        at_end: Called before the answer.
+        error: Raised in place of the answer.
+        status: Of the answer.
+        headers: Added to the answer's.
+        media_type: Of the answer.
+        pieces: Of a streamed body.
+        late_error: Raised by a background task, after the answer.
+    """
+
+    refusal: int | None = None
+    is_plain: bool = False
+    first: str = "reserve"
+    fails_at: set[str] = field(default_factory=set)
+    gate: Gate = field(default_factory=_opened)
+    at_end: Callable[[], Awaitable[object]] | None = None
+    error: Exception | None = None
+    status: int = 201
+    headers: dict[str, str] = field(default_factory=dict)
+    media_type: str = "application/octet-stream"
+    pieces: Iterable[bytes] | None = None
+    late_error: Exception | None = None
+
+
+class Shop:
+    """The application in one process.
+
+    Args:
+        url: The database; several shops may share it.
+        framework: What the application is made with.
+        routes: Policies by route.
+        policy: Of the requests.
+
+    Attributes:
+        script: What the handler does from now on.
+        calls: How often the handler was called.
+        ran: The bodies of steps and transactions that have run here.
+        background_calls: How often an answer's background task was called.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        framework: str,
+        *,
+        routes: dict[str, IdempotencyPolicy | None] | None = None,
+        lease: float = 15.0,
+        storage_patience: float = 30.0,
+        **policy: Any,
+    ) -> None:
+        self.durable = durable = Durable(
+            url,
+            idempotency=IdempotencyPolicy(**policy),
+            idempotency_routes=routes,
+            drain_timeout=0.0,
+            lease=lease,
+            storage_patience=storage_patience,
+        )
+        self.app = build(framework, self._handle, durable)
+        self.script = Script()
+        self.calls = 0
+        self.ran: list[str] = []
+        self.background_calls = 0
+
+        @durable.step(name="step", retry=None)
+        async def step(name: str) -> str:
+            self.ran.append(name)
+            if name == "ship":
+                await self.script.gate.wait()
+            if name in self.script.fails_at:
+                raise Breakdown(name)
+            return f"{name} {uuid.uuid4()}"
+
+        @durable.transaction(name="save")
+        async def save(name: str) -> str:
+            self.ran.append("save")
+            await durable.session.execute(
+                sa.text("INSERT INTO sold VALUES (:name)"), {"name": name}
+            )
+            return name
+
+        self._step, self._save = step, save
+
+    async def post(self, **request: Any) -> Exchange:
+        """Send a request, and return the exchange once the application is through.
+
+        See :meth:`send_to` for the arguments.
+        """
+        return await self.send_to(Client(request.pop("body", b"{}")), **request)
+
+    async def get(self, path: str, *headers: tuple[str, str]) -> Exchange:
+        """Look at a page, without a key."""
+        return await self.post(key=None, method="GET", path=path, headers=headers, body=b"")
+
+    async def state(self, request: Exchange) -> str:
+        """Return what the status page says of a request that was answered."""
+        page = await self.get(f"/durable/requests/{request.headers('durable-id')[0]}")
+        state: str = json.loads(page.body)["state"]
+        return state
+
+    async def send_to(
+        self,
+        exchange: Exchange,
+        *,
+        key: str | None = "k",
+        method: str = "POST",
+        path: str = "/orders",
+        headers: Iterable[tuple[str, str]] = (),
+        query_string: bytes = b"",
+    ) -> Exchange:
+        """Send a request whose messages go through an exchange."""
+        keys = [] if key is None else [("Idempotency-Key", key)]
+        scope = http_scope(method, path, [*keys, *headers], query_string=query_string)
+        try:
+            await self.app(scope, exchange.receive, exchange.send)
+        except Exception as error:
+            # Raised on by some frameworks, by some as the cause of an error of their own.
+            if not isinstance(error.__cause__ or error, Breakdown):
+                raise
+        return exchange
+
+    async def _handle(self, method: str) -> Reply:
+        script = self.script
+        self.calls += 1
+        if script.refusal is not None:
+            return self._reply(script.refusal, b"refused")
+        if script.is_plain:
+            # Nothing is recorded that a second run could repeat: each answers something else.
+            await script.gate.wait()
+            body = f"call {self.calls}"
+        else:
+            done = [await self._step(script.first), await self._step("ship")]
+            body = json.dumps([*done, await self._save("order")])
+        if script.at_end is not None:
+            await script.at_end()
+        if script.error is not None:
+            raise script.error
+        if method == "HEAD" or script.status == 204:
+            return self._reply(script.status, b"")
+        # No text: bytes that no framework may touch.
+        return self._reply(script.status, b"\xff\x00" + body.encode())
+
+    def _reply(self, status: int, body: bytes) -> Reply:
+        script = self.script
+        location = {"location": "/orders/1"} if status < 400 else {}
+        return Reply(
+            status=status,
+            headers={**location, "etag": '"1"', "set-cookie": "secret=1", **script.headers},
+            media_type=script.media_type,
+            body=body,
+            pieces=script.pieces,
+            background=self._after_answer,
+        )
+
+    async def _after_answer(self) -> None:
+        self.background_calls += 1
+        if self.script.late_error is not None:
+            raise self.script.late_error
+
+
+class Client(Exchange):
+    """An exchange whose app is told after its answer, as by servers, that nothing follows."""
+
+    async def send(self, message: Message) -> None:
+        await super().send(message)
+        if message["type"] == "http.response.body" and not message.get("more_body", False):
+            self.disconnected.set()
+
+
+class Watched(Client):
+    """An exchange that asks something at the first message of the answer.
+
+    Attributes:
+        seen: What it was told.
+    """
+
+    def __init__(self, ask: Callable[[], Awaitable[object]]) -> None:
+        super().__init__(b"{}")
+        self._ask = ask
+        self.seen: object = None
+
+    async def send(self, message: Message) -> None:
+        if not self.sent:
+            self.seen = await self._ask()
+        await super().send(message)
+
+
+def prefer(what: str) -> list[tuple[str, str]]:
+    """Return a request's headers with a preference."""
+    return [("Prefer", what)]
+
+
+def principal(name: str) -> list[tuple[str, str]]:
+    """Return a request's headers with somebody's credentials."""
+    return [("Authorization", f"Bearer {name}")]
+
+
+async def create_tables(url: str) -> None:
+    """Create the application's table, and the library's before it."""
+    await Durable(url).migrate()
+    await query(url, "CREATE TABLE sold (name TEXT)")
+
+
+async def sold(url: str) -> int:
+    """Return how many rows the transactions have left."""
+    return len(await query(url, "SELECT name FROM sold"))
+
+
+async def requests(url: str) -> list[tuple[str, int]]:
+    """Return state and attempts of all keyed requests."""
+    return await query(url, "SELECT state, attempts FROM asgi_durable_workflows")
+
+
+async def recorded(url: str) -> int:
+    """Return how many steps are recorded."""
+    return len(await query(url, "SELECT 1 FROM asgi_durable_steps"))

@@ -1,0 +1,171 @@
+"""Requests that are cut off, and go on; the table is that of docs/guide.md."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+from answers.expectations import is_own, is_problem, is_replay
+from answers.shop import ALL, Client, Shop, prefer, recorded, requests, sold
+from support.asgi import Exchange
+from support.executors import declared_dead, kill, until
+from support.interruption import Gate
+
+pytestmark = pytest.mark.anyio
+
+# What ran of a request that was cut off in its second step, and what is left of it.
+BEGUN, LEFT = ["reserve", "ship"], ["ship", "save"]
+# So long that no test lives to see its end.
+ENDLESS_SECONDS = 36_000.0
+
+
+def waiting_shop(url: str, framework: str, **options: object) -> Shop:
+    """Return a shop whose second step waits at a gate."""
+    shop = Shop(url, framework, **options)
+    shop.script.gate = Gate()
+    return shop
+
+
+async def test_a_request_whose_process_died_is_resumed_by_its_retry(
+    url: str, framework: str
+) -> None:
+    """Row 12 of the table."""
+    first, second = waiting_shop(url, framework), Shop(url, framework)
+    async with second.durable:
+        await first.durable.engine.start()
+        request = asyncio.create_task(first.post())
+        await first.script.gate.reached.wait()
+        await kill(first.durable)
+        await asyncio.wait([request])
+        own = await post_until_it_is_free(second)
+        replay = await second.post()
+
+    is_own(own, 201)
+    is_replay(replay, own)
+    assert (first.ran, second.ran, await sold(url)) == (BEGUN, LEFT, 1)
+    assert await requests(url) == [("SUCCESS", 2)]
+
+
+async def post_until_it_is_free(shop: Shop) -> Exchange:
+    """Send a request again for as long as its dead process has not been noticed."""
+
+    async def is_answered() -> Exchange | None:
+        result = await shop.post()
+        return result if result.status not in (409, 503) else None
+
+    result: Exchange = await until(is_answered)
+    return result
+
+
+async def test_who_has_lost_a_request_answers_what_its_new_owner_answers(
+    url: str, framework: str
+) -> None:
+    """Row 26 of the table."""
+    first, second = waiting_shop(url, framework), Shop(url, framework)
+    async with first.durable, second.durable:
+        request = asyncio.create_task(first.post())
+        await first.script.gate.reached.wait()
+        async with declared_dead(first.durable):
+            own = await second.post()
+            first.script.gate.open()
+        late = await request
+
+    is_own(own, 201)
+    is_replay(late, own)
+    assert (first.ran, second.ran, await sold(url)) == (BEGUN, LEFT, 1)
+
+
+async def test_who_has_lost_a_request_does_not_wait_for_ever(url: str, framework: str) -> None:
+    """Row 26 of the table."""
+    first, second = waiting_shop(url, framework), waiting_shop(url, framework)
+    async with first.durable, second.durable:
+        request = asyncio.create_task(first.post(headers=prefer("wait=0")))
+        await first.script.gate.reached.wait()
+        async with declared_dead(first.durable):
+            new = asyncio.create_task(second.post())
+            await second.script.gate.reached.wait()
+            first.script.gate.open()
+        late = await request
+        second.script.gate.open()
+        own = await new
+
+    is_problem(late, 409, "IN_PROGRESS", retryable=True)
+    assert late.headers("idempotent-replayed") == []
+    is_own(own, 201)
+    assert (first.ran, second.ran, await sold(url)) == (BEGUN, LEFT, 1)
+
+
+async def test_a_process_that_stops_leaves_its_requests_to_others_at_once(
+    url: str, framework: str
+) -> None:
+    """Row 29 of the table."""
+    first = waiting_shop(url, framework, lease=ENDLESS_SECONDS)
+    second = Shop(url, framework, lease=ENDLESS_SECONDS)
+    abandoned = Client(b"{}")
+    async with second.durable:
+        async with first.durable:
+            served = asyncio.create_task(first.post())
+            await first.script.gate.reached.wait()
+            cancelled = asyncio.create_task(first.send_to(abandoned, key="other"))
+            await until(lambda: len(first.ran) == 2 * len(BEGUN))
+            # As servers do with what is left at their end.
+            cancelled.cancel()
+            await asyncio.wait([cancelled])
+        told = await served
+        assert (await requests(url), await recorded(url)) == ([("PENDING", 1)] * 2, 2)
+        is_own(await second.post(headers=prefer("wait=0")), 201)
+        is_own(await second.post(headers=prefer("wait=0"), key="other"), 201, key="other")
+
+    is_problem(told, 503, "WORKFLOW_INTERRUPTED", retryable=True)
+    assert abandoned.sent == []
+    assert (first.ran, second.ran, await sold(url)) == (BEGUN * 2, LEFT * 2, 2)
+
+
+async def test_a_client_that_leaves_does_not_stop_the_work(url: str, framework: str) -> None:
+    """Row 30 of the table."""
+    shop = waiting_shop(url, framework)
+    async with shop.durable:
+        await leaves_and_comes_back(shop)
+
+    assert (shop.ran, await sold(url), await requests(url)) == (ALL, 1, [("SUCCESS", 1)])
+
+
+async def test_a_client_that_leaves_does_not_stop_an_answer_in_pieces(
+    url: str, framework: str
+) -> None:
+    """Row 30 of the table: frameworks end such an answer when they learn of it."""
+    shop = waiting_shop(url, framework)
+    shop.script.pieces = [b"a", b"b"]
+    async with shop.durable:
+        await leaves_and_comes_back(shop)
+
+    assert (shop.ran, await sold(url), await requests(url)) == (ALL, 1, [("SUCCESS", 1)])
+
+
+async def leaves_and_comes_back(shop: Shop) -> None:
+    client = Client(b"{}")
+    request = asyncio.create_task(shop.send_to(client))
+    await shop.script.gate.reached.wait()
+    client.disconnected.set()
+    shop.script.gate.open()
+    first = await request
+
+    is_own(first, 201)
+    is_replay(await shop.post(), first)
+
+
+async def test_a_client_that_leaves_may_stop_the_work(url: str, framework: str) -> None:
+    """Row 31 of the table."""
+    shop = waiting_shop(url, framework, on_disconnect="cancel")
+    client = Client(b"{}")
+    async with shop.durable:
+        request = asyncio.create_task(shop.send_to(client))
+        await shop.script.gate.reached.wait()
+        client.disconnected.set()
+        await request
+        assert (client.sent, await requests(url)) == ([], [("PENDING", 1)])
+        assert (shop.ran, await recorded(url), await sold(url)) == (BEGUN, 1, 0)
+        shop.script.gate.open()
+
+        is_own(await shop.post(), 201)
+    assert (shop.ran, await sold(url)) == (BEGUN + LEFT, 1)
