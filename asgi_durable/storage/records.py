@@ -48,6 +48,8 @@ class WorkflowRecord:
         updated_at_us: The same, of the last change of state.
         crashes: How many of its executors died in a row without any new entry in its log.
         crashed_at_entry: How many entries its log had when the last of them had died.
+        trace_context: Of the span in which it was started: W3C ``traceparent``, and after a
+            space ``tracestate`` if there is one.
     """
 
     workflow_id: str
@@ -67,6 +69,7 @@ class WorkflowRecord:
     updated_at_us: int
     crashes: int = 0
     crashed_at_entry: int = 0
+    trace_context: str | None = None
 
     @property
     def is_request(self) -> bool:

@@ -68,6 +68,7 @@ workflows = Table(
     Column("updated_at_us", BigInteger, nullable=False),
     Column("crashes", Integer, nullable=False),
     Column("crashed_at_entry", Integer, nullable=False),
+    Column("trace_context", Text),
     PrimaryKeyConstraint("workflow_id"),
 )
 Index(

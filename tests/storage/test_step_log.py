@@ -22,7 +22,14 @@ DONE, CONFLICT, FENCED = OutcomeKind.DONE, OutcomeKind.CONFLICT, OutcomeKind.FEN
 
 
 async def test_what_is_committed_is_read_back(storage: Storage) -> None:
-    started = workflow(attempts=3, crashes=1, crashed_at_entry=2, request_id=None, input=None)
+    started = workflow(
+        attempts=3,
+        crashes=1,
+        crashed_at_entry=2,
+        request_id=None,
+        input=None,
+        trace_context="00-1-2-01 vendor=x",
+    )
 
     assert await kinds(storage, StartWorkflow(started), record(step())) == [DONE, DONE]
 
