@@ -68,10 +68,14 @@ class PolicyRoutes:
 
     def _of_route(self, scope: Scope) -> IdempotencyPolicy | None:
         method, path = scope["method"], route_path(scope)
+        found = None
         for route in self._routes:
             if route.method in (None, method) and route.path.fullmatch(path):
-                return route.policy
-        return None
+                if route.policy is NOT_COVERED or method in route.policy.methods:
+                    return route.policy
+                # Another route for this path may cover the method; the default does not.
+                found = NOT_COVERED
+        return found
 
     def _of_handler(self, scope: Scope) -> IdempotencyPolicy | None:
         return self._find(scope) if self._find is not None else None

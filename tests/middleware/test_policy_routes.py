@@ -127,6 +127,7 @@ async def test_a_method_that_its_route_does_not_cover_is_the_apps(url: str) -> N
     durable, app = Durable(url, idempotency_routes=routes), App()
     async with durable:
         posts = [await exchange(durable.wrap(app), keyed(path="/carts")) for _ in range(2)]
+        assert is_missing(await exchange(durable.wrap(app), http_scope("DELETE", "/carts")))
 
     assert [post.body for post in posts] == [b"call 1", b"call 2"]
 
