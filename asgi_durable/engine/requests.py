@@ -7,6 +7,7 @@ and its outcome is whatever answer that handler commits.
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from collections import Counter
 from collections.abc import Awaitable, Callable
@@ -48,6 +49,8 @@ __all__ = [
     "RequestRun",
     "Requests",
 ]
+
+logger = logging.getLogger(__name__)
 
 # How many wait for twins at once, in this process; the others are told to come back.
 MAX_TWINS = 1000
@@ -162,7 +165,7 @@ class RequestRun:
                 response=response,
             )
         )
-        self._close(Finished(WorkflowState.SUCCESS, None, None))
+        self._close(Finished(WorkflowState.SUCCESS, None, None), f"answered {status_code}")
 
     def _is_log_durable(self) -> bool:
         try:
@@ -176,7 +179,7 @@ class RequestRun:
         await self._commit(ReleaseWorkflow(run.workflow_id, run.executor_id))
         reason = "it failed and waits for its retry"
         interrupted = WorkflowInterruptedError(run.workflow_id, reason)
-        self._close(Interrupted(interrupted, is_released=True))
+        self._close(Interrupted(interrupted, is_released=True), "left for its retry")
 
     async def forget(self) -> None:
         """Take the claim back: nothing was recorded, and the next try starts afresh."""
@@ -184,7 +187,7 @@ class RequestRun:
         await self._commit(ForgetRequest(run.workflow_id, run.executor_id))
         reason = "it was refused before it began"
         interrupted = WorkflowInterruptedError(run.workflow_id, reason)
-        self._close(Interrupted(interrupted, is_released=True))
+        self._close(Interrupted(interrupted, is_released=True), "forgotten")
 
     async def _commit(self, write: Write) -> None:
         """Make a write durable, and all that was written before it."""
@@ -195,7 +198,8 @@ class RequestRun:
             stopped = self._run.stopped
             raise (stopped.error if stopped is not None else StorageError()) from None
 
-    def _close(self, ending: Ending) -> None:
+    def _close(self, ending: Ending, what: str) -> None:
+        _note(self._run, what)
         # What the handler calls from now on, in a background task say, is not the request's.
         self.ending = ending
         self._run.end(ending)
@@ -345,12 +349,25 @@ class Requests:
                 run.load(stored)
         request = RequestRun(run, self._active, retention)
         run.claimed.set(True)
+        _note(run, "claimed")
         await handler(request)
         if request.ending is not None:
             return request.ending
         return run.stopped or Interrupted(
             WorkflowInterruptedError(run.workflow_id, "its handler gave no answer")
         )
+
+
+def _note(run: Run, what: str) -> None:
+    """Log what has become of a request: a line for each change of its state."""
+    workflow = run.workflow
+    logger.debug(
+        "Request %s, attempt %d, request id %s: %s",
+        workflow.workflow_id,
+        workflow.attempts,
+        workflow.request_id,
+        what,
+    )
 
 
 def _record(services: Services, request: Request) -> WorkflowRecord:

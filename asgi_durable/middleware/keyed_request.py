@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from typing import Any
 
@@ -41,6 +42,8 @@ from asgi_durable.middleware.request_status import StatusPages, send_accepted
 from asgi_durable.middleware.response_recording import IGNORED, with_marks
 
 __all__ = ["KeyedRequest"]
+
+logger = logging.getLogger(__name__)
 
 
 class KeyedRequest:
@@ -172,6 +175,7 @@ class KeyedRequest:
 
     async def _answer(self, claim: Claim, workflow_id: str) -> None:
         """Answer for a request that is not carried out here and now."""
+        logger.debug("Request %s: asked for again, %s", workflow_id, type(claim).__name__)
         match claim:
             case Answered():
                 await send_answer(self._send, claim.response, self._marks)
