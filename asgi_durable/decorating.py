@@ -21,6 +21,7 @@ AsyncFunction = Callable[P, Coroutine[Any, Any, R]]
 
 DEFINITION_ATTRIBUTE = "__durable_definition__"
 COROUTINE_MARKER = "_is_coroutine"
+CALL_ATTRIBUTE = "__call__"
 
 
 class Decorator(Protocol):
@@ -49,6 +50,12 @@ def durable_function(
     # What `asyncio.iscoroutinefunction` looks for before Python 3.12.
     marker = getattr(asyncio.coroutines, COROUTINE_MARKER)
     setattr(durable_function, COROUTINE_MARKER, marker)
+
+    async def call_and_wait(*args: Any, **kwargs: Any) -> Any:
+        return await call(args, kwargs)
+
+    # And what `inspect` can tell frameworks, which look at this as well.
+    setattr(durable_function, CALL_ATTRIBUTE, call_and_wait)
     return durable_function
 
 

@@ -8,12 +8,15 @@ from typing import Any, cast
 
 import fastapi.routing
 from fastapi import FastAPI, params
+from fastapi.security import SecurityScopes
 
 import asgi_durable_starlette
 from asgi_durable import Durable
-from asgi_durable_starlette import idempotent
+from asgi_durable.ambient import filled_with
+from asgi_durable_fastapi.openapi import describe_keys
+from asgi_durable_starlette import current_durable, current_request_context, idempotent
 
-__all__ = ["idempotent", "install"]
+__all__ = ["current_durable", "current_request_context", "idempotent", "install"]
 
 
 def install(app: FastAPI, durable: Durable) -> None:
@@ -21,13 +24,16 @@ def install(app: FastAPI, durable: Durable) -> None:
 
     Routes and middlewares may be added before or after, and the application keeps its own
     ``lifespan``. Parameters that FastAPI fills anew for each request (``Depends``, ``Request``,
-    ``Response``, ``BackgroundTasks``) are not recorded.
+    ``Response``, ``BackgroundTasks``) are not recorded. The OpenAPI document has the header
+    of the key, and the answers to wrong ones, unless the application makes it itself.
 
     Raises:
         DurableUsageError: The application has been started, or has a ``Durable`` already.
     """
     asgi_durable_starlette.install(app, durable, flatten=_flatten)
     durable.engine.registry.add_ambient_rule(_is_dependency)
+    durable.engine.registry.add_ambient_rule(filled_with(SecurityScopes))
+    describe_keys(app, durable, _flatten)
 
 
 def _flatten(routes: Sequence[Any]) -> Iterable[Any]:

@@ -7,13 +7,12 @@ CORS run first.
 
 from __future__ import annotations
 
-import inspect
 import typing
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from starlette.applications import Starlette
-from starlette.background import BackgroundTasks
+from starlette.background import BackgroundTask
 from starlette.middleware import Middleware
 from starlette.requests import HTTPConnection
 from starlette.responses import Response
@@ -26,15 +25,21 @@ from asgi_durable import (
     DurableUsageError,
     IdempotencyMiddleware,
 )
+from asgi_durable.ambient import filled_with
+from asgi_durable.middleware.handler_policy import idempotent
 from asgi_durable.middleware.problem_details import problem_response
-from asgi_durable_starlette.handler_policies import HandlerPolicies, idempotent
+from asgi_durable_starlette.dependencies import (
+    STATE_NAME,
+    current_durable,
+    current_request_context,
+)
+from asgi_durable_starlette.handler_policies import HandlerPolicies
 
-__all__ = ["idempotent", "install"]
+__all__ = ["current_durable", "current_request_context", "idempotent", "install"]
 
-_INSTALLED = "asgi_durable"
 _CONNECTING = WebSocketState.CONNECTING
 _INTERNAL_ERROR = 1011  # RFC 6455, section 7.4.1
-_AMBIENT_CLASSES = (HTTPConnection, Response, BackgroundTasks)
+_is_ambient = filled_with(HTTPConnection, Response, BackgroundTask)
 
 
 def install(
@@ -61,10 +66,10 @@ def install(
     if app.middleware_stack is not None:
         msg = "install() comes before the application's first request"
         raise DurableUsageError(msg)
-    if hasattr(app.state, _INSTALLED):
+    if hasattr(app.state, STATE_NAME):
         msg = "a Durable is installed in this application already"
         raise DurableUsageError(msg)
-    setattr(app.state, _INSTALLED, durable)
+    setattr(app.state, STATE_NAME, durable)
     durable.engine.registry.add_ambient_rule(_is_ambient)
     # Starlette calls it for requests and for WebSockets; its annotation knows one at a time.
     app.add_exception_handler(DurableError, typing.cast("typing.Any", _answer))
@@ -84,12 +89,6 @@ def install(
         return durable.wrap_outside(build())
 
     app.build_middleware_stack = build_with_durable  # type: ignore[method-assign]
-
-
-def _is_ambient(_parameter: inspect.Parameter, hint: object) -> bool:
-    """Tell whether a parameter is one that Starlette fills anew for each request."""
-    bare = typing.get_args(hint)[0] if hasattr(hint, "__metadata__") else hint
-    return isinstance(bare, type) and issubclass(bare, _AMBIENT_CLASSES)
 
 
 async def _answer(connection: HTTPConnection, error: Exception) -> Response | None:

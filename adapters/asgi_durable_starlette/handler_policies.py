@@ -5,34 +5,16 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Iterator, MutableMapping, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any
 
 from starlette.applications import Starlette
 from starlette.routing import compile_path
 
 from asgi_durable import IdempotencyPolicy
 from asgi_durable.middleware.asgi import route_path
-from asgi_durable.middleware.policy_routes import NOT_COVERED
+from asgi_durable.middleware.handler_policy import policy_of
 
-__all__ = ["HandlerPolicies", "idempotent"]
-
-_POLICY = "__asgi_durable_policy__"
-
-EndpointT = TypeVar("EndpointT", bound=Callable[..., Any])
-
-
-def idempotent(policy: IdempotencyPolicy | None) -> Callable[[EndpointT], EndpointT]:
-    """Give a handler a policy of its own; ``None`` for one that keys have no effect on.
-
-    It goes below the decorator that makes the function a route. A policy by route, of
-    ``Durable(idempotency_routes=...)``, counts before it.
-    """
-
-    def decorate(endpoint: EndpointT) -> EndpointT:
-        setattr(endpoint, _POLICY, policy or NOT_COVERED)
-        return endpoint
-
-    return decorate
+__all__ = ["HandlerPolicies"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,5 +62,5 @@ class HandlerPolicies:
                 yield _Handler(
                     path=compile_path(prefix + path)[0],
                     methods=frozenset(methods) if methods else None,
-                    policy=getattr(endpoint, _POLICY, None),
+                    policy=policy_of(endpoint),
                 )

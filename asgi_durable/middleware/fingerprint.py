@@ -84,8 +84,8 @@ def principal_of(
         if configured is not None:
             principal = configured(scope)
             return b"anonymous" if principal is None else _named(b"principal:", principal)
-        user = scope.get("user")
-        if user is not None and getattr(user, "is_authenticated", False):
+        user: Any = scope.get("user")
+        if getattr(user, "is_authenticated", hasattr(user, "identity")):
             return _named(b"user:", user.identity)
     except Exception as error:
         msg = (
@@ -97,7 +97,12 @@ def principal_of(
     if credentials:
         return b"authorization:" + _digest(*credentials)
     session = _cookie(scope, session_cookie) if session_cookie is not None else None
-    return b"session:" + _digest(session) if session else b"anonymous"
+    if session:
+        return b"session:" + _digest(session)
+    if user is not None and not hasattr(user, "is_authenticated"):
+        msg = "the user has no identity; configure IdempotencyPolicy(principal=...)"
+        raise PrincipalUnavailableError(msg)
+    return b"anonymous"
 
 
 def _cookie(scope: Scope, name: str) -> bytes | None:

@@ -17,8 +17,8 @@ from starlette.middleware.authentication import AuthenticationMiddleware
 from starlette.websockets import WebSocketDisconnect
 from support.statements import written_statements
 
-from asgi_durable import Durable, DurableError, DurableUsageError
-from asgi_durable_fastapi import install
+from asgi_durable import Durable, DurableError, DurableUsageError, RequestContext
+from asgi_durable_fastapi import current_durable, current_request_context, install
 
 KEY = {"Idempotency-Key": "k"}
 
@@ -180,6 +180,23 @@ def test_a_workflow_that_needs_its_request_cannot_be_started_in_the_background(
         answer = client.post("/start")
 
     assert (answer.status_code, answer.json()["code"]) == (500, "USAGE")
+
+
+def test_a_handler_is_given_the_instance_and_the_request_context(
+    app: FastAPI, durable: Durable
+) -> None:
+    @app.post("/items")
+    @durable.workflow
+    async def add(
+        given: Annotated[Durable, Depends(current_durable)],
+        context: Annotated[RequestContext, Depends(current_request_context)],
+    ) -> list[object]:
+        return [given is durable, context.request_id]
+
+    with TestClient(app) as client:
+        answer = client.post("/items", headers={**KEY, "X-Request-ID": "r1"})
+
+    assert answer.json() == [True, "r1"]
 
 
 def test_an_http_exception_in_a_workflow_is_its_answer(app: FastAPI, durable: Durable) -> None:

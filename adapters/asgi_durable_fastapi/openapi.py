@@ -1,0 +1,72 @@
+"""The key, and the answers to wrong ones, in FastAPI's OpenAPI document."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+from fastapi import FastAPI
+
+from asgi_durable import Durable, IdempotencyPolicy
+from asgi_durable.middleware.handler_policy import policy_of
+from asgi_durable.middleware.openapi import (
+    PROBLEM_MEDIA_TYPE,
+    key_parameter,
+    problem_descriptions,
+    problem_schema,
+)
+from asgi_durable.middleware.policy_routes import PolicyRoutes
+
+__all__ = ["describe_keys"]
+
+
+def describe_keys(
+    app: FastAPI, durable: Durable, flatten: Callable[[Sequence[Any]], Iterable[Any]]
+) -> None:
+    """Let an application's document say which operations take a key.
+
+    An ``openapi()`` of the application's own is left alone, whenever it is set.
+
+    Args:
+        app: The application.
+        durable: Whose policies count.
+        flatten: Returns routes with those that routers have brought in.
+    """
+    if "openapi" in vars(app) or type(app).openapi is not FastAPI.openapi:
+        return
+    make = app.openapi
+
+    def openapi() -> dict[str, Any]:
+        document = make()
+        for route in flatten(app.routes):
+            _describe_route(document, durable, route)
+        return document
+
+    app.openapi = openapi  # type: ignore[method-assign]
+
+
+def _describe_route(document: dict[str, Any], durable: Durable, route: Any) -> None:
+    path = getattr(route, "path_format", None)
+    operations = document.get("paths", {}).get(path, {})
+    given = policy_of(getattr(route, "endpoint", None))
+    policies = PolicyRoutes(durable.idempotency, durable.idempotency_routes, lambda _scope: given)
+    for method in getattr(route, "methods", None) or ():
+        operation = operations.get(method.lower())
+        policy = policies.find({"method": method, "path": path})
+        if operation is not None and policy is not None:
+            _describe_operation(operation, policy)
+
+
+def _describe_operation(operation: dict[str, Any], policy: IdempotencyPolicy) -> None:
+    # The document is kept by FastAPI and may be described already; or the handler has said
+    # itself that it takes the header.
+    parameters = operation.setdefault("parameters", [])
+    parameter = key_parameter(policy)
+    name = parameter["name"].lower()
+    if all(known.get("name", "").lower() != name for known in parameters):
+        parameters.append(parameter)
+    responses = operation.setdefault("responses", {})
+    for status, description in problem_descriptions(policy).items():
+        response = responses.setdefault(status, {"description": description})
+        content = response.setdefault("content", {})
+        content.setdefault(PROBLEM_MEDIA_TYPE, {"schema": problem_schema()})

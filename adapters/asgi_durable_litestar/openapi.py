@@ -1,0 +1,106 @@
+"""The key, and the answers to wrong ones, in Litestar's OpenAPI document."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from litestar.openapi.spec import (
+    OpenAPIMediaType,
+    OpenAPIResponse,
+    OpenAPIType,
+    Operation,
+    Parameter,
+    Schema,
+)
+from litestar.routes import HTTPRoute
+
+from asgi_durable import Durable, IdempotencyPolicy
+from asgi_durable.middleware.openapi import (
+    PROBLEM_MEDIA_TYPE,
+    key_parameter,
+    problem_descriptions,
+    problem_schema,
+)
+from asgi_durable.middleware.policy_routes import PolicyRoutes
+from asgi_durable_litestar.handlers import handler_policy
+
+__all__ = ["describe_keys"]
+
+
+def describe_keys(route: HTTPRoute, durable: Durable) -> None:
+    """Let the document say which operations of a route take a key."""
+    for handler in route.route_handlers:
+        policy = _find_policy(durable, handler, route.path_format)
+        if policy is not None and not issubclass(handler.operation_class, _TakesKey):
+            handler.operation_class = _describing(handler.operation_class, policy)
+
+
+def _find_policy(durable: Durable, handler: Any, path: str) -> IdempotencyPolicy | None:
+    given = handler_policy(handler)
+    policies = PolicyRoutes(durable.idempotency, durable.idempotency_routes, lambda _scope: given)
+    found = (policies.find({"method": m, "path": path}) for m in sorted(handler.http_methods))
+    return next((policy for policy in found if policy is not None), None)
+
+
+class _TakesKey:
+    """Marks the class of operations that take a key."""
+
+
+def _describing(base: type[Operation], policy: IdempotencyPolicy) -> type[Operation]:
+    """Return a class of operations that add the key to what they say."""
+
+    @dataclass
+    class KeyedOperation(_TakesKey, base):  # type: ignore[misc, valid-type]
+        def __post_init__(self) -> None:
+            inherited = getattr(super(), "__post_init__", None)
+            if inherited is not None:
+                inherited()
+            _describe(self, policy)
+
+    return KeyedOperation
+
+
+def _describe(operation: Operation, policy: IdempotencyPolicy) -> None:
+    operation.parameters = _with_key(operation.parameters or [], policy)
+    operation.responses = _with_problems(operation.responses or {}, policy)
+
+
+def _with_key(parameters: list[Any], policy: IdempotencyPolicy) -> list[Any]:
+    said = key_parameter(policy)
+    name = said["name"].lower()
+    if any(getattr(known, "name", "").lower() == name for known in parameters):
+        return parameters
+    parameter = Parameter(
+        name=said["name"],
+        param_in=said["in"],
+        required=said["required"],
+        description=said["description"],
+        schema=_schema(said["schema"]),
+    )
+    return [*parameters, parameter]
+
+
+def _with_problems(responses: dict[str, Any], policy: IdempotencyPolicy) -> dict[str, Any]:
+    described = dict(responses)
+    for status, description in problem_descriptions(policy).items():
+        response = described.setdefault(status, OpenAPIResponse(description=description))
+        content = dict(response.content or {})
+        content.setdefault(PROBLEM_MEDIA_TYPE, OpenAPIMediaType(schema=_schema(problem_schema())))
+        response.content = content
+    return described
+
+
+def _schema(said: dict[str, Any]) -> Schema:
+    kinds = said["type"]
+    return Schema(
+        type=[OpenAPIType(kind) for kind in kinds]
+        if isinstance(kinds, list)
+        else OpenAPIType(kinds),
+        title=said.get("title"),
+        min_length=said.get("minLength"),
+        max_length=said.get("maxLength"),
+        properties={name: _schema(member) for name, member in said.get("properties", {}).items()}
+        or None,
+        required=said.get("required"),
+    )

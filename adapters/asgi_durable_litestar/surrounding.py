@@ -1,0 +1,39 @@
+"""What goes around a whole application of Litestar's, which is called as the object it is."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from litestar import Litestar
+
+from asgi_durable import Durable
+
+__all__ = ["surround"]
+
+
+class _Surrounded:
+    """Marks the class of an application that has the stack around it."""
+
+    __slots__ = ()
+
+
+def surround(app: Any, durable: Durable) -> None:
+    """Put the request context and the lifespan around an application, unless they are.
+
+    Litestar has no place for either: its middlewares belong to routes. So the application gets
+    a class of its own, which differs in how it is called.
+    """
+    base = type(app)
+    if not issubclass(base, Litestar) or issubclass(base, _Surrounded):
+        return
+
+    async def serve_inside(scope: Any, receive: Any, send: Any) -> None:
+        await base.__call__(app, scope, receive, send)
+
+    stack = durable.wrap_outside(serve_inside)
+
+    async def serve(_app: Litestar, scope: Any, receive: Any, send: Any) -> None:
+        await stack(scope, receive, send)
+
+    members = {"__slots__": (), "__call__": serve, "__module__": base.__module__}
+    app.__class__ = type(base.__name__, (_Surrounded, base), members)

@@ -1,0 +1,63 @@
+"""Keys and the answers to wrong ones, as an OpenAPI document describes them."""
+
+from __future__ import annotations
+
+from http import HTTPStatus
+from typing import Any
+
+from asgi_durable.middleware.fingerprint import MAX_KEY_BYTES
+from asgi_durable.middleware.idempotency_policy import IdempotencyPolicy
+
+__all__ = ["PROBLEM_MEDIA_TYPE", "key_parameter", "problem_descriptions", "problem_schema"]
+
+PROBLEM_MEDIA_TYPE = "application/problem+json"
+
+_WRONG_KEY = "The key is missing or malformed"
+_KEY_REUSED = "The key was used for another request"
+_IN_PROGRESS = "A request with the key is still running"
+
+
+def key_parameter(policy: IdempotencyPolicy) -> dict[str, Any]:
+    """Return the header of the key, as a Parameter Object."""
+    return {
+        "name": policy.header_name,
+        "in": "header",
+        "required": policy.required,
+        "description": "Makes the request durable: sent again under its key, it is not carried "
+        "out again, and its answer is the same.",
+        "schema": {"type": "string", "minLength": 1, "maxLength": MAX_KEY_BYTES},
+    }
+
+
+def problem_descriptions(policy: IdempotencyPolicy) -> dict[str, str]:
+    """Return what the answers to a key mean that are problem documents, by status code."""
+    described = {str(HTTPStatus.CONFLICT.value): _IN_PROGRESS}
+    for status, description in (
+        (HTTPStatus.BAD_REQUEST.value, _WRONG_KEY),
+        (policy.status_of_reuse, _KEY_REUSED),
+    ):
+        known = described.get(str(status))
+        described[str(status)] = f"{known}, or: {description}" if known else description
+    return dict(sorted(described.items()))
+
+
+def problem_schema() -> dict[str, Any]:
+    """Return the schema of a problem document (RFC 9457)."""
+    members = {
+        "type": "string",
+        "title": "string",
+        "status": "integer",
+        "detail": "string",
+        "code": "string",
+        "error": "string",
+        "retryable": "boolean",
+    }
+    return {
+        "type": "object",
+        "title": "Problem",
+        "properties": {
+            **{name: {"type": kind} for name, kind in members.items()},
+            "request_id": {"type": ["string", "null"]},
+        },
+        "required": [*members, "request_id"],
+    }
