@@ -80,7 +80,7 @@ class IdempotencyMiddleware:
             await self.app(scope, receive, send)
         elif scope["method"] in self._policies.methods:
             policy = self._policies.find(scope)
-            if policy is None:
+            if policy is None or not (policy.required or _has_header(scope, policy.header)):
                 await self.app(scope, receive, send)
             else:
                 await self._serve_covered(scope, receive, send, policy)
@@ -105,9 +105,6 @@ class IdempotencyMiddleware:
         except DurableError as error:
             await send_problem(send, error, headers=_links(policy))
             return
-        if key is None:
-            await self.app(scope, receive, send)
-            return
         connection = Connection(scope, receive, send)
         request = KeyedRequest(self.app, self.engine.requests, policy, self._pages, connection)
         try:
@@ -116,14 +113,21 @@ class IdempotencyMiddleware:
             return
 
 
-def _checked_key(scope: Scope, policy: IdempotencyPolicy) -> bytes | None:
-    """Return the request's key, ``None`` if it has none and needs none."""
-    key = idempotency_key(scope, policy.header_name.lower().encode("ascii"))
+def _has_header(scope: Scope, name: bytes) -> bool:
+    return name in [key.lower() for key, _ in scope["headers"]]
+
+
+def _checked_key(scope: Scope, policy: IdempotencyPolicy) -> bytes:
+    """Return the request's key.
+
+    Raises:
+        IdempotencyError: It has none, or none that is accepted.
+    """
+    key = idempotency_key(scope, policy.header)
     if key is None:
-        if policy.required:
-            msg = f"this request needs the header {policy.header_name}"
-            raise KeyMissingError(msg)
-    elif policy.validate_key is not None and not policy.validate_key(key.decode("ascii")):
+        msg = f"this request needs the header {policy.header_name}"
+        raise KeyMissingError(msg)
+    if policy.validate_key is not None and not policy.validate_key(key.decode("ascii")):
         msg = "this key is not accepted here"
         raise KeyMalformedError(msg)
     return key

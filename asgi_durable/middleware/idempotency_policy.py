@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 from asgi_durable.errors import DurableUsageError
@@ -113,9 +113,12 @@ class IdempotencyPolicy:
     stream_after: float = 0.25
     max_request_body: int = 1024 * 1024
     max_response_body: int = 1024 * 1024
+    # The header's name as it is in a scope.
+    header: bytes = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         """Refuse what cannot be meant."""
+        object.__setattr__(self, "header", self.header_name.lower().encode("ascii"))
         if safe := sorted(_SAFE_METHODS.intersection(self.methods)):
             msg = f"{safe[0]} changes nothing: a key has no meaning there"
             raise DurableUsageError(msg)

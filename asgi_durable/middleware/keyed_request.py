@@ -84,7 +84,7 @@ class KeyedRequest:
             ClientGoneError: The client went away before its request was complete.
             Exception: What the app raised.
         """
-        name = self._policy.header_name.lower().encode("ascii")
+        name = self._policy.header
         self._marks = [(name, header_values(self._scope["headers"], name)[0])]
         self._members = {"idempotency_key": key.decode("ascii")}
         # Of the app's changes to it none may be left where it is called again.

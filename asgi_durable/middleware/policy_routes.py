@@ -55,6 +55,7 @@ class PolicyRoutes:
         self._default = default
         self._routes = [_read(route, policy) for route, policy in routes.items()]
         self._find = find
+        self._is_one_for_all = not self._routes and find is None
         self.methods = default.methods.union(*(route.policy.methods for route in self._routes))
         if find is not None:
             self.methods |= _CHANGING
@@ -62,7 +63,7 @@ class PolicyRoutes:
     def find(self, scope: Scope) -> IdempotencyPolicy | None:
         """Return the policy of a request, ``None`` if none covers its method."""
         policy = self._default
-        if self._routes or self._find is not None:
+        if not self._is_one_for_all:
             policy = self._of_route(scope) or self._of_handler(scope) or policy
         return policy if scope["method"] in policy.methods else None
 
