@@ -32,13 +32,16 @@ from asgi_durable.errors import (
     WorkflowInterruptedError,
     WorkflowNotFoundError,
 )
+from asgi_durable.log_context import DurableLogFilter, DurableLogProcessor
 from asgi_durable.middleware.idempotency import IdempotencyMiddleware
 from asgi_durable.middleware.idempotency_policy import IdempotencyPolicy
 from asgi_durable.middleware.lifespan import LifespanMiddleware
 from asgi_durable.middleware.problem_details import ProblemDetailsMiddleware
 from asgi_durable.middleware.request_context import RequestContextMiddleware
+from asgi_durable.middleware.tracing import TracingMiddleware
 from asgi_durable.retry import RetryPolicy
 from asgi_durable.storage.records import WorkflowState
+from asgi_durable.telemetry import Telemetry
 
 __version__ = "0.1.0"
 
@@ -48,6 +51,8 @@ __all__ = [
     "DecodeError",
     "Durable",
     "DurableError",
+    "DurableLogFilter",
+    "DurableLogProcessor",
     "DurableUsageError",
     "EncodeError",
     "FinalError",
@@ -76,6 +81,8 @@ __all__ = [
     "StepTimeoutError",
     "StorageError",
     "StorageUnavailableError",
+    "Telemetry",
+    "TracingMiddleware",
     "WorkflowConflictError",
     "WorkflowHandle",
     "WorkflowInterruptedError",

@@ -21,6 +21,7 @@ from asgi_durable.storage.writes import (
     StartWorkflow,
     Write,
 )
+from asgi_durable.telemetry_port import NO_TELEMETRY, TelemetrySource
 
 __all__ = ["Committer", "Lane"]
 
@@ -46,10 +47,18 @@ class Committer:
     Args:
         storage: Where the batches go.
         patience_seconds: For how long a batch is tried again while the storage fails.
+        telemetry: Told of each commit.
     """
 
-    def __init__(self, storage: StepLog, *, patience_seconds: float) -> None:
+    def __init__(
+        self,
+        storage: StepLog,
+        *,
+        patience_seconds: float,
+        telemetry: TelemetrySource = NO_TELEMETRY,
+    ) -> None:
         self._storage = storage
+        self._telemetry = telemetry
         self._patience_seconds = patience_seconds
         self._lanes = PerLoop(Lane)
 
@@ -81,6 +90,7 @@ class Committer:
                 await asyncio.sleep(0)
             batch = _take_batch(lane.pending)
             outcomes = await self._commit([write for write, _ in batch])
+            self._telemetry.observer.committed(len(batch))
             if outcomes[0].kind is OutcomeKind.UNAVAILABLE:
                 # What queued behind a batch may build on it: a child on its parent's row.
                 batch += lane.pending

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
+from typing import ClassVar
 
 from asgi_durable.storage.protocol import StepLog
 from asgi_durable.storage.records import ResponseRecord, WorkflowRecord
@@ -23,22 +24,33 @@ __all__ = [
 class InProgress:
     """The same request runs already."""
 
+    outcome: ClassVar[str] = "conflict"
+    workflow: WorkflowRecord
+
 
 @dataclass(frozen=True, slots=True)
 class KeyReused:
     """The key belongs to a request with another fingerprint."""
+
+    outcome: ClassVar[str] = "mismatch"
+    workflow: ClassVar[None] = None
 
 
 @dataclass(frozen=True, slots=True)
 class Answered:
     """The request is finished."""
 
+    outcome: ClassVar[str] = "replayed"
+    workflow: WorkflowRecord
     response: ResponseRecord
 
 
 @dataclass(frozen=True, slots=True)
 class Expired:
     """The request was finished, and its answer is not given any more."""
+
+    outcome: ClassVar[str] = "expired"
+    workflow: ClassVar[None] = None
 
 
 Refusal = InProgress | KeyReused | Answered | Expired
@@ -64,7 +76,7 @@ async def explain(refused: RefusedError, fingerprint: str, storage: StepLog) -> 
     existing = refused.existing
     is_same = existing.fingerprint == fingerprint
     if not existing.is_final:
-        return InProgress() if is_same else KeyReused()
+        return InProgress(existing) if is_same else KeyReused()
     # Not told with the row: a long answer, or that of another request.
     answer = refused.response or await storage.get_response(existing.workflow_id)
     now_us = time.time_ns() // 1000
@@ -76,4 +88,6 @@ async def explain(refused: RefusedError, fingerprint: str, storage: StepLog) -> 
     # It is given still where something that the request has started is not finished.
     if not is_same:
         return KeyReused()
-    return InProgress() if answer is None or answer.is_tombstone else Answered(answer)
+    if answer is None or answer.is_tombstone:
+        return InProgress(existing)
+    return Answered(existing, answer)

@@ -65,6 +65,14 @@ class Claimed:
 
     run: Run
 
+    @property
+    def outcome(self) -> str:
+        return "executed" if self.workflow.attempts == 1 else "resumed"
+
+    @property
+    def workflow(self) -> WorkflowRecord:
+        return self.run.workflow
+
 
 @dataclass(frozen=True, slots=True)
 class Progress:
@@ -254,15 +262,18 @@ class Requests:
             StorageError: Nothing is known to be claimed.
         """
         give_up_at = time.monotonic() + wait_seconds
-        delay = FIRST_POLL_SECONDS
+        delay, has_waited = FIRST_POLL_SECONDS, False
         while True:
             claim = await self._claim_now(request, handler)
             left_seconds = give_up_at - time.monotonic()
             if not isinstance(claim, InProgress) or left_seconds <= 0:
-                return claim
+                break
             if not await self._wait_for_twin(request.workflow_id, left_seconds, delay):
-                return claim
-            delay = min(delay * 2, LONGEST_POLL_SECONDS)
+                break
+            delay, has_waited = min(delay * 2, LONGEST_POLL_SECONDS), True
+        outcome = "waited" if has_waited and isinstance(claim, Answered) else claim.outcome
+        self._services.telemetry.observer.request_claimed(outcome, claim.workflow)
+        return claim
 
     async def progress(self, workflow_id: str) -> Progress | None:
         """Return how far a request is, ``None`` if there is none, or it is expired.
@@ -310,7 +321,7 @@ class Requests:
                 await wait_for(active, active.claimed, loop)
                 if active is self._active.find(workflow_id):
                     same = active.workflow.fingerprint == fingerprint
-                    return InProgress() if same else KeyReused()
+                    return InProgress(active.workflow) if same else KeyReused()
                 continue
             row = _record(self._services, request)
             run = Run(self._services, row, loop, executor_id=row.executor_id)
@@ -388,4 +399,5 @@ def _record(services: Services, request: Request) -> WorkflowRecord:
         error=None,
         created_at_us=now,
         updated_at_us=now,
+        trace_context=services.telemetry.observer.trace_context(),
     )

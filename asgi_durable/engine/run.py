@@ -24,6 +24,7 @@ from asgi_durable.errors import (
 from asgi_durable.storage.protocol import ApplicationDatabase, Storage
 from asgi_durable.storage.records import StepRecord, StoredRun, WorkflowRecord
 from asgi_durable.storage.writes import DONE, Outcome, OutcomeKind, RecordStep, Write
+from asgi_durable.telemetry_port import NO_TELEMETRY, UNSEEN_RUN, ObservedRun, TelemetrySource
 
 __all__ = ["Run", "Services"]
 
@@ -43,6 +44,7 @@ class Services:
     guards: LoopGuards
     executor: Executor
     patience_seconds: float
+    telemetry: TelemetrySource = NO_TELEMETRY
 
 
 # Of a fresh run.
@@ -65,6 +67,7 @@ class Run:
         drive: What the task runs.
         stopped: Set when the execution must not go on.
         has_progressed: True once this execution has recorded a step.
+        observed: What is told of this execution.
         has_final_answer: True once a request's handler has said that its answer is final.
         closed: True once calls made in its context do not belong to it any more.
     """
@@ -74,6 +77,7 @@ class Run:
         "_children",
         "_guard",
         "_lane",
+        "_log_length",
         "_not_durable",
         "_steps",
         "claimed",
@@ -85,6 +89,7 @@ class Run:
         "has_final_answer",
         "has_progressed",
         "loop",
+        "observed",
         "services",
         "stopped",
         "task",
@@ -117,6 +122,8 @@ class Run:
         self._steps: Mapping[int, StepRecord] = _NO_STEPS
         self._children: Mapping[int, WorkflowRecord] = _NO_CHILDREN
         self._calls = 0
+        self._log_length = 0
+        self.observed: ObservedRun = UNSEEN_RUN
         self.has_progressed = False
         self.has_final_answer = False
         self._not_durable: list[Signal[Outcome]] = []
@@ -136,6 +143,16 @@ class Run:
         """True if earlier executions have called or started workflows."""
         return bool(self._children)
 
+    @property
+    def entries(self) -> int:
+        """How many entries earlier executions have left in the log."""
+        return len(self._steps) + len(self._children)
+
+    @property
+    def is_replaying(self) -> bool:
+        """True while the code has not come to the end of its log yet."""
+        return self._calls < self._log_length
+
     def load(self, stored: StoredRun) -> None:
         """Take up the log of earlier executions, to be replayed from memory."""
         self.workflow = stored.workflow
@@ -143,6 +160,7 @@ class Run:
         self._children = {
             child.parent_step: child for child in stored.children if child.parent_step is not None
         }
+        self._log_length = max((*self._steps, *self._children), default=-1) + 1
 
     def next_number(self) -> int:
         """Give out the next place in the log.

@@ -48,34 +48,40 @@ async def run_step(
 
     # Invariant: what came before is durable before this body has its side effects.
     await run.settle()
-    token = current_frame.set(Frame(run.services, run, definition.name, number))
-    try:
-        first: Exception | None = None
-        value: Any = None
+    observer = run.services.telemetry.observer
+    with observer.step(run.workflow, definition.name, number, kind="step"):
+        token = current_frame.set(Frame(run.services, run, definition.name, number))
         try:
-            value = await _attempt(definition, args, kwargs)
-        # CancelledError and KeyboardInterrupt are no `Exception`: neither is tried again.
+            first: Exception | None = None
+            value: Any = None
+            try:
+                value = await _attempt(definition, args, kwargs)
+            # CancelledError and KeyboardInterrupt are no `Exception`: neither is tried again.
+            except Exception as error:
+                first = error
+            # Not inside `except`: the next attempt would run while this error is being handled.
+            if first is not None:
+                value = await _try_again(run, definition, args, kwargs, first)
+            output = registry.codec.encode(value)
         except Exception as error:
-            first = error
-        # Not inside `except`: the next attempt would run while this error is being handled.
-        if first is not None:
-            value = await _try_again(definition, args, kwargs, first)
-        output = registry.codec.encode(value)
-    except Exception as error:
-        outage = infrastructure_error_in(error)
-        if outage is not None:
-            raise run.stop(outage, goes_on=True) from error
-        failure = error
-    else:
-        run.record_step(number, definition.name, digest, output=output, error=None)
-        return registry.codec.decode(output)
-    finally:
-        current_frame.reset(token)
-    raise record_failure(run, number, definition.name, digest, failure)
+            outage = infrastructure_error_in(error)
+            if outage is not None:
+                raise run.stop(outage, goes_on=True) from error
+            failure = error
+        else:
+            run.record_step(number, definition.name, digest, output=output, error=None)
+            return registry.codec.decode(output)
+        finally:
+            current_frame.reset(token)
+        raise record_failure(run, number, definition.name, digest, failure)
 
 
 async def _try_again(
-    definition: StepDefinition, args: tuple[Any, ...], kwargs: Mapping[str, Any], error: Exception
+    run: Run,
+    definition: StepDefinition,
+    args: tuple[Any, ...],
+    kwargs: Mapping[str, Any],
+    error: Exception,
 ) -> Any:
     """Attempt the step after its first error, until it is done or may not be tried again."""
     errors: list[Exception] = []
@@ -88,6 +94,7 @@ async def _try_again(
             raise error
         if attempt >= policy.max_attempts:
             raise StepRetriesExhaustedError(definition.name, errors, attempt) from error
+        run.services.telemetry.observer.step_is_tried_again(definition.name, error)
         await asyncio.sleep(policy.delay_seconds(attempt))
         try:
             return await _attempt(definition, args, kwargs)

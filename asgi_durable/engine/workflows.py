@@ -247,6 +247,7 @@ class Workflows:
             error=None,
             created_at_us=now,
             updated_at_us=now,
+            trace_context=self._services.telemetry.observer.trace_context(),
         )
 
 

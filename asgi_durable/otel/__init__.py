@@ -1,0 +1,1 @@
+"""Spans and figures by OpenTelemetry; loaded only where the application uses it."""

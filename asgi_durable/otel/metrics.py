@@ -1,0 +1,54 @@
+"""Figures of the engine's work."""
+
+from __future__ import annotations
+
+from opentelemetry.metrics import Meter
+
+__all__ = ["Metrics"]
+
+_SECONDS = (0.001, 0.005, 0.01, 0.05, 0.1, 0.5, 1.0, 5.0, 10.0, 60.0, 300.0, 3600.0)
+_WRITES = (1.0, 2.0, 5.0, 10.0, 20.0, 50.0, 100.0, 200.0, 500.0, 1000.0)
+
+
+class Metrics:
+    """The instruments; a histogram's count is the number of runs, steps or commits."""
+
+    def __init__(self, meter: Meter) -> None:
+        self.run_duration = meter.create_histogram(
+            "durable.run.duration",
+            unit="s",
+            description="Executions of workflows, by workflow and outcome.",
+            explicit_bucket_boundaries_advisory=_SECONDS,
+        )
+        self.step_duration = meter.create_histogram(
+            "durable.step.duration",
+            unit="s",
+            description="Steps and transactions that really ran, by name, kind and outcome.",
+            explicit_bucket_boundaries_advisory=_SECONDS,
+        )
+        self.commit_writes = meter.create_histogram(
+            "durable.commit.writes",
+            unit="{write}",
+            description="Writes that share one commit.",
+            explicit_bucket_boundaries_advisory=_WRITES,
+        )
+        self.step_retries = meter.create_counter(
+            "durable.step.retries",
+            unit="{attempt}",
+            description="Attempts of steps that failed and were made again.",
+        )
+        self.recoveries = meter.create_counter(
+            "durable.run.recoveries",
+            unit="{run}",
+            description="Executions that went on with what an earlier one had left.",
+        )
+        self.lease_losses = meter.create_counter(
+            "durable.lease.losses",
+            unit="{lease}",
+            description="How often this process was declared dead while it was not.",
+        )
+        self.idempotency_requests = meter.create_counter(
+            "idempotency.requests",
+            unit="{request}",
+            description="Requests with an idempotency key, by outcome.",
+        )
