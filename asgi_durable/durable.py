@@ -94,10 +94,11 @@ class Durable:
         self.idempotency_routes = dict(idempotency_routes or {})
         self.request_id_headers = tuple(request_id_headers)
         self.application_url = application_url
-        storage = _find_storage(self.url)
+        # Tells at once that there is none; which one, the start does, as tests change the URL.
+        _find_storage(self.url)
         self.engine = Engine(
-            lambda: storage.load()(self.url),
-            self._application_database(),
+            lambda: _find_storage(self.url).load()(self.url),
+            self._open_application_database,
             codec or JsonCodec(),
             Limits(
                 drain_timeout_seconds=drain_timeout,
@@ -107,12 +108,12 @@ class Durable:
             ),
         )
 
-    def _application_database(self) -> Callable[[], ApplicationDatabase | None]:
+    def _open_application_database(self) -> ApplicationDatabase | None:
         url = self.application_url
         if url is None or url == self.url:
-            return lambda: None
-        adapter = _find_storage(url)
-        return lambda: adapter.load().application_database(url)
+            return None
+        database: ApplicationDatabase = _find_storage(url).load().application_database(url)
+        return database
 
     # Decorators
 

@@ -56,9 +56,7 @@ def test_the_settings_are_in_the_url() -> None:
 @pytest.mark.parametrize(
     "url",
     [
-        "sqlite://",
         "sqlite:///",
-        "sqlite:///:memory:",
         "sqlite://host/a.db",
         "sqlite:///a.db?synchronous=sometimes",
         "sqlite:///a.db?busy_timeout=long",

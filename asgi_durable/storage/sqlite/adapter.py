@@ -250,6 +250,7 @@ class SQLiteStorage:
         opened, self._opened = self._opened, None
         if opened is not None:
             opened.close()
+        self._file.discard()
 
     async def _write(self, work: Callable[[_Opened], ResultT]) -> ResultT:
         async with self._sessions.turn():

@@ -11,10 +11,13 @@ from pathlib import Path
 from urllib.parse import parse_qs, unquote, urlsplit
 
 from asgi_durable.errors import DurableUsageError
+from asgi_durable.storage.sqlite.temporary_folder import TemporaryFolder
 
 __all__ = ["CHECKPOINTS_ITSELF", "SQLiteFile", "write_transaction"]
 
 WAL_RETRY_SECONDS = 0.005
+# `sqlite://`, and what SQLAlchemy reads as the same.
+_IN_MEMORY = ("", "/:memory:")
 SYNCHRONOUS_LEVELS = ("EXTRA", "FULL", "NORMAL", "OFF")
 
 # Before 3.51.3 a commit that resets the log while another connection checkpoints it may damage
@@ -34,29 +37,35 @@ class SQLiteFile:
             power may take back the last commits. ``OFF``: the same, and a loss of power may
             damage the file. ``EXTRA``: as ``FULL``, in every journal mode.
         busy_timeout_seconds: How long a statement waits for another process's lock.
+        folder: Where the file is, if it is to be gone with its use.
     """
 
     path: Path
     synchronous: str = "FULL"
     busy_timeout_seconds: float = 5.0
+    folder: TemporaryFolder | None = None
 
     @classmethod
     def from_url(cls, url: str) -> SQLiteFile:
         """Read ``sqlite:///relative.db`` or ``sqlite:////absolute.db`` with its parameters.
 
         Parameters are ``synchronous`` and ``busy_timeout`` (seconds), as in
-        ``sqlite:///orders.db?synchronous=NORMAL``.
+        ``sqlite:///orders.db?synchronous=NORMAL``. ``sqlite://`` is a new database at each
+        call, for this process alone, and gone with its use. It is a file all the same: a
+        database in SQLite's memory has no write-ahead log, and its connections no patience
+        with each other.
 
         Raises:
             DurableUsageError: The URL names no file, or a parameter is not understood.
         """
         parts = urlsplit(url)
         path = unquote(parts.path)[1:]
-        if parts.netloc or not path or path == ":memory:":
+        is_temporary = parts.path in _IN_MEMORY
+        if parts.netloc or not (path or is_temporary):
             msg = f"{url!r} names no file; write sqlite:///relative.db or sqlite:////absolute.db"
             raise DurableUsageError(msg)
         settings = {name: values[-1] for name, values in parse_qs(parts.query).items()}
-        synchronous = settings.pop("synchronous", "FULL").upper()
+        synchronous = settings.pop("synchronous", "OFF" if is_temporary else "FULL").upper()
         busy_timeout = settings.pop("busy_timeout", "5")
         if synchronous not in SYNCHRONOUS_LEVELS:
             msg = f"synchronous must be one of {', '.join(SYNCHRONOUS_LEVELS)}; got {synchronous!r}"
@@ -69,7 +78,18 @@ class SQLiteFile:
         except ValueError:
             msg = f"busy_timeout must be a number of seconds; got {busy_timeout!r}"
             raise DurableUsageError(msg) from None
-        return cls(path=Path(path), synchronous=synchronous, busy_timeout_seconds=seconds)
+        folder = TemporaryFolder() if is_temporary else None
+        return cls(
+            path=folder.path / "memory.db" if folder is not None else Path(path),
+            synchronous=synchronous,
+            busy_timeout_seconds=seconds,
+            folder=folder,
+        )
+
+    def discard(self) -> None:
+        """Delete the file, if it is to be gone with its use."""
+        if self.folder is not None:
+            self.folder.delete()
 
     def beside(self, suffix: str) -> Path:
         """Return the path of a file that belongs to the database, next to it."""
