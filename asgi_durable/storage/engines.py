@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import AsyncGenerator, Callable
 
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncEngine
@@ -25,6 +25,7 @@ class LoopEngines:
         self._loop = asyncio.get_running_loop()
         self._pooled = create()
         self._single = create(poolclass=sa.NullPool)
+        self._end_of_pool = _disposed_with_loop(self._pooled)
 
     @classmethod
     async def prepare(cls, create: Callable[..., AsyncEngine]) -> LoopEngines:
@@ -39,6 +40,7 @@ class LoopEngines:
         # Nothing is kept before it is used: an event loop that ends without any transaction
         # leaves no connection behind.
         await engines._pooled.dispose()
+        await anext(engines._end_of_pool)
         return engines
 
     def here(self) -> AsyncEngine:
@@ -52,6 +54,20 @@ class LoopEngines:
             bound_to_loop: True if the driver's connections can be closed on their own event
                 loop only; on another one they are left to the server.
         """
-        is_here = asyncio.get_running_loop() is self._loop
-        await self._pooled.dispose(close=is_here or not bound_to_loop)
+        if asyncio.get_running_loop() is self._loop:
+            await self._end_of_pool.aclose()
+        else:
+            await self._pooled.dispose(close=not bound_to_loop)
         await self._single.dispose()
+
+
+async def _disposed_with_loop(engine: AsyncEngine) -> AsyncGenerator[None]:
+    """Begin it where an engine is used: it is disposed of with that event loop, at the latest.
+
+    An event loop ends its asynchronous generators before it closes; nothing else is told. A test
+    client without a lifespan has one for each request.
+    """
+    try:
+        yield
+    finally:
+        await engine.dispose()
