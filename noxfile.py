@@ -75,6 +75,13 @@ def crash(session: nox.Session) -> None:
     session.run("pytest", "tests/crash", *session.posargs)
 
 
+@nox.session(python=PYTHONS)
+def frameworks(session: nox.Session) -> None:
+    """Run the tests of frameworks that have no adapter, with the stack around them."""
+    session.install("-e", ".[starlette]", *GROUPS["frameworks"])
+    session.run("pytest", "tests/frameworks", *session.posargs)
+
+
 @nox.session(python=PYTHONS[0])
 def lowest(session: nox.Session) -> None:
     """Run the tests with the lowest version of every direct dependency; needs uv."""

@@ -21,7 +21,7 @@ AsyncFunction = Callable[P, Coroutine[Any, Any, R]]
 
 DEFINITION_ATTRIBUTE = "__durable_definition__"
 COROUTINE_MARKER = "_is_coroutine"
-CALL_ATTRIBUTE = "__call__"
+CODE_ATTRIBUTE = "__code__"
 
 
 class Decorator(Protocol):
@@ -50,12 +50,12 @@ def durable_function(
     # What `asyncio.iscoroutinefunction` looks for before Python 3.12.
     marker = getattr(asyncio.coroutines, COROUTINE_MARKER)
     setattr(durable_function, COROUTINE_MARKER, marker)
-
-    async def call_and_wait(*args: Any, **kwargs: Any) -> Any:
-        return await call(args, kwargs)
-
-    # And what `inspect` can tell frameworks, which look at this as well.
-    setattr(durable_function, CALL_ATTRIBUTE, call_and_wait)
+    if sys.implementation.name == "cpython":
+        # What `inspect.iscoroutinefunction` looks for. A call stays what it is: CPython 3.11
+        # makes a coroutine where an instruction says so, not where this flag is.
+        code = getattr(durable_function, CODE_ATTRIBUTE)
+        code = code.replace(co_flags=code.co_flags | inspect.CO_COROUTINE)
+        setattr(durable_function, CODE_ATTRIBUTE, code)
     return durable_function
 
 
