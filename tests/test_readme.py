@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import re
+import sys
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
@@ -19,12 +21,14 @@ def python_blocks(name: str) -> list[str]:
 @pytest.mark.parametrize("name", TEXTS)
 def test_its_python_runs(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    namespace = {"__name__": "readme"}
+    # Frameworks look their handlers' modules up.
+    module = ModuleType("readme")
+    monkeypatch.setitem(sys.modules, module.__name__, module)
 
     blocks = python_blocks(name)
     assert blocks
     for block in blocks:
-        exec(compile(block, name, "exec"), namespace)
+        exec(compile(block, name, "exec"), vars(module))
 
 
 @pytest.mark.parametrize("name", [*TEXTS, *LINKING])
