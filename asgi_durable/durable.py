@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Coroutine, Mapping, Sequence
-from importlib.metadata import entry_points
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, ParamSpec, Self, TypeVar, cast, overload
-from urllib.parse import urlsplit
 
 from asgi_durable.codec import Codec, JsonCodec
 from asgi_durable.context import RequestContext, current_request
 from asgi_durable.decorating import AsyncFunction, Decorator, durable_function
 from asgi_durable.engine.call import WorkflowOptions
-from asgi_durable.engine.engine import Engine, Limits
+from asgi_durable.engine.engine import Engine
 from asgi_durable.engine.handle import WorkflowHandle
+from asgi_durable.engine.limits import Limits, positive_seconds
 from asgi_durable.engine.registry import (
     StepDefinition,
     TransactionDefinition,
@@ -28,8 +27,12 @@ from asgi_durable.middleware.idempotency_policy import IdempotencyPolicy
 from asgi_durable.middleware.lifespan import LifespanMiddleware
 from asgi_durable.middleware.problem_details import ProblemDetailsMiddleware
 from asgi_durable.middleware.request_context import RequestContextMiddleware
+from asgi_durable.middleware.tracing import TracingMiddleware
 from asgi_durable.retry import RetryPolicy
+from asgi_durable.storage.entry_point import find_storage
 from asgi_durable.storage.protocol import ApplicationDatabase
+from asgi_durable.telemetry import Telemetry
+from asgi_durable.telemetry_port import current_request_span
 from asgi_durable.workflow_calls import WorkflowCalls
 
 if TYPE_CHECKING:
@@ -42,7 +45,6 @@ R = TypeVar("R")
 
 URL_VARIABLE = "ASGI_DURABLE_URL"
 DEFAULT_URL = "sqlite:///asgi_durable.db"
-STORAGE_ENTRY_POINTS = "asgi_durable.storage"
 
 
 class Durable:
@@ -71,6 +73,8 @@ class Durable:
         lease: Seconds that the process counts as alive without a sign of life. It gives one
             every third of that, and its workflows are taken over by other processes when
             there was none for so long. A process that ended is noticed sooner.
+        telemetry: Where spans, figures and log lines go; by default to the OpenTelemetry
+            providers that the application has set, if it has.
 
     Raises:
         DurableUsageError: No storage adapter is installed for the URL's scheme.
@@ -88,31 +92,34 @@ class Durable:
         drain_timeout: float = 5.0,
         storage_patience: float = 30.0,
         lease: float = 15.0,
+        telemetry: Telemetry | None = None,
     ) -> None:
         self.url = url or os.environ.get(URL_VARIABLE) or DEFAULT_URL
         self.idempotency = idempotency or IdempotencyPolicy()
         self.idempotency_routes = dict(idempotency_routes or {})
         self.request_id_headers = tuple(request_id_headers)
         self.application_url = application_url
+        self.telemetry = telemetry or Telemetry()
         # Tells at once that there is none; which one, the start does, as tests change the URL.
-        _find_storage(self.url)
+        find_storage(self.url)
         self.engine = Engine(
-            lambda: _find_storage(self.url).load()(self.url),
+            lambda: find_storage(self.url).load()(self.url),
             self._open_application_database,
             codec or JsonCodec(),
             Limits(
                 drain_timeout_seconds=drain_timeout,
                 patience_seconds=storage_patience,
-                lease_seconds=_positive(lease, "lease"),
+                lease_seconds=positive_seconds(lease, "lease"),
                 request_lifetime_seconds=self.idempotency.max_lifetime,
             ),
+            self.telemetry,
         )
 
     def _open_application_database(self) -> ApplicationDatabase | None:
         url = self.application_url
         if url is None or url == self.url:
             return None
-        database: ApplicationDatabase = _find_storage(url).load().application_database(url)
+        database: ApplicationDatabase = find_storage(url).load().application_database(url)
         return database
 
     # Decorators
@@ -328,6 +335,13 @@ class Durable:
         return current_request.get()
 
     @property
+    def span(self) -> Any:
+        """The OpenTelemetry span of the current run, else of the request; ``None`` without."""
+        frame = self.engine.frame()
+        span = frame.run.observed.span if frame is not None and frame.run is not None else None
+        return span or current_request_span.get()
+
+    @property
     def session(self) -> AsyncSession:
         """The current transaction's session; ``None`` outside a transaction."""
         frame = self.engine.frame()
@@ -348,12 +362,13 @@ class Durable:
         )
 
     def wrap_outside(self, app: ASGIApp) -> ASGIApp:
-        """Return an app with what belongs around everything: request context and lifespan.
+        """Return an app with what belongs around everything: request context, span, lifespan.
 
         For adapters whose framework has a better place for the rest.
         """
         return RequestContextMiddleware(
-            LifespanMiddleware(app, self.engine), header_names=self.request_id_headers
+            TracingMiddleware(LifespanMiddleware(app, self.engine), telemetry=self.telemetry),
+            header_names=self.request_id_headers,
         )
 
     async def migrate(self) -> None:
@@ -381,21 +396,3 @@ class Durable:
     ) -> None:
         """Wait for the runs under way, for ``drain_timeout`` at most, and stop."""
         await self.engine.stop()
-
-
-def _positive(seconds: float, name: str) -> float:
-    if not 0 < seconds < float("inf"):
-        msg = f"{name} must be a positive number of seconds, got {seconds!r}"
-        raise DurableUsageError(msg)
-    return seconds
-
-
-def _find_storage(url: str) -> Any:
-    """Return the entry point of the adapter for a URL; it is imported at the first start."""
-    scheme = urlsplit(url).scheme
-    found = entry_points(group=STORAGE_ENTRY_POINTS, name=scheme)
-    if not found:
-        known = sorted(entry_points(group=STORAGE_ENTRY_POINTS).names)
-        msg = f"no storage adapter for {scheme!r}; there are {', '.join(known) or 'none'}"
-        raise DurableUsageError(msg)
-    return next(iter(found))

@@ -149,25 +149,32 @@ class Drives:
             raise run.stop(failure) from failure
         codec = run.services.registry.codec
         ending: Ending
-        try:
-            for name in sorted(definition.ambient - arguments.keys()):
-                raise missing_ambient(definition, name)
-            running = definition.call(arguments)
-            # They may be large, and the function may take long.
-            del args, kwargs, arguments
-            output = codec.encode(await running)
-            ending = Finished(WorkflowState.SUCCESS, output, None)
-        except asyncio.CancelledError:
-            # Neither the engine nor the event loop stops: its own code raised it. No outcome.
-            own = WorkflowInterruptedError(run.workflow_id, "its code raised CancelledError")
-            return run.interruption() or Interrupted(own)
-        except Exception as error:
-            outage = infrastructure_error_in(error)
-            if outage is not None:
-                run.stop(outage, goes_on=True)
-            ending = Finished(WorkflowState.ERROR, None, encode_error(codec, error))
-        # Invariant: asked last. What a stopped run's code makes of it is no outcome.
-        return run.interruption() or run.unused_log() or await self._finish(run, ending)
+        observer = run.services.telemetry.observer
+        with observer.run(run.workflow, entries=run.entries) as observed:
+            run.observed = observed
+            try:
+                for name in sorted(definition.ambient - arguments.keys()):
+                    raise missing_ambient(definition, name)
+                running = definition.call(arguments)
+                # They may be large, and the function may take long.
+                del args, kwargs, arguments
+                output = codec.encode(await running)
+                ending = Finished(WorkflowState.SUCCESS, output, None)
+            except asyncio.CancelledError:
+                # Neither the engine nor the event loop stops: its own code raised it. No outcome.
+                own = WorkflowInterruptedError(run.workflow_id, "its code raised CancelledError")
+                return run.interruption() or Interrupted(own)
+            except Exception as error:
+                outage = infrastructure_error_in(error)
+                if outage is not None:
+                    run.stop(outage, goes_on=True)
+                observed.failed(error)
+                ending = Finished(WorkflowState.ERROR, None, encode_error(codec, error))
+            # Invariant: asked last. What a stopped run's code makes of it is no outcome.
+            ending = run.interruption() or run.unused_log() or await self._finish(run, ending)
+            if isinstance(ending, Finished):
+                observed.ended(ending.state.value)
+            return ending
 
     async def _finish(self, run: Run, ending: Finished) -> Ending:
         """Make a workflow's outcome durable."""

@@ -18,6 +18,7 @@ from asgi_durable.engine.drives import Drives
 from asgi_durable.engine.executor import Executor
 from asgi_durable.engine.frame import Frame, current_frame
 from asgi_durable.engine.handle import WorkflowStatus, workflow_status
+from asgi_durable.engine.limits import Limits
 from asgi_durable.engine.loop_guard import LoopGuards
 from asgi_durable.engine.outcomes import Outcomes
 from asgi_durable.engine.recovery import Recovery
@@ -29,11 +30,7 @@ from asgi_durable.engine.registry import (
 )
 from asgi_durable.engine.requests import Requests
 from asgi_durable.engine.resumption import Resumption
-from asgi_durable.engine.retention import (
-    REQUEST_LIFETIME_SECONDS,
-    SWEEP_INTERVAL_SECONDS,
-    Sweeper,
-)
+from asgi_durable.engine.retention import Sweeper
 from asgi_durable.engine.run import Run, Services
 from asgi_durable.engine.step import run_step
 from asgi_durable.engine.takeover import Takeover
@@ -41,31 +38,13 @@ from asgi_durable.engine.transaction import run_plain_transaction, run_transacti
 from asgi_durable.engine.workflows import Workflows
 from asgi_durable.errors import DurableUsageError, WorkflowNotFoundError
 from asgi_durable.storage.protocol import ApplicationDatabase, Beat, Storage
+from asgi_durable.telemetry_port import NO_TELEMETRY, TelemetrySource
 
-__all__ = ["Engine", "Limits"]
+__all__ = ["Engine"]
 
 logger = logging.getLogger(__name__)
 
 START_POLL_SECONDS = 0.01
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Limits:
-    """How long what may take, in seconds.
-
-    Attributes:
-        drain_timeout_seconds: How long a stop waits for runs before it interrupts them.
-        patience_seconds: How long a failing storage is tried before a run is given up.
-        lease_seconds: How long the process counts as alive without a sign of life.
-        request_lifetime_seconds: How long a request is kept that waits for its retry.
-        sweep_interval_seconds: How often expired requests are looked for.
-    """
-
-    drain_timeout_seconds: float
-    patience_seconds: float
-    lease_seconds: float
-    request_lifetime_seconds: float = REQUEST_LIFETIME_SECONDS
-    sweep_interval_seconds: float = SWEEP_INTERVAL_SECONDS
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -90,6 +69,7 @@ class Engine:
             storage's.
         codec: Writes values into the step log.
         limits: How long what may take.
+        telemetry: Whom to tell of the work.
     """
 
     def __init__(
@@ -98,11 +78,13 @@ class Engine:
         open_application: Callable[[], ApplicationDatabase | None],
         codec: Codec,
         limits: Limits,
+        telemetry: TelemetrySource = NO_TELEMETRY,
     ) -> None:
         self.registry = Registry(codec)
         self._open_storage = open_storage
         self._open_application = open_application
         self._limits = limits
+        self._telemetry = telemetry
         self._running: _Running | None = None
         self._starting = threading.Lock()
         codec.register(WorkflowStatus)
@@ -170,6 +152,7 @@ class Engine:
         await self.drain()
         # A stack: all of it is closed, whatever fails or is cancelled on the way.
         async with AsyncExitStack() as closing:
+            closing.push_async_callback(self._telemetry.close)
             closing.push_async_callback(running.services.storage.close)
             if running.services.application is not None:
                 closing.push_async_callback(running.services.application.close)
@@ -194,6 +177,8 @@ class Engine:
                 await application.open()
                 opened.push_async_callback(application.close)
             running = self._assemble(storage, application)
+            self._telemetry.start()
+            opened.push_async_callback(self._telemetry.close)
             await running.services.executor.start()
             opened.pop_all()
         return running
@@ -204,10 +189,15 @@ class Engine:
             guards=LoopGuards(),
             storage=storage,
             application=application,
-            committer=Committer(storage, patience_seconds=self._limits.patience_seconds),
+            committer=Committer(
+                storage,
+                patience_seconds=self._limits.patience_seconds,
+                telemetry=self._telemetry,
+            ),
             registry=self.registry,
             executor=executor,
             patience_seconds=self._limits.patience_seconds,
+            telemetry=self._telemetry,
         )
         active = ActiveRuns()
         drives = Drives(services)
@@ -226,10 +216,14 @@ class Engine:
             takeover.on_beat(beat)
             sweeper.sweep_if_due()
 
+        def on_renamed() -> None:
+            self._telemetry.observer.lease_lost()
+            active.drop_others(executor.id)
+
         executor.runnable = takeover.runnable
         executor.on_beat = on_beat
         executor.on_message = outcomes.on_message
-        executor.on_renamed = lambda: active.drop_others(executor.id)
+        executor.on_renamed = on_renamed
         active.on_interrupted = recovery.on_interrupted
         active.on_lost = recovery.on_lost
         active.on_ended = outcomes.on_ended

@@ -73,16 +73,18 @@ async def run_transaction(
     await run.settle()
     body = functools.partial(definition.function, *args, **kwargs)
     transaction = _Transaction(run, definition, number, digest, body)
-    try:
-        step = await transaction.with_patience(transaction.commit)
-    except Exception as error:
-        step = await _failed(run, transaction, error)
-        if step.error is not None:
-            transaction.place.add_to_log(step)
-            raise decoded_failure(run, step.error, error) from None
-    run.refuse_other_step(step, definition.name, digest)
-    transaction.place.add_to_log(step)
-    return decode_recorded(run, step.output, step.error)
+    observer = run.services.telemetry.observer
+    with observer.step(run.workflow, definition.name, number, kind="transaction"):
+        try:
+            step = await transaction.with_patience(transaction.commit)
+        except Exception as error:
+            step = await _failed(run, transaction, error)
+            if step.error is not None:
+                transaction.place.add_to_log(step)
+                raise decoded_failure(run, step.error, error) from None
+        run.refuse_other_step(step, definition.name, digest)
+        transaction.place.add_to_log(step)
+        return decode_recorded(run, step.output, step.error)
 
 
 async def _failed(run: Run, transaction: _Transaction, error: Exception) -> StepRecord:
