@@ -13,6 +13,7 @@ from types import ModuleType
 import httpx
 import pytest
 from fastapi.testclient import TestClient
+from support.otlp import otlp_receiver
 
 REPOSITORY = Path(__file__).parents[1]
 EXAMPLES = REPOSITORY / "examples" / "from_dbos"
@@ -147,6 +148,18 @@ def test_request_id(load: Load, header: str) -> None:
     assert answer.headers["x-request-id"] == "custom-request-123"
     assert other.json()["request_id"] == other.headers["x-request-id"]
     assert other.json()["method"] == "GET"
+
+
+def test_telemetry(load: Load, monkeypatch: pytest.MonkeyPatch) -> None:
+    with otlp_receiver() as receiver:
+        monkeypatch.setenv("OTLP_URL", receiver.url)
+        with TestClient(load("telemetry").app) as client:
+            assert client.post("/parcels/book").json() == {"parcel": "packed book"}
+
+    traces = b"".join(receiver.bodies["/v1/traces"])
+    for name in (b"POST /parcels/{item}", b"durable.run send_parcel", b"durable.step pack"):
+        assert name in traces
+    assert b"packing book" in b"".join(receiver.bodies["/v1/logs"])
 
 
 def test_testing(load: Load) -> None:

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import logging
-import threading
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 from opentelemetry.proto.collector.logs.v1.logs_service_pb2 import ExportLogsServiceRequest
@@ -14,50 +12,17 @@ from opentelemetry.sdk.metrics import MeterProvider
 from opentelemetry.sdk.metrics.export import InMemoryMetricReader
 from opentelemetry.trace import ProxyTracerProvider, get_tracer_provider
 from support.asgi import answer, exchange, keyed
+from support.otlp import Receiver, otlp_receiver
 
 from asgi_durable import Durable, Telemetry
 
 pytestmark = pytest.mark.anyio
 
 
-class Receiver:
-    """An OTLP/HTTP receiver on a port of this machine.
-
-    Attributes:
-        bodies: What was sent to each path.
-    """
-
-    def __init__(self) -> None:
-        bodies: dict[str, list[bytes]] = {}
-
-        class Handler(BaseHTTPRequestHandler):
-            def do_POST(self) -> None:
-                length = int(self.headers["content-length"])
-                bodies.setdefault(self.path, []).append(self.rfile.read(length))
-                self.send_response(200)
-                self.send_header("content-length", "0")
-                self.end_headers()
-
-            def log_message(self, *_args: object) -> None:
-                """Say nothing."""
-
-        self.bodies = bodies
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self._thread = threading.Thread(target=self._server.serve_forever, daemon=True)
-        self._thread.start()
-        self.url = f"http://127.0.0.1:{self._server.server_port}"
-
-    def close(self) -> None:
-        self._server.shutdown()
-        self._thread.join()
-        self._server.server_close()
-
-
 @pytest.fixture
 def receiver() -> Iterator[Receiver]:
-    receiver = Receiver()
-    yield receiver
-    receiver.close()
+    with otlp_receiver() as receiver:
+        yield receiver
 
 
 def shop(url: str, telemetry: Telemetry):
