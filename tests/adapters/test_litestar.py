@@ -35,9 +35,7 @@ from asgi_durable_litestar import DurablePlugin, idempotent
 KEY = {"Idempotency-Key": "k"}
 
 # What most applications are written in: parameters that Litestar infers from their names.
-pytestmark = pytest.mark.filterwarnings(
-    "ignore::litestar.exceptions.base_exceptions.LitestarDeprecationWarning"
-)
+pytestmark = pytest.mark.filterwarnings(r"ignore:\[paths=")
 
 
 @dataclass

@@ -78,9 +78,7 @@ def litestar_document(durable: Durable) -> Document:
     return app.openapi_schema.to_schema()
 
 
-pytestmark = pytest.mark.filterwarnings(
-    "ignore::litestar.exceptions.base_exceptions.LitestarDeprecationWarning"
-)
+pytestmark = pytest.mark.filterwarnings(r"ignore:\[paths=")
 on_both = pytest.mark.parametrize("document_of", [fastapi_document, litestar_document])
 
 

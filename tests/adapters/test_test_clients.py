@@ -27,9 +27,7 @@ from asgi_durable_litestar import DurablePlugin
 
 KEY = {"Idempotency-Key": "k"}
 
-pytestmark = pytest.mark.filterwarnings(
-    "ignore::litestar.exceptions.base_exceptions.LitestarDeprecationWarning"
-)
+pytestmark = pytest.mark.filterwarnings(r"ignore:\[paths=")
 
 
 class Shop:
