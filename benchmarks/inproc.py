@@ -28,6 +28,7 @@ from benchmarks.contestants.http_registry import (
     OPENTELEMETRY,
     OTEL,
     OURS,
+    TRACING,
 )
 from benchmarks.databases import SQLITE, Databases, databases
 from benchmarks.harness import (
@@ -84,6 +85,10 @@ SUBJECTS = (
     Subject("idempotency (and lifespan)", f"{OURS}:idempotency"),
     Subject("request context, idempotency", f"{OURS}:context_and_idempotency"),
     Subject("whole stack", f"{OURS}:stack"),
+    Subject("tracing, not sampled", f"{TRACING}:tracing_not_sampled", needs=OTEL),
+    Subject("tracing, batch", f"{TRACING}:tracing", needs=OTEL),
+    Subject("whole stack, not sampled", f"{TRACING}:stack_not_sampled", needs=OTEL),
+    Subject("whole stack, traced, batch", f"{TRACING}:stack", needs=OTEL),
     Subject("whole stack", f"{OURS}:stack", NEW),
     Subject("whole stack", f"{OURS}:stack", REPLAY),
     Subject("asgi-correlation-id", f"{CORRELATION}:raw", needs=("asgi-correlation-id",)),
@@ -220,7 +225,6 @@ def main() -> None:
         for name, found in samples.items()
     ]
     print_table("in process; keyed ones on SQLite", ["CPU µs per request", "added µs"], rows)
-    print("\nThere is no middleware of ours for tracing yet: it is left out.")
     notes.print()
     write_json(chosen.json, "inproc", samples, notes)
 

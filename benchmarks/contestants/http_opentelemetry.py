@@ -22,7 +22,8 @@ class Nowhere(SpanExporter):
         return SpanExportResult.SUCCESS
 
 
-def _provider(sampler: Sampler) -> TracerProvider:
+def new_provider(sampler: Sampler) -> TracerProvider:
+    """Return a provider whose spans go nowhere."""
     provider = TracerProvider(sampler=sampler)
     provider.add_span_processor(BatchSpanProcessor(Nowhere()))
     return provider
@@ -30,16 +31,16 @@ def _provider(sampler: Sampler) -> TracerProvider:
 
 def raw() -> ASGIApp:
     """Around the bare app, every request sampled."""
-    return OpenTelemetryMiddleware(http_bare.answer, tracer_provider=_provider(ALWAYS_ON))
+    return OpenTelemetryMiddleware(http_bare.answer, tracer_provider=new_provider(ALWAYS_ON))
 
 
 def raw_not_sampled() -> ASGIApp:
     """Around the bare app, no request sampled."""
-    return OpenTelemetryMiddleware(http_bare.answer, tracer_provider=_provider(ALWAYS_OFF))
+    return OpenTelemetryMiddleware(http_bare.answer, tracer_provider=new_provider(ALWAYS_OFF))
 
 
 def fastapi() -> FastAPI:
     """In FastAPI, every request sampled."""
     app = http_bare.fastapi()
-    app.add_middleware(OpenTelemetryMiddleware, tracer_provider=_provider(ALWAYS_ON))
+    app.add_middleware(OpenTelemetryMiddleware, tracer_provider=new_provider(ALWAYS_ON))
     return app

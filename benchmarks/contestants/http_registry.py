@@ -13,13 +13,15 @@ __all__ = [
     "OPENTELEMETRY",
     "OTEL",
     "OURS",
+    "TRACING",
     "App",
 ]
 
-OURS, BARE, CORRELATION, OPENTELEMETRY, HEADER, IDEMKIT, DBOS, LIMIT = (
+OURS, TRACING, BARE, CORRELATION, OPENTELEMETRY, HEADER, IDEMKIT, DBOS, LIMIT = (
     f"benchmarks.contestants.http_{name}"
     for name in (
         "durable",
+        "tracing",
         "bare",
         "correlation_id",
         "opentelemetry",
@@ -63,6 +65,7 @@ APPS = (
     App("raw: idempotency", f"{OURS}:idempotency", (*PLAIN, *KEYED), "sqlite"),
     App("raw: whole stack", f"{OURS}:stack", (*PLAIN, *KEYED), "sqlite"),
     App("raw: whole stack", f"{OURS}:stack", KEYED, "postgres", is_short=False),
+    App("raw: whole stack, traced", f"{TRACING}:stack", PLAIN, "sqlite", needs=OTEL),
     App("raw: whole stack, 2 steps", f"{OURS}:stack_two_steps", KEYED, "sqlite"),
     App("raw: whole stack, 2 steps", f"{OURS}:stack_two_steps", KEYED, "postgres"),
     App("raw: asgi-correlation-id", f"{CORRELATION}:raw", needs=("asgi-correlation-id",)),
