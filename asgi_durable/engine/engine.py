@@ -206,28 +206,7 @@ class Engine:
         takeover = Takeover(services, resumption, recovery)
         outcomes = Outcomes(services, active, recovery)
         workflows = Workflows(services, active, drives, outcomes)
-        sweeper = Sweeper(
-            storage,
-            lifetime_seconds=self._limits.request_lifetime_seconds,
-            interval_seconds=self._limits.sweep_interval_seconds,
-        )
-
-        def on_beat(beat: Beat) -> None:
-            takeover.on_beat(beat)
-            sweeper.sweep_if_due()
-
-        def on_renamed() -> None:
-            self._telemetry.observer.lease_lost()
-            active.drop_others(executor.id)
-
-        executor.runnable = takeover.runnable
-        executor.on_beat = on_beat
-        executor.on_message = outcomes.on_message
-        executor.on_renamed = on_renamed
-        active.on_interrupted = recovery.on_interrupted
-        active.on_lost = recovery.on_lost
-        active.on_ended = outcomes.on_ended
-        return _Running(
+        running = _Running(
             services=services,
             active=active,
             workflows=workflows,
@@ -236,6 +215,33 @@ class Engine:
             takeover=takeover,
             outcomes=outcomes,
         )
+        self._listen(running)
+        return running
+
+    def _listen(self, running: _Running) -> None:
+        """Let the parts be told of each other's doings."""
+        executor, active = running.services.executor, running.active
+        sweeper = Sweeper(
+            running.services.storage,
+            lifetime_seconds=self._limits.request_lifetime_seconds,
+            interval_seconds=self._limits.sweep_interval_seconds,
+        )
+
+        def on_beat(beat: Beat) -> None:
+            running.takeover.on_beat(beat)
+            sweeper.sweep_if_due()
+
+        def on_renamed() -> None:
+            self._telemetry.observer.lease_lost()
+            active.drop_others(executor.id)
+
+        executor.runnable = running.takeover.runnable
+        executor.on_beat = on_beat
+        executor.on_message = running.outcomes.on_message
+        executor.on_renamed = on_renamed
+        active.on_interrupted = running.recovery.on_interrupted
+        active.on_lost = running.recovery.on_lost
+        active.on_ended = running.outcomes.on_ended
 
     def _live(self) -> _Running:
         if self._running is None:

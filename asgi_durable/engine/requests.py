@@ -25,6 +25,7 @@ from asgi_durable.engine.refusals import (
     RefusedError,
     explain,
 )
+from asgi_durable.engine.request import Request
 from asgi_durable.engine.retention import Retention
 from asgi_durable.engine.run import Run, Services
 from asgi_durable.errors import StorageError, WorkflowInterruptedError
@@ -217,25 +218,6 @@ class RequestRun:
 
 
 Handler = Callable[[RequestRun], Awaitable[None]]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Request:
-    """One try of a request.
-
-    Attributes:
-        workflow_id: Made of the key and its scope.
-        name: What the request is, for people.
-        fingerprint: Equal for retries of one request, different for any other.
-        request_id: Of this try.
-        retention: For how long its answer is kept.
-    """
-
-    workflow_id: str
-    name: str
-    fingerprint: str
-    request_id: str
-    retention: Retention = Retention()  # noqa: RUF009  frozen
 
 
 class Requests:

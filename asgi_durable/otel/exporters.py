@@ -44,7 +44,7 @@ class Exporters:
             DurableUsageError: It takes no processors: it is not the SDK's.
         """
         if provider is None:
-            own = TracerProvider()
+            own = TracerProvider(shutdown_on_exit=False)
             for endpoint in endpoints:
                 own.add_span_processor(BatchSpanProcessor(OTLPSpanExporter(endpoint=endpoint)))
             self._closing.append(own.shutdown)
@@ -65,7 +65,7 @@ class Exporters:
         self, endpoints: Sequence[str], names: Sequence[str], log_filter: logging.Filter
     ) -> None:
         """Export the records of some loggers and of those below them."""
-        provider = LoggerProvider()
+        provider = LoggerProvider(shutdown_on_exit=False)
         for endpoint in endpoints:
             provider.add_log_record_processor(
                 BatchLogRecordProcessor(OTLPLogExporter(endpoint=endpoint))

@@ -7,7 +7,6 @@ import time
 from typing import Any
 
 from opentelemetry._logs import LoggerProvider, SeverityNumber
-from opentelemetry.context import get_current
 
 __all__ = ["OtelLogHandler"]
 
@@ -38,7 +37,6 @@ class OtelLogHandler(logging.Handler):
             self._provider.get_logger(record.name).emit(
                 timestamp=int(record.created * 1e9),
                 observed_timestamp=time.time_ns(),
-                context=get_current(),
                 severity_number=_severity(record.levelno),
                 severity_text=record.levelname,
                 body=record.getMessage(),

@@ -21,7 +21,7 @@ from opentelemetry.trace import (
 
 from asgi_durable.otel.metrics import Metrics
 from asgi_durable.otel.trace_context import format_trace_context, parse_trace_context
-from asgi_durable.storage.records import WorkflowRecord, WorkflowState
+from asgi_durable.storage.records import WorkflowRecord
 from asgi_durable.telemetry_port import Observed, ObservedRun, Observer, current_request_span
 
 __all__ = ["OtelObserver", "mark_failed"]
@@ -183,8 +183,6 @@ class _Run(_Work, ObservedRun):
 
     def ended(self, outcome: str) -> None:
         self._outcome = outcome
-        if outcome == WorkflowState.RETRIES_EXCEEDED and self.span is not None:
-            self.span.set_status(StatusCode.ERROR, outcome)
 
     def __exit__(
         self,

@@ -103,16 +103,26 @@ class ServerSpans:
 class ServerSpan:
     """The span of one request, ours or the framework's."""
 
-    __slots__ = ("_context_token", "_is_open", "_method", "_span", "_token")
+    __slots__ = (
+        "_context_token",
+        "_is_open",
+        "_is_recorded",
+        "_method",
+        "_span",
+        "_status",
+        "_token",
+    )
 
     def __init__(self, span: Span, method: str, *, is_ours: bool) -> None:
         self._span = span
         self._method = method
         self._is_open = is_ours
+        self._is_recorded = span.is_recording()
+        self._status: int | None = None
         self._context_token: Token[Context] | None = None
         if is_ours:
             self._context_token = attach(set_span_in_context(span))
-        self._token = current_request_span.set(span if span.is_recording() else None)
+        self._token = current_request_span.set(span if self._is_recorded else None)
 
     def leave(self) -> None:
         """Let the span be the current one no more."""
@@ -122,15 +132,11 @@ class ServerSpan:
 
     def answered(self, status: int) -> None:
         """Take note of the answer's status."""
-        if self._is_open and self._span.is_recording():
-            self._span.set_attribute("http.response.status_code", status)
-            if status >= 500:
-                self._span.set_attribute("error.type", str(status))
-                self._span.set_status(StatusCode.ERROR)
+        self._status = status
 
     def failed(self, error: Exception) -> None:
         """Take note of what the application has raised."""
-        if self._is_open:
+        if self._is_open and self._is_recorded:
             mark_failed(self._span, error)
 
     def end(self, scope: Mapping[str, Any]) -> None:
@@ -138,12 +144,21 @@ class ServerSpan:
         if not self._is_open:
             return
         self._is_open = False
-        if self._span.is_recording():
-            route = _route_of(scope)
-            if route is not None:
-                self._span.set_attribute("http.route", route)
-                self._span.update_name(f"{self._method} {route}")
+        if self._is_recorded:
+            self._describe(scope)
         self._span.end()
+
+    def _describe(self, scope: Mapping[str, Any]) -> None:
+        span, status = self._span, self._status
+        if status is not None:
+            span.set_attribute("http.response.status_code", status)
+            if status >= 500:
+                span.set_attribute("error.type", str(status))
+                span.set_status(StatusCode.ERROR)
+        route = _route_of(scope)
+        if route is not None:
+            span.set_attribute("http.route", route)
+            span.update_name(f"{self._method} {route}")
 
 
 def _enrich(span: Span, scope: Mapping[str, Any]) -> None:

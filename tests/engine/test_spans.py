@@ -1,181 +1,298 @@
-"""The spans of runs and steps, below those of their requests, as an exporter gets them."""
+"""Spans of runs and steps: for what really runs, each the child of what called it."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import asyncio
 
 import pytest
-from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
-from opentelemetry.sdk.trace.export import SimpleSpanProcessor
-from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
-from opentelemetry.trace import StatusCode
-from support.asgi import Exchange, answer, exchange, http_scope, keyed
+from opentelemetry.sdk.trace.sampling import (
+    ALWAYS_OFF,
+    ALWAYS_ON,
+    Decision,
+    ParentBased,
+    StaticSampler,
+)
+from opentelemetry.trace import StatusCode, get_current_span
+from support.interruption import Gate
+from support.spans import Spans, links_of, span_id
 
-from asgi_durable import Durable, Telemetry
+from asgi_durable import Durable, RetryPolicy
 
 pytestmark = pytest.mark.anyio
 
-Tree = dict[str, object]
+QUICK = RetryPolicy(max_attempts=3, initial_interval=0.001)
 
 
-@pytest.fixture
-def exporter() -> InMemorySpanExporter:
-    return InMemorySpanExporter()
+class Shop(Durable):
+    """Has workflows of every kind.
+
+    Args:
+        url: The database.
+        spans: Where the spans go.
+        waits: True if the gate is closed at first.
+    """
+
+    def __init__(self, url: str, spans: Spans, *, waits: bool = False) -> None:
+        super().__init__(url, telemetry=spans.telemetry, drain_timeout=0.0)
+        self.gate = Gate()
+        if not waits:
+            self.gate.open()
+
+        @self.step(name="reserve")
+        async def reserve() -> None:
+            return None
+
+        @self.step(name="charge")
+        async def charge() -> None:
+            await self.gate.wait()
+
+        @self.transaction(name="insert")
+        async def insert() -> int:
+            return 1
+
+        @self.workflow(name="ship")
+        async def ship() -> int:
+            return await insert()
+
+        @self.workflow(name="order")
+        async def order() -> int:
+            await reserve()
+            await charge()
+            return await ship()
+
+        self.order = order
+        self.ship = ship
 
 
-@pytest.fixture
-def new_durable(url: str, exporter: InMemorySpanExporter) -> Callable[[], Durable]:
-    """Return what makes one process after the other, on one database."""
-
-    def new() -> Durable:
-        provider = TracerProvider()
-        provider.add_span_processor(SimpleSpanProcessor(exporter))
-        return Durable(url, telemetry=Telemetry(tracer_provider=provider))
-
-    return new
+ORDER = (
+    "durable.run order",
+    [
+        ("durable.step reserve", []),
+        ("durable.step charge", []),
+        ("durable.run ship", [("durable.step insert", [])]),
+    ],
+)
 
 
-def trees(spans: tuple[ReadableSpan, ...]) -> list[Tree]:
-    """Return spans as trees of names, in the order in which they were begun."""
+async def test_steps_and_children_are_below_their_workflow(url: str) -> None:
+    spans = Spans()
 
-    def below(parent_id: int | None) -> Tree:
-        found = [s for s in spans if (s.parent.span_id if s.parent else None) == parent_id]
-        found.sort(key=lambda span: span.start_time or 0)
-        return {span.name: below(span.context.span_id) for span in found}
+    async with Shop(url, spans) as shop:
+        await shop.options(workflow_id="w").run_workflow(shop.order)
 
-    roots = sorted((s for s in spans if s.parent is None), key=lambda span: span.start_time or 0)
-    return [{root.name: below(root.context.span_id)} for root in roots]
-
-
-def by_name(exporter: InMemorySpanExporter, name: str) -> ReadableSpan:
-    (span,) = [span for span in exporter.get_finished_spans() if span.name == name]
-    return span
-
-
-class Shop:
-    """An application with a workflow of a step and a transaction, which fails as it is told."""
-
-    def __init__(self, durable: Durable) -> None:
-        self.durable = durable
-        self.fails = False
-
-        @durable.step(name="reserve", retry=None)
-        async def reserve(item: str) -> str:
-            return item
-
-        @durable.transaction(name="pay")
-        async def pay(item: str) -> str:
-            if self.fails:
-                msg = "no money"
-                raise ValueError(msg)
-            return item
-
-        @durable.workflow(name="sell")
-        async def sell(item: str) -> str:
-            return await pay(await reserve(item))
-
-        async def serve(_scope, _receive, send) -> None:
-            await answer(send, (await sell("book")).encode())
-
-        self.app = durable.wrap(serve)
-
-    async def post(self) -> Exchange:
-        return await exchange(self.app, keyed())
+    assert spans.trees() == [ORDER]
+    assert len({span.get_span_context().trace_id for span in spans.ended}) == 1
+    assert dict(spans.take("durable.run order").attributes or {}) == {
+        "durable.workflow.id": "w",
+        "durable.workflow.name": "order",
+        "durable.run": 1,
+        "durable.outcome": "SUCCESS",
+    }
+    assert dict(spans.take("durable.step charge").attributes or {}) == {
+        "durable.workflow.id": "w",
+        "durable.workflow.name": "order",
+        "durable.run": 1,
+        "durable.step.seq": 1,
+        "durable.step.kind": "step",
+    }
+    insert = spans.take("durable.step insert").attributes or {}
+    assert insert["durable.workflow.id"] == "w~2"
+    assert insert["durable.step.kind"] == "transaction"
 
 
-SOLD: Tree = {"durable.run sell": {"durable.step reserve": {}, "durable.step pay": {}}}
+async def test_a_run_is_the_child_of_the_span_that_it_is_called_in(url: str) -> None:
+    spans = Spans()
+
+    async with Shop(url, spans) as shop:
+        with spans.provider.get_tracer("test").start_as_current_span("caller"):
+            await shop.run_workflow(shop.ship)
+            handle = await shop.start_workflow(shop.ship)
+        await handle.get_result()
+
+    ship = ("durable.run ship", [("durable.step insert", [])])
+    assert spans.trees() == [("caller", [ship, ship])]
 
 
-async def test_a_request_its_run_and_its_steps_are_one_tree(
-    new_durable: Callable[[], Durable], exporter: InMemorySpanExporter
-) -> None:
-    shop = Shop(new_durable())
-    async with shop.durable:
-        result = await shop.post()
+async def test_a_resumed_run_is_a_root_linked_to_its_origin_and_replays_nothing(url: str) -> None:
+    spans = Spans()
+    async with Shop(url, spans, waits=True) as shop:
+        with spans.provider.get_tracer("test").start_as_current_span("caller"):
+            await shop.options(workflow_id="w").start_workflow(shop.order)
+        await shop.gate.reached.wait()
+    caller = spans.take("caller")
+    interrupted = spans.take("durable.run order")
+    assert (interrupted.attributes or {})["durable.outcome"] == "INTERRUPTED"
+    spans.clear()
 
-    assert trees(exporter.get_finished_spans()) == [{"POST": SOLD}]
-    run, step = by_name(exporter, "durable.run sell"), by_name(exporter, "durable.step reserve")
-    (request_workflow_id,) = result.headers("durable-id")
-    assert run.attributes is not None
-    assert step.attributes is not None
-    assert run.attributes["durable.workflow.id"] == f"{request_workflow_id}~0"
-    assert (run.attributes["durable.workflow.name"], run.attributes["durable.run"]) == ("sell", 1)
-    assert step.attributes["durable.step.seq"] == 0
-    (request_id,) = result.headers("x-request-id")
-    assert run.attributes["durable.request.id"] == request_id
+    async with Shop(url, spans) as shop:
+        await (await shop.retrieve_workflow("w")).get_result()
 
-
-async def test_a_replay_has_a_span_of_its_request_and_none_of_work(
-    new_durable: Callable[[], Durable], exporter: InMemorySpanExporter
-) -> None:
-    shop = Shop(new_durable())
-    async with shop.durable:
-        await shop.post()
-        exporter.clear()
-        await shop.post()
-
-    (span,) = exporter.get_finished_spans()
-    assert span.attributes is not None
-    assert span.attributes["idempotency.outcome"] == "replayed"
-    assert [link.attributes for link in span.links] == [{"durable.link": "origin"}]
-
-
-async def test_a_retry_has_spans_of_what_really_runs_alone(
-    new_durable: Callable[[], Durable], exporter: InMemorySpanExporter
-) -> None:
-    shop = Shop(new_durable())
-    async with shop.durable:
-        shop.fails = True
-        with pytest.raises(ValueError, match="no money"):
-            await shop.post()
-        failed = by_name(exporter, "durable.step pay")
-        first = by_name(exporter, "POST")
-        exporter.clear()
-        shop.fails = False
-        await shop.post()
-
-    assert failed.status.status_code is StatusCode.ERROR
-    assert first.status.status_code is StatusCode.ERROR
-    assert trees(exporter.get_finished_spans()) == [
-        {"POST": {"durable.run sell": {"durable.step pay": {}}}}
+    run = spans.take("durable.run order")
+    assert spans.trees() == [
+        (
+            "durable.run order",
+            [
+                ("durable.step charge", []),
+                ("durable.run ship", [("durable.step insert", [])]),
+            ],
+        )
     ]
-    run = by_name(exporter, "durable.run sell")
-    assert run.attributes is not None
-    assert run.attributes["durable.run"] == 2
-    assert run.attributes["durable.replayed_steps"] == 1
-    assert [link.context.trace_id for link in run.links] == [first.context.trace_id]
+    assert links_of(run) == [span_id(caller)]
+    assert run.get_span_context().trace_id != caller.get_span_context().trace_id
+    assert (run.attributes or {})["durable.run"] == 2
+    assert (run.attributes or {})["durable.replayed_steps"] == 1
 
 
-async def test_the_current_span_is_the_runs_else_the_requests(
-    new_durable: Callable[[], Durable],
+async def test_what_was_not_sampled_is_not_sampled_after_a_restart_either(url: str) -> None:
+    # Not even by a sampler that does not ask what is decided already.
+    off, on = Spans(ALWAYS_OFF), Spans(ALWAYS_ON)
+    async with Shop(url, off, waits=True) as shop:
+        with off.provider.get_tracer("test").start_as_current_span("caller"):
+            await shop.options(workflow_id="w").start_workflow(shop.order)
+        await shop.gate.reached.wait()
+
+    async with Shop(url, on) as shop:
+        await (await shop.retrieve_workflow("w")).get_result()
+
+    assert (off.trees(), on.trees()) == ([], [])
+
+
+async def test_what_was_sampled_is_sampled_after_a_restart_as_well(url: str) -> None:
+    on, rarely = Spans(), Spans(ParentBased(StaticSampler(Decision.DROP)))
+    async with Shop(url, on, waits=True) as shop:
+        with on.provider.get_tracer("test").start_as_current_span("caller"):
+            await shop.options(workflow_id="w").start_workflow(shop.order)
+        await shop.gate.reached.wait()
+
+    async with Shop(url, rarely) as shop:
+        await (await shop.retrieve_workflow("w")).get_result()
+
+    # The sampler has decided about that trace, and would decide anew about another one.
+    run = rarely.take("durable.run order")
+    assert run.parent is not None
+    assert run.parent.span_id == span_id(on.take("caller"))
+
+
+async def test_a_failed_step_is_an_error_and_so_is_a_workflow_that_lets_it_through(
+    url: str,
 ) -> None:
-    durable = new_durable()
-    names: list[str | None] = []
+    spans = Spans()
+    async with Durable(url, telemetry=spans.telemetry) as durable:
 
-    @durable.workflow
-    async def look() -> None:
-        names.append(durable.span.name)
+        @durable.step(name="fail", retry=None)
+        async def fail() -> None:
+            raise ValueError("no")
 
-    async def app(_scope, _receive, send) -> None:
-        names.append(durable.span.name)
-        await look()
-        await answer(send, b"")
+        @durable.workflow(name="catch")
+        async def catch() -> None:
+            with pytest.raises(ValueError, match="no"):
+                await fail()
 
-    async with durable:
-        await exchange(durable.wrap(app), http_scope("GET", "/"))
+        @durable.workflow(name="pass on")
+        async def pass_on() -> None:
+            await fail()
 
-    assert names[0] == "GET"
-    assert names[1] is not None
-    assert names[1].startswith("durable.run ")
-    assert durable.span is None
+        await catch()
+        with pytest.raises(ValueError, match="no"):
+            await pass_on()
+
+    statuses = [(span.name, span.status.status_code) for span in spans.ended]
+    assert statuses == [
+        ("durable.run catch", StatusCode.UNSET),
+        ("durable.step fail", StatusCode.ERROR),
+        ("durable.run pass on", StatusCode.ERROR),
+        ("durable.step fail", StatusCode.ERROR),
+    ]
+    run = spans.take("durable.run pass on")
+    assert (run.attributes or {})["error.type"] == "ValueError"
+    assert (run.attributes or {})["durable.outcome"] == "ERROR"
+    assert [event.name for event in run.events] == ["exception"]
 
 
-async def test_without_a_provider_there_are_no_spans(url: str) -> None:
-    durable = Durable(url)
+async def test_attempts_of_a_step_are_events_of_its_span(url: str) -> None:
+    spans = Spans()
+    left = [1, 2]
+    async with Durable(url, telemetry=spans.telemetry) as durable:
 
-    async def app(_scope, _receive, send) -> None:
+        @durable.step(name="flaky", retry=QUICK)
+        async def flaky() -> None:
+            if left:
+                raise OSError(str(left.pop()))
+
+        @durable.workflow(name="work")
+        async def work() -> None:
+            await flaky()
+
+        await work()
+
+    flaky_span = spans.take("durable.step flaky")
+    assert [event.name for event in flaky_span.events] == ["durable.step.retry"] * 2
+    assert flaky_span.status.status_code is StatusCode.UNSET
+
+
+async def test_concurrent_steps_are_siblings(url: str) -> None:
+    spans = Spans()
+    async with Durable(url, telemetry=spans.telemetry) as durable:
+
+        @durable.step(name="one")
+        async def one(number: int) -> str:
+            with spans.provider.get_tracer("test").start_as_current_span(f"inside {number}"):
+                return str(number)
+
+        @durable.workflow(name="work")
+        async def work() -> list[str]:
+            return await asyncio.gather(one(1), one(2))
+
+        await work()
+
+    (tree,) = spans.trees()
+    assert tree[0] == "durable.run work"
+    assert sorted(tree[1]) == [
+        ("durable.step one", [("inside 1", [])]),
+        ("durable.step one", [("inside 2", [])]),
+    ]
+
+
+async def test_a_def_workflow_has_the_same_spans(url: str) -> None:
+    pytest.importorskip("asgi_durable.blocking")
+    spans = Spans()
+    async with Durable(url, telemetry=spans.telemetry) as durable:
+
+        @durable.step(name="one")
+        def one() -> str:
+            return get_current_span().name  # type: ignore[attr-defined]
+
+        @durable.workflow(name="work")
+        def work() -> str:
+            return one()
+
+        assert await durable.run_workflow(work) == "durable.step one"
+
+    assert spans.trees() == [("durable.run work", [("durable.step one", [])])]
+
+
+async def test_the_span_of_the_current_run_can_be_added_to(url: str) -> None:
+    spans = Spans()
+    async with Durable(url, telemetry=spans.telemetry) as durable:
+
+        @durable.step(name="one")
+        async def one() -> None:
+            assert durable.span is not None
+            durable.span.set_attribute("order", 7)
+
+        @durable.workflow(name="work")
+        async def work() -> None:
+            await one()
+
+        await work()
         assert durable.span is None
-        await answer(send, b"")
 
-    async with durable:
-        assert (await exchange(durable.wrap(app), keyed())).status == 200
+    assert (spans.take("durable.run work").attributes or {})["order"] == 7
+
+
+async def test_without_a_provider_there_are_no_spans(durable: Durable) -> None:
+    @durable.workflow
+    async def work() -> bool:
+        return durable.span is None
+
+    assert await work()

@@ -1,0 +1,82 @@
+"""What is counted and timed for a meter provider."""
+
+from __future__ import annotations
+
+import pytest
+from support.asgi import answer, exchange, keyed
+from support.executors import Worker, declared_dead, executor_of, is_another, result_of
+from support.figures import Figures
+
+from asgi_durable import Durable, RetryPolicy
+
+pytestmark = pytest.mark.anyio
+
+QUICK = RetryPolicy(max_attempts=3, initial_interval=0.001)
+
+
+async def test_runs_steps_retries_commits_and_keys_are_counted(url: str) -> None:
+    figures = Figures()
+    durable = Durable(url, telemetry=figures.telemetry)
+    left = [1, 2]
+
+    @durable.step(name="flaky", retry=QUICK)
+    async def flaky() -> None:
+        if left:
+            raise OSError(left.pop())
+
+    @durable.transaction(name="insert")
+    async def insert() -> None:
+        raise ValueError("refused")
+
+    @durable.workflow(name="pay")
+    async def pay() -> None:
+        await flaky()
+        await insert()
+
+    async def handle(scope, receive, send) -> None:
+        with pytest.raises(ValueError, match="refused"):
+            await pay()
+        await answer(send)
+
+    app = durable.wrap(handle)
+    async with durable:
+        for _ in range(2):
+            await exchange(app, keyed())
+
+    found = figures.read()
+    assert found["durable.run.duration"] == {("pay", "ERROR"): 1}
+    assert found["durable.step.duration"] == {
+        ("flaky", "step", "SUCCESS"): 1,
+        ("insert", "transaction", "ERROR"): 1,
+    }
+    assert found["durable.step.retries"] == {("flaky",): 2}
+    assert found["idempotency.requests"] == {("executed",): 1, ("replayed",): 1}
+    assert found["durable.commit.writes"][()] >= 3
+
+
+async def test_what_is_gone_on_with_counts_as_a_recovery(url: str) -> None:
+    figures = Figures()
+    async with Worker(url, waits=True) as first:
+        await first.begin("w")
+
+    async with Worker(url, telemetry=figures.telemetry) as second:
+        await result_of(second, "w")
+
+    found = figures.read()
+    assert found["durable.run.recoveries"] == {("work",): 1}
+    assert found["durable.run.duration"] == {("work", "SUCCESS"): 1}
+
+
+async def test_a_lost_lease_is_counted_and_its_runs_are_interrupted(url: str) -> None:
+    figures = Figures()
+    async with Worker(url, waits=True, telemetry=figures.telemetry) as stopped:
+        await stopped.begin("w")
+        old_id = executor_of(stopped).id
+        async with Worker(url) as other:
+            async with declared_dead(stopped):
+                await result_of(other, "w")
+            await is_another(stopped, old_id)
+
+    found = figures.read()
+    assert found["durable.lease.losses"] == {(): 1}
+    assert found["durable.run.duration"] == {("work", "INTERRUPTED"): 1}
