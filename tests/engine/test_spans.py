@@ -253,24 +253,6 @@ async def test_concurrent_steps_are_siblings(url: str) -> None:
     ]
 
 
-async def test_a_def_workflow_has_the_same_spans(url: str) -> None:
-    pytest.importorskip("asgi_durable.blocking")
-    spans = Spans()
-    async with Durable(url, telemetry=spans.telemetry) as durable:
-
-        @durable.step(name="one")
-        def one() -> str:
-            return get_current_span().name  # type: ignore[attr-defined]
-
-        @durable.workflow(name="work")
-        def work() -> str:
-            return one()
-
-        assert await durable.run_workflow(work) == "durable.step one"
-
-    assert spans.trees() == [("durable.run work", [("durable.step one", [])])]
-
-
 async def test_the_span_of_the_current_run_can_be_added_to(url: str) -> None:
     spans = Spans()
     async with Durable(url, telemetry=spans.telemetry) as durable:
