@@ -12,7 +12,7 @@ from opentelemetry.sdk.trace.sampling import (
     ParentBased,
     StaticSampler,
 )
-from opentelemetry.trace import StatusCode, get_current_span
+from opentelemetry.trace import StatusCode
 from support.interruption import Gate
 from support.spans import Spans, links_of, span_id
 
