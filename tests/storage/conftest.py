@@ -12,6 +12,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
+from support.proxy import Proxy
 from support.records import EXECUTOR
 from support.storages import POSTGRES, SQLITE, Adapter, OpenStorage, enter
 
@@ -51,3 +52,17 @@ async def storage(open_storage: OpenStorage) -> Storage:
 async def other(open_storage: OpenStorage) -> Storage:
     """Another one on the same database, with the executor ``executor-2``."""
     return await open_storage("executor-2")
+
+
+@pytest.fixture
+async def proxy(own_postgres_url: str) -> AsyncIterator[Proxy]:
+    """A network between a test and a Postgres of its own."""
+    async with Proxy(urlsplit(own_postgres_url).port or 5432) as proxy:
+        yield proxy
+
+
+@pytest.fixture
+def proxied_url(proxy: Proxy, own_postgres_url: str) -> str:
+    """The URL of the database through a network that can fall silent."""
+    port = urlsplit(own_postgres_url).port or 5432
+    return own_postgres_url.replace(f":{port}/", f":{proxy.port}/")

@@ -132,7 +132,7 @@ async def test_one_at_a_time_sweeps_a_schema(
     own_postgres: PostgresServer, storage: Storage, other: Storage
 ) -> None:
     await storage.commit(answered("r"))
-    lock = storage._opened.parts.retention._lock_key  # type: ignore[attr-defined]
+    lock = storage._opened.parts.retention._sql.sweep_lock_key  # type: ignore[attr-defined]
 
     async with transaction(own_postgres, storage) as connection:
         await connection.execute(f"SELECT pg_advisory_xact_lock({0x73776570}, {lock})")
@@ -181,10 +181,13 @@ async def test_a_sweep_takes_as_many_statements_whatever_it_finds(
             statement_log.new_statements()
             assert await sweep(storage) == size
             counts.append(len(statement_log.new_statements()))
+        assert await sweep(storage) == 0
+        idle = statement_log.new_statements()
     finally:
         await storage.close()
 
     assert counts[1] == counts[2] <= 6
+    assert len(idle) == 1
 
 
 async def test_a_claim_that_meets_a_sweep_waits_for_it(

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
-from urllib.parse import urlsplit
 
 import asyncpg
 import pytest
@@ -28,19 +27,6 @@ Read = Callable[[AsyncConnection, Callable[[], None]], Awaitable[object]]
 WAIT_SECONDS = 0.5
 LOCK = 4711
 MANY_ROWS = sa.text("SELECT repeat('x', 1000) FROM generate_series(1, CAST(:rows AS int))")
-
-
-@pytest.fixture
-async def proxy(own_postgres_url: str) -> AsyncIterator[Proxy]:
-    async with Proxy(urlsplit(own_postgres_url).port or 5432) as proxy:
-        yield proxy
-
-
-@pytest.fixture
-def proxied_url(proxy: Proxy, own_postgres_url: str) -> str:
-    """The URL of the database through a network that can fall silent."""
-    port = urlsplit(own_postgres_url).port or 5432
-    return own_postgres_url.replace(f":{port}/", f":{proxy.port}/")
 
 
 @pytest.fixture

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
-from urllib.parse import urlsplit
 
 import pytest
 import sqlalchemy as sa
@@ -24,19 +23,6 @@ pytestmark = pytest.mark.anyio
 # For how long a statement waits unasked.
 WAIT_SECONDS = 0.5
 SLOT = StepSlot(workflow_id="w", step_number=0, executor_id=EXECUTOR)
-
-
-@pytest.fixture
-async def proxy(own_postgres_url: str) -> AsyncIterator[Proxy]:
-    async with Proxy(urlsplit(own_postgres_url).port or 5432) as proxy:
-        yield proxy
-
-
-@pytest.fixture
-def proxied_url(proxy: Proxy, own_postgres_url: str) -> str:
-    """The URL of the database through a network that can fall silent."""
-    port = urlsplit(own_postgres_url).port or 5432
-    return own_postgres_url.replace(f":{port}/", f":{proxy.port}/")
 
 
 @pytest.fixture

@@ -83,8 +83,9 @@ class PostgresStorage:
         url: See :meth:`PostgresDatabase.from_url`.
     """
 
-    # A beat is one statement that changes nothing, and a dead process is found in two.
-    beat_interval_seconds = 1.0
+    # A beat is one statement that changes nothing, and a dead process is found in two. Once a
+    # minute there is one more, which looks for expired requests: one a second with that.
+    beat_interval_seconds = 1.02
 
     def __init__(self, url: str) -> None:
         self._database = PostgresDatabase.from_url(url)

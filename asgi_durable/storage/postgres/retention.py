@@ -31,17 +31,16 @@ class PostgresRetention:
     def __init__(self, link: Link, names: PostgresNames) -> None:
         self._link = link
         self._sql = _RetentionStatements(names)
-        digest = blake2s(names.schema.encode(), digest_size=4).digest()
-        self._lock_key = int.from_bytes(digest, "big", signed=True)
 
     async def forget_expired(self, now_us: int, abandoned_before_us: int, limit: int) -> int:
         """See ``StepLog.forget_expired``."""
 
         async def sweep(wire: Wire) -> int:
+            # One statement where there is nothing to do, as nearly always.
+            look = await wire.fetch_one(self._sql.is_due, now_us, abandoned_before_us)
+            if not look["is_due"]:
+                return 0
             async with wire.transaction():
-                lock = await wire.fetch_one(self._sql.lock_sweep, SWEEP_LOCK_CLASS, self._lock_key)
-                if not lock["is_mine"]:
-                    return 0
                 # Invariant: requests are locked first, and what is below them is looked at in
                 # a statement after that. Nothing below one begins any more: it is finished, or
                 # nobody's, and can be claimed by nobody.
@@ -89,8 +88,18 @@ class _RetentionStatements:
 
     def __init__(self, names: PostgresNames) -> None:
         self._names = names
-        self.lock_sweep = (
-            f"SELECT pg_try_advisory_xact_lock($1::int4, $2::int4) AS is_mine, {WITHOUT_JIT}"
+        self.is_due = (
+            f"SELECT EXISTS (SELECT 1 FROM {names.responses} AS r "
+            "WHERE r.expires_at_us <= $1::int8) OR EXISTS "
+            f"(SELECT 1 FROM {names.workflows} AS w WHERE w.state = 'PENDING' "
+            "AND w.fingerprint IS NOT NULL AND w.updated_at_us < $2::int8) AS is_due"
+        )
+        # Nothing is found while another process has this lock, until its transaction ends.
+        digest = blake2s(names.schema.encode(), digest_size=4).digest()
+        self.sweep_lock_key = int.from_bytes(digest, "big", signed=True)
+        if_alone = (
+            "WITH sweep AS MATERIALIZED (SELECT pg_try_advisory_xact_lock("
+            f"{SWEEP_LOCK_CLASS}, {self.sweep_lock_key}) AS is_mine, {WITHOUT_JIT}) "
         )
         # SKIP LOCKED: nobody is waited for here, so nobody can wait in a circle.
         expired = (
@@ -98,15 +107,17 @@ class _RetentionStatements:
             "WHERE r.expires_at_us <= $1::int8 ORDER BY r.expires_at_us LIMIT $2::int8"
         )
         self.lock_expired = (
-            f"SELECT target.workflow_id FROM ({expired}) AS wanted "
+            f"{if_alone}SELECT target.workflow_id FROM ({expired}) AS wanted "
             f"{each_of(names.workflows, 'w.workflow_id = wanted.id')} "
             f"JOIN {names.workflows} AS target ON target.ctid = w.place "
+            "CROSS JOIN sweep WHERE sweep.is_mine "
             "ORDER BY target.workflow_id FOR UPDATE OF target SKIP LOCKED"
         )
         # Nobody's once the owner's fence is gone: until then it may be committing still.
         self.lock_abandoned = (
-            f"SELECT w.workflow_id FROM {names.workflows} AS w "
-            "WHERE w.state = 'PENDING' AND w.fingerprint IS NOT NULL "
+            f"{if_alone}SELECT w.workflow_id FROM {names.workflows} AS w "
+            "CROSS JOIN sweep WHERE sweep.is_mine "
+            "AND w.state = 'PENDING' AND w.fingerprint IS NOT NULL "
             "AND w.updated_at_us < $1::int8 AND NOT EXISTS "
             f"(SELECT 1 FROM {names.fences} AS f WHERE f.executor_id = w.executor_id) "
             "ORDER BY w.updated_at_us LIMIT $2::int8 FOR UPDATE OF w SKIP LOCKED"

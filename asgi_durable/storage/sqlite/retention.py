@@ -21,6 +21,11 @@ _WORKFLOWS, _STEPS, _RESPONSES = (
 )
 _AMONG = "IN (SELECT value FROM json_each(?))"
 
+_IS_DUE = (
+    f"SELECT EXISTS (SELECT 1 FROM {_RESPONSES} WHERE expires_at_us <= ?) OR EXISTS "
+    f"(SELECT 1 FROM {_WORKFLOWS} WHERE state = 'PENDING' AND fingerprint IS NOT NULL "
+    "AND updated_at_us < ?)"
+)
 _EXPIRED = (
     f"SELECT workflow_id FROM {_RESPONSES} WHERE expires_at_us <= ? ORDER BY expires_at_us LIMIT ?"
 )
@@ -70,6 +75,10 @@ class SQLiteRetention:
 
     def forget_expired(self, now_us: int, abandoned_before_us: int, limit: int) -> int:
         """See ``StepLog.forget_expired``."""
+        # Nearly always there is nothing to do, and nobody has to wait for the write lock.
+        (is_due,) = self._writer.execute(_IS_DUE, (now_us, abandoned_before_us)).fetchone()
+        if not is_due:
+            return 0
         with write_transaction(self._writer):
             expired = self._ids(_EXPIRED, now_us, limit)
             self._forget(expired, now_us)
