@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from typing import Any
 
 import pytest
@@ -74,8 +75,18 @@ def litestar_app(durable: Durable) -> ASGIApp:
     return durable.wrap(Litestar([find_order]))  # type: ignore[arg-type]
 
 
+async def tells_its_route(app: ASGIApp) -> bool:
+    """Tell whether a framework leaves the route in the scope; older Starlettes do not."""
+    scope = http_scope(*REQUEST)
+    await exchange(app, scope)
+    return "route" in scope
+
+
 @pytest.mark.parametrize("new_app", [starlette_app, mounted_app, fastapi_app, litestar_app])
 async def test_a_span_is_named_after_the_route(url: str, new_app) -> None:
+    is_of_starlette = new_app in (starlette_app, mounted_app)
+    if is_of_starlette and not await tells_its_route(Starlette(routes=[Route(ROUTE, order)])):
+        pytest.skip("this Starlette does not tell its route")
     spans = Spans()
     durable = Durable(url, telemetry=spans.telemetry)
 
@@ -87,6 +98,9 @@ async def test_a_span_is_named_after_the_route(url: str, new_app) -> None:
     assert (span.attributes or {})["http.route"] == ROUTE
 
 
+@pytest.mark.skipif(
+    "telemetry" not in inspect.signature(FastAPI).parameters, reason="this FastAPI opens none"
+)
 async def test_the_span_that_fastapi_opens_itself_is_added_to(url: str) -> None:
     spans = Spans()
     durable = Durable(url, telemetry=spans.telemetry)
