@@ -1,5 +1,6 @@
 """Durable requests and functions for any ASGI app."""
 
+from asgi_durable.blocking import BlockingWorkflowHandle
 from asgi_durable.codec import Codec, JsonCodec
 from asgi_durable.context import RequestContext
 from asgi_durable.durable import Durable
@@ -47,6 +48,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "AttemptsExhaustedError",
+    "BlockingWorkflowHandle",
     "Codec",
     "DecodeError",
     "Durable",

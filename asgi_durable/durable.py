@@ -7,18 +7,17 @@ from collections.abc import Callable, Coroutine, Mapping, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, ParamSpec, Self, TypeVar, cast, overload
 
+from asgi_durable.blocking import Blocking
 from asgi_durable.codec import Codec, JsonCodec
 from asgi_durable.context import RequestContext, current_request
-from asgi_durable.decorating import AsyncFunction, Decorator, durable_function
+from asgi_durable.decorating import called_step
+from asgi_durable.decorators import Decorators
 from asgi_durable.engine.call import WorkflowOptions
 from asgi_durable.engine.engine import Engine
 from asgi_durable.engine.handle import WorkflowHandle
 from asgi_durable.engine.limits import Limits, positive_seconds
-from asgi_durable.engine.registry import (
-    StepDefinition,
-    TransactionDefinition,
-    WorkflowDefinition,
-)
+from asgi_durable.engine.registry import StepDefinition
+from asgi_durable.engine.thread_calls import ThreadCalls
 from asgi_durable.errors import DurableUsageError
 from asgi_durable.ids import step_key
 from asgi_durable.middleware.asgi import ASGIApp
@@ -28,7 +27,6 @@ from asgi_durable.middleware.lifespan import LifespanMiddleware
 from asgi_durable.middleware.problem_details import ProblemDetailsMiddleware
 from asgi_durable.middleware.request_context import RequestContextMiddleware
 from asgi_durable.middleware.tracing import TracingMiddleware
-from asgi_durable.retry import RetryPolicy
 from asgi_durable.storage.entry_point import find_storage
 from asgi_durable.storage.protocol import ApplicationDatabase
 from asgi_durable.telemetry import Telemetry
@@ -47,7 +45,7 @@ URL_VARIABLE = "ASGI_DURABLE_URL"
 DEFAULT_URL = "sqlite:///asgi_durable.db"
 
 
-class Durable:
+class Durable(Decorators):
     """Makes an application's functions and requests durable.
 
     Nothing connects before the application starts, so decorators can run at import. Several
@@ -75,6 +73,9 @@ class Durable:
             there was none for so long. A process that ended is noticed sooner.
         telemetry: Where spans, figures and log lines go; by default to the OpenTelemetry
             providers that the application has set, if it has.
+
+    Attributes:
+        blocking: The verbs for code that is not async, in a thread without an event loop.
 
     Raises:
         DurableUsageError: No storage adapter is installed for the URL's scheme.
@@ -114,6 +115,8 @@ class Durable:
             ),
             self.telemetry,
         )
+        self.thread_calls = ThreadCalls(self.engine)
+        self.blocking = Blocking(self.engine, self.thread_calls)
 
     def _open_application_database(self) -> ApplicationDatabase | None:
         url = self.application_url
@@ -121,142 +124,6 @@ class Durable:
             return None
         database: ApplicationDatabase = find_storage(url).load().application_database(url)
         return database
-
-    # Decorators
-
-    @overload
-    def workflow(self, function: AsyncFunction[P, R], /) -> AsyncFunction[P, R]: ...
-
-    @overload
-    def workflow(
-        self, /, *, name: str | None = None, max_recovery_attempts: int | None = ...
-    ) -> Decorator: ...
-
-    def workflow(
-        self,
-        function: Any = None,
-        /,
-        *,
-        name: str | None = None,
-        max_recovery_attempts: int | None = 20,
-    ) -> Any:
-        """Make an ``async def`` function a workflow; calling it runs it durably.
-
-        Args:
-            function: The function, where the decorator is used bare.
-            name: What the log calls it; its qualified name by default.
-            max_recovery_attempts: How often it is taken up again after its process died, in
-                a row and without any progress, until it is set aside as
-                ``RETRIES_EXCEEDED``; ``None`` for ever. At least two more are made, in which
-                it runs by itself, so that it is not blamed for another's doing.
-        """
-
-        def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
-            definition = WorkflowDefinition(
-                function,
-                name=name,
-                registry=self.engine.registry,
-                max_recovery_attempts=max_recovery_attempts,
-            )
-            self.engine.registry.add_workflow(definition)
-            options = WorkflowOptions()
-            return durable_function(
-                definition,
-                lambda args, kwargs: self.engine.call_workflow(definition, args, kwargs, options),
-            )
-
-        return decorate if function is None else decorate(function)
-
-    @overload
-    def step(self, function: AsyncFunction[P, R], /) -> AsyncFunction[P, R]: ...
-
-    @overload
-    def step(
-        self,
-        /,
-        *,
-        name: str | None = None,
-        retry: RetryPolicy | None = ...,
-        timeout: float | None = None,
-    ) -> Decorator: ...
-
-    def step(
-        self,
-        function: Any = None,
-        /,
-        *,
-        name: str | None = None,
-        retry: RetryPolicy | None = RetryPolicy(),  # noqa: B008  frozen
-        timeout: float | None = None,
-    ) -> Any:
-        """Make an ``async def`` function a step: recorded inside a workflow, plain outside.
-
-        Args:
-            function: The function, where the decorator is used bare.
-            name: What the log calls it; its qualified name by default.
-            retry: When it is tried again; three attempts by default, ``None`` for one.
-            timeout: Seconds for each attempt.
-        """
-
-        def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
-            definition = StepDefinition(
-                function,
-                name=name,
-                registry=self.engine.registry,
-                retry=retry,
-                timeout_seconds=timeout,
-            )
-            return durable_function(
-                definition, lambda args, kwargs: self.engine.call_step(definition, args, kwargs)
-            )
-
-        return decorate if function is None else decorate(function)
-
-    @overload
-    def transaction(self, function: AsyncFunction[P, R], /) -> AsyncFunction[P, R]: ...
-
-    @overload
-    def transaction(
-        self, /, *, name: str | None = None, isolation_level: str | None = None
-    ) -> Decorator: ...
-
-    def transaction(
-        self,
-        function: Any = None,
-        /,
-        *,
-        name: str | None = None,
-        isolation_level: str | None = None,
-    ) -> Any:
-        """Make an ``async def`` function a transaction with ``durable.session``.
-
-        Inside a workflow or a keyed request its rows and its record commit together, exactly
-        once; elsewhere it is a plain transaction.
-
-        Args:
-            function: The function, where the decorator is used bare.
-            name: What the log calls it; its qualified name by default.
-            isolation_level: ``"SERIALIZABLE"`` say; the database's default with ``None``. A
-                transaction that the database gives up for another one is tried again.
-        """
-
-        def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
-            definition = TransactionDefinition(
-                function,
-                name=name,
-                registry=self.engine.registry,
-                isolation_level=isolation_level,
-            )
-            return durable_function(
-                definition,
-                lambda args, kwargs: self.engine.call_transaction(definition, args, kwargs),
-            )
-
-        return decorate if function is None else decorate(function)
-
-    def register_type(self, hint: object) -> None:
-        """Let values of a class be recorded that no annotation names."""
-        self.engine.registry.codec.register(hint)
 
     # Workflows
 
@@ -268,17 +135,62 @@ class Durable:
         """
         return WorkflowCalls(self.engine, WorkflowOptions(workflow_id=workflow_id))
 
+    @overload
     def run_workflow(
         self, function: Callable[P, Coroutine[Any, Any, R]], *args: P.args, **kwargs: P.kwargs
-    ) -> Coroutine[Any, Any, R]:
-        """Run a workflow and return its result; the same as calling it."""
+    ) -> Coroutine[Any, Any, R]: ...
+
+    @overload
+    def run_workflow(
+        self, function: Callable[P, R], *args: P.args, **kwargs: P.kwargs
+    ) -> Coroutine[Any, Any, R]: ...
+
+    def run_workflow(
+        self, function: Callable[..., Any], *args: Any, **kwargs: Any
+    ) -> Coroutine[Any, Any, Any]:
+        """Run a workflow and return its result; the same as calling it.
+
+        A ``def`` function runs in a thread of the engine's, so the event loop goes on.
+        """
         return self.options().run_workflow(function, *args, **kwargs)
 
+    @overload
     def start_workflow(
         self, function: Callable[P, Coroutine[Any, Any, R]], *args: P.args, **kwargs: P.kwargs
-    ) -> Coroutine[Any, Any, WorkflowHandle[R]]:
+    ) -> Coroutine[Any, Any, WorkflowHandle[R]]: ...
+
+    @overload
+    def start_workflow(
+        self, function: Callable[P, R], *args: P.args, **kwargs: P.kwargs
+    ) -> Coroutine[Any, Any, WorkflowHandle[R]]: ...
+
+    def start_workflow(
+        self, function: Callable[..., Any], *args: Any, **kwargs: Any
+    ) -> Coroutine[Any, Any, WorkflowHandle[Any]]:
         """Start a workflow in the background; return its handle once the start is durable."""
         return self.options().start_workflow(function, *args, **kwargs)
+
+    @overload
+    def run_step(
+        self, function: Callable[P, Coroutine[Any, Any, R]], *args: P.args, **kwargs: P.kwargs
+    ) -> Coroutine[Any, Any, R]: ...
+
+    @overload
+    def run_step(
+        self, function: Callable[P, R], *args: P.args, **kwargs: P.kwargs
+    ) -> Coroutine[Any, Any, R]: ...
+
+    def run_step(
+        self, function: Callable[..., Any], *args: Any, **kwargs: Any
+    ) -> Coroutine[Any, Any, Any]:
+        """Call a step or a transaction; the same as calling it.
+
+        A ``def`` function runs in a thread of the engine's, so the event loop goes on.
+        """
+        definition, args = called_step(self.engine, function, args)
+        if isinstance(definition, StepDefinition):
+            return self.engine.call_step(definition, args, kwargs)
+        return self.engine.call_transaction(definition, args, kwargs)
 
     async def retrieve_workflow(self, workflow_id: str) -> WorkflowHandle[Any]:
         """Return the handle of a workflow that exists.
@@ -343,7 +255,10 @@ class Durable:
 
     @property
     def session(self) -> AsyncSession:
-        """The current transaction's session; ``None`` outside a transaction."""
+        """The current transaction's session; ``None`` outside a transaction.
+
+        In a ``def`` function it is a ``Session``: ``durable.blocking.session`` has that type.
+        """
         frame = self.engine.frame()
         # Typed for where it is used: code inside a transaction always has one.
         return cast("AsyncSession", frame.session if frame is not None else None)
@@ -387,6 +302,20 @@ class Durable:
         await self.engine.start()
         self.engine.recover()
         return self
+
+    def __enter__(self) -> Self:
+        """Start on an event loop of our own, for programs in which nothing is async."""
+        self.thread_calls.start()
+        return self
+
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc_value: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        """Wait for the runs under way, for ``drain_timeout`` at most, and stop."""
+        self.thread_calls.stop()
 
     async def __aexit__(
         self,

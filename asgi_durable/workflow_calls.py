@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Coroutine
-from typing import Any, ParamSpec, TypeVar
+from typing import Any, ParamSpec, TypeVar, overload
 
-from asgi_durable.decorating import workflow_definition
+from asgi_durable.decorating import called_workflow
 from asgi_durable.engine.call import WorkflowOptions
 from asgi_durable.engine.engine import Engine
 from asgi_durable.engine.handle import WorkflowHandle
@@ -23,18 +23,38 @@ class WorkflowCalls:
         self._engine = engine
         self._options = options
 
+    @overload
     def run_workflow(
         self, function: Callable[P, Coroutine[Any, Any, R]], *args: P.args, **kwargs: P.kwargs
-    ) -> Coroutine[Any, Any, R]:
-        """Run a workflow and return its result."""
-        definition = workflow_definition(self._engine, function)
+    ) -> Coroutine[Any, Any, R]: ...
+
+    @overload
+    def run_workflow(
+        self, function: Callable[P, R], *args: P.args, **kwargs: P.kwargs
+    ) -> Coroutine[Any, Any, R]: ...
+
+    def run_workflow(
+        self, function: Callable[..., Any], *args: Any, **kwargs: Any
+    ) -> Coroutine[Any, Any, Any]:
+        """Run a workflow and return its result; a ``def`` function in a thread."""
+        definition, args = called_workflow(self._engine, function, args)
         return self._engine.call_workflow(definition, args, kwargs, self._options)
 
+    @overload
     def start_workflow(
         self, function: Callable[P, Coroutine[Any, Any, R]], *args: P.args, **kwargs: P.kwargs
-    ) -> Coroutine[Any, Any, WorkflowHandle[R]]:
+    ) -> Coroutine[Any, Any, WorkflowHandle[R]]: ...
+
+    @overload
+    def start_workflow(
+        self, function: Callable[P, R], *args: P.args, **kwargs: P.kwargs
+    ) -> Coroutine[Any, Any, WorkflowHandle[R]]: ...
+
+    def start_workflow(
+        self, function: Callable[..., Any], *args: Any, **kwargs: Any
+    ) -> Coroutine[Any, Any, WorkflowHandle[Any]]:
         """Start a workflow in the background; return its handle once the start is durable."""
-        definition = workflow_definition(self._engine, function)
+        definition, args = called_workflow(self._engine, function, args)
         started = self._engine.start_workflow(definition, args, kwargs, self._options)
         return self._handle(started)
 

@@ -44,7 +44,7 @@ class ActiveRuns:
         self.on_ended: Callable[[Run], None] = lambda _: None
         self._runs: dict[str, Run] = {}
         self._tasks: dict[asyncio.Task[None], Run] = {}
-        self._launched: set[str] | None = None
+        self._launched: list[set[str]] = []
         self._closed = False
         # One method object for all tasks.
         self._on_task_done = self._on_done
@@ -69,11 +69,11 @@ class ActiveRuns:
     def watching_launches(self) -> Iterator[set[str]]:
         """Give a set that gets the id of every run that is launched meanwhile."""
         launched: set[str] = set()
-        self._launched = launched
+        self._launched.append(launched)
         try:
             yield launched
         finally:
-            self._launched = None
+            self._launched = [other for other in self._launched if other is not launched]
 
     def launch(
         self,
@@ -98,8 +98,8 @@ class ActiveRuns:
             if self._closed:
                 raise WorkflowInterruptedError(run.workflow_id, "the engine has stopped")
             return False
-        if self._launched is not None:
-            self._launched.add(run.workflow_id)
+        for launched in self._launched:
+            launched.add(run.workflow_id)
         run.drive = drive
         task = run.task = run.loop.create_task(self._supervise(run, drive), context=context)
         # The event loop itself holds tasks only weakly.
@@ -166,7 +166,7 @@ class ActiveRuns:
 
     def _tasks_here(self) -> dict[asyncio.Task[None], Run]:
         loop = asyncio.get_running_loop()
-        return {task: run for task, run in self._tasks.items() if run.loop is loop}
+        return {task: run for task, run in list(self._tasks.items()) if run.loop is loop}
 
     def _abandon(self, task: asyncio.Task[None], run: Run) -> None:
         logger.warning("The run of workflow %s does not end; left to itself", run.workflow_id)

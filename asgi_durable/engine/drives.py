@@ -194,10 +194,10 @@ class Drives:
 
 
 def missing_ambient(definition: WorkflowDefinition, name: str) -> DurableUsageError:
-    """Return the error of a workflow that would run without what its request gives it."""
+    """Return the error of a workflow that would run without what its caller gives it."""
     return DurableUsageError(
-        f"workflow {definition.name!r} cannot run without its request: the framework fills its "
-        f"parameter {name!r}, which is not recorded"
+        f"workflow {definition.name!r} cannot run without its caller: its parameter {name!r} is "
+        "not recorded, as a framework fills it for a request, or as it is what a method belongs to"
     )
 
 

@@ -7,21 +7,14 @@ import logging
 import threading
 from collections.abc import Callable, Coroutine, Mapping
 from contextlib import AsyncExitStack
-from dataclasses import dataclass
 from typing import Any
 
 from asgi_durable.codec import Codec
-from asgi_durable.engine.active_runs import ActiveRuns
 from asgi_durable.engine.call import Call, WorkflowOptions
-from asgi_durable.engine.committer import Committer
-from asgi_durable.engine.drives import Drives
-from asgi_durable.engine.executor import Executor
 from asgi_durable.engine.frame import Frame, current_frame
 from asgi_durable.engine.handle import WorkflowStatus, workflow_status
+from asgi_durable.engine.home_loop import HomeLoop
 from asgi_durable.engine.limits import Limits
-from asgi_durable.engine.loop_guard import LoopGuards
-from asgi_durable.engine.outcomes import Outcomes
-from asgi_durable.engine.recovery import Recovery
 from asgi_durable.engine.registry import (
     Registry,
     StepDefinition,
@@ -29,15 +22,12 @@ from asgi_durable.engine.registry import (
     WorkflowDefinition,
 )
 from asgi_durable.engine.requests import Requests
-from asgi_durable.engine.resumption import Resumption
-from asgi_durable.engine.retention import Sweeper
-from asgi_durable.engine.run import Run, Services
+from asgi_durable.engine.run import Run
+from asgi_durable.engine.running import Running, assemble
 from asgi_durable.engine.step import run_step
-from asgi_durable.engine.takeover import Takeover
 from asgi_durable.engine.transaction import run_plain_transaction, run_transaction
-from asgi_durable.engine.workflows import Workflows
 from asgi_durable.errors import DurableUsageError, WorkflowNotFoundError
-from asgi_durable.storage.protocol import ApplicationDatabase, Beat, Storage
+from asgi_durable.storage.protocol import ApplicationDatabase, Storage
 from asgi_durable.telemetry_port import NO_TELEMETRY, TelemetrySource
 
 __all__ = ["Engine"]
@@ -45,19 +35,6 @@ __all__ = ["Engine"]
 logger = logging.getLogger(__name__)
 
 START_POLL_SECONDS = 0.01
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Running:
-    """What exists between start and stop."""
-
-    services: Services
-    active: ActiveRuns
-    workflows: Workflows
-    requests: Requests
-    recovery: Recovery
-    takeover: Takeover
-    outcomes: Outcomes
 
 
 class Engine:
@@ -81,11 +58,12 @@ class Engine:
         telemetry: TelemetrySource = NO_TELEMETRY,
     ) -> None:
         self.registry = Registry(codec)
+        self.home = HomeLoop()
         self._open_storage = open_storage
         self._open_application = open_application
         self._limits = limits
         self._telemetry = telemetry
-        self._running: _Running | None = None
+        self._running: Running | None = None
         self._starting = threading.Lock()
         codec.register(WorkflowStatus)
         self._status_step = self._own_step(self._read_status, "durable.get_status")
@@ -100,6 +78,10 @@ class Engine:
         Raises:
             StorageError: The database cannot be used; the message names it.
         """
+        await self._start()
+        self.home.settle_here()
+
+    async def _start(self) -> None:
         # Not `acquire()`: an application without a lifespan may call from several event
         # loops, and none of them may be blocked while another one starts.
         while not self._starting.acquire(blocking=False):  # noqa: ASYNC110
@@ -113,7 +95,7 @@ class Engine:
     async def ensure_started(self) -> None:
         """Start on the first request of an application whose lifespan never runs."""
         if self._running is None:
-            await self.start()
+            await self._start()
             self.recover()
         else:
             self._running.recovery.sweep_if_wanted()
@@ -121,7 +103,7 @@ class Engine:
 
     def recover(self) -> None:
         """Resume, in the background, what dead executors left, now and from now on."""
-        self._live().takeover.start()
+        self.running().takeover.start()
 
     async def migrate(self) -> None:
         """Create the database's tables, or bring them up to date, and do nothing else.
@@ -140,9 +122,13 @@ class Engine:
         """Wait for the runs under way, then interrupt them. New calls are still served."""
         running = self._running
         if running is not None:
-            await running.takeover.stop()
-            await running.recovery.stop()
-            await running.active.drain(self._limits.drain_timeout_seconds)
+            await self._drain_here(running)
+            await self.home.on_own(lambda: self._drain_here(running))
+
+    async def _drain_here(self, running: Running) -> None:
+        await running.takeover.stop()
+        await running.recovery.stop()
+        await running.active.drain(self._limits.drain_timeout_seconds)
 
     async def stop(self) -> None:
         """Drain, flush what is to be written, and close the storage."""
@@ -160,13 +146,18 @@ class Engine:
             closing.push_async_callback(running.services.executor.stop)
             closing.callback(self._forget_running)
             running.active.close()
-            await running.services.committer.flush()
-            await running.services.guards.dismiss()
+            await self._leave_here(running)
+            await self.home.on_own(lambda: self._leave_here(running))
+            await self.home.end_own()
+
+    async def _leave_here(self, running: Running) -> None:
+        await running.services.committer.flush()
+        await running.services.guards.dismiss()
 
     def _forget_running(self) -> None:
         self._running = None
 
-    async def _build(self) -> _Running:
+    async def _build(self) -> Running:
         self.registry.prepare()
         async with AsyncExitStack() as opened:
             storage = self._open_storage()
@@ -176,78 +167,23 @@ class Engine:
             if application is not None:
                 await application.open()
                 opened.push_async_callback(application.close)
-            running = self._assemble(storage, application)
+            running = assemble(storage, application, self.registry, self._limits, self._telemetry)
             self._telemetry.start()
             opened.push_async_callback(self._telemetry.close)
             await running.services.executor.start()
             opened.pop_all()
         return running
 
-    def _assemble(self, storage: Storage, application: ApplicationDatabase | None) -> _Running:
-        executor = Executor(storage, lease_seconds=self._limits.lease_seconds)
-        services = Services(
-            guards=LoopGuards(),
-            storage=storage,
-            application=application,
-            committer=Committer(
-                storage,
-                patience_seconds=self._limits.patience_seconds,
-                telemetry=self._telemetry,
-            ),
-            registry=self.registry,
-            executor=executor,
-            patience_seconds=self._limits.patience_seconds,
-            telemetry=self._telemetry,
-        )
-        active = ActiveRuns()
-        drives = Drives(services)
-        resumption = Resumption(services, active, drives)
-        recovery = Recovery(services, active, resumption)
-        takeover = Takeover(services, resumption, recovery)
-        outcomes = Outcomes(services, active, recovery)
-        workflows = Workflows(services, active, drives, outcomes)
-        running = _Running(
-            services=services,
-            active=active,
-            workflows=workflows,
-            requests=Requests(services, active, outcomes),
-            recovery=recovery,
-            takeover=takeover,
-            outcomes=outcomes,
-        )
-        self._listen(running)
-        return running
+    def running(self) -> Running:
+        """Return what works between start and stop.
 
-    def _listen(self, running: _Running) -> None:
-        """Let the parts be told of each other's doings."""
-        executor, active = running.services.executor, running.active
-        sweeper = Sweeper(
-            running.services.storage,
-            lifetime_seconds=self._limits.request_lifetime_seconds,
-            interval_seconds=self._limits.sweep_interval_seconds,
-        )
-
-        def on_beat(beat: Beat) -> None:
-            running.takeover.on_beat(beat)
-            sweeper.sweep_if_due()
-
-        def on_renamed() -> None:
-            self._telemetry.observer.lease_lost()
-            active.drop_others(executor.id)
-
-        executor.runnable = running.takeover.runnable
-        executor.on_beat = on_beat
-        executor.on_message = running.outcomes.on_message
-        executor.on_renamed = on_renamed
-        active.on_interrupted = running.recovery.on_interrupted
-        active.on_lost = running.recovery.on_lost
-        active.on_ended = running.outcomes.on_ended
-
-    def _live(self) -> _Running:
+        Raises:
+            DurableUsageError: The engine is not started.
+        """
         if self._running is None:
             msg = (
                 "the engine is not started: serve the app through durable.wrap() or install(), "
-                "or use 'async with durable:'"
+                "or use 'async with durable:', or 'with durable:' where nothing is async"
             )
             raise DurableUsageError(msg)
         return self._running
@@ -257,7 +193,7 @@ class Engine:
     @property
     def requests(self) -> Requests:
         """Workflows that are requests."""
-        return self._live().requests
+        return self.running().requests
 
     def call_step(
         self, definition: StepDefinition, args: tuple[Any, ...], kwargs: Mapping[str, Any]
@@ -274,7 +210,7 @@ class Engine:
         """Call a transaction: recorded between the steps of a run, a plain one elsewhere."""
         run = self.run_between_steps()
         if run is None:
-            services = self._live().services
+            services = self.running().services
             return run_plain_transaction(services, self.frame(), definition, args, kwargs)
         return run_transaction(run, definition, run.next_number(), args, kwargs)
 
@@ -287,7 +223,7 @@ class Engine:
     ) -> Coroutine[Any, Any, Any]:
         """Run a workflow and return its result."""
         call = self._call(definition, args, kwargs, options, awaited=True)
-        return self._live().workflows.result(call)
+        return self.running().workflows.result(call)
 
     def start_workflow(
         self,
@@ -298,7 +234,7 @@ class Engine:
     ) -> Coroutine[Any, Any, str]:
         """Start a workflow in the background; return its id once that is durable."""
         call = self._call(definition, args, kwargs, options, awaited=False)
-        return self._live().workflows.start(call)
+        return self.running().workflows.start(call)
 
     def find_workflow(self, workflow_id: str) -> Coroutine[Any, Any, None]:
         """Raise ``WorkflowNotFoundError`` unless there is a workflow with this id."""
@@ -365,9 +301,21 @@ class Engine:
         return frame
 
     def run_between_steps(self) -> Run | None:
-        """Return the run whose next step could be called here."""
+        """Return the run whose next step could be called here.
+
+        Raises:
+            DurableUsageError: The current code cannot await what it calls.
+        """
         frame = self.frame()
-        return frame.run if frame is not None and frame.step_name is None else None
+        if frame is None:
+            return None
+        if frame.in_thread:
+            msg = (
+                "code that is not async cannot await this call; use durable.blocking: "
+                "durable.blocking.run_workflow(fn, …), durable.blocking.run_step(fn, …)"
+            )
+            raise DurableUsageError(msg)
+        return frame.run if frame.step_name is None else None
 
     # What handles ask
 
@@ -377,21 +325,21 @@ class Engine:
         )
 
     async def _refuse_missing(self, workflow_id: str) -> None:
-        running = self._live()
+        running = self.running()
         if running.active.find(workflow_id) is not None:
             return
         if await running.services.storage.get_workflow(workflow_id) is None:
             raise WorkflowNotFoundError(workflow_id)
 
     async def _read_status(self, workflow_id: str) -> WorkflowStatus:
-        record = await self._live().services.storage.get_workflow(workflow_id)
+        record = await self.running().services.storage.get_workflow(workflow_id)
         if record is None:
             raise WorkflowNotFoundError(workflow_id)
         self.registry.prepare()
         return workflow_status(record, self.registry.codec)
 
     async def _wait_for_result(self, workflow_id: str, timeout_seconds: float | None) -> Any:
-        running = self._live()
+        running = self.running()
         async with asyncio.timeout(timeout_seconds):
             in_run = (frame := self.frame()) is not None and frame.run is not None
             outcome = await running.outcomes.wait(workflow_id, in_run=in_run)

@@ -9,6 +9,7 @@ from asgi_durable.value_class import value_class
 
 if TYPE_CHECKING:
     from sqlalchemy.ext.asyncio import AsyncSession
+    from sqlalchemy.orm import Session
 
     from asgi_durable.engine.run import Run, Services
 
@@ -25,13 +26,15 @@ class Frame:
         step_name: The step or transaction whose body runs; ``None`` between steps.
         step_number: Its place in the log.
         session: The transaction's session.
+        in_thread: True for code that is not async: it cannot await what the engine does.
     """
 
     services: Services
     run: Run | None
     step_name: str | None = None
     step_number: int | None = None
-    session: AsyncSession | None = None
+    session: AsyncSession | Session | None = None
+    in_thread: bool = False
 
 
 current_frame: ContextVar[Frame | None] = ContextVar("asgi_durable_current_frame", default=None)

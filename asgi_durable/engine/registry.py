@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import copy
+import functools
 import hashlib
 import inspect
 import logging
-from collections.abc import Awaitable, Callable, Mapping
-from typing import Any
+from collections.abc import Callable, Coroutine, Mapping
+from typing import Any, Protocol, Self, TypeVar
 
 from asgi_durable.codec import Codec
+from asgi_durable.engine.body_threads import BodyThreads
 from asgi_durable.errors import DecodeError, DurableUsageError, EncodeError
 from asgi_durable.retry import RetryPolicy
 from asgi_durable.type_registry import function_hints
@@ -24,7 +27,9 @@ __all__ = [
 
 logger = logging.getLogger(__name__)
 
-AsyncFunction = Callable[..., Awaitable[Any]]
+ResultT = TypeVar("ResultT")
+
+AsyncFunction = Callable[..., Coroutine[Any, Any, Any]]
 
 # Tells whether a parameter, with its resolved type hint, is ambient: never recorded.
 AmbientParameter = Callable[[inspect.Parameter, object], bool]
@@ -37,20 +42,35 @@ _OPTIONAL = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
 _BY_NAME_ONLY = inspect.Parameter.KEYWORD_ONLY
 
 
+class Thread(Protocol):
+    """Where functions that are not async run, for who awaits them."""
+
+    def run(self, function: Callable[[], ResultT]) -> Coroutine[Any, Any, ResultT]:
+        """Call a function in a thread."""
+
+
 class Definition:
     """A decorated function.
 
     Attributes:
-        ambient: Names of the parameters that a framework fills anew for every request.
+        decorated: The function.
+        function: It as one to await: what is not async is called in a thread.
+        is_async: True for an ``async def`` function.
+        thread: Where it is called if it is not async.
+        ambient: Names of the parameters that are never recorded: those that a framework fills
+            anew for every request, and what a method belongs to.
     """
 
-    def __init__(self, function: AsyncFunction, *, name: str | None, registry: Registry) -> None:
-        if not inspect.iscoroutinefunction(function):
-            msg = f"{function!r} must be an 'async def' function"
-            raise DurableUsageError(msg)
-        self.function = function
-        self.name = name or function.__qualname__
-        self.signature = inspect.signature(function)
+    def __init__(
+        self, decorated: Callable[..., Any], *, name: str | None, registry: Registry
+    ) -> None:
+        _refuse_other_than_functions(decorated)
+        self.decorated = decorated
+        self.is_async = inspect.iscoroutinefunction(decorated)
+        self.function: AsyncFunction = decorated if self.is_async else self.call_in_thread
+        self.thread: Thread = registry.threads
+        self.name = name or decorated.__qualname__
+        self.signature = inspect.signature(decorated)
         self.registry = registry
         self.ambient: frozenset[str] = frozenset()
         kinds = {parameter.kind for parameter in self.signature.parameters.values()}
@@ -60,17 +80,44 @@ class Definition:
         self._prepared = False
         registry.add(self)
 
+    def called_in(self, thread: Thread) -> Self:
+        """Return the same function, called in *thread* if it is not async."""
+        if self.is_async:
+            return self
+        self.prepare()
+        bound = copy.copy(self)
+        bound.thread = thread
+        bound.function = bound.call_in_thread
+        return bound
+
+    def call_decorated(self, /, *args: Any, **kwargs: Any) -> Any:
+        """Call the function here, if it is not async.
+
+        Raises:
+            DurableUsageError: It has returned a coroutine.
+        """
+        result = self.decorated(*args, **kwargs)
+        if inspect.iscoroutine(result):
+            result.close()
+            msg = f"{self.decorated!r} returns a coroutine: make it an 'async def' function"
+            raise DurableUsageError(msg)
+        return result
+
+    def call_in_thread(self, /, *args: Any, **kwargs: Any) -> Coroutine[Any, Any, Any]:
+        """Call the function in its thread."""
+        return self.thread.run(functools.partial(self.call_decorated, *args, **kwargs))
+
     def prepare(self) -> None:
         """Resolve the annotations, once and as late as possible: they may name later classes."""
         if self._prepared:
             return
         self._prepared = True
-        hints = function_hints(self.function)  # type: ignore[arg-type]
-        self.ambient = frozenset(
+        hints = function_hints(self.decorated)  # type: ignore[arg-type]
+        self.ambient = _owner_parameter(self.decorated, self.signature) | {
             parameter.name
             for parameter in self.signature.parameters.values()
             if self.registry.is_ambient(parameter, hints.get(parameter.name))
-        )
+        }
         for name, hint in hints.items():
             if name not in self.ambient:
                 self.registry.codec.register(hint)
@@ -85,7 +132,7 @@ class Definition:
             return dict(zip(self._names, args, strict=True))
         return self.signature.bind(*args, **kwargs).arguments
 
-    def call(self, arguments: dict[str, Any]) -> Awaitable[Any]:
+    def call(self, arguments: dict[str, Any]) -> Coroutine[Any, Any, Any]:
         """Call the function with arguments by name."""
         if self._all_by_name:
             return self.function(**arguments)
@@ -108,16 +155,19 @@ class StepDefinition(Definition):
 
     def __init__(
         self,
-        function: AsyncFunction,
+        decorated: Callable[..., Any],
         *,
         name: str | None,
         registry: Registry,
         retry: RetryPolicy | None,
         timeout_seconds: float | None,
     ) -> None:
-        super().__init__(function, name=name, registry=registry)
+        super().__init__(decorated, name=name, registry=registry)
         if timeout_seconds is not None and not 0 < timeout_seconds < float("inf"):
             msg = f"step {self.name!r}: timeout must be a positive number of seconds"
+            raise DurableUsageError(msg)
+        if timeout_seconds is not None and not self.is_async:
+            msg = f"step {self.name!r}: timeout is for async functions, as no thread can be stopped"
             raise DurableUsageError(msg)
         self.retry = retry
         self.timeout_seconds = timeout_seconds
@@ -128,13 +178,13 @@ class TransactionDefinition(Definition):
 
     def __init__(
         self,
-        function: AsyncFunction,
+        decorated: Callable[..., Any],
         *,
         name: str | None,
         registry: Registry,
         isolation_level: str | None,
     ) -> None:
-        super().__init__(function, name=name, registry=registry)
+        super().__init__(decorated, name=name, registry=registry)
         self.isolation_level = isolation_level
 
 
@@ -143,13 +193,13 @@ class WorkflowDefinition(Definition):
 
     def __init__(
         self,
-        function: AsyncFunction,
+        decorated: Callable[..., Any],
         *,
         name: str | None,
         registry: Registry,
         max_recovery_attempts: int | None,
     ) -> None:
-        super().__init__(function, name=name, registry=registry)
+        super().__init__(decorated, name=name, registry=registry)
         if max_recovery_attempts is not None and max_recovery_attempts < 1:
             msg = f"workflow {self.name!r}: max_recovery_attempts must be at least 1, or None"
             raise DurableUsageError(msg)
@@ -223,10 +273,15 @@ class WorkflowDefinition(Definition):
 
 
 class Registry:
-    """All that one ``Durable`` knows of the application's functions and types."""
+    """All that one ``Durable`` knows of the application's functions and types.
+
+    Attributes:
+        threads: Where functions that are not async run, unless a thread waits for them.
+    """
 
     def __init__(self, codec: Codec) -> None:
         self.codec = codec
+        self.threads = BodyThreads()
         self._workflows: dict[str, WorkflowDefinition] = {}
         self._unprepared: list[Definition] = []
         self._ambient_rules: list[AmbientParameter] = []
@@ -238,10 +293,10 @@ class Registry:
             DurableUsageError: Another function has the name.
         """
         known = self._workflows.get(definition.name)
-        if known is not None and not _is_redefined(known.function, definition.function):
+        if known is not None and not _is_redefined(known.decorated, definition.decorated):
             msg = (
-                f"two workflows are called {definition.name!r} ({known.function.__module__} and "
-                f"{definition.function.__module__}); give one of them another name="
+                f"two workflows are called {definition.name!r} ({known.decorated.__module__} and "
+                f"{definition.decorated.__module__}); give one of them another name="
             )
             raise DurableUsageError(msg)
         self._workflows[definition.name] = definition
@@ -301,6 +356,22 @@ class Registry:
         return value
 
 
-def _is_redefined(known: AsyncFunction, new: AsyncFunction) -> bool:
+def _refuse_other_than_functions(decorated: object) -> None:
+    is_function = inspect.isfunction(decorated) or inspect.ismethod(decorated)
+    is_generator = inspect.isgeneratorfunction(decorated) or inspect.isasyncgenfunction(decorated)
+    if not is_function or is_generator:
+        msg = f"{decorated!r} must be a 'def' or 'async def' function, and no generator"
+        raise DurableUsageError(msg)
+
+
+def _owner_parameter(function: Callable[..., Any], signature: inspect.Signature) -> frozenset[str]:
+    """Return the name of a method's ``self`` or ``cls``, which is no argument to record."""
+    owner = function.__qualname__.rpartition(".")[0]
+    first = next(iter(signature.parameters), "")
+    is_method = owner and not owner.endswith("<locals>") and first in {"self", "cls"}
+    return frozenset([first]) if is_method else frozenset()
+
+
+def _is_redefined(known: Callable[..., Any], new: Callable[..., Any]) -> bool:
     """Tell whether a function is the same one, made again by a reload or a second call."""
     return (known.__module__, known.__qualname__) == (new.__module__, new.__qualname__)

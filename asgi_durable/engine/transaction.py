@@ -6,7 +6,8 @@ import asyncio
 import functools
 import random
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 from asgi_durable.engine.endings import OwnedElsewhereError
@@ -20,7 +21,7 @@ from asgi_durable.engine.values import (
     encode_error,
     infrastructure_error_in,
 )
-from asgi_durable.errors import StorageUnavailableError
+from asgi_durable.errors import DurableUsageError, StorageUnavailableError
 from asgi_durable.storage.protocol import SlotTakenError
 from asgi_durable.storage.records import StepRecord
 
@@ -39,18 +40,26 @@ async def run_plain_transaction(
 ) -> Any:
     """Run a transaction that no step log has a place for; inside another it joins that one."""
     if frame is not None and frame.session is not None:
+        if definition.is_async != hasattr(frame.session, "sync_session"):
+            raise _other_session(definition, frame)
         return await definition.function(*args, **kwargs)
     run = frame.run if frame is not None else None
     number = frame.step_number if frame is not None else None
-    database = services.application or services.storage
-    opened = database.transaction(None, isolation_level=definition.isolation_level)
-    async with opened as transaction:
-        inside = Frame(services, run, definition.name, number, transaction.session)
-        token = current_frame.set(inside)
-        try:
+    database, level = services.application or services.storage, definition.isolation_level
+
+    def in_thread() -> Any:
+        with database.blocking_transaction(None, isolation_level=level) as transaction:
+            inside = Frame(
+                services, run, definition.name, number, transaction.session, in_thread=True
+            )
+            with _entered(inside):
+                return definition.call_decorated(*args, **kwargs)
+
+    if not definition.is_async:
+        return await definition.thread.run(in_thread)
+    async with database.transaction(None, isolation_level=level) as transaction:
+        with _entered(Frame(services, run, definition.name, number, transaction.session)):
             return await definition.function(*args, **kwargs)
-        finally:
-            current_frame.reset(token)
 
 
 async def run_transaction(
@@ -71,7 +80,8 @@ async def run_transaction(
     # Invariant: what came before is durable before this body has its side effects; and
     # nothing of this run waits in the committer while the transaction holds the write lock.
     await run.settle()
-    body = functools.partial(definition.function, *args, **kwargs)
+    function = definition.function if definition.is_async else definition.call_decorated
+    body = functools.partial(function, *args, **kwargs)
     transaction = _Transaction(run, definition, number, digest, body)
     observer = run.services.telemetry.observer
     with observer.step(run.workflow, definition.name, number, kind="transaction"):
@@ -116,7 +126,7 @@ class _Transaction:
         definition: TransactionDefinition,
         number: int,
         digest: bytes,
-        body: Callable[[], Awaitable[Any]],
+        body: Callable[[], Any],
     ) -> None:
         self.place = place_of(run, number)
         self._run = run
@@ -153,19 +163,33 @@ class _Transaction:
             found = await self.place.find_early()
             if found is not None:
                 return found
+        if not definition.is_async:
+            return await definition.thread.run(self._commit_in_thread)
         async with self.place.open(definition.isolation_level) as transaction:
             frame = Frame(run.services, run, definition.name, self._number, transaction.session)
-            token = current_frame.set(frame)
-            try:
+            with _entered(frame):
                 value = await self._body()
-            finally:
-                current_frame.reset(token)
-            output = run.services.registry.codec.encode(value)
-            # A body that was interrupted and returns all the same is rolled back.
-            run.refuse_if_stopped()
-            step = self._record(output=output, error=None)
+            step = self._success(value)
             await transaction.record(step)
         return step
+
+    def _commit_in_thread(self) -> StepRecord:
+        run, definition = self._run, self._definition
+        with self.place.open_blocking(definition.isolation_level) as transaction:
+            session = transaction.session
+            with _entered(
+                Frame(run.services, run, definition.name, self._number, session, in_thread=True)
+            ):
+                value = self._body()
+            step = self._success(value)
+            transaction.record(step)
+        return step
+
+    def _success(self, value: object) -> StepRecord:
+        output = self._run.services.registry.codec.encode(value)
+        # A body that was interrupted and returns all the same is rolled back.
+        self._run.refuse_if_stopped()
+        return self._record(output=output, error=None)
 
     async def fail(self, error: Exception) -> StepRecord:
         """Make a failure the only outcome that there can be."""
@@ -178,3 +202,20 @@ class _Transaction:
         return self._run.step_record(
             self._number, self._definition.name, self._digest, output=output, error=error
         )
+
+
+@contextmanager
+def _entered(frame: Frame) -> Iterator[None]:
+    """Let the code inside know where it runs."""
+    token = current_frame.set(frame)
+    try:
+        yield
+    finally:
+        current_frame.reset(token)
+
+
+def _other_session(definition: TransactionDefinition, frame: Frame) -> DurableUsageError:
+    return DurableUsageError(
+        f"transaction {definition.name!r} cannot join {frame.step_name!r}: one of them is async "
+        "and the other is not, so they cannot share a session"
+    )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from contextlib import AbstractAsyncContextManager
+from contextlib import AbstractAsyncContextManager, AbstractContextManager
 from typing import Protocol
 
 from asgi_durable.engine.endings import OwnedElsewhereError
@@ -10,6 +10,7 @@ from asgi_durable.engine.run import Run
 from asgi_durable.storage.protocol import (
     ApplicationDatabase,
     ApplicationSlot,
+    BlockingTransaction,
     SlotTakenError,
     StepSlot,
     StoredTransaction,
@@ -28,6 +29,11 @@ class TransactionPlace(Protocol):
         Raises:
             SlotTakenError: Something is recorded at the place, or the run does not own it.
         """
+
+    def open_blocking(
+        self, isolation_level: str | None
+    ) -> AbstractContextManager[BlockingTransaction]:
+        """Do the same in the calling thread."""
 
     async def find_early(self) -> StepRecord | None:
         """Return what is recorded at the place where only a look there can tell."""
@@ -75,6 +81,12 @@ class PlaceInTheLog:
         storage = self._run.services.storage
         return storage.transaction(self._slot, isolation_level=isolation_level)
 
+    def open_blocking(
+        self, isolation_level: str | None
+    ) -> AbstractContextManager[BlockingTransaction]:
+        storage = self._run.services.storage
+        return storage.blocking_transaction(self._slot, isolation_level=isolation_level)
+
     async def find_early(self) -> StepRecord | None:
         # Opening the transaction checks it.
         return None
@@ -114,6 +126,11 @@ class PlaceBesideTheData:
 
     def open(self, isolation_level: str | None) -> AbstractAsyncContextManager[StoredTransaction]:
         return self._database.transaction(self._slot, isolation_level=isolation_level)
+
+    def open_blocking(
+        self, isolation_level: str | None
+    ) -> AbstractContextManager[BlockingTransaction]:
+        return self._database.blocking_transaction(self._slot, isolation_level=isolation_level)
 
     async def find_early(self) -> StepRecord | None:
         return await self.find()

@@ -7,13 +7,19 @@ transaction whose record is found there is not run again.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import (
+    AbstractAsyncContextManager,
+    AbstractContextManager,
+    asynccontextmanager,
+    contextmanager,
+)
 from typing import Any, Protocol
 
 import sqlalchemy as sa
 from sqlalchemy.exc import DBAPIError, IntegrityError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession
+from sqlalchemy.orm import Session
 
 from asgi_durable.errors import DurableUsageError
 from asgi_durable.storage.protocol import ApplicationSlot, SlotTakenError
@@ -21,8 +27,10 @@ from asgi_durable.storage.records import StepRecord
 
 __all__ = [
     "SESSION_OPTIONS",
+    "BlockingSessions",
     "SQLApplicationDatabase",
     "Sessions",
+    "end_blocking_session",
     "end_session",
     "ended_behind_the_session",
 ]
@@ -72,6 +80,24 @@ class Sessions(Protocol):
         """Tell whether the transaction has not been ended behind the connection's back."""
 
 
+class BlockingSessions(Protocol):
+    """Connections to one database for transactions of code that is not async."""
+
+    def close(self) -> None:
+        """Close all connections that are not in use."""
+
+    def begin(self, isolation_level: str | None) -> AbstractContextManager[sa.Connection]:
+        """Give a connection whose transaction the caller commits; else it is rolled back.
+
+        Raises:
+            DurableUsageError: There is no such isolation level, or no driver.
+            StorageError: The database failed, here or in what was done with the connection.
+        """
+
+    def is_in_transaction(self, connection: sa.Connection) -> bool:
+        """Tell whether the transaction has not been ended behind the connection's back."""
+
+
 def ended_behind_the_session() -> DurableUsageError:
     """Return the error of a transaction that would hold no record any more."""
     return DurableUsageError(
@@ -90,6 +116,15 @@ async def end_session(
     """
     await session.commit()
     if not await sessions.is_in_transaction(connection):
+        raise ended_behind_the_session()
+
+
+def end_blocking_session(
+    sessions: BlockingSessions, connection: sa.Connection, session: Session
+) -> None:
+    """Do the same in a thread."""
+    session.commit()
+    if not sessions.is_in_transaction(connection):
         raise ended_behind_the_session()
 
 
@@ -112,7 +147,29 @@ class _Transaction:
         # Invariant: the application's rows and the record are in one transaction.
         await end_session(self._sessions, self._connection, self.session)
         if self._slot is not None:
-            await _insert(self._connection, step, self._slot)
+            await self._connection.run_sync(_insert, step, self._slot)
+
+
+class _BlockingTransaction:
+    """See :class:`asgi_durable.storage.protocol.BlockingTransaction`."""
+
+    def __init__(
+        self,
+        sessions: BlockingSessions,
+        connection: sa.Connection,
+        session: Session,
+        slot: ApplicationSlot | None,
+    ) -> None:
+        self.session = session
+        self._sessions = sessions
+        self._connection = connection
+        self._slot = slot
+
+    def record(self, step: StepRecord) -> None:
+        # Invariant: as above.
+        end_blocking_session(self._sessions, self._connection, self.session)
+        if self._slot is not None:
+            _insert(self._connection, step, self._slot)
 
 
 class SQLApplicationDatabase:
@@ -120,10 +177,12 @@ class SQLApplicationDatabase:
 
     Args:
         sessions: Its connections.
+        blocking_sessions: Those of threads.
     """
 
-    def __init__(self, sessions: Sessions) -> None:
+    def __init__(self, sessions: Sessions, blocking_sessions: BlockingSessions) -> None:
         self._sessions = sessions
+        self._blocking_sessions = blocking_sessions
 
     async def open(self) -> None:
         await self._sessions.open()
@@ -135,6 +194,7 @@ class SQLApplicationDatabase:
 
     async def close(self) -> None:
         await self._sessions.close()
+        self._blocking_sessions.close()
 
     @asynccontextmanager
     async def transaction(
@@ -145,6 +205,16 @@ class SQLApplicationDatabase:
                 yield _Transaction(self._sessions, connection, session, slot)
                 await session.commit()
             await connection.commit()
+
+    @contextmanager
+    def blocking_transaction(
+        self, slot: ApplicationSlot | None, *, isolation_level: str | None = None
+    ) -> Iterator[_BlockingTransaction]:
+        with self._blocking_sessions.begin(isolation_level) as connection:
+            with Session(connection, **SESSION_OPTIONS) as session:
+                yield _BlockingTransaction(self._blocking_sessions, connection, session, slot)
+                session.commit()
+            connection.commit()
 
     async def find(self, slot: ApplicationSlot) -> StepRecord | None:
         async with self._sessions.begin(None) as connection:
@@ -159,7 +229,7 @@ class SQLApplicationDatabase:
 
     async def record_failure(self, step: StepRecord, slot: ApplicationSlot) -> None:
         async with self._sessions.begin(None) as connection:
-            await _insert(connection, step, slot)
+            await connection.run_sync(_insert, step, slot)
             await connection.commit()
 
     async def _create_table(self) -> None:
@@ -186,23 +256,21 @@ async def _find(connection: AsyncConnection, slot: ApplicationSlot) -> Any:
     return found.one_or_none()
 
 
-async def _insert(connection: AsyncConnection, step: StepRecord, slot: ApplicationSlot) -> None:
+def _insert(connection: sa.Connection, step: StepRecord, slot: ApplicationSlot) -> None:
     """Write a record; the failure of an earlier execution, which is run again, makes way.
 
     Invariant: the primary key decides. Of twins in a race one commits, and a late one finds
     what a later execution has recorded, a failure as well.
     """
     is_outdated = transactions.c.error.is_not(None) & (transactions.c.execution < slot.execution)
-    await connection.execute(sa.delete(transactions).where(_is_at(slot), is_outdated))
+    connection.execute(sa.delete(transactions).where(_is_at(slot), is_outdated))
     values = {
         column.name: getattr(step, column.name)
         for column in transactions.columns
         if column.name != "execution"
     }
     try:
-        await connection.execute(
-            sa.insert(transactions).values(values | {"execution": slot.execution})
-        )
+        connection.execute(sa.insert(transactions).values(values | {"execution": slot.execution}))
     except IntegrityError as error:
         raise _slot_taken(slot) from error
 

@@ -21,10 +21,13 @@ class LoopThread:
 
     Args:
         name: The thread's name.
+
+    Attributes:
+        loop: The event loop.
     """
 
     def __init__(self, name: str) -> None:
-        self._loop = asyncio.new_event_loop()
+        self.loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._serve, name=name, daemon=True)
         # The event loop itself keeps weak references only.
         self._tasks: set[asyncio.Task[Any]] = set()
@@ -55,29 +58,33 @@ class LoopThread:
                 caller.call_soon_threadsafe(_settle, answer, task)
 
         def begin() -> None:
-            task = self._loop.create_task(work())
+            task = self.loop.create_task(work())
             self._tasks.add(task)
             task.add_done_callback(tell)
 
-        self._loop.call_soon_threadsafe(begin)
+        self.loop.call_soon_threadsafe(begin)
         return await answer
 
     async def stop(self) -> None:
         """Let the work that has begun come to its end, then end the thread."""
-        if self._loop.is_closed():
+        if self.loop.is_closed():
             return
         await self.run(self._finish_others)
         self.stop_soon()
         # Nothing is left to do there: this takes no longer than closing an idle event loop.
-        self._thread.join()
+        self.join()
 
     def stop_soon(self) -> None:
         """End the thread without waiting; what it is doing is cancelled."""
         with contextlib.suppress(RuntimeError):
-            self._loop.call_soon_threadsafe(self._loop.stop)
+            self.loop.call_soon_threadsafe(self.loop.stop)
+
+    def join(self) -> None:
+        """Wait, in another thread, until this one has ended."""
+        self._thread.join()
 
     def _serve(self) -> None:
-        with asyncio.Runner(loop_factory=lambda: self._loop) as runner:
+        with asyncio.Runner(loop_factory=lambda: self.loop) as runner:
             runner.get_loop().run_forever()
 
     async def _finish_others(self) -> None:

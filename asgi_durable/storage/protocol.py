@@ -7,7 +7,7 @@ An adapter is a class, called with the URL, that an entry point of the group
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from contextlib import AbstractAsyncContextManager
+from contextlib import AbstractAsyncContextManager, AbstractContextManager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
@@ -22,12 +22,14 @@ from asgi_durable.storage.writes import Outcome, Write
 
 if TYPE_CHECKING:
     from sqlalchemy.ext.asyncio import AsyncSession
+    from sqlalchemy.orm import Session
 
 __all__ = [
     "PUT_OFF_US",
     "ApplicationDatabase",
     "ApplicationSlot",
     "Beat",
+    "BlockingTransaction",
     "Executors",
     "Lifecycle",
     "Runnable",
@@ -234,6 +236,15 @@ class StoredTransaction(Protocol):
         """Write the step's record into this transaction; the last thing before its commit."""
 
 
+class BlockingTransaction(Protocol):
+    """An open database transaction of code that is not async, for one thread."""
+
+    session: Session
+
+    def record(self, step: StepRecord) -> None:
+        """Write the step's record into this transaction; the last thing before its commit."""
+
+
 class Transactions(Protocol):
     """Database transactions that the application's code runs in."""
 
@@ -255,6 +266,15 @@ class Transactions(Protocol):
             StorageUnavailableError: The database failed, or gave up this transaction for
                 another one; nothing is known to be committed.
             DurableUsageError: The database does not know the isolation level.
+        """
+
+    def blocking_transaction(
+        self, slot: StepSlot | None, *, isolation_level: str | None = None
+    ) -> AbstractContextManager[BlockingTransaction]:
+        """Do the same in the calling thread, for code that is not async.
+
+        No event loop runs in the thread, and none may be blocked by it. Any number of threads
+        may be here at once.
         """
 
 
@@ -295,6 +315,11 @@ class ApplicationDatabase(Protocol):
         Nobody knows here who owns the workflow; of all that ever write a record at a place,
         the first one commits. A failure makes way for a later execution.
         """
+
+    def blocking_transaction(
+        self, slot: ApplicationSlot | None, *, isolation_level: str | None = None
+    ) -> AbstractContextManager[BlockingTransaction]:
+        """Do the same in the calling thread, as :meth:`Transactions.blocking_transaction`."""
 
     async def find(self, slot: ApplicationSlot) -> StepRecord | None:
         """Return what is recorded at a place: a success, or a failure of this execution.

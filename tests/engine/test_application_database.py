@@ -83,6 +83,30 @@ async def test_rows_and_record_commit_in_the_application_s_database(durable: Dur
     assert await rows(durable, "SELECT workflow_id FROM asgi_durable_transactions") == ["w"]
 
 
+async def test_a_transaction_that_is_not_async_commits_there_as_well(
+    durable: Durable, application_url: str
+) -> None:
+    if application_url.startswith("postgresql"):
+        pytest.importorskip("psycopg")
+
+    @durable.transaction
+    def insert(name: str) -> str:
+        durable.blocking.session.execute(INSERT, {"name": name})
+        return name.upper()
+
+    @durable.workflow
+    def work() -> str:
+        return insert("a")
+
+    with_id = durable.options(workflow_id="w")
+    assert await with_id.run_workflow(work) == "A"
+    assert await with_id.run_workflow(work) == "A"
+    assert await rows(durable) == ["a"]
+    assert await rows(durable, "SELECT name FROM asgi_durable_transactions") == [
+        insert.__qualname__
+    ]
+
+
 async def test_a_transaction_that_the_step_log_does_not_know_of_is_not_run_again(
     durable: Durable, new_durable: Callable[[], Durable]
 ) -> None:

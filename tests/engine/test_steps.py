@@ -295,14 +295,6 @@ async def test_of_very_many_errors_the_first_and_the_last_are_kept(durable: Dura
     assert [caught.value.errors[n].args for n in (0, -1)] == [(1,), (250,)]
 
 
-async def test_a_function_that_is_not_async_is_refused_at_decoration(durable: Durable) -> None:
-    def function() -> None: ...
-
-    for decorate in (durable.step, durable.transaction, durable.workflow):
-        with pytest.raises(DurableUsageError, match="async def"):
-            decorate(function)  # type: ignore[type-var]
-
-
 async def test_a_workflow_cannot_be_called_inside_a_step(durable: Durable) -> None:
     @durable.workflow
     async def child() -> None: ...

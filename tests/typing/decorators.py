@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import assert_type
 
-from asgi_durable import Durable, RetryPolicy, WorkflowHandle
+from asgi_durable import BlockingWorkflowHandle, Durable, RetryPolicy, WorkflowHandle
 
 durable = Durable()
 
@@ -27,6 +27,18 @@ async def work(number: int) -> list[str]:
     return [await with_arguments(number)]
 
 
+@durable.step
+def plain(number: int, *, text: str = "") -> float:
+    """Keep what it was."""
+    return number / 2
+
+
+@durable.workflow(name="blocking work")
+def blocking_work(number: int) -> list[float]:
+    """Keep what it was."""
+    return [plain(number)]
+
+
 async def uses() -> None:
     """Call everything."""
     assert_type(await bare(1, text="a"), float)
@@ -36,3 +48,20 @@ async def uses() -> None:
     assert_type(await durable.start_workflow(work, 1), WorkflowHandle[list[str]])
     handle = await durable.options(workflow_id="w").start_workflow(work, 1)
     assert_type(await handle.get_result(timeout=1.0), list[str])
+    assert_type(await durable.run_step(bare, 1), float)
+    assert_type(await durable.run_step(plain, 1, text="a"), float)
+    assert_type(await durable.run_workflow(blocking_work, 1), list[float])
+    assert_type(await durable.start_workflow(blocking_work, 1), WorkflowHandle[list[float]])
+
+
+def uses_in_a_thread() -> None:
+    """Call everything."""
+    blocking = durable.blocking
+    assert_type(plain(1, text="a"), float)
+    assert_type(blocking_work(1), list[float])
+    assert_type(blocking.run_step(bare, 1), float)
+    assert_type(blocking.run_workflow(work, 1), list[str])
+    assert_type(blocking.run_workflow(blocking_work, 1), list[float])
+    handle = blocking.options(workflow_id="w").start_workflow(work, 1)
+    assert_type(handle, BlockingWorkflowHandle[list[str]])
+    assert_type(handle.get_result(timeout=1.0), list[str])

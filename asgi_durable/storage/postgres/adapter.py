@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager
+from collections.abc import Callable, Coroutine, Sequence
+from contextlib import AbstractAsyncContextManager, AbstractContextManager, AsyncExitStack
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from asgi_durable.errors import StorageError
 from asgi_durable.storage.application import SQLApplicationDatabase
 from asgi_durable.storage.loop_thread import LoopThread
+from asgi_durable.storage.postgres.blocking_sessions import PostgresBlockingSessions
+from asgi_durable.storage.postgres.blocking_transactions import (
+    PostgresBlockingTransaction,
+    PostgresBlockingTransactions,
+)
 from asgi_durable.storage.postgres.database import PostgresDatabase
 from asgi_durable.storage.postgres.executors import PostgresExecutors
 from asgi_durable.storage.postgres.home_link import HomeLink
@@ -58,6 +63,7 @@ class _Opened:
     thread: LoopThread
     parts: _Parts
     transactions: PostgresTransactions
+    blocking_transactions: PostgresBlockingTransactions
     home: HomeLink
     home_writer: PostgresWriter
 
@@ -68,6 +74,7 @@ class _Opened:
             closing.push_async_callback(self.thread.run, self.parts.close)
             closing.push_async_callback(self.home.close)
             closing.push_async_callback(self.transactions.close)
+            closing.callback(self.blocking_transactions.close)
 
 
 class PostgresStorage:
@@ -95,7 +102,10 @@ class PostgresStorage:
     @classmethod
     def application_database(cls, url: str) -> SQLApplicationDatabase:
         """Return a database of the application's own, apart from the step log's."""
-        return SQLApplicationDatabase(PostgresSessions(PostgresDatabase.from_url(url)))
+        database = PostgresDatabase.from_url(url)
+        return SQLApplicationDatabase(
+            PostgresSessions(database), PostgresBlockingSessions(database)
+        )
 
     async def open(self) -> None:
         thread = LoopThread("asgi-durable-postgres")
@@ -113,7 +123,8 @@ class PostgresStorage:
                     self._names,
                     settle=lambda *call: thread.run(lambda: parts.writer.settle(*call)),
                 )
-                self._opened = _Opened(thread, parts, transactions, home, writer)
+                blocking = PostgresBlockingTransactions(self._database, self._names)
+                self._opened = _Opened(thread, parts, transactions, blocking, home, writer)
                 opened.pop_all()
         except BaseException:
             # It may be connecting still where this was cancelled.
@@ -179,13 +190,15 @@ class PostgresStorage:
     async def forget_request(self, workflow_id: str, now_us: int) -> bool:
         return await self._run(lambda parts: parts.retention.forget_request(workflow_id, now_us))
 
-    @asynccontextmanager
-    async def transaction(
+    def transaction(
         self, slot: StepSlot | None, *, isolation_level: str | None = None
-    ) -> AsyncIterator[PostgresTransaction]:
-        transactions = self._given().transactions
-        async with transactions.transaction(slot, isolation_level) as transaction:
-            yield transaction
+    ) -> AbstractAsyncContextManager[PostgresTransaction]:
+        return self._given().transactions.transaction(slot, isolation_level)
+
+    def blocking_transaction(
+        self, slot: StepSlot | None, *, isolation_level: str | None = None
+    ) -> AbstractContextManager[PostgresBlockingTransaction]:
+        return self._given().blocking_transactions.transaction(slot, isolation_level)
 
     async def _open(self) -> _Parts:
         database, names = self._database, self._names

@@ -122,7 +122,9 @@ def application_error(
     wrapped = isinstance(error, DBAPIError)
     chain = [e for e in (error, getattr(error, "orig", None)) if isinstance(e, BaseException)]
     causes = [*chain, *(e.__cause__ for e in chain if e.__cause__ is not None)]
-    driver_errors = [e for e in causes if wrapped or isinstance(e, DRIVER_ERRORS)]
+    # Those of psycopg have a `sqlstate` as well, ``None`` for a connection that is lost.
+    drivers = [e for e in causes if isinstance(e, DRIVER_ERRORS) or hasattr(e, "sqlstate")]
+    driver_errors = causes if wrapped else drivers
     passing = any(_is_passing_code(sqlstate_of(e)) for e in driver_errors)
     if passing or (is_lost and (driver_errors or isinstance(error, OSError))):
         failure = getattr(error, "orig", None) or error

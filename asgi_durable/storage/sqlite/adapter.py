@@ -4,38 +4,37 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import ExitStack, asynccontextmanager
+from collections.abc import Callable, Sequence
+from contextlib import AbstractAsyncContextManager, AbstractContextManager, ExitStack
 from dataclasses import dataclass
 from typing import TypeVar
 
-import sqlalchemy as sa
-from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession
-
 from asgi_durable.errors import StorageError
-from asgi_durable.storage import tables
-from asgi_durable.storage.application import (
-    SESSION_OPTIONS,
-    SQLApplicationDatabase,
-    end_session,
+from asgi_durable.storage.application import SQLApplicationDatabase
+from asgi_durable.storage.protocol import (
+    Beat,
+    BlockingTransaction,
+    Runnable,
+    StepSlot,
+    StoredTransaction,
 )
-from asgi_durable.storage.protocol import Beat, Runnable, SlotTakenError, StepSlot
 from asgi_durable.storage.records import (
     ResponseRecord,
-    StepRecord,
     StoredProgress,
     StoredRun,
     WorkflowRecord,
-    WorkflowState,
 )
+from asgi_durable.storage.sqlite.blocking_sessions import SQLiteBlockingSessions
 from asgi_durable.storage.sqlite.checkpoints import SQLiteCheckpoints
-from asgi_durable.storage.sqlite.errors import naming_errors
+from asgi_durable.storage.sqlite.errors import naming_errors, translating_errors
 from asgi_durable.storage.sqlite.executors import SQLiteExecutors
 from asgi_durable.storage.sqlite.file import SQLiteFile
 from asgi_durable.storage.sqlite.reader import SQLiteReader
 from asgi_durable.storage.sqlite.retention import SQLiteRetention
 from asgi_durable.storage.sqlite.sessions import SQLiteSessions
+from asgi_durable.storage.sqlite.transactions import blocking_transaction, transaction
 from asgi_durable.storage.sqlite.work_thread import WorkThread
+from asgi_durable.storage.sqlite.write_turn import WriteTurn
 from asgi_durable.storage.sqlite.writer import SQLiteWriter
 from asgi_durable.storage.writes import Outcome, Write
 
@@ -47,24 +46,6 @@ ResultT = TypeVar("ResultT")
 
 # How long a beat waits for what needs the write lock; a moment, where nobody else has it.
 UPKEEP_WAIT_SECONDS = 0.2
-
-
-class SQLiteTransaction:
-    """See :class:`asgi_durable.storage.protocol.StoredTransaction`."""
-
-    def __init__(
-        self, sessions: SQLiteSessions, connection: AsyncConnection, session: AsyncSession
-    ) -> None:
-        self.session = session
-        self._sessions = sessions
-        self._connection = connection
-
-    async def record(self, step: StepRecord) -> None:
-        # Invariant: the application's rows are flushed before the record, and both are in
-        # the transaction that `SQLiteStorage.transaction` commits.
-        await end_session(self._sessions, self._connection, self.session)
-        values = {column.name: getattr(step, column.name) for column in tables.steps.columns}
-        await self._connection.execute(sa.insert(tables.steps).values(values))
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,14 +83,19 @@ class SQLiteStorage:
         # Not the loop's default pool: the application may fill that one up.
         self._writing = WorkThread("asgi-durable-writer")
         self._reading = WorkThread("asgi-durable-reader")
-        self._sessions = SQLiteSessions(self._file)
+        self._turn = WriteTurn()
+        self._sessions = SQLiteSessions(self._file, self._turn)
+        self._blocking_sessions = SQLiteBlockingSessions(self._file, self._turn)
         self._opened: _Opened | None = None
         self._upkeep: asyncio.Task[None] | None = None
 
     @classmethod
     def application_database(cls, url: str) -> SQLApplicationDatabase:
         """Return a file of the application's own, apart from the step log's."""
-        return SQLApplicationDatabase(SQLiteSessions(SQLiteFile.from_url(url)))
+        file, turn = SQLiteFile.from_url(url), WriteTurn()
+        return SQLApplicationDatabase(
+            SQLiteSessions(file, turn), SQLiteBlockingSessions(file, turn)
+        )
 
     async def open(self) -> None:
         self._writing.start()
@@ -128,6 +114,7 @@ class SQLiteStorage:
             return
         try:
             await self._sessions.close()
+            self._blocking_sessions.close()
             # What is being read comes to its end first.
             await self._reading.run(lambda: None)
             await self._writing.run(self._close)
@@ -212,17 +199,16 @@ class SQLiteStorage:
             lambda opened: opened.retention.forget_request(workflow_id, now_us)
         )
 
-    @asynccontextmanager
-    async def transaction(
+    def transaction(
         self, slot: StepSlot | None, *, isolation_level: str | None = None
-    ) -> AsyncIterator[SQLiteTransaction]:
-        async with self._sessions.begin(isolation_level) as connection:
-            if slot is not None:
-                await _check_slot(connection, slot)
-            async with AsyncSession(connection, **SESSION_OPTIONS) as session:
-                yield SQLiteTransaction(self._sessions, connection, session)
-                await session.commit()
-            await connection.commit()
+    ) -> AbstractAsyncContextManager[StoredTransaction]:
+        return transaction(self._sessions, slot, isolation_level)
+
+    def blocking_transaction(
+        self, slot: StepSlot | None, *, isolation_level: str | None = None
+    ) -> AbstractContextManager[BlockingTransaction]:
+        _given(self._opened)
+        return blocking_transaction(self._blocking_sessions, slot, isolation_level)
 
     def _open(self) -> None:
         file = self._file
@@ -253,7 +239,7 @@ class SQLiteStorage:
         self._file.discard()
 
     async def _write(self, work: Callable[[_Opened], ResultT]) -> ResultT:
-        async with self._sessions.turn():
+        async with self._turn:
             return await self._with_opened(self._writing, work)
 
     async def _read(self, work: Callable[[_Opened], ResultT]) -> ResultT:
@@ -261,27 +247,8 @@ class SQLiteStorage:
 
     async def _with_opened(self, thread: WorkThread, work: Callable[[_Opened], ResultT]) -> ResultT:
         opened = _given(self._opened)
-        with self._sessions.translating_errors():
+        with translating_errors(str(self._file.path)):
             return await thread.run(lambda: work(opened))
-
-
-async def _check_slot(connection: AsyncConnection, slot: StepSlot) -> None:
-    """Invariant: read under the write lock, so it still holds at this transaction's commit."""
-    workflows, steps, executors = tables.workflows, tables.steps, tables.executors
-    owned = sa.exists().where(
-        workflows.c.workflow_id == slot.workflow_id,
-        workflows.c.executor_id == slot.executor_id,
-        workflows.c.state == WorkflowState.PENDING.value,
-        executors.c.executor_id == workflows.c.executor_id,
-        executors.c.state == "ALIVE",
-    )
-    recorded = sa.exists().where(
-        steps.c.workflow_id == slot.workflow_id, steps.c.step_number == slot.step_number
-    )
-    is_free = (await connection.execute(sa.select(owned & ~recorded))).scalar_one()
-    if not is_free:
-        msg = f"step {slot.step_number} of workflow {slot.workflow_id!r} is not free"
-        raise SlotTakenError(msg)
 
 
 def _given(resource: ResultT | None) -> ResultT:

@@ -6,9 +6,11 @@ import sqlite3
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from sqlalchemy.exc import DBAPIError
+
 from asgi_durable.errors import StorageError, StorageUnavailableError
 
-__all__ = ["naming_errors", "storage_error"]
+__all__ = ["naming_errors", "storage_error", "translating_errors"]
 
 # Conditions that pass: a lock, a full disk, a disk that stumbled.
 _PASSING = frozenset(
@@ -56,3 +58,16 @@ def naming_errors(database: str) -> Iterator[None]:
         yield
     except sqlite3.Error as error:
         raise storage_error(error, database) or StorageError(f"{database}: {error}") from error
+
+
+@contextmanager
+def translating_errors(database: str) -> Iterator[None]:
+    """Tell failures of the database from mistakes of the application, which pass."""
+    try:
+        yield
+    except (DBAPIError, sqlite3.Error) as error:
+        driver_error = error.orig if isinstance(error, DBAPIError) else error
+        failure = storage_error(driver_error or error, database)
+        if failure is None:
+            raise
+        raise failure from error

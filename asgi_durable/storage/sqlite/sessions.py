@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-import asyncio
-import sqlite3
-from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from typing import Any
 
 import sqlalchemy as sa
-from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 
 from asgi_durable.errors import StorageError
-from asgi_durable.per_loop import PerLoop
 from asgi_durable.storage.engines import LoopEngines
 from asgi_durable.storage.isolation import checked_isolation_level
-from asgi_durable.storage.sqlite.errors import storage_error
+from asgi_durable.storage.sqlite.errors import translating_errors
 from asgi_durable.storage.sqlite.file import SQLiteFile
+from asgi_durable.storage.sqlite.write_turn import WriteTurn
 
 __all__ = ["SQLiteSessions"]
 
@@ -27,16 +24,17 @@ class SQLiteSessions:
 
     Args:
         file: The database.
+        turn: When this process writes.
     """
 
-    def __init__(self, file: SQLiteFile) -> None:
+    def __init__(self, file: SQLiteFile, turn: WriteTurn) -> None:
         self._file = file
-        self._turns = PerLoop(asyncio.Lock)
+        self._turn = turn
         self._engines: LoopEngines | None = None
 
     async def open(self) -> None:
         """Connect."""
-        with self.translating_errors():
+        with translating_errors(str(self._file.path)):
             self._engines = await LoopEngines.prepare(self._create_engine)
 
     async def close(self) -> None:
@@ -44,14 +42,6 @@ class SQLiteSessions:
         engines, self._engines = self._engines, None
         if engines is not None:
             await engines.dispose(bound_to_loop=False)
-
-    def turn(self) -> asyncio.Lock:
-        """Return the lock under which this process writes, in order of arrival.
-
-        SQLite has one writer at a time; waiting for it in its busy handler means sleeping and
-        has no order. Event loops beyond the first, and other processes, still wait there.
-        """
-        return self._turns.get(asyncio.get_running_loop())
 
     @asynccontextmanager
     async def begin(self, isolation_level: str | None) -> AsyncIterator[AsyncConnection]:
@@ -67,8 +57,8 @@ class SQLiteSessions:
         if engines is None:
             msg = "the storage is not open"
             raise StorageError(msg)
-        async with self.turn():
-            with self.translating_errors():
+        async with self._turn:
+            with translating_errors(str(self._file.path)):
                 async with engines.here().connect() as connection:
                     await connection.exec_driver_sql("BEGIN IMMEDIATE")
                     yield connection
@@ -78,18 +68,6 @@ class SQLiteSessions:
         raw = await connection.get_raw_connection()
         driver: Any = raw.driver_connection
         return driver is not None and bool(driver.in_transaction)
-
-    @contextmanager
-    def translating_errors(self) -> Iterator[None]:
-        """Tell failures of the database from mistakes of the application, which pass."""
-        try:
-            yield
-        except (DBAPIError, sqlite3.Error) as error:
-            driver_error = error.orig if isinstance(error, DBAPIError) else error
-            failure = storage_error(driver_error or error, str(self._file.path))
-            if failure is None:
-                raise
-            raise failure from error
 
     def _create_engine(self, **options: Any) -> AsyncEngine:
         file = self._file

@@ -1,0 +1,178 @@
+"""The decorators that make functions durable."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, overload
+
+from asgi_durable.decorating import FunctionT, decorated, durable_function
+from asgi_durable.engine.call import WorkflowOptions
+from asgi_durable.engine.engine import Engine
+from asgi_durable.engine.registry import (
+    StepDefinition,
+    TransactionDefinition,
+    WorkflowDefinition,
+)
+from asgi_durable.engine.thread_calls import ThreadCalls
+from asgi_durable.retry import RetryPolicy
+
+__all__ = ["Decorators"]
+
+
+class Decorators:
+    """Workflows, steps and transactions, of functions that are async and of others.
+
+    Each works bare and with arguments, and keeps what it decorates as it is: an ``async def``
+    function is still awaited, and a ``def`` function still runs in the thread it is called in.
+
+    Attributes:
+        engine: What runs them.
+    """
+
+    engine: Engine
+    thread_calls: ThreadCalls
+
+    @overload
+    def workflow(self, function: FunctionT, /) -> FunctionT: ...
+
+    @overload
+    def workflow(
+        self, /, *, name: str | None = None, max_recovery_attempts: int | None = ...
+    ) -> Callable[[FunctionT], FunctionT]: ...
+
+    def workflow(
+        self,
+        function: Any = None,
+        /,
+        *,
+        name: str | None = None,
+        max_recovery_attempts: int | None = 20,
+    ) -> Any:
+        """Make a function a workflow; calling it runs it durably.
+
+        Args:
+            function: The function, where the decorator is used bare.
+            name: What the log calls it; its qualified name by default.
+            max_recovery_attempts: How often it is taken up again after its process died, in
+                a row and without any progress, until it is set aside as
+                ``RETRIES_EXCEEDED``; ``None`` for ever. At least two more are made, in which
+                it runs by itself, so that it is not blamed for another's doing.
+        """
+
+        def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
+            definition = WorkflowDefinition(
+                function,
+                name=name,
+                registry=self.engine.registry,
+                max_recovery_attempts=max_recovery_attempts,
+            )
+            self.engine.registry.add_workflow(definition)
+            options = WorkflowOptions()
+            calls = self.engine if definition.is_async else self.thread_calls
+            return durable_function(
+                definition,
+                lambda args, kwargs: calls.call_workflow(definition, args, kwargs, options),
+            )
+
+        return _apply(decorate, function)
+
+    @overload
+    def step(self, function: FunctionT, /) -> FunctionT: ...
+
+    @overload
+    def step(
+        self,
+        /,
+        *,
+        name: str | None = None,
+        retry: RetryPolicy | None = ...,
+        timeout: float | None = None,
+    ) -> Callable[[FunctionT], FunctionT]: ...
+
+    def step(
+        self,
+        function: Any = None,
+        /,
+        *,
+        name: str | None = None,
+        retry: RetryPolicy | None = RetryPolicy(),  # noqa: B008  frozen
+        timeout: float | None = None,
+    ) -> Any:
+        """Make a function a step: recorded inside a workflow, a plain call outside.
+
+        Args:
+            function: The function, where the decorator is used bare.
+            name: What the log calls it; its qualified name by default.
+            retry: When it is tried again; three attempts by default, ``None`` for one.
+            timeout: Seconds for each attempt; for ``async def`` functions only.
+        """
+
+        def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
+            definition = StepDefinition(
+                function,
+                name=name,
+                registry=self.engine.registry,
+                retry=retry,
+                timeout_seconds=timeout,
+            )
+            calls = self.engine if definition.is_async else self.thread_calls
+            return durable_function(
+                definition, lambda args, kwargs: calls.call_step(definition, args, kwargs)
+            )
+
+        return _apply(decorate, function)
+
+    @overload
+    def transaction(self, function: FunctionT, /) -> FunctionT: ...
+
+    @overload
+    def transaction(
+        self, /, *, name: str | None = None, isolation_level: str | None = None
+    ) -> Callable[[FunctionT], FunctionT]: ...
+
+    def transaction(
+        self,
+        function: Any = None,
+        /,
+        *,
+        name: str | None = None,
+        isolation_level: str | None = None,
+    ) -> Any:
+        """Make a function a transaction with ``durable.session``.
+
+        Inside a workflow or a keyed request its rows and its record commit together, exactly
+        once; elsewhere it is a plain transaction. The session is an ``AsyncSession`` in an
+        ``async def`` function, and a ``Session`` of the thread in a ``def`` function.
+
+        Args:
+            function: The function, where the decorator is used bare.
+            name: What the log calls it; its qualified name by default.
+            isolation_level: ``"SERIALIZABLE"`` say; the database's default with ``None``. A
+                transaction that the database gives up for another one is tried again.
+        """
+
+        def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
+            definition = TransactionDefinition(
+                function,
+                name=name,
+                registry=self.engine.registry,
+                isolation_level=isolation_level,
+            )
+            calls = self.engine if definition.is_async else self.thread_calls
+            return durable_function(
+                definition, lambda args, kwargs: calls.call_transaction(definition, args, kwargs)
+            )
+
+        return _apply(decorate, function)
+
+    def register_type(self, hint: object) -> None:
+        """Let values of a class be recorded that no annotation names."""
+        self.engine.registry.codec.register(hint)
+
+
+def _apply(
+    decorate: Callable[[Callable[..., Any]], Callable[..., Any]], function: object | None
+) -> Any:
+    if function is None:
+        return lambda function: decorated(function, decorate)
+    return decorated(function, decorate)

@@ -1,0 +1,104 @@
+"""What works between the start of an engine and its stop."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from asgi_durable.engine.active_runs import ActiveRuns
+from asgi_durable.engine.committer import Committer
+from asgi_durable.engine.drives import Drives
+from asgi_durable.engine.executor import Executor
+from asgi_durable.engine.limits import Limits
+from asgi_durable.engine.loop_guard import LoopGuards
+from asgi_durable.engine.outcomes import Outcomes
+from asgi_durable.engine.recovery import Recovery
+from asgi_durable.engine.registry import Registry
+from asgi_durable.engine.requests import Requests
+from asgi_durable.engine.resumption import Resumption
+from asgi_durable.engine.retention import Sweeper
+from asgi_durable.engine.run import Services
+from asgi_durable.engine.takeover import Takeover
+from asgi_durable.engine.workflows import Workflows
+from asgi_durable.storage.protocol import ApplicationDatabase, Beat, Storage
+from asgi_durable.telemetry_port import TelemetrySource
+
+__all__ = ["Running", "assemble"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Running:
+    """What exists between start and stop."""
+
+    services: Services
+    active: ActiveRuns
+    workflows: Workflows
+    requests: Requests
+    recovery: Recovery
+    takeover: Takeover
+    outcomes: Outcomes
+
+
+def assemble(
+    storage: Storage,
+    application: ApplicationDatabase | None,
+    registry: Registry,
+    limits: Limits,
+    telemetry: TelemetrySource,
+) -> Running:
+    """Put together what works on an open storage."""
+    executor = Executor(storage, lease_seconds=limits.lease_seconds)
+    services = Services(
+        guards=LoopGuards(),
+        storage=storage,
+        application=application,
+        committer=Committer(storage, patience_seconds=limits.patience_seconds, telemetry=telemetry),
+        registry=registry,
+        executor=executor,
+        patience_seconds=limits.patience_seconds,
+        telemetry=telemetry,
+    )
+    active = ActiveRuns()
+    drives = Drives(services)
+    resumption = Resumption(services, active, drives)
+    recovery = Recovery(services, active, resumption)
+    takeover = Takeover(services, resumption, recovery)
+    outcomes = Outcomes(services, active, recovery)
+    workflows = Workflows(services, active, drives, outcomes)
+    running = Running(
+        services=services,
+        active=active,
+        workflows=workflows,
+        requests=Requests(services, active, outcomes),
+        recovery=recovery,
+        takeover=takeover,
+        outcomes=outcomes,
+    )
+    _listen(running, limits)
+    return running
+
+
+def _listen(running: Running, limits: Limits) -> None:
+    """Let the parts be told of each other's doings."""
+    services, active = running.services, running.active
+    executor = services.executor
+    sweeper = Sweeper(
+        services.storage,
+        lifetime_seconds=limits.request_lifetime_seconds,
+        interval_seconds=limits.sweep_interval_seconds,
+    )
+
+    def on_beat(beat: Beat) -> None:
+        running.takeover.on_beat(beat)
+        sweeper.sweep_if_due()
+
+    def on_renamed() -> None:
+        services.telemetry.observer.lease_lost()
+        active.drop_others(executor.id)
+
+    executor.runnable = running.takeover.runnable
+    executor.on_beat = on_beat
+    executor.on_message = running.outcomes.on_message
+    executor.on_renamed = on_renamed
+    active.on_interrupted = running.recovery.on_interrupted
+    active.on_lost = running.recovery.on_lost
+    active.on_ended = running.outcomes.on_ended

@@ -1,0 +1,116 @@
+"""Transactions of the application on PostgreSQL, in a thread."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy.orm import Session
+
+from asgi_durable.errors import DurableUsageError
+from asgi_durable.storage.application import SESSION_OPTIONS, ended_behind_the_session
+from asgi_durable.storage.isolation import checked_isolation_level
+from asgi_durable.storage.postgres.blocking_sessions import PostgresBlockingSessions, is_idle
+from asgi_durable.storage.postgres.database import PostgresDatabase
+from asgi_durable.storage.postgres.rows import PostgresNames, step_values
+from asgi_durable.storage.postgres.slots import SlotStatements, slot_taken
+from asgi_durable.storage.protocol import StepSlot
+from asgi_durable.storage.records import StepRecord
+
+__all__ = ["PostgresBlockingTransaction", "PostgresBlockingTransactions"]
+
+
+class PostgresBlockingTransaction:
+    """See :class:`asgi_durable.storage.protocol.BlockingTransaction`."""
+
+    def __init__(
+        self,
+        connection: sa.Connection,
+        transaction: sa.RootTransaction,
+        session: Session,
+        record: tuple[str, StepSlot] | None,
+    ) -> None:
+        self.session = session
+        self._connection = connection
+        self._transaction = transaction
+        self._record = record
+        self._has_begun = False
+        # The driver's BEGIN comes with the first statement, which is this savepoint's.
+        sa.event.listen(session, "after_begin", self._note_begin)
+
+    def record(self, step: StepRecord) -> None:
+        if self._record is None:
+            msg = "this transaction has no place in a step log"
+            raise DurableUsageError(msg)
+        statement, slot = self._record
+        if not self._transaction.is_active or (self._has_begun and is_idle(self._connection)):
+            # There is no savepoint left to go back to, which the session would trip over.
+            self._connection.invalidate()
+            raise ended_behind_the_session()
+        # Invariant: the application's rows are flushed before the record, and both are in the
+        # transaction that `PostgresBlockingTransactions.transaction` commits.
+        self.session.commit()
+        cursor = _execute(self._connection, statement, (slot.executor_id, *step_values(step)))
+        if cursor.rowcount != 1:
+            raise slot_taken(slot)
+
+    def _note_begin(self, *_: object) -> None:
+        self._has_begun = True
+
+
+class PostgresBlockingTransactions:
+    """Opens the application's transactions in threads.
+
+    Args:
+        database: Where to.
+        names: The tables' names.
+    """
+
+    def __init__(self, database: PostgresDatabase, names: PostgresNames) -> None:
+        self._sessions = PostgresBlockingSessions(database)
+        self._statements = SlotStatements(names)
+
+    def close(self) -> None:
+        """Close all connections that are not in use."""
+        self._sessions.close()
+
+    @contextmanager
+    def transaction(
+        self, slot: StepSlot | None, isolation_level: str | None
+    ) -> Iterator[PostgresBlockingTransaction]:
+        """See ``Transactions.blocking_transaction``."""
+        level = checked_isolation_level(isolation_level)
+        with self._sessions.connect() as connection:
+            if slot is not None:
+                self._check_slot(connection, slot)
+            if level is not None:
+                connection.execution_options(isolation_level=level)
+            transaction = connection.begin()
+            with Session(connection, **SESSION_OPTIONS) as session:
+                record = (self._statements.record, slot) if slot is not None else None
+                yield PostgresBlockingTransaction(connection, transaction, session, record)
+                session.commit()
+            connection.commit()
+
+    def _check_slot(self, connection: sa.Connection, slot: StepSlot) -> None:
+        """Check the place, before the transaction begins.
+
+        Not in it: what a SERIALIZABLE transaction reads of our tables would bring it into
+        conflict with those of other workflows.
+        """
+        driver: Any = connection.connection.driver_connection
+        driver.autocommit = True
+        values = (slot.executor_id, slot.workflow_id, slot.step_number)
+        (is_free,) = _execute(connection, self._statements.check, values).fetchone()
+        driver.autocommit = False
+        if not is_free:
+            raise slot_taken(slot)
+
+
+def _execute(connection: sa.Connection, statement: str, values: Sequence[object]) -> Any:
+    """Execute a statement of ours, with parameters by number as the server itself has them."""
+    dbapi: Any = connection.dialect.dbapi
+    cursor = dbapi.RawCursor(connection.connection.driver_connection)
+    return cursor.execute(statement, values)

@@ -1,0 +1,104 @@
+"""Transactions of the application in the file that holds the step log."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
+
+import sqlalchemy as sa
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession
+from sqlalchemy.orm import Session
+
+from asgi_durable.storage import tables
+from asgi_durable.storage.application import SESSION_OPTIONS, end_blocking_session, end_session
+from asgi_durable.storage.protocol import SlotTakenError, StepSlot
+from asgi_durable.storage.records import StepRecord, WorkflowState
+from asgi_durable.storage.sqlite.blocking_sessions import SQLiteBlockingSessions
+from asgi_durable.storage.sqlite.sessions import SQLiteSessions
+
+__all__ = ["blocking_transaction", "transaction"]
+
+
+class SQLiteTransaction:
+    """See :class:`asgi_durable.storage.protocol.StoredTransaction`."""
+
+    def __init__(
+        self, sessions: SQLiteSessions, connection: AsyncConnection, session: AsyncSession
+    ) -> None:
+        self.session = session
+        self._sessions = sessions
+        self._connection = connection
+
+    async def record(self, step: StepRecord) -> None:
+        # Invariant: the application's rows are flushed before the record, and both are in
+        # the transaction that `transaction` commits.
+        await end_session(self._sessions, self._connection, self.session)
+        await self._connection.execute(_insertion(step))
+
+
+class SQLiteBlockingTransaction:
+    """See :class:`asgi_durable.storage.protocol.BlockingTransaction`."""
+
+    def __init__(
+        self, sessions: SQLiteBlockingSessions, connection: sa.Connection, session: Session
+    ) -> None:
+        self.session = session
+        self._sessions = sessions
+        self._connection = connection
+
+    def record(self, step: StepRecord) -> None:
+        # Invariant: as above.
+        end_blocking_session(self._sessions, self._connection, self.session)
+        self._connection.execute(_insertion(step))
+
+
+@asynccontextmanager
+async def transaction(
+    sessions: SQLiteSessions, slot: StepSlot | None, isolation_level: str | None
+) -> AsyncIterator[SQLiteTransaction]:
+    """See ``Transactions.transaction``."""
+    async with sessions.begin(isolation_level) as connection:
+        if slot is not None:
+            await connection.run_sync(_check_slot, slot)
+        async with AsyncSession(connection, **SESSION_OPTIONS) as session:
+            yield SQLiteTransaction(sessions, connection, session)
+            await session.commit()
+        await connection.commit()
+
+
+@contextmanager
+def blocking_transaction(
+    sessions: SQLiteBlockingSessions, slot: StepSlot | None, isolation_level: str | None
+) -> Iterator[SQLiteBlockingTransaction]:
+    """See ``Transactions.blocking_transaction``."""
+    with sessions.begin(isolation_level) as connection:
+        if slot is not None:
+            _check_slot(connection, slot)
+        with Session(connection, **SESSION_OPTIONS) as session:
+            yield SQLiteBlockingTransaction(sessions, connection, session)
+            session.commit()
+        connection.commit()
+
+
+def _check_slot(connection: sa.Connection, slot: StepSlot) -> None:
+    """Invariant: read under the write lock, so it still holds at this transaction's commit."""
+    workflows, steps, executors = tables.workflows, tables.steps, tables.executors
+    owned = sa.exists().where(
+        workflows.c.workflow_id == slot.workflow_id,
+        workflows.c.executor_id == slot.executor_id,
+        workflows.c.state == WorkflowState.PENDING.value,
+        executors.c.executor_id == workflows.c.executor_id,
+        executors.c.state == "ALIVE",
+    )
+    recorded = sa.exists().where(
+        steps.c.workflow_id == slot.workflow_id, steps.c.step_number == slot.step_number
+    )
+    is_free = connection.execute(sa.select(owned & ~recorded)).scalar_one()
+    if not is_free:
+        msg = f"step {slot.step_number} of workflow {slot.workflow_id!r} is not free"
+        raise SlotTakenError(msg)
+
+
+def _insertion(step: StepRecord) -> sa.Insert:
+    values = {column.name: getattr(step, column.name) for column in tables.steps.columns}
+    return sa.insert(tables.steps).values(values)
