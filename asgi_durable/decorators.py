@@ -13,6 +13,7 @@ from asgi_durable.engine.registry import (
     TransactionDefinition,
     WorkflowDefinition,
 )
+from asgi_durable.engine.step_options import DEFAULT_RETRY, StepOptions
 from asgi_durable.engine.thread_calls import ThreadCalls
 from asgi_durable.retry import RetryPolicy
 
@@ -87,6 +88,7 @@ class Decorators:
         name: str | None = None,
         retry: RetryPolicy | None = ...,
         timeout: float | None = None,
+        at_most_once: bool = False,
     ) -> Callable[[FunctionT], FunctionT]: ...
 
     def step(
@@ -95,8 +97,9 @@ class Decorators:
         /,
         *,
         name: str | None = None,
-        retry: RetryPolicy | None = RetryPolicy(),  # noqa: B008  frozen
+        retry: RetryPolicy | None = DEFAULT_RETRY,
         timeout: float | None = None,
+        at_most_once: bool = False,
     ) -> Any:
         """Make a function a step: recorded inside a workflow, a plain call outside.
 
@@ -105,15 +108,16 @@ class Decorators:
             name: What the log calls it; its qualified name by default.
             retry: When it is tried again; three attempts by default, ``None`` for one.
             timeout: Seconds for each attempt; for ``async def`` functions only.
+            at_most_once: True if its body must not run a second time. That it begins is
+                durable before it does. Where its outcome got lost, as its process died say,
+                it raises ``StepInterruptedError`` from then on; whatever it raised stands,
+                for a request's retry as well. It has one attempt.
         """
+        options = StepOptions(retry=retry, timeout_seconds=timeout, at_most_once=at_most_once)
 
         def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
             definition = StepDefinition(
-                function,
-                name=name,
-                registry=self.engine.registry,
-                retry=retry,
-                timeout_seconds=timeout,
+                function, name=name, registry=self.engine.registry, options=options
             )
             calls = self.engine if definition.is_async else self.thread_calls
             return durable_function(

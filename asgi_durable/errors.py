@@ -10,6 +10,7 @@ DurableError                          500  base class; raise it, or catch this o
 ├── NonDeterministicWorkflowError     500  the code no longer does what its step log says
 ├── StepRetriesExhaustedError         500  every attempt of a step failed
 ├── StepTimeoutError                  500  an attempt of a step took too long
+├── StepInterruptedError              500  a step that runs at most once may have happened
 ├── RemoteError                       500  stands for a recorded error that cannot be rebuilt
 ├── EncodeError                       500  a value cannot be recorded
 ├── DecodeError                       500  a recorded value cannot be read back
@@ -52,6 +53,7 @@ __all__ = [
     "RequestInProgressError",
     "RequestTooLargeError",
     "ResponseNotKeptError",
+    "StepInterruptedError",
     "StepRetriesExhaustedError",
     "StepTimeoutError",
     "StorageError",
@@ -234,6 +236,24 @@ class StepTimeoutError(DurableError):
         super().__init__(f"step {step!r} took longer than {timeout_seconds} s")
         self.step = step
         self.timeout_seconds = timeout_seconds
+
+
+class StepInterruptedError(DurableError):
+    """A step that runs at most once was begun, and its outcome is not known.
+
+    It may have happened or not, and will not be begun again. Code may catch this and find
+    out, in a step of its own: every replay raises the same.
+    """
+
+    default_code = "STEP_INTERRUPTED"
+    title = "A step was interrupted, and may or may not have happened"
+    shows_message = False
+
+    def __init__(self, step: str) -> None:
+        super().__init__(
+            f"step {step!r} was interrupted: it may or may not have happened, and is not run again"
+        )
+        self.step = step
 
 
 class RemoteError(DurableError):

@@ -18,6 +18,7 @@ EXAMPLES: list[DurableError] = [
     errors.NonDeterministicWorkflowError("w1", 3, recorded="step 'a'", called="step 'b'"),
     errors.StepRetriesExhaustedError("pay", [ValueError("one"), OSError(2, "two")], 2),
     errors.StepTimeoutError("pay", 1.5),
+    errors.StepInterruptedError("pay"),
     errors.RemoteError("somewhere:Gone", "it broke"),
 ]
 EXAMPLES += [

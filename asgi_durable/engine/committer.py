@@ -14,6 +14,7 @@ from asgi_durable.errors import StorageError, StorageUnavailableError
 from asgi_durable.per_loop import PerLoop
 from asgi_durable.storage.protocol import StepLog
 from asgi_durable.storage.writes import (
+    CompleteStep,
     FinishWorkflow,
     Outcome,
     OutcomeKind,
@@ -147,7 +148,7 @@ def _take_batch(
 
 
 def _payload_bytes(write: Write) -> int:
-    if isinstance(write, RecordStep):
+    if isinstance(write, (RecordStep, CompleteStep)):
         return len(write.step.output or write.step.error or b"")
     if isinstance(write, FinishWorkflow):
         body = write.response.body if write.response is not None else None

@@ -25,6 +25,7 @@ from asgi_durable.engine.requests import Requests
 from asgi_durable.engine.run import Run
 from asgi_durable.engine.running import Running, assemble
 from asgi_durable.engine.step import run_step
+from asgi_durable.engine.step_options import StepOptions
 from asgi_durable.engine.transaction import run_plain_transaction, run_transaction
 from asgi_durable.errors import DurableUsageError, WorkflowNotFoundError
 from asgi_durable.storage.protocol import ApplicationDatabase, Storage
@@ -320,9 +321,7 @@ class Engine:
     # What handles ask
 
     def _own_step(self, function: Callable[..., Any], name: str) -> StepDefinition:
-        return StepDefinition(
-            function, name=name, registry=self.registry, retry=None, timeout_seconds=None
-        )
+        return StepDefinition(function, name=name, registry=self.registry, options=StepOptions())
 
     async def _refuse_missing(self, workflow_id: str) -> None:
         running = self.running()

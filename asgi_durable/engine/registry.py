@@ -12,8 +12,8 @@ from typing import Any, Protocol, Self, TypeVar
 
 from asgi_durable.codec import Codec
 from asgi_durable.engine.body_threads import BodyThreads
+from asgi_durable.engine.step_options import StepOptions
 from asgi_durable.errors import DecodeError, DurableUsageError, EncodeError
-from asgi_durable.retry import RetryPolicy
 from asgi_durable.type_registry import function_hints
 
 __all__ = [
@@ -159,18 +159,13 @@ class StepDefinition(Definition):
         *,
         name: str | None,
         registry: Registry,
-        retry: RetryPolicy | None,
-        timeout_seconds: float | None,
+        options: StepOptions,
     ) -> None:
         super().__init__(decorated, name=name, registry=registry)
-        if timeout_seconds is not None and not 0 < timeout_seconds < float("inf"):
-            msg = f"step {self.name!r}: timeout must be a positive number of seconds"
-            raise DurableUsageError(msg)
-        if timeout_seconds is not None and not self.is_async:
-            msg = f"step {self.name!r}: timeout is for async functions, as no thread can be stopped"
-            raise DurableUsageError(msg)
-        self.retry = retry
-        self.timeout_seconds = timeout_seconds
+        options = options.of(self.name, is_async=self.is_async)
+        self.retry = options.retry
+        self.timeout_seconds = options.timeout_seconds
+        self.at_most_once = options.at_most_once
 
 
 class TransactionDefinition(Definition):

@@ -23,7 +23,14 @@ from asgi_durable.errors import (
 )
 from asgi_durable.storage.protocol import ApplicationDatabase, Storage
 from asgi_durable.storage.records import StepRecord, StoredRun, WorkflowRecord
-from asgi_durable.storage.writes import DONE, Outcome, OutcomeKind, RecordStep, Write
+from asgi_durable.storage.writes import (
+    DONE,
+    CompleteStep,
+    Outcome,
+    OutcomeKind,
+    RecordStep,
+    Write,
+)
 from asgi_durable.telemetry_port import NO_TELEMETRY, UNSEEN_RUN, ObservedRun, TelemetrySource
 
 __all__ = ["Run", "Services"]
@@ -245,18 +252,12 @@ class Run:
         """Hand a write to the committer and return what became of it."""
         return await self.services.committer.submit(self._lane, write).wait()
 
-    def record_step(
-        self, number: int, name: str, digest: bytes, *, output: bytes | None, error: bytes | None
-    ) -> None:
+    def submit_step(self, step: StepRecord, *, has_begun: bool = False) -> None:
         """Submit a step's record.
 
-        Raises:
-            RunStopped: The run must not go on, or is over.
-        """
-        self.submit_step(self.step_record(number, name, digest, output=output, error=error))
-
-    def submit_step(self, step: StepRecord) -> None:
-        """Submit a record.
+        Args:
+            step: The record.
+            has_begun: True for the outcome of a step of which it is recorded that it has begun.
 
         Raises:
             RunStopped: The run must not go on, or is over.
@@ -265,12 +266,13 @@ class Run:
             raise RunStopped
         self.refuse_if_stopped()
         self.has_progressed = True
-        self.submit(RecordStep(step, self.executor_id))
+        write = CompleteStep if has_begun else RecordStep
+        self.submit(write(step, self.executor_id))
 
     def step_record(
         self, number: int, name: str, digest: bytes, *, output: bytes | None, error: bytes | None
     ) -> StepRecord:
-        """Return the record of a step that has just finished."""
+        """Return the record of a step that has just finished, or begun."""
         return StepRecord(
             workflow_id=self.workflow_id,
             step_number=number,

@@ -9,18 +9,16 @@ from typing import Any
 
 from asgi_durable.engine.frame import Frame, current_frame
 from asgi_durable.engine.registry import StepDefinition
+from asgi_durable.engine.replay import replayed
 from asgi_durable.engine.run import Run
-from asgi_durable.engine.values import (
-    decode_recorded,
-    infrastructure_error_in,
-    record_failure,
-)
+from asgi_durable.engine.values import decoded_failure, encode_error, infrastructure_error_in
 from asgi_durable.errors import (
     EncodeError,
     StepRetriesExhaustedError,
     StepTimeoutError,
 )
 from asgi_durable.retry import RetryPolicy
+from asgi_durable.storage.records import NO_OUTPUT
 
 __all__ = ["run_step"]
 
@@ -44,9 +42,13 @@ async def run_step(
     digest = registry.digest(definition, args, kwargs)
     recorded = run.recorded_step(number, definition.name, digest)
     if recorded is not None:
-        return decode_recorded(run, recorded.output, recorded.error)
+        return await replayed(run, recorded)
 
-    # Invariant: what came before is durable before this body has its side effects.
+    if definition.at_most_once:
+        begun = run.step_record(number, definition.name, digest, output=None, error=None)
+        run.submit_step(begun)
+    # Invariant: what came before is durable before this body has its side effects; and that it
+    # has begun as well, if no other execution may begin it.
     await run.settle()
     observer = run.services.telemetry.observer
     with observer.step(run.workflow, definition.name, number, kind="step"):
@@ -69,11 +71,26 @@ async def run_step(
                 raise run.stop(outage, goes_on=True) from error
             failure = error
         else:
-            run.record_step(number, definition.name, digest, output=output, error=None)
+            step = run.step_record(number, definition.name, digest, output=output, error=None)
+            run.submit_step(step, has_begun=definition.at_most_once)
             return registry.codec.decode(output)
         finally:
             current_frame.reset(token)
-        raise record_failure(run, number, definition.name, digest, failure)
+        raise _record_failure(run, definition, number, digest, failure)
+
+
+def _record_failure(
+    run: Run, definition: StepDefinition, number: int, digest: bytes, failure: Exception
+) -> Exception:
+    """Submit the record of a step that failed; return the error to raise.
+
+    It is the error as a replay will see it, with the traceback of its first appearance.
+    """
+    encoded = encode_error(run.services.registry.codec, failure)
+    output = NO_OUTPUT if definition.at_most_once else None
+    step = run.step_record(number, definition.name, digest, output=output, error=encoded)
+    run.submit_step(step, has_begun=definition.at_most_once)
+    return decoded_failure(run, encoded, failure)
 
 
 async def _try_again(

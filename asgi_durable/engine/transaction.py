@@ -13,10 +13,10 @@ from typing import Any
 from asgi_durable.engine.endings import OwnedElsewhereError
 from asgi_durable.engine.frame import Frame, current_frame
 from asgi_durable.engine.registry import TransactionDefinition
+from asgi_durable.engine.replay import replayed
 from asgi_durable.engine.run import Run, Services
 from asgi_durable.engine.transaction_places import place_of
 from asgi_durable.engine.values import (
-    decode_recorded,
     decoded_failure,
     encode_error,
     infrastructure_error_in,
@@ -75,7 +75,7 @@ async def run_transaction(
     digest = registry.digest(definition, args, kwargs)
     recorded = run.recorded_step(number, definition.name, digest)
     if recorded is not None:
-        return decode_recorded(run, recorded.output, recorded.error)
+        return await replayed(run, recorded)
 
     # Invariant: what came before is durable before this body has its side effects; and
     # nothing of this run waits in the committer while the transaction holds the write lock.
@@ -94,7 +94,7 @@ async def run_transaction(
                 raise decoded_failure(run, step.error, error) from None
         run.refuse_other_step(step, definition.name, digest)
         transaction.place.add_to_log(step)
-        return decode_recorded(run, step.output, step.error)
+        return await replayed(run, step)
 
 
 async def _failed(run: Run, transaction: _Transaction, error: Exception) -> StepRecord:

@@ -21,7 +21,6 @@ __all__ = [
     "decoded_failure",
     "encode_error",
     "infrastructure_error_in",
-    "record_failure",
 ]
 
 MAX_MESSAGE_CHARACTERS = 10_000
@@ -35,19 +34,6 @@ def encode_error(codec: Codec, error: Exception) -> bytes:
         kind = type(error)
         name = f"{kind.__module__}:{kind.__qualname__}"
         return codec.encode(RemoteError(name, _text(error)[:MAX_MESSAGE_CHARACTERS]))
-
-
-def record_failure(
-    run: Run, number: int, name: str, digest: bytes, failure: Exception
-) -> Exception:
-    """Submit the record of a step that failed; return the error to raise.
-
-    It is the error as a replay will see it, with the traceback of its first appearance.
-    """
-    codec = run.services.registry.codec
-    encoded = encode_error(codec, failure)
-    run.record_step(number, name, digest, output=None, error=encoded)
-    return decoded_failure(run, encoded, failure)
 
 
 def decoded_failure(run: Run, encoded: bytes, failure: Exception) -> Exception:

@@ -7,6 +7,7 @@ from enum import StrEnum
 from asgi_durable.value_class import value_class
 
 __all__ = [
+    "NO_OUTPUT",
     "TOMBSTONE_STATUS",
     "ResponseRecord",
     "StepRecord",
@@ -18,6 +19,8 @@ __all__ = [
 
 # In the place of an expired answer's status; no answer has it.
 TOMBSTONE_STATUS = 0
+# Beside the error of a step that runs at most once; no value is encoded so.
+NO_OUTPUT = b""
 
 
 class WorkflowState(StrEnum):
@@ -84,10 +87,18 @@ class WorkflowRecord:
 
 @value_class(kw_only=True)
 class StepRecord:
-    """One finished step: its encoded output, or its encoded error.
+    """One step that is finished, or has begun.
+
+    A step that runs at most once is recorded before it runs, with neither output nor error.
+    Its failure stands: it is not dropped when the failures of a workflow are, and has
+    ``NO_OUTPUT`` beside its error. Every other record has either an output or an error.
 
     Attributes:
         digest: Of the arguments, 16 bytes.
+        output: Encoded result.
+        error: Encoded exception.
+        finished_at_us: Microseconds since 1970, UTC, by the writer's clock; until it is
+            finished, when it has begun.
     """
 
     workflow_id: str
@@ -97,6 +108,11 @@ class StepRecord:
     output: bytes | None
     error: bytes | None
     finished_at_us: int
+
+    @property
+    def is_finished(self) -> bool:
+        """False for a step that has begun and has no outcome."""
+        return self.output is not None or self.error is not None
 
 
 @value_class(kw_only=True)

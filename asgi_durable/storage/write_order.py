@@ -8,6 +8,7 @@ from typing import Any
 from asgi_durable.storage.writes import (
     AcquitWorkflow,
     ClaimRequest,
+    CompleteStep,
     FinishWorkflow,
     ForgetRequest,
     RecordStep,
@@ -26,6 +27,7 @@ _STAGES: dict[type[Any], int] = {
     ClaimRequest: HEAD,
     ResumeWorkflow: HEAD,
     RecordStep: STEP,
+    CompleteStep: STEP,
     FinishWorkflow: TAIL,
     AcquitWorkflow: TAIL,
     ReleaseWorkflow: TAIL,
@@ -50,7 +52,7 @@ def write_order(writes: Sequence[Write]) -> Iterator[list[int]]:
         number, last_stage = reached.get(workflow_id, (0, -1))
         if stage < last_stage or stage == last_stage != STEP:
             number += 1
-        if isinstance(write, RecordStep):
+        if isinstance(write, (RecordStep, CompleteStep)):
             place = (number, workflow_id, write.step.step_number)
             number += place in places
             places.add((number, *place[1:]))
@@ -71,7 +73,7 @@ def is_one_group(writes: Iterable[Write]) -> bool:
         if stage < last_stage or stage == last_stage != STEP:
             return False
         reached[workflow_id] = stage
-        if isinstance(write, RecordStep):
+        if isinstance(write, (RecordStep, CompleteStep)):
             place = (workflow_id, write.step.step_number)
             if place in places:
                 return False

@@ -23,6 +23,7 @@ __all__ = [
     "MAX_TOLD_BYTES",
     "AcquitWorkflow",
     "ClaimRequest",
+    "CompleteStep",
     "FinishWorkflow",
     "ForgetRequest",
     "Outcome",
@@ -35,6 +36,7 @@ __all__ = [
     "executor_of",
     "is_same_end",
     "is_same_start",
+    "of_refused_step",
     "workflow_id_of",
 ]
 
@@ -78,7 +80,15 @@ class ResumeWorkflow:
 
 @value_class()
 class RecordStep:
-    """Insert a finished step. CONFLICT if another outcome is recorded there."""
+    """Insert a step that is finished, or has begun. CONFLICT if another record is there."""
+
+    step: StepRecord
+    executor_id: str
+
+
+@value_class()
+class CompleteStep:
+    """Give a step that has begun its outcome. CONFLICT if another one is there already."""
 
     step: StepRecord
     executor_id: str
@@ -129,6 +139,7 @@ Write = (
     | ClaimRequest
     | ResumeWorkflow
     | RecordStep
+    | CompleteStep
     | FinishWorkflow
     | AcquitWorkflow
     | ReleaseWorkflow
@@ -147,7 +158,9 @@ def workflow_id_of(write: Write) -> str:
     """Return the workflow that a write is about."""
     if isinstance(write, (StartWorkflow, ClaimRequest)):
         return write.workflow.workflow_id
-    return write.step.workflow_id if isinstance(write, RecordStep) else write.workflow_id
+    if isinstance(write, (RecordStep, CompleteStep)):
+        return write.step.workflow_id
+    return write.workflow_id
 
 
 def is_same_start(existing: WorkflowRecord, wanted: WorkflowRecord) -> bool:
@@ -167,6 +180,21 @@ def is_same_end(existing: WorkflowRecord, end: FinishWorkflow) -> bool:
         end.error,
         end.finished_at_us,
     )
+
+
+def of_refused_step(write: RecordStep | CompleteStep, existing: StepRecord | None) -> Outcome:
+    """Return what became of a step's write that has changed nothing.
+
+    Args:
+        write: It.
+        existing: The record that is there.
+    """
+    # The same record is this very write, whose answer got lost.
+    if existing == write.step:
+        return DONE
+    # An outcome is only refused beside another one; else the workflow is not the executor's.
+    is_in_the_way = existing is not None and (isinstance(write, RecordStep) or existing.is_finished)
+    return Outcome(OutcomeKind.CONFLICT) if is_in_the_way else FENCED
 
 
 class OutcomeKind(Enum):

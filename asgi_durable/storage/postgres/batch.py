@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from operator import attrgetter
 from typing import Any
@@ -24,6 +24,7 @@ from asgi_durable.storage.postgres.rows import (
 from asgi_durable.storage.records import WorkflowRecord
 from asgi_durable.storage.writes import (
     ClaimRequest,
+    CompleteStep,
     FinishWorkflow,
     RecordStep,
     StartWorkflow,
@@ -40,6 +41,11 @@ _END_COLUMNS = tuple(
     tables.workflows.c[name]
     for name in ("workflow_id", "state", "output", "error", "updated_at_us")
 )
+_OUTCOME_COLUMNS = tuple(
+    tables.steps.c[name]
+    for name in ("workflow_id", "step_number", "output", "error", "finished_at_us")
+)
+_outcome_values = attrgetter(*(column.name for column in _OUTCOME_COLUMNS))
 _END_PLACES = tuple(columns(tables.workflows).index(column.name) for column in _END_COLUMNS)
 _workflow_id = attrgetter("workflow_id")
 
@@ -54,6 +60,7 @@ class Rows:
 
     starts: list[WorkflowRecord] = field(default_factory=list)
     steps: list[RecordStep] = field(default_factory=list)
+    completions: list[CompleteStep] = field(default_factory=list)
     ends: list[FinishWorkflow] = field(default_factory=list)
     folded: dict[str, FinishWorkflow] = field(default_factory=dict)
 
@@ -69,6 +76,8 @@ class Rows:
                 ends[write.workflow_id] = write
             elif isinstance(write, (StartWorkflow, ClaimRequest)):
                 rows.starts.append(write.workflow)
+            elif isinstance(write, CompleteStep):
+                rows.completions.append(write)
         # Invariant: all parts of a statement see the same snapshot, so a row that one inserts
         # cannot be updated by another. A workflow that starts and ends is inserted as it ends.
         for workflow in rows.starts if ends else ():
@@ -84,7 +93,8 @@ class Rows:
     @property
     def count(self) -> int:
         """How many rows of workflows and steps there are."""
-        return len(self.starts) + len(self.steps) + len(self.ends)
+        steps = len(self.steps) + len(self.completions)
+        return len(self.starts) + steps + len(self.ends)
 
     def start_values(self) -> list[tuple[Any, ...]]:
         """Return the rows that are inserted for workflows."""
@@ -113,7 +123,7 @@ class Applied:
         """Tell whether a write is among it."""
         if isinstance(write, (StartWorkflow, ClaimRequest)):
             return self.is_whole or write.workflow.workflow_id in self.started
-        if isinstance(write, RecordStep):
+        if isinstance(write, (RecordStep, CompleteStep)):
             place = (write.step.workflow_id, write.step.step_number)
             return self.is_whole or place in self.recorded
         return isinstance(write, FinishWorkflow) and (
@@ -126,13 +136,14 @@ class BatchStatements:
 
     def __init__(self, names: PostgresNames) -> None:
         self._names = names
-        self._known: dict[tuple[bool, bool, bool, bool], str] = {}
+        self._known: dict[tuple[bool, ...], str] = {}
 
     async def apply(self, wire: Wire, executor_id: str, rows: Rows) -> Applied:
         """Write rows for an executor; what is in the way of one is left as it is."""
         ends = [*rows.ends, *rows.folded.values()]
         answers = [response_values(end.response) for end in ends if end.response is not None]
-        parts = (bool(rows.starts), bool(rows.steps), bool(rows.ends), bool(answers))
+        kinds = (rows.starts, rows.steps, rows.completions, rows.ends, answers)
+        parts = tuple(map(bool, kinds))
         statement = self._known.get(parts)
         if statement is None:
             statement = self._known[parts] = _Builder(self._names).statement(*parts)
@@ -142,6 +153,8 @@ class BatchStatements:
         if rows.steps:
             values += arrays_of([step_values(write.step) for write in rows.steps])
             values.append(list({write.step.workflow_id for write in rows.steps}))
+        if rows.completions:
+            values += arrays_of([_outcome_values(write.step) for write in rows.completions])
         if rows.ends:
             values += arrays_of([_end_values(end) for end in rows.ends])
         if answers:
@@ -170,30 +183,38 @@ class _Builder:
         self._parts = [f"executor AS MATERIALIZED ({names.fence('$1::text')})"]
         self._finished: list[str] = []
 
-    def statement(self, starts: bool, steps: bool, ends: bool, answers: bool) -> str:  # noqa: FBT001
+    def statement(
+        self,
+        starts: bool,  # noqa: FBT001
+        steps: bool,  # noqa: FBT001
+        completions: bool,  # noqa: FBT001
+        ends: bool,  # noqa: FBT001
+        answers: bool,  # noqa: FBT001
+    ) -> str:
         """Return the statement with the parts that are wanted."""
         if starts:
             self._add_starts()
         if steps:
             self._add_steps(with_starts=starts)
+        if completions:
+            self._add_completions()
         if ends:
             self._add_ends()
         if answers:
             self._add_answers()
-        written = [
-            name
-            for name, is_there in (("started", starts), ("recorded", steps), ("ended", ends))
-            if is_there
-        ]
-        count = " + ".join(f"(SELECT count(*) FROM {name})" for name in written)
+        started, ended = ["started"] * starts, ["ended"] * ends
+        recorded = ["recorded"] * steps + ["completed"] * completions
+        count = " + ".join(
+            f"(SELECT count(*) FROM {name})" for name in [*started, *recorded, *ended]
+        )
         return (
             f"WITH {', '.join(self._parts)}, "
             f"result AS MATERIALIZED (SELECT {count} = $2::int8 AS is_whole) "
             "SELECT EXISTS (SELECT 1 FROM executor) AS is_alive, is_whole, "
-            f"{_returned('started', 'workflow_id', starts)} AS started, "
-            f"{_returned('recorded', 'workflow_id', steps)} AS recorded_ids, "
-            f"{_returned('recorded', 'step_number', steps, 'int4[]')} AS recorded_numbers, "
-            f"{_returned('ended', 'workflow_id', ends)} AS ended FROM result"
+            f"{_returned(started, 'workflow_id')} AS started, "
+            f"{_returned(recorded, 'workflow_id')} AS recorded_ids, "
+            f"{_returned(recorded, 'step_number', 'int4[]')} AS recorded_numbers, "
+            f"{_returned(ended, 'workflow_id')} AS ended FROM result"
         )
 
     def _add_starts(self) -> None:
@@ -218,6 +239,19 @@ class _Builder:
             f"recorded AS (INSERT INTO {self._names.steps} ({names}) "
             f"SELECT {list_of(tables.steps, 'new')} FROM {source} "
             f"WHERE {_is_among(owned)} ON CONFLICT DO NOTHING RETURNING workflow_id, step_number)"
+        )
+
+    def _add_completions(self) -> None:
+        source = self._parameters.unnest(_OUTCOME_COLUMNS, "new")
+        owner = each_of(self._names.workflows, "w.workflow_id = new.workflow_id")
+        place = "s.workflow_id = new.workflow_id AND s.step_number = new.step_number"
+        self._parts.append(
+            f"completed AS (UPDATE {self._names.steps} AS target SET output = new.output, "
+            "error = new.error, finished_at_us = new.finished_at_us "
+            f"FROM {source} {owner} {each_of(self._names.steps, place, 's')} CROSS JOIN executor "
+            # The first outcome stands.
+            f"WHERE target.ctid = s.place AND s.output IS NULL AND s.error IS NULL AND {OWNED} "
+            "RETURNING target.workflow_id, target.step_number)"
         )
 
     def _add_ends(self) -> None:
@@ -252,11 +286,12 @@ def _is_among(query: str) -> str:
     return f"(new.workflow_id IN ({query})) IS TRUE"
 
 
-def _returned(part: str, column: str, is_there: bool, array_type: str = "text[]") -> str:  # noqa: FBT001
-    if not is_there:
+def _returned(parts: Sequence[str], column: str, array_type: str = "text[]") -> str:
+    if not parts:
         return f"'{{}}'::{array_type}"
     # What everybody knows is not sent.
-    return f"CASE WHEN NOT is_whole THEN ARRAY(SELECT {column} FROM {part}) END"
+    arrays = " || ".join(f"ARRAY(SELECT {column} FROM {part})" for part in parts)
+    return f"CASE WHEN NOT is_whole THEN {arrays} END"
 
 
 def _end_values(end: FinishWorkflow) -> tuple[Any, ...]:

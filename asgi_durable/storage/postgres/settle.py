@@ -18,13 +18,14 @@ from asgi_durable.storage.postgres.rows import (
     step_from,
     workflow_from,
 )
-from asgi_durable.storage.records import ResponseRecord, StepRecord, WorkflowRecord
+from asgi_durable.storage.records import ResponseRecord, WorkflowRecord
 from asgi_durable.storage.writes import (
     DONE,
     FENCED,
     MAX_TOLD_BYTES,
     AcquitWorkflow,
     ClaimRequest,
+    CompleteStep,
     FinishWorkflow,
     ForgetRequest,
     Outcome,
@@ -36,6 +37,7 @@ from asgi_durable.storage.writes import (
     Write,
     is_same_end,
     is_same_start,
+    of_refused_step,
     workflow_id_of,
 )
 
@@ -220,12 +222,13 @@ class _Settlement:
 
     async def apply_rows(self, writes: Sequence[Write]) -> None:
         """Write steps and ends of what is the executor's now; settle those that are refused."""
-        wanted = [write for write in writes if isinstance(write, (RecordStep, FinishWorkflow))]
-        rows = Rows.of(wanted)
+        kinds = (RecordStep, CompleteStep, FinishWorkflow)
+        rows = Rows.of([write for write in writes if isinstance(write, kinds)])
         if not rows.count:
             return
         applied = await self._batches.apply(self._wire, self._executor_id, rows)
-        await self._settle_steps([step for step in rows.steps if not applied.has(step)])
+        steps: list[RecordStep | CompleteStep] = [*rows.steps, *rows.completions]
+        await self._settle_steps([step for step in steps if not applied.has(step)])
         await self._settle_ends([end for end in rows.ends if not applied.has(end)])
 
     async def give_up_workflows(self, writes: Sequence[Write]) -> None:
@@ -255,14 +258,14 @@ class _Settlement:
             and found.workflow.attempts > 1
         )
 
-    async def _settle_steps(self, refused: Sequence[RecordStep]) -> None:
+    async def _settle_steps(self, refused: Sequence[RecordStep | CompleteStep]) -> None:
         if not refused:
             return
         places = [(write.step.workflow_id, write.step.step_number) for write in refused]
         rows = await self._wire.fetch(self._statements.find_steps, *zip(*places, strict=True))
         found = {(step.workflow_id, step.step_number): step for step in map(step_from, rows)}
         for write, place in zip(refused, places, strict=True):
-            self.outcomes[id(write)] = _of_step(write, found.get(place))
+            self.outcomes[id(write)] = of_refused_step(write, found.get(place))
 
     async def _settle_ends(self, refused: Sequence[FinishWorkflow]) -> None:
         if not refused:
@@ -324,13 +327,6 @@ def _of_start(write: StartWorkflow, found: _Found | None) -> Outcome:
     existing = found.workflow
     same = is_same_start(existing, write.workflow)
     return DONE if same else Outcome(OutcomeKind.CONFLICT, existing=existing)
-
-
-def _of_step(write: RecordStep, existing: StepRecord | None) -> Outcome:
-    if existing is None:
-        return FENCED
-    # The same record is this very write, whose answer got lost.
-    return DONE if existing == write.step else Outcome(OutcomeKind.CONFLICT)
 
 
 def _of_end(write: FinishWorkflow, found: _Found | None) -> Outcome:

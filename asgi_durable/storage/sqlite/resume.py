@@ -8,9 +8,10 @@ from asgi_durable.storage import tables
 
 __all__ = ["drop_trailing_failures"]
 
-# Steps and awaited children of a workflow, as (number, child's id or NULL, failed).
+# Steps and awaited children of a workflow, as (number, child's id or NULL, failed). The failure
+# of a step that runs at most once has an output beside it.
 _LOG = (
-    f"SELECT step_number, NULL, error IS NOT NULL FROM {tables.steps.name} "
+    f"SELECT step_number, NULL, error IS NOT NULL AND output IS NULL FROM {tables.steps.name} "
     "WHERE workflow_id = :id "
     "UNION ALL "
     f"SELECT parent_step, workflow_id, state = 'ERROR' FROM {tables.workflows.name} "
@@ -27,8 +28,9 @@ _REOPEN_WORKFLOW = (
 def drop_trailing_failures(
     cursor: sqlite3.Cursor, workflow_id: str, executor_id: str | None
 ) -> None:
-    """Drop the failed records that no successful record follows.
+    """Drop the failed records that nothing follows that stays.
 
+    A success stays, and so does what a step that runs at most once has left.
     A step's record is deleted. A child that was called and ended in ERROR is PENDING again,
     the executor's, and loses its own trailing failures. A child that was only started keeps
     its fate. An error that was caught and followed by a success stays recorded.

@@ -15,7 +15,7 @@ from typing import Any
 from sqlalchemy.dialects.sqlite.pysqlite import SQLiteDialect_pysqlite
 
 from asgi_durable.storage import tables
-from asgi_durable.storage.records import ResponseRecord, WorkflowRecord
+from asgi_durable.storage.records import ResponseRecord, StepRecord, WorkflowRecord
 from asgi_durable.storage.schema import pending_migrations
 from asgi_durable.storage.sqlite.errors import storage_error
 from asgi_durable.storage.sqlite.executors import LIVING
@@ -41,6 +41,7 @@ from asgi_durable.storage.writes import (
     MAX_TOLD_BYTES,
     AcquitWorkflow,
     ClaimRequest,
+    CompleteStep,
     FinishWorkflow,
     ForgetRequest,
     Outcome,
@@ -53,6 +54,7 @@ from asgi_durable.storage.writes import (
     executor_of,
     is_same_end,
     is_same_start,
+    of_refused_step,
 )
 
 __all__ = ["SQLiteWriter"]
@@ -66,6 +68,12 @@ INSERT_STEP = (
     f"INSERT INTO {tables.steps.name} ({', '.join(columns(tables.steps))}) "
     f"SELECT ?, ?, ?, ?, ?, ?, ? FROM {tables.workflows.name} WHERE {_OWNED} "
     "ON CONFLICT DO NOTHING"
+)
+# As long as it has none: the first outcome stands.
+COMPLETE_STEP = (
+    f"UPDATE {tables.steps.name} SET output = ?, error = ?, finished_at_us = ? "
+    "WHERE workflow_id = ? AND step_number = ? AND output IS NULL AND error IS NULL "
+    f"AND EXISTS (SELECT 1 FROM {tables.workflows.name} WHERE {_OWNED})"
 )
 # How many steps a statement inserts; the largest number that is left.
 STEPS_AT_ONCE = (64, 8)
@@ -188,6 +196,8 @@ class SQLiteWriter:
             INSERT_WORKFLOW, [workflow_values(w.workflow) for w in by_kind.get(StartWorkflow, ())]
         )
         self._insert_steps(by_kind.get(RecordStep, ()))
+        completions = by_kind.get(CompleteStep, ())
+        self._execute_all(COMPLETE_STEP, map(_completion_parameters, completions))
         ends = by_kind.get(FinishWorkflow, ())
         self._execute_all(FINISH_WORKFLOW, map(_finish_parameters, ends))
         answers = [response_values(end.response) for end in ends if end.response is not None]
@@ -273,12 +283,12 @@ class SQLiteWriter:
     def _record(self, write: RecordStep) -> Outcome:
         if self._changes(INSERT_STEP, _step_parameters(write)):
             return DONE
-        step = write.step
-        found = self._cursor.execute(FIND_STEP, (step.workflow_id, step.step_number)).fetchone()
-        if found is None:
-            return FENCED
-        # The same record is this very write, whose answer got lost.
-        return DONE if step_from(found) == step else Outcome(OutcomeKind.CONFLICT)
+        return of_refused_step(write, self._step(write.step))
+
+    def _complete(self, write: CompleteStep) -> Outcome:
+        if self._changes(COMPLETE_STEP, _completion_parameters(write)):
+            return DONE
+        return of_refused_step(write, self._step(write.step))
 
     def _resume(self, write: ResumeWorkflow) -> Outcome:
         existing = self._workflow(write.workflow_id)
@@ -311,6 +321,11 @@ class SQLiteWriter:
     def _changes(self, statement: str, parameters: tuple[Any, ...]) -> bool:
         return self._cursor.execute(statement, parameters).rowcount == 1
 
+    def _step(self, step: StepRecord) -> StepRecord | None:
+        place = (step.workflow_id, step.step_number)
+        found = self._cursor.execute(FIND_STEP, place).fetchone()
+        return step_from(found) if found is not None else None
+
     def _workflow(self, workflow_id: str) -> WorkflowRecord | None:
         found = self._cursor.execute(FIND_WORKFLOW, (workflow_id,)).fetchone()
         return workflow_from(found) if found is not None else None
@@ -320,6 +335,7 @@ _APPLY: dict[type, Callable[[SQLiteWriter, Any], Outcome]] = {
     StartWorkflow: SQLiteWriter._start,
     ClaimRequest: SQLiteWriter._claim,
     RecordStep: SQLiteWriter._record,
+    CompleteStep: SQLiteWriter._complete,
     ResumeWorkflow: SQLiteWriter._resume,
     FinishWorkflow: SQLiteWriter._finish,
     AcquitWorkflow: SQLiteWriter._acquit,
@@ -350,6 +366,12 @@ def _insert_steps(count: int) -> str:
 
 def _owned_step_values(write: RecordStep) -> tuple[Any, ...]:
     return (*step_values(write.step), write.executor_id)
+
+
+def _completion_parameters(write: CompleteStep) -> tuple[Any, ...]:
+    step = write.step
+    outcome = (step.output, step.error, step.finished_at_us)
+    return (*outcome, step.workflow_id, step.step_number, step.workflow_id, write.executor_id)
 
 
 def _finish_parameters(write: FinishWorkflow) -> tuple[Any, ...]:
