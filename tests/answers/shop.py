@@ -14,7 +14,7 @@ from support.asgi import Exchange, http_scope
 from support.executors import query
 from support.interruption import Gate
 
-from asgi_durable import Durable, IdempotencyPolicy
+from asgi_durable import Durable, IdempotencyPolicy, StepInterruptedError
 from asgi_durable.middleware.asgi import Message
 
 __all__ = [
@@ -55,6 +55,8 @@ class Script:
         is_plain: True to do nothing durable.
         first: What the first step is called with.
         fails_at: Steps that raise.
+        ships_once: True if the step ``ship`` runs at most once.
+        finds_out: True to go on with a step of its own where that was interrupted.
         gate: Where the step ``ship`` waits, or a plain handler.
         at_end: Called before the answer.
         error: Raised in place of the answer.
@@ -69,6 +71,8 @@ class Script:
     is_plain: bool = False
     first: str = "reserve"
     fails_at: set[str] = field(default_factory=set)
+    ships_once: bool = False
+    finds_out: bool = False
     gate: Gate = field(default_factory=_opened)
     at_end: Callable[[], Awaitable[object]] | None = None
     error: Exception | None = None
@@ -119,8 +123,7 @@ class Shop:
         self.ran: list[str] = []
         self.background_calls = 0
 
-        @durable.step(name="step", retry=None)
-        async def step(name: str) -> str:
+        async def do(name: str) -> str:
             self.ran.append(name)
             if name == "ship":
                 await self.script.gate.wait()
@@ -136,7 +139,9 @@ class Shop:
             )
             return name
 
-        self._step, self._save = step, save
+        self._step = durable.step(name="step", retry=None)(do)
+        self._step_once = durable.step(name="step", at_most_once=True)(do)
+        self._save = save
 
     async def post(self, **request: Any) -> Exchange:
         """Send a request, and return the exchange once the application is through.
@@ -186,7 +191,7 @@ class Shop:
             await script.gate.wait()
             body = f"call {self.calls}"
         else:
-            done = [await self._step(script.first), await self._step("ship")]
+            done = [await self._step(script.first), await self._ship()]
             body = json.dumps([*done, await self._save("order")])
         if script.at_end is not None:
             await script.at_end()
@@ -196,6 +201,16 @@ class Shop:
             return self._reply(script.status, b"")
         # No text: bytes that no framework may touch.
         return self._reply(script.status, b"\xff\x00" + body.encode())
+
+    async def _ship(self) -> str:
+        if not self.script.ships_once:
+            return await self._step("ship")
+        try:
+            return await self._step_once("ship")
+        except StepInterruptedError:
+            if not self.script.finds_out:
+                raise
+            return await self._step("find out")
 
     def _reply(self, status: int, body: bytes) -> Reply:
         script = self.script

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 
 import pytest
-from answers.expectations import is_own, is_problem, is_replay
+from answers.expectations import is_failure, is_own, is_problem, is_replay
 from answers.shop import ALL, Client, Shop, prefer, recorded, requests, sold
 from support.asgi import Exchange
 from support.executors import declared_dead, kill, until
@@ -32,11 +32,7 @@ async def test_a_request_whose_process_died_is_resumed_by_its_retry(
     """Row 12 of the table."""
     first, second = waiting_shop(url, framework), Shop(url, framework)
     async with second.durable:
-        await first.durable.engine.start()
-        request = asyncio.create_task(first.post())
-        await first.script.gate.reached.wait()
-        await kill(first.durable)
-        await asyncio.wait([request])
+        await dies_in_its_second_step(first)
         own = await post_until_it_is_free(second)
         replay = await second.post()
 
@@ -93,6 +89,47 @@ async def test_who_has_lost_a_request_does_not_wait_for_ever(url: str, framework
     assert late.headers("idempotent-replayed") == []
     is_own(own, 201)
     assert (first.ran, second.ran, await sold(url)) == (BEGUN, LEFT, 1)
+
+
+async def test_what_runs_at_most_once_is_not_run_by_the_retry(url: str, framework: str) -> None:
+    """Row 27 of the table."""
+    first, second = waiting_shop(url, framework), Shop(url, framework)
+    first.script.ships_once = second.script.ships_once = True
+    async with second.durable:
+        await dies_in_its_second_step(first)
+        interrupted = [await post_until_it_is_free(second), await second.post()]
+        assert await second.state(interrupted[0]) == "RETRYABLE"
+
+    for one in interrupted:
+        is_problem(one, 500, "STEP_INTERRUPTED", retryable=False)
+        assert one.headers("idempotent-replayed") == []
+    assert (first.ran, second.ran, await sold(url)) == (BEGUN, [], 0)
+    assert (await requests(url), await recorded(url)) == ([("PENDING", 3)], 2)
+
+
+async def test_code_may_find_out_what_became_of_it(url: str, framework: str) -> None:
+    """Row 27 of the table."""
+    first, second = waiting_shop(url, framework), Shop(url, framework)
+    first.script.ships_once = second.script.ships_once = second.script.finds_out = True
+    second.script.fails_at = {"find out"}
+    async with second.durable:
+        await dies_in_its_second_step(first)
+        is_failure(await post_until_it_is_free(second), 500)
+        second.script.fails_at = set()
+        own, replay = [await second.post() for _ in range(2)]
+
+    is_own(own, 201)
+    is_replay(replay, own)
+    assert first.ran == BEGUN
+    assert (second.ran, await sold(url)) == (["find out", "find out", "save"], 1)
+
+
+async def dies_in_its_second_step(shop: Shop) -> None:
+    await shop.durable.engine.start()
+    request = asyncio.create_task(shop.post())
+    await shop.script.gate.reached.wait()
+    await kill(shop.durable)
+    await asyncio.wait([request])
 
 
 async def test_a_process_that_stops_leaves_its_requests_to_others_at_once(

@@ -252,6 +252,18 @@ async def test_a_retry_goes_on_at_the_step_that_failed(url: str, framework: str)
     assert (shop.ran, await sold(url)) == (["reserve", "ship", "ship", "save"], 1)
 
 
+async def test_a_retry_does_not_repeat_what_runs_at_most_once(url: str, framework: str) -> None:
+    """Row 23 of the table."""
+    shop = Shop(url, framework)
+    shop.script.ships_once, shop.script.fails_at = True, {"ship"}
+    async with shop.durable:
+        is_failure(await shop.post(), 500)
+        shop.script.fails_at = set()
+
+        is_failure(await shop.post(), 500)
+    assert (shop.ran, await sold(url), await requests(url)) == (ALL[:2], 0, [("PENDING", 2)])
+
+
 async def test_a_final_error_is_the_answer_for_ever(url: str, framework: str) -> None:
     """Row 23 of the table."""
     shop = Shop(url, framework)

@@ -21,7 +21,7 @@ from asgi_durable import (
     StorageUnavailableError,
     WorkflowInterruptedError,
 )
-from asgi_durable.engine import recovery
+from asgi_durable.engine import committer, recovery
 from asgi_durable.storage.writes import CompleteStep, Outcome, Write
 
 pytestmark = pytest.mark.anyio
@@ -239,36 +239,52 @@ async def test_an_infrastructure_error_in_its_body_is_no_outcome(
 
 
 class Commits:
-    """What a process commits, and a place before and after each outcome of ``pay``.
+    """Fails the commit of the first outcome of ``pay``, which is made all the same.
 
     Args:
         process: It is started.
-        is_late: True if the outcome's commit arrives once *gate* is open, and whoever waits
-            for it is told that the storage is not available.
+        is_late: True if it is made once *gate* is open, and not at once.
+
+    Attributes:
+        late: What became of it.
+        before_next: Called before the next outcome of ``pay`` is committed.
     """
 
     def __init__(self, process: Process, *, is_late: bool) -> None:
         storage = storage_of(process.durable)
-        self._commit, self._is_late = storage.commit, is_late
+        self._commit = storage.commit
         self.gate = Gate()
-        self.late: list[Outcome] = []
-        self.tasks: list[asyncio.Task[None]] = []
+        if not is_late:
+            self.gate.open()
+        self.late: asyncio.Task[list[Outcome]] | None = None
+        self.before_next: Callable[[], Awaitable[None]] = self.nothing
         storage.commit = self.commit  # type: ignore[method-assign]
 
     async def commit(self, batch: Sequence[Write]) -> list[Outcome]:
-        first = any(isinstance(write, CompleteStep) for write in batch) and not self.tasks
-        if not first:
+        outcomes = [write for write in batch if isinstance(write, CompleteStep)]
+        if self.late is not None:
+            if outcomes:
+                await self.before_next()
             return await self._commit(batch)
-        if self._is_late:
-            self.tasks.append(asyncio.ensure_future(self.arrive(batch)))
-        else:
-            self.tasks.append(asyncio.ensure_future(asyncio.sleep(0)))
-            await self._commit(batch)
+        if not outcomes:
+            return await self._commit(batch)
+        self.late = asyncio.ensure_future(self.arrive(outcomes))
+        if self.gate.is_open:
+            await self.late
         raise StorageUnavailableError
 
-    async def arrive(self, batch: Sequence[Write]) -> None:
+    async def arrive(self, outcomes: Sequence[Write]) -> list[Outcome]:
         await self.gate.wait()
-        self.late += await self._commit([w for w in batch if isinstance(w, CompleteStep)])
+        return await self._commit(outcomes)
+
+    async def is_there(self) -> list[str]:
+        """Let it arrive now."""
+        assert self.late is not None
+        self.gate.open()
+        return [outcome.kind.name for outcome in await self.late]
+
+    async def nothing(self) -> None:
+        """Nothing is done."""
 
 
 async def test_an_outcome_whose_answer_got_lost_is_written_again(url: str) -> None:
@@ -277,7 +293,7 @@ async def test_an_outcome_whose_answer_got_lost_is_written_again(url: str) -> No
         commits = Commits(process, is_late=False)
         assert await process.run(process.order) == "paid"
 
-    assert commits.tasks
+    assert await commits.is_there() == ["DONE"]
     assert (process.ran, await log_of(url)) == (["pay"], [("pay", "succeeded")])
 
 
@@ -285,22 +301,42 @@ async def test_an_outcome_that_arrives_late_changes_nothing_any_more(
     url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(recovery, "FIRST_DELAY_SECONDS", 0.01)
+    monkeypatch.setattr(committer, "FEWEST_ATTEMPTS", 1)
     look = Gate()
     process = Process(url, look=look.wait, storage_patience=0.0)
     async with process.durable:
         commits = Commits(process, is_late=True)
-        # A second attempt would find its own commit: nobody makes it here.
-        monkeypatch.setattr("asgi_durable.engine.committer.FEWEST_ATTEMPTS", 1)
         with pytest.raises(StorageUnavailableError):
             await process.run(process.order)
         await look.reached.wait()
-        commits.gate.open()
-        await asyncio.wait(commits.tasks)
+        assert await commits.is_there() == ["CONFLICT"]
         look.open()
         assert await result_of(process.durable, "w") == LOOKED
 
-    assert [outcome.kind.name for outcome in commits.late] == ["CONFLICT"]
     assert (process.ran, await log_of(url)) == (["pay", "look"], [*FAILED, ("look", "succeeded")])
+
+
+async def test_an_outcome_that_arrives_just_in_time_is_the_one_that_counts(
+    url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(recovery, "FIRST_DELAY_SECONDS", 0.01)
+    monkeypatch.setattr(committer, "FEWEST_ATTEMPTS", 1)
+    process = Process(url, storage_patience=0.0)
+    arrived = []
+    async with process.durable:
+        commits = Commits(process, is_late=True)
+
+        async def arrive() -> None:
+            arrived.extend(await commits.is_there())
+
+        commits.before_next = arrive
+        with pytest.raises(StorageUnavailableError):
+            await process.run(process.careless)
+        # The run that found nothing yet has not ended with that.
+        assert await result_of(process.durable, "w") == "paid"
+
+    assert arrived == ["DONE"]
+    assert (process.ran, await log_of(url)) == (["pay"], [("pay", "succeeded")])
 
 
 async def test_its_time_limit_is_an_outcome(url: str) -> None:

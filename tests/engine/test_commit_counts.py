@@ -122,3 +122,23 @@ async def test_on_postgres_a_workflow_of_one_step_is_two_statements_that_commit_
     assert all("INSERT INTO" in text for text in batches)
     others = [text for text in executed if text not in batches]
     assert not [text for text in others if "BEGIN" in text or "asgi_durable_steps" in text]
+
+
+async def test_a_step_that_runs_at_most_once_costs_one_commit_more(durable: Durable) -> None:
+    @durable.step
+    async def step() -> None: ...
+
+    @durable.step(at_most_once=True)
+    async def once() -> None: ...
+
+    @durable.workflow
+    async def work() -> None:
+        await step()
+        await once()
+        await step()
+
+    with written_statements(durable) as statements:
+        await work()
+
+    # What came before it is written with its beginning: three steps, the end, no more.
+    assert statements.count("COMMIT") == 4

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Awaitable, Callable
 
 import pytest
 from opentelemetry.sdk.trace.sampling import (
@@ -16,7 +17,7 @@ from opentelemetry.trace import StatusCode
 from support.interruption import Gate
 from support.spans import Spans, links_of, span_id
 
-from asgi_durable import Durable, RetryPolicy
+from asgi_durable import Durable, RetryPolicy, StepInterruptedError
 
 pytestmark = pytest.mark.anyio
 
@@ -278,3 +279,34 @@ async def test_without_a_provider_there_are_no_spans(durable: Durable) -> None:
         return durable.span is None
 
     assert await work()
+
+
+async def test_a_step_that_is_interrupted_has_a_span_where_its_body_ran_alone(url: str) -> None:
+    first, second = Spans(), Spans()
+    gate = Gate()
+
+    def process(spans: Spans) -> tuple[Durable, Callable[[], Awaitable[None]]]:
+        durable = Durable(url, telemetry=spans.telemetry, drain_timeout=0.0)
+
+        @durable.step(name="pay", at_most_once=True)
+        async def pay() -> None:
+            await gate.wait()
+
+        @durable.workflow(name="order")
+        async def order() -> None:
+            await pay()
+
+        return durable, order
+
+    durable, order = process(first)
+    async with durable:
+        await durable.options(workflow_id="w").start_workflow(order)
+        await gate.reached.wait()
+    durable, _ = process(second)
+    async with durable:
+        handle = await durable.retrieve_workflow("w")
+        with pytest.raises(StepInterruptedError):
+            await handle.get_result()
+
+    assert first.trees() == [("durable.run order", [("durable.step pay", [])])]
+    assert second.trees() == [("durable.run order", [])]
