@@ -26,6 +26,7 @@ DurableError                          500  base class; raise it, or catch this o
     ├── KeyExpiredError               410  the request was done, and its answer has expired
     ├── AttemptsExhaustedError        500  the request was tried as often as it may be
     ├── OutcomeUnknownError           503  it is not known whether the answer was kept
+    ├── PolicyFailedError             500  a function of the policy raised
     └── PrincipalUnavailableError     500  it cannot be told whose request it is
 """
 
@@ -47,6 +48,7 @@ __all__ = [
     "KeyReusedError",
     "NonDeterministicWorkflowError",
     "OutcomeUnknownError",
+    "PolicyFailedError",
     "PrincipalUnavailableError",
     "RecoveryAttemptsExceededError",
     "RemoteError",
@@ -385,6 +387,23 @@ class OutcomeUnknownError(IdempotencyError):
     default_status = 503
     title = "The request's outcome is not known"
     retryable = True
+
+
+class PolicyFailedError(IdempotencyError):
+    """A function that the policy was given has raised; the request is not served at all.
+
+    What such a function raises as a ``DurableError`` is the answer itself.
+    """
+
+    default_code = "POLICY_FAILED"
+    default_status = 500
+    title = "The policy of the request cannot be applied"
+    shows_message = False
+
+    @classmethod
+    def of(cls, error: Exception, function: str) -> PolicyFailedError:
+        """Return the answer to what a function has raised."""
+        return cls(f"{function} raised {type(error).__name__}: {error}")
 
 
 class PrincipalUnavailableError(IdempotencyError):

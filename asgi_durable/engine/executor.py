@@ -88,10 +88,13 @@ class Executor:
             timeout_seconds: How long to wait.
         """
         give_up_at = time.monotonic() + timeout_seconds
-        while self.id == old_id and time.monotonic() < give_up_at:
+        while self.id == old_id:
             self.beat_soon()
-            await asyncio.sleep(RENAMING_POLL_SECONDS)
-        return self.id != old_id
+            left_seconds = give_up_at - time.monotonic()
+            if left_seconds <= 0:
+                return False
+            await asyncio.sleep(min(RENAMING_POLL_SECONDS, left_seconds))
+        return True
 
     def send(self, executor_id: str | None, message: str) -> None:
         """Send a hint to an executor, or to all others; may be called from any thread."""

@@ -190,6 +190,18 @@ class RequestRun:
         interrupted = WorkflowInterruptedError(run.workflow_id, reason)
         self._close(Interrupted(interrupted, is_released=True), "left for its retry")
 
+    async def let_go(self) -> None:
+        """Do the same where the run was stopped, and nobody is answered.
+
+        It need not be known what is durable: the retry finds what is.
+        """
+        run = self._run
+        outcome = await run.commit(ReleaseWorkflow(run.workflow_id, run.executor_id))
+        # Else it is left to the next sweep.
+        if outcome.kind is OutcomeKind.DONE:
+            interrupted = WorkflowInterruptedError(run.workflow_id, "its client has gone")
+            self._close(Interrupted(interrupted, is_released=True), "left for its retry")
+
     async def forget(self) -> None:
         """Take the claim back: nothing was recorded, and the next try starts afresh."""
         run = self._run
@@ -230,7 +242,12 @@ class Requests:
         self._twins: Counter[str] = Counter()
 
     async def claim(
-        self, request: Request, handler: Handler, *, wait_seconds: float = 0.0
+        self,
+        request: Request,
+        handler: Handler,
+        *,
+        wait_seconds: float = 0.0,
+        patience_seconds: float | None = None,
     ) -> Claim:
         """Claim a request, or say what became of the one that has its key.
 
@@ -239,14 +256,20 @@ class Requests:
             handler: Called in a task of the engine's if the request is claimed.
             wait_seconds: For how long to wait for a twin that runs already, here or elsewhere;
                 not at all where too many wait.
+            patience_seconds: For how long to wait where this process was declared dead, until
+                it goes on as another executor; the storage patience by default.
 
         Raises:
             StorageError: Nothing is known to be claimed.
+            WorkflowInterruptedError: Nothing is claimed: this process cannot for now.
         """
-        give_up_at = time.monotonic() + wait_seconds
+        now = time.monotonic()
+        patience = self._services.patience_seconds
+        rename_by = now + (patience if patience_seconds is None else patience_seconds)
+        give_up_at = now + wait_seconds
         delay, has_waited = FIRST_POLL_SECONDS, False
         while True:
-            claim = await self._claim_now(request, handler)
+            claim = await self._claim_now(request, handler, rename_by)
             left_seconds = give_up_at - time.monotonic()
             if not isinstance(claim, InProgress) or left_seconds <= 0:
                 break
@@ -294,7 +317,7 @@ class Requests:
                 del twins[workflow_id]
         return True
 
-    async def _claim_now(self, request: Request, handler: Handler) -> Claim:
+    async def _claim_now(self, request: Request, handler: Handler, rename_by: float) -> Claim:
         loop = asyncio.get_running_loop()
         workflow_id, fingerprint = request.workflow_id, request.fingerprint
         while True:
@@ -308,11 +331,11 @@ class Requests:
             row = _record(self._services, request)
             run = Run(self._services, row, loop, executor_id=row.executor_id)
             if self._active.launch(run, self._drive(run, handler, request.retention)):
-                claim = await self._outcome_of_claim(run, fingerprint)
+                claim = await self._outcome_of_claim(run, fingerprint, rename_by)
                 if claim is not None:
                     return claim
 
-    async def _outcome_of_claim(self, run: Run, fingerprint: str) -> Claim | None:
+    async def _outcome_of_claim(self, run: Run, fingerprint: str, rename_by: float) -> Claim | None:
         """Return what became of a claim, ``None`` if it is to be made again."""
         loop = asyncio.get_running_loop()
         if await wait_for(run, run.claimed, loop):
@@ -323,12 +346,12 @@ class Requests:
                 return await explain(ending.error, fingerprint, self._services.storage)
             if isinstance(ending.error, StorageError):
                 raise ending.error
-            services = self._services
-            # A dead executor claims nothing; the process goes on as another one soon.
-            if ending.is_elsewhere and await services.executor.wait_until_renamed(
-                run.executor_id, services.patience_seconds
-            ):
-                return None
+            if ending.is_elsewhere:
+                # A dead executor claims nothing; the process goes on as another one soon.
+                executor, left = self._services.executor, rename_by - time.monotonic()
+                if await executor.wait_until_renamed(run.executor_id, left):
+                    return None
+                raise ending.error
         return Claimed(run)
 
     async def _drive(self, run: Run, handler: Handler, retention: Retention) -> Ending:

@@ -11,7 +11,12 @@ import re
 from collections.abc import Callable
 from typing import Any
 
-from asgi_durable.errors import KeyMalformedError, PrincipalUnavailableError
+from asgi_durable.errors import (
+    DurableError,
+    KeyMalformedError,
+    PolicyFailedError,
+    PrincipalUnavailableError,
+)
 from asgi_durable.middleware.asgi import Scope, header_values
 
 __all__ = [
@@ -164,9 +169,12 @@ def request_fingerprint(
         scope: An HTTP scope.
         body: The whole request body.
         configured: The application's own way, from the same.
+
+    Raises:
+        PolicyFailedError: That failed.
     """
     if configured is not None:
-        return "own:" + _digest(configured(scope, body).encode()).hex()
+        return "own:" + _digest(_own_fingerprint(scope, body, configured)).hex()
     media_type = b",".join(header_values(scope["headers"], b"content-type"))
     encoding = b",".join(header_values(scope["headers"], b"content-encoding"))
     # The raw path: no two paths that the app can tell apart share a fingerprint.
@@ -176,6 +184,15 @@ def request_fingerprint(
     if not encoding and _is_json(media_type):
         body = _canonical_json(body)
     return "v1:" + _digest(method, path, query, media_type, encoding, body).hex()
+
+
+def _own_fingerprint(scope: Scope, body: bytes, configured: Callable[[Scope, bytes], str]) -> bytes:
+    try:
+        return configured(scope, body).encode()
+    except DurableError:
+        raise
+    except Exception as error:
+        raise PolicyFailedError.of(error, "fingerprint") from error
 
 
 def _is_json(media_type: bytes) -> bool:

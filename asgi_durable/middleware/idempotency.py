@@ -7,12 +7,17 @@ asked to come back, or interrupted and goes on after what is recorded.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Protocol
 
 from asgi_durable.engine.requests import Requests
-from asgi_durable.errors import DurableError, KeyMalformedError, KeyMissingError
-from asgi_durable.middleware.asgi import ASGIApp, Headers, Receive, Scope, Send
+from asgi_durable.errors import (
+    DurableError,
+    KeyMalformedError,
+    KeyMissingError,
+    PolicyFailedError,
+)
+from asgi_durable.middleware.asgi import ASGIApp, Receive, Scope, Send
 from asgi_durable.middleware.fingerprint import idempotency_key, principal_of
 from asgi_durable.middleware.idempotency_policy import IdempotencyPolicy
 from asgi_durable.middleware.keyed_request import KeyedRequest
@@ -79,7 +84,11 @@ class IdempotencyMiddleware:
         if scope["type"] != "http" or self.engine.is_in_request:
             await self.app(scope, receive, send)
         elif scope["method"] in self._policies.methods:
-            policy = self._policies.find(scope)
+            try:
+                policy = self._policies.find(scope)
+            except DurableError as error:
+                await send_problem(send, error)
+                return
             if policy is None or not (policy.required or _has_header(scope, policy.header)):
                 await self.app(scope, receive, send)
             else:
@@ -103,7 +112,7 @@ class IdempotencyMiddleware:
         try:
             key = _checked_key(scope, policy)
         except DurableError as error:
-            await send_problem(send, error, headers=_links(policy))
+            await send_problem(send, error, headers=policy.links)
             return
         connection = Connection(scope, receive, send)
         request = KeyedRequest(self.app, self.engine.requests, policy, self._pages, connection)
@@ -127,14 +136,16 @@ def _checked_key(scope: Scope, policy: IdempotencyPolicy) -> bytes:
     if key is None:
         msg = f"this request needs the header {policy.header_name}"
         raise KeyMissingError(msg)
-    if policy.validate_key is not None and not policy.validate_key(key.decode("ascii")):
+    if policy.validate_key is not None and not _is_valid(key, policy.validate_key):
         msg = "this key is not accepted here"
         raise KeyMalformedError(msg)
     return key
 
 
-def _links(policy: IdempotencyPolicy) -> Headers:
-    """Return where the use of keys is explained."""
-    if policy.docs_url is None:
-        return []
-    return [(b"link", f'<{policy.docs_url}>; rel="describedby"'.encode("ascii"))]
+def _is_valid(key: bytes, validate_key: Callable[[str], bool]) -> bool:
+    try:
+        return validate_key(key.decode("ascii"))
+    except DurableError:
+        raise
+    except Exception as error:
+        raise PolicyFailedError.of(error, "validate_key") from error

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from asgi_durable.errors import DurableUsageError
-from asgi_durable.middleware.asgi import Scope
+from asgi_durable.middleware.asgi import Headers, Scope
 
 __all__ = ["IdempotencyPolicy"]
 
@@ -43,7 +43,8 @@ class IdempotencyPolicy:
         methods: HTTP methods that are covered; on others the key has no effect.
         required: True to answer a covered request without a key 400.
         header_name: Header that carries the key.
-        docs_url: Where the use of keys is explained; linked from the answers to wrong ones.
+        docs_url: Where the use of keys is explained; linked from the
+            problem answers about a key.
         validate_key: Returns whether a key is accepted; others are answered 400.
         scope: Within what a key is unique: with ``"principal"`` each principal has its own, and
             one that is sent to another endpoint is a mistake (422); with ``"endpoint"`` each
@@ -81,7 +82,8 @@ class IdempotencyPolicy:
         max_lifetime: Seconds that a request is kept which nobody retries and which has no
             answer; 7 days.
         stream_after: Seconds without a further piece of a body that is not complete, after
-            which what there is of it is sent.
+            which what there is of it is sent; it is sent as well after four times as long,
+            however fast the pieces follow each other.
         max_request_body: Bytes; a longer body is answered 413.
         max_response_body: Bytes; a longer answer passes through and is not kept.
 
@@ -139,6 +141,13 @@ class IdempotencyPolicy:
         if self.max_attempts is not None and not self.max_attempts >= 1:
             msg = f"max_attempts must be at least 1, got {self.max_attempts!r}"
             raise DurableUsageError(msg)
+
+    @property
+    def links(self) -> Headers:
+        """Where the use of keys is explained, for the answers to wrong ones."""
+        if self.docs_url is None:
+            return []
+        return [(b"link", f'<{self.docs_url}>; rel="describedby"'.encode("ascii"))]
 
     @property
     def twins_wait(self) -> float:

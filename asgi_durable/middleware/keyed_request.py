@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import time
-from typing import Any
 
 from asgi_durable.context import current_request
 from asgi_durable.engine.requests import (
@@ -34,7 +33,7 @@ from asgi_durable.middleware.fingerprint import (
 )
 from asgi_durable.middleware.idempotency_policy import IdempotencyPolicy
 from asgi_durable.middleware.prefer import preferences
-from asgi_durable.middleware.problem_details import send_problem
+from asgi_durable.middleware.problem_details import AboutKey, current_key, send_problem
 from asgi_durable.middleware.replay import send_answer
 from asgi_durable.middleware.request_attempt import Connection, RequestAttempt
 from asgi_durable.middleware.request_body import ReplayedBody, read_body
@@ -74,7 +73,7 @@ class KeyedRequest:
         self._wanted = preferences(connection.scope)
         self._marks: Headers = []
         self._location: Headers = []
-        self._members: dict[str, Any] = {}
+        self._about = AboutKey()
         self._lost_at: float | None = None
 
     async def serve(self, key: bytes) -> None:
@@ -84,9 +83,17 @@ class KeyedRequest:
             ClientGoneError: The client went away before its request was complete.
             Exception: What the app raised.
         """
+        # The app's own task, and what it calls, inherit it.
+        token = current_key.set(self._about)
+        try:
+            await self._serve(key)
+        finally:
+            current_key.reset(token)
+
+    async def _serve(self, key: bytes) -> None:
         name = self._policy.header
         self._marks = [(name, header_values(self._scope["headers"], name)[0])]
-        self._members = {"idempotency_key": key.decode("ascii")}
+        self._about.members["idempotency_key"] = key.decode("ascii")
         # Of the app's changes to it none may be left where it is called again.
         scope_before = dict(self._scope)
         try:
@@ -115,7 +122,7 @@ class KeyedRequest:
             # Now: a router that the app consists of changes the scope's path.
             location = self._pages.location(scope, workflow_id)
             self._location = [location]
-            self._members["instance"] = location[1].decode("ascii")
+            self._about.members["instance"] = location[1].decode("ascii")
         context = current_request.get()
         tombstone_seconds = policy.tombstone_retention if policy.on_expired == "reject" else 0.0
         return Request(
@@ -132,7 +139,10 @@ class KeyedRequest:
         try:
             with attempt.noticing_cancellation():
                 claim = await self._requests.claim(
-                    request, attempt.handle, wait_seconds=self._twins_wait()
+                    request,
+                    attempt.handle,
+                    wait_seconds=self._twins_wait(),
+                    patience_seconds=self._policy.max_wait,
                 )
         except StorageError as error:
             if self._policy.on_store_error == "bypass":
@@ -178,10 +188,12 @@ class KeyedRequest:
         logger.debug("Request %s: asked for again, %s", workflow_id, type(claim).__name__)
         match claim:
             case Answered():
-                await send_answer(self._send, claim.response, self._marks)
+                self._about.members["run"] = claim.workflow.attempts
+                await send_answer(self._send, claim.response, self._marks, links=self._policy.links)
             case InProgress() if self._accepted_after() is not None:
                 await self._accept(workflow_id)
             case InProgress():
+                self._about.members["run"] = claim.workflow.attempts
                 self._marks += self._location
                 message = "the first request with this key is still running; try again later"
                 await self._refuse(RequestInProgressError(message))
@@ -201,7 +213,8 @@ class KeyedRequest:
         await send_accepted(self._send, workflow_id, headers)
 
     async def _refuse(self, error: DurableError) -> None:
-        await send_problem(self._send, error, headers=self._marks, members=self._members)
+        headers = [*self._marks, *self._policy.links]
+        await send_problem(self._send, error, headers=headers)
 
     async def _serve_without_protection(self, body: bytes) -> None:
         marks = [*self._marks, IGNORED]

@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
-from asgi_durable.errors import DurableUsageError
+from asgi_durable.errors import DurableError, DurableUsageError, PolicyFailedError
 from asgi_durable.middleware.asgi import Scope, route_path
 from asgi_durable.middleware.idempotency_policy import IdempotencyPolicy
 
@@ -61,7 +61,11 @@ class PolicyRoutes:
             self.methods |= _CHANGING
 
     def find(self, scope: Scope) -> IdempotencyPolicy | None:
-        """Return the policy of a request, ``None`` if none covers its method."""
+        """Return the policy of a request, ``None`` if none covers its method.
+
+        Raises:
+            PolicyFailedError: What finds the policy of a handler failed.
+        """
         policy = self._default
         if not self._is_one_for_all:
             policy = self._of_route(scope) or self._of_handler(scope) or policy
@@ -79,7 +83,12 @@ class PolicyRoutes:
         return found
 
     def _of_handler(self, scope: Scope) -> IdempotencyPolicy | None:
-        return self._find(scope) if self._find is not None else None
+        try:
+            return self._find(scope) if self._find is not None else None
+        except DurableError:
+            raise
+        except Exception as error:
+            raise PolicyFailedError.of(error, "find_policy") from error
 
 
 def _read(route: str, policy: IdempotencyPolicy | None) -> _Route:

@@ -5,21 +5,52 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Mapping
+from contextvars import ContextVar
+from dataclasses import dataclass, field
 from http import HTTPStatus
 from typing import Any
 
 from asgi_durable.context import current_request
 from asgi_durable.engine.frame import current_frame
-from asgi_durable.errors import DurableError, FinalError
+from asgi_durable.errors import (
+    DurableError,
+    FinalError,
+    NonDeterministicWorkflowError,
+    RecoveryAttemptsExceededError,
+)
 from asgi_durable.middleware.asgi import ASGIApp, Headers, Message, Receive, Scope, Send
 
-__all__ = ["ProblemDetailsMiddleware", "problem_response", "send_problem"]
+__all__ = [
+    "AboutKey",
+    "ProblemDetailsMiddleware",
+    "current_key",
+    "problem_response",
+    "send_problem",
+]
 
 logger = logging.getLogger(__name__)
 
 CONTENT_TYPE = b"application/problem+json"
 TYPE_PREFIX = "urn:asgi-durable:problem:"
 RETRY_AFTER_SECONDS = 1
+# A retry comes to the same: no other code does what is recorded, and a workflow is set aside.
+_IN_VAIN = (FinalError, NonDeterministicWorkflowError, RecoveryAttemptsExceededError)
+
+
+@dataclass(slots=True)
+class AboutKey:
+    """What every problem answer to a keyed request says of it.
+
+    Attributes:
+        members: Of the problem object: ``idempotency_key``, ``instance``, ``run``.
+        is_resumed: True once its log is kept, and a retry goes on with what is recorded.
+    """
+
+    members: dict[str, Any] = field(default_factory=dict)
+    is_resumed: bool = False
+
+
+current_key: ContextVar[AboutKey | None] = ContextVar("asgi_durable_current_key", default=None)
 
 
 class ProblemDetailsMiddleware:
@@ -114,11 +145,13 @@ def problem_response(
         error: What is answered.
         members: More members of the problem object.
     """
+    about = current_key.get()
     if isinstance(error, FinalError):
-        _note_final_answer()
+        _note_final_answer(about)
     if error.status_code >= 500:
         logger.error("%s: %s", type(error).__name__, error, exc_info=error)
     request = current_request.get()
+    retryable = error.retryable or _is_resumed(error, about)
     problem: dict[str, Any] = {
         "type": TYPE_PREFIX + error.code.lower().replace("_", "-"),
         "title": error.title or _phrase(error.status_code),
@@ -127,18 +160,31 @@ def problem_response(
         "code": error.code,
         "error": type(error).__name__,
         "request_id": request.request_id if request is not None else None,
-        "retryable": error.retryable,
-        **({"retry_after": RETRY_AFTER_SECONDS} if error.retryable else {}),
+        "retryable": retryable,
+        **({"retry_after": RETRY_AFTER_SECONDS} if retryable else {}),
+        **(about.members if about is not None else {}),
         **(members or {}),
     }
     body = json.dumps(problem).encode("ascii")
     headers = [(b"content-type", CONTENT_TYPE), (b"content-length", b"%d" % len(body))]
-    if error.retryable:
+    if retryable:
         headers.append((b"retry-after", b"%d" % RETRY_AFTER_SECONDS))
     return error.status_code, headers, body
 
 
-def _note_final_answer() -> None:
+def _is_resumed(error: DurableError, about: AboutKey | None) -> bool:
+    """Tell whether a retry of the keyed request that has failed goes on with the work."""
+    return (
+        about is not None
+        and about.is_resumed
+        and error.status_code >= 500
+        and not isinstance(error, _IN_VAIN)
+    )
+
+
+def _note_final_answer(about: AboutKey | None) -> None:
+    if about is not None:
+        about.is_resumed = False
     frame = current_frame.get()
     if frame is not None and frame.run is not None:
         frame.run.has_final_answer = True

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from asgi_durable.errors import ResponseNotKeptError
@@ -19,8 +20,21 @@ __all__ = ["send_answer"]
 _WITHOUT_BODY = frozenset({204, 304})
 
 
-async def send_answer(send: Send, response: ResponseRecord, marks: Headers) -> None:
-    """Send a finished request's answer again, byte for byte."""
+async def send_answer(
+    send: Send,
+    response: ResponseRecord,
+    marks: Headers,
+    *,
+    links: Sequence[tuple[bytes, bytes]] = (),
+) -> None:
+    """Send a finished request's answer again, byte for byte.
+
+    Args:
+        send: Where it goes.
+        response: The answer.
+        marks: Put on it.
+        links: Headers of the problem answer, where the answer was not kept.
+    """
     marks = [*marks, (REPLAYED_HEADER, b"true")]
     status, body = response.status_code, response.body
     headers = decode_headers(response.headers)
@@ -32,6 +46,7 @@ async def send_answer(send: Send, response: ResponseRecord, marks: Headers) -> N
             "location": locations[0].decode("latin-1") if locations else None,
         }
         status, headers, body = problem_response(error, members=members)
+        headers += links
     elif status not in _WITHOUT_BODY:
         headers.append((b"content-length", b"%d" % len(body)))
     await send(

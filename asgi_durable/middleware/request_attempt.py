@@ -14,9 +14,9 @@ from asgi_durable.engine.requests import Claimed, RequestRun
 from asgi_durable.errors import AttemptsExhaustedError, DurableError, WorkflowInterruptedError
 from asgi_durable.middleware.asgi import ASGIApp, Headers, Message, Receive, Scope, Send
 from asgi_durable.middleware.idempotency_policy import IdempotencyPolicy
-from asgi_durable.middleware.problem_details import send_problem
+from asgi_durable.middleware.problem_details import current_key, send_problem
 from asgi_durable.middleware.request_body import ReplayedBody
-from asgi_durable.middleware.response_recording import ResponseRecorder
+from asgi_durable.middleware.response_recording import REPLAYED_HEADER, ResponseRecorder
 
 __all__ = ["Connection", "RequestAttempt"]
 
@@ -83,11 +83,18 @@ class RequestAttempt:
     async def handle(self, request: RequestRun) -> None:
         """Call the app; this is the body of the request's workflow."""
         _hide_extensions(self._scope)
+        is_used_up = self._is_used_up(request)
+        about = current_key.get()
+        if about is not None:
+            about.is_resumed = not is_used_up
+            about.members["run"] = request.attempts
+        # Nobody is answered anything else any more, nor was the one before.
+        marks = [*self._marks, (REPLAYED_HEADER, b"true")] if is_used_up else self._marks
         recorder = self._recorder = ResponseRecorder(
             request,
             self._forward,
             policy=self._policy,
-            added_headers=self._marks,
+            added_headers=marks,
             may_tell=self._body.may_tell,
         )
         try:
@@ -99,18 +106,24 @@ class RequestAttempt:
         except (asyncio.CancelledError, RunStopped):
             if not self._is_cancelled_by_client:
                 raise
-        if not recorder.complete:
+        if self._is_cancelled_by_client and request.ending is None:
+            await request.let_go()
+        elif not recorder.complete:
             # Invariant: an error is never an answer for ever; what is recorded is kept.
             await request.leave_for_retry()
         self._is_handled = True
 
-    async def _call_app(self, request: RequestRun, recorder: ResponseRecorder) -> None:
+    def _is_used_up(self, request: RequestRun) -> bool:
         most = self._policy.max_attempts
+        return most is not None and request.attempts > most
+
+    async def _call_app(self, request: RequestRun, recorder: ResponseRecorder) -> None:
         try:
-            if most is not None and request.attempts > most:
+            if self._is_used_up(request):
                 request.give_up()
-                error = AttemptsExhaustedError(f"it was tried {most} times; it is not tried again")
-                await send_problem(recorder.send, error)
+                tried = f"it was tried {self._policy.max_attempts} times; it is not tried again"
+                error = AttemptsExhaustedError(tried)
+                await send_problem(recorder.send, error, headers=self._policy.links)
             else:
                 await self._app(self._scope, self._body.receive, recorder.send)
         finally:
@@ -169,7 +182,8 @@ class RequestAttempt:
         if self._recorder is not None:
             await self._recorder.answer(error)
         else:
-            await send_problem(self._forward, error, headers=self._marks)
+            headers = [*self._marks, *self._policy.links]
+            await send_problem(self._forward, error, headers=headers)
 
     @asynccontextmanager
     async def _watching_client(self, claim: Claimed) -> AsyncIterator[None]:

@@ -58,7 +58,8 @@ class StatusPages:
         if progress.response is None:
             if wants_result:
                 error = RequestInProgressError("the request is not finished; try again later")
-                await send_problem(send, error, headers=[location])
+                members = {"instance": location[1].decode("ascii"), "run": progress.attempts}
+                await send_problem(send, error, headers=[location], members=members)
                 return
             await _send_progress(send, 200, workflow_id, progress, [])
         elif wants_result:

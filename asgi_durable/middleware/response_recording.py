@@ -48,8 +48,12 @@ _NOT_KEPT = frozenset(
 )
 # Answers about the moment or the sender, not about the request.
 _NEVER_FINAL = frozenset({401, 403, 407, 408, 421, 425, 429})
-# The client is to send the same request elsewhere, with the same key.
+# The client is to send the same request elsewhere, with the same key: another path is another
+# fingerprint, and were this answer kept the key would be a misuse there. Nothing is lost, as
+# nothing was recorded. Routers answer so where a slash is missing.
 _ASKS_AGAIN = frozenset({307, 308})
+# For how long pieces are held that follow each other without a pause, as a multiple of the pause.
+HELD_PAUSES = 4
 REPLAYED_HEADER = b"idempotent-replayed"
 # On the answer to a request that was served without any protection.
 IGNORED = (b"idempotency-status", b"ignored")
@@ -59,8 +63,9 @@ class ResponseRecorder:
     """Takes the messages that an app sends in answer to one request.
 
     Nothing of an answer reaches the client before it is committed, except where its body comes
-    in pieces, with pauses in between: they are passed on as they come, and the last one when
-    the whole is committed. An event stream, and a body longer than the limit, are not kept.
+    in pieces, with pauses in between or for long: they are passed on as they come, and the last
+    one when the whole is committed. An event stream, and a body longer than the limit, are not
+    kept.
 
     Args:
         request: What the answer is committed to.
@@ -95,6 +100,7 @@ class ResponseRecorder:
         self._body = bytearray()
         self._unsent = bytearray()
         self._is_kept = True
+        self._held_until: float | None = None
         self._pause: asyncio.TimerHandle | None = None
         self._passing_on: asyncio.Task[None] | None = None
         self.complete = False
@@ -130,7 +136,8 @@ class ResponseRecorder:
         self._may_tell.set()
         if not self._start_sent:
             self._start_sent = True
-            await send_problem(self._send, error, headers=self._added_headers)
+            headers = [*self._added_headers, *self._policy.links]
+            await send_problem(self._send, error, headers=headers)
 
     async def close(self) -> None:
         """Pass nothing on any more by itself: the app has ended."""
@@ -152,9 +159,18 @@ class ResponseRecorder:
         elif self._start_sent or not self._is_kept:
             await self._send_body(start, more=True)
         else:
-            self._pause = asyncio.get_running_loop().call_later(
-                self._policy.stream_after, self._pass_on, start
-            )
+            await self._hold(start)
+
+    async def _hold(self, start: Message) -> None:
+        """Wait for the next piece, but not for ever: they may come one by one for hours."""
+        loop, pause = asyncio.get_running_loop(), self._policy.stream_after
+        now = loop.time()
+        if self._held_until is None:
+            self._held_until = now + HELD_PAUSES * pause
+        if now > self._held_until:
+            await self._send_body(start, more=True)
+        else:
+            self._pause = loop.call_at(min(now + pause, self._held_until), self._pass_on, start)
 
     def _pass_on(self, start: Message) -> None:
         self._passing_on = asyncio.get_running_loop().create_task(self._send_body(start, more=True))

@@ -71,5 +71,8 @@ def is_problem(result: Exchange, status: int, code: str, *, retryable: bool) -> 
     seconds = result.headers("retry-after")
     assert bool(seconds) is retryable
     assert problem.get("retry_after") == (int(seconds[0]) if seconds else None)
+    if ids := result.headers("durable-id"):
+        assert problem["idempotency_key"] == result.headers("idempotency-key")[0].strip('"')
+        assert problem["instance"].endswith(f"/durable/requests/{ids[0]}")
     assert result.is_complete
     return problem

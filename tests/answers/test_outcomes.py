@@ -104,7 +104,8 @@ async def test_a_request_is_tried_as_often_as_it_may_be(url: str, framework: str
         dead = await shop.post()
         again = await elsewhere.post()
 
-    is_problem(dead, 500, "ATTEMPTS_EXHAUSTED", retryable=False)
+    assert is_problem(dead, 500, "ATTEMPTS_EXHAUSTED", retryable=False)["run"] == 3
+    assert dead.headers("idempotent-replayed") == ["true"]
     is_replay(again, dead)
     assert (shop.calls, elsewhere.calls) == (2, 0)
     assert (shop.ran, await sold(url)) == (ALL, 1)

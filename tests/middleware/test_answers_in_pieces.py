@@ -116,6 +116,31 @@ async def test_a_body_without_pauses_is_held_until_it_is_whole(url: str) -> None
     assert exchanged.body == b"ab"
 
 
+@pytest.mark.parametrize("lets_others_run", [True, False])
+async def test_pieces_without_a_pause_are_passed_on_in_the_end(
+    url: str, *, lets_others_run: bool
+) -> None:
+    durable, exchanged, pieces = durable_at(url, 0.05), Exchange(b""), []
+
+    async def serve(scope, receive, send) -> None:
+        await start(send)
+        while not exchanged.answer_began.is_set():
+            pieces.append(b"x")
+            await piece(send, b"x")
+            if lets_others_run:
+                await asyncio.sleep(0)
+        await piece(send, b"end", more=False)
+
+    wrapped = durable.wrap(serve)
+    async with durable, asyncio.timeout(60):
+        call = begin(wrapped, exchanged)
+        await call
+        again = await exchange(wrapped, keyed())
+
+    assert exchanged.body == again.body == b"".join(pieces) + b"end"
+    assert (exchanged.is_complete, again.headers("idempotent-replayed")) == (True, ["true"])
+
+
 async def test_an_empty_piece_passes_the_head_on(url: str) -> None:
     durable, gate, exchanged = durable_at(url), Gate(), Exchange(b"")
 

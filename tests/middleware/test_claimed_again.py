@@ -132,6 +132,30 @@ async def test_a_request_that_is_lost_again_and_again_is_to_come_back(url: str) 
     assert (retry.body, len(calls)) == (b"served", 3)
 
 
+@pytest.mark.parametrize("seconds", [0.0, 0.3])
+async def test_a_process_that_cannot_claim_says_so_in_time(url: str, seconds: float) -> None:
+    here, there, calls = executor(url, max_wait=seconds), executor(url), []
+
+    async def serve(scope, receive, send) -> None:
+        calls.append(1)
+        await answer(send, b"served")
+
+    app = here.wrap(serve)
+    async with here, there:
+        old_id = executor_of(here).id
+        async with declared_dead(here):
+            began_at = asyncio.get_running_loop().time()
+            refused = await exchange(app, keyed())
+            took = asyncio.get_running_loop().time() - began_at
+        await is_another(here, old_id)
+        retry = await exchange(app, keyed())
+
+    assert (refused.status, refused.headers("retry-after")) == (503, ["1"])
+    # Half of the storage patience, which it was before.
+    assert seconds <= took < 15
+    assert (retry.body, len(calls)) == (b"served", 1)
+
+
 async def test_nobody_waits_longer_for_another_executor_than_is_allowed(url: str) -> None:
     here, there = executor(url, max_wait=0.2), executor(url)
     gate, elsewhere = Gate(), Gate()

@@ -81,6 +81,26 @@ async def test_the_handler_is_cancelled_and_the_retry_goes_on_after_what_is_reco
     assert shop.ran == ["reserve", "ship", "cancelled", "ship"]
 
 
+@pytest.mark.parametrize("how", ["leaves", "is cancelled"])
+async def test_nothing_is_left_to_be_swept_up(url: str, how: str) -> None:
+    shop, exchanged = Shop(url), Exchange(b"")
+    async with shop.durable:
+        running = shop.durable.engine._running
+        assert running is not None
+        call = shop.begin(exchanged)
+        await shop.gate.reached.wait()
+        if how == "leaves":
+            exchanged.disconnected.set()
+        else:
+            call.cancel()
+        await asyncio.wait([call])
+        await until(lambda: is_free(url))
+        await until(lambda: not running.active._runs)
+
+        assert not running.recovery._wanted
+        assert not running.recovery._is_sweeping()
+
+
 async def is_free(url: str) -> bool:
     """Tell whether any process may go on with the request."""
     return await query(url, "SELECT executor_id FROM asgi_durable_workflows") == [(None,)]

@@ -794,7 +794,8 @@ async def test_an_app_that_never_answers_is_a_500_and_its_retry_runs(durable: Du
     wrapped = durable.wrap(app)
 
     first = await exchange(wrapped, keyed(), b"{}")
-    assert (first.status, first.headers("retry-after")) == (500, [])
+    assert (first.status, problem(first)["retryable"]) == (500, True)
+    assert first.headers("retry-after") == ["1"]
     assert (await exchange(wrapped, keyed(), b"{}")).body == b"late"
 
 

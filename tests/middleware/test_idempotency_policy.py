@@ -7,9 +7,10 @@ import json
 
 import pytest
 from support.asgi import answer, exchange, http_scope, keyed
+from support.executors import query
 from support.interruption import Gate
 
-from asgi_durable import Durable, DurableUsageError, IdempotencyPolicy
+from asgi_durable import Durable, DurableError, DurableUsageError, IdempotencyPolicy
 
 pytestmark = pytest.mark.anyio
 
@@ -131,15 +132,36 @@ async def test_the_application_may_say_what_makes_two_requests_the_same(url: str
     assert (other.status, json.loads(other.body)["code"]) == (422, "KEY_REUSED")
 
 
-async def test_where_a_request_cannot_be_told_from_others_nothing_runs(url: str) -> None:
-    def fails(scope, body: bytes) -> str:
-        raise LookupError
+def fails(*_: object) -> str:
+    raise LookupError("a secret")
 
-    counting, durable = Counting(), Durable(url, idempotency=IdempotencyPolicy(fingerprint=fails))
+
+@pytest.mark.parametrize("function", ["fingerprint", "validate_key", "principal"])
+async def test_where_a_function_of_the_policy_fails_nothing_runs(
+    url: str, function: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    counting, durable = Counting(), Durable(url, idempotency=IdempotencyPolicy(**{function: fails}))
     async with durable:
-        with pytest.raises(LookupError):
-            await exchange(durable.wrap(counting), keyed(), b"{}")
+        refused = await exchange(durable.wrap(counting), keyed(), b"{}")
+        rows = await query(url, "SELECT * FROM asgi_durable_workflows")
 
+    problem = json.loads(refused.body)
+    code = "PRINCIPAL_UNAVAILABLE" if function == "principal" else "POLICY_FAILED"
+    assert (refused.status, problem["code"], problem["retryable"]) == (500, code, False)
+    assert "secret" not in problem["detail"]
+    assert "LookupError: a secret" in caplog.text
+    assert (counting.calls, rows) == (0, [])
+
+
+async def test_what_a_function_of_the_policy_answers_is_the_answer(url: str) -> None:
+    def refuse(*_: object) -> str:
+        raise DurableError("not on Sundays", code="SUNDAY", status_code=403)
+
+    counting, durable = Counting(), Durable(url, idempotency=IdempotencyPolicy(fingerprint=refuse))
+    async with durable:
+        refused = await exchange(durable.wrap(counting), keyed(), b"{}")
+
+    assert (refused.status, json.loads(refused.body)["code"]) == (403, "SUNDAY")
     assert counting.calls == 0
 
 

@@ -157,10 +157,10 @@ async def test_where_the_policy_cannot_be_found_nothing_runs(durable: Durable) -
         raise LookupError(scope["path"])
 
     wrapped = IdempotencyMiddleware(app, durable.engine, find_policy=find)
-    with pytest.raises(LookupError):
-        await exchange(wrapped, keyed())
+    refused = await exchange(wrapped, keyed())
     read = await exchange(wrapped, http_scope("GET"))
 
+    assert (refused.status, json.loads(refused.body)["code"]) == (500, "POLICY_FAILED")
     assert (read.body, app.calls) == (b"call 1", 1)
 
 
