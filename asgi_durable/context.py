@@ -18,12 +18,24 @@ class RequestContext:
         method: HTTP method, for example ``"POST"``; ``"WEBSOCKET"`` for a WebSocket.
         url: Scheme, host and path. Query, user and password are left out: they hold secrets.
         client: Address of the peer, ``None`` where the server knows none.
+        traceparent: The W3C header of the trace that the client belongs to, of version 00, to
+            hand on where no OpenTelemetry does; ``None`` without one, or if it is malformed.
+        tracestate: What belongs to that; ``None`` without it, or if it is malformed.
     """
 
     request_id: str
     method: str
     url: str
     client: str | None
+    traceparent: str | None = None
+    tracestate: str | None = None
+
+    @property
+    def trace_context(self) -> str | None:
+        """Both, as a workflow keeps them: with a space between them."""
+        if self.traceparent is None or self.tracestate is None:
+            return self.traceparent
+        return f"{self.traceparent} {self.tracestate}"
 
 
 current_request: ContextVar[RequestContext | None] = ContextVar(

@@ -6,6 +6,7 @@ from contextvars import ContextVar
 from types import TracebackType
 from typing import Any, Protocol, Self
 
+from asgi_durable.context import current_request
 from asgi_durable.storage.records import WorkflowRecord
 
 __all__ = [
@@ -68,8 +69,12 @@ class Observer:
     """Is told of the engine's work. This one looks away; it is the base of those that do not."""
 
     def trace_context(self) -> str | None:
-        """Return the trace context of the current code, as a workflow keeps it."""
-        return None
+        """Return the trace context of the current code, as a workflow keeps it.
+
+        Where nobody makes spans it is the one that the request's client has sent.
+        """
+        request = current_request.get()
+        return request.trace_context if request is not None else None
 
     def run(self, workflow: WorkflowRecord, *, entries: int) -> ObservedRun:
         """Return a block for one execution of a workflow.

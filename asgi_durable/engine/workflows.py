@@ -230,6 +230,9 @@ class Workflows:
     def _new_record(self, call: Call, data: bytes, workflow_id: str) -> WorkflowRecord:
         request = current_request.get()
         parent, number = call.parent or (None, None)
+        trace_context = self._services.telemetry.observer.trace_context()
+        if trace_context is None and parent is not None:
+            trace_context = parent.workflow.trace_context
         now = time.time_ns() // 1000
         return WorkflowRecord(
             workflow_id=workflow_id,
@@ -247,7 +250,7 @@ class Workflows:
             error=None,
             created_at_us=now,
             updated_at_us=now,
-            trace_context=self._services.telemetry.observer.trace_context(),
+            trace_context=trace_context,
         )
 
 

@@ -15,15 +15,20 @@ from asgi_durable.middleware.asgi import (
     Send,
     replace_header,
 )
+from asgi_durable.trace_headers import parse_traceparent, parse_tracestate
 
 __all__ = ["RequestContextMiddleware"]
 
 # On bytes, so that only ASCII matches; nothing in it can break a header or a log line.
 _VALID_REQUEST_ID = re.compile(rb"[A-Za-z0-9._~+/=:@-]{1,128}")
+_TRACE_HEADERS = (b"traceparent", b"tracestate")
 
 
 class RequestContextMiddleware:
     """Take the request id from a header, or make one, and send it back with every answer.
+
+    The W3C headers of a trace are read as well, so that traces go on through a process without
+    OpenTelemetry.
 
     Args:
         app: The ASGI app to wrap.
@@ -41,7 +46,7 @@ class RequestContextMiddleware:
         self.app = app
         self._read_names = [name.lower().encode("ascii") for name in header_names]
         self._sent_name = self._read_names[0]
-        self._wanted = frozenset({*self._read_names, b"host"})
+        self._wanted = frozenset({*self._read_names, b"host", *_TRACE_HEADERS})
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve a request or a WebSocket."""
@@ -58,7 +63,7 @@ class RequestContextMiddleware:
                 message = {**message, "headers": headers}
             await send(message)
 
-        token = current_request.set(_request_context(scope, request_id, found.get(b"host")))
+        token = current_request.set(_request_context(scope, request_id, found))
         try:
             await self.app(scope, receive, send_with_id)
         finally:
@@ -82,7 +87,13 @@ class RequestContextMiddleware:
         return new_id()
 
 
-def _request_context(scope: Scope, request_id: str, hosts: list[bytes] | None) -> RequestContext:
+def _request_context(
+    scope: Scope, request_id: str, found: dict[bytes, list[bytes]]
+) -> RequestContext:
+    hosts, traces = found.get(b"host"), found.get(b"traceparent")
+    traceparent = tracestate = None
+    if traces is not None:
+        traceparent, tracestate = _trace_of(traces, found.get(b"tracestate", []))
     if hosts:
         # No user name or password: a client may write them into its Host header.
         host = hosts[0].decode("latin-1").rpartition("@")[2]
@@ -94,4 +105,14 @@ def _request_context(scope: Scope, request_id: str, hosts: list[bytes] | None) -
         method=scope.get("method", "WEBSOCKET"),
         url=f"{scope.get('scheme', 'http')}://{host}{scope.get('path', '')}",
         client=client[0] if client else None,
+        traceparent=traceparent,
+        tracestate=tracestate,
     )
+
+
+def _trace_of(traces: list[bytes], states: list[bytes]) -> tuple[str | None, str | None]:
+    # Of several nobody knows which one counts.
+    traceparent = parse_traceparent(traces[0].decode("latin-1")) if len(traces) == 1 else None
+    if traceparent is None or not states:
+        return traceparent, None
+    return traceparent, parse_tracestate(b",".join(states).decode("latin-1"))

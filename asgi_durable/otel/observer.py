@@ -39,7 +39,8 @@ class OtelObserver(Observer):
         self.metrics = metrics
 
     def trace_context(self) -> str | None:
-        return format_trace_context(get_current_span().get_span_context())
+        context = format_trace_context(get_current_span().get_span_context())
+        return context or super().trace_context()
 
     def run(self, workflow: WorkflowRecord, *, entries: int) -> ObservedRun:
         if self.metrics is not None and workflow.attempts > 1:

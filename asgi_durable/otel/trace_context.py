@@ -1,16 +1,12 @@
-"""Trace contexts as a workflow keeps them: W3C ``traceparent``, a space, ``tracestate``."""
+"""Span contexts as a workflow keeps them: W3C ``traceparent``, a space, ``tracestate``."""
 
 from __future__ import annotations
 
-import re
-
 from opentelemetry.trace import SpanContext, TraceFlags, TraceState
 
-__all__ = ["MAX_TRACE_STATE_CHARACTERS", "format_trace_context", "parse_trace_context"]
+from asgi_durable.trace_headers import MAX_TRACE_STATE_CHARACTERS, parse_traceparent
 
-# As the specification asks for at least; a longer one is not kept.
-MAX_TRACE_STATE_CHARACTERS = 512
-_TRACE_CONTEXT = re.compile(r"00-([0-9a-f]{32})-([0-9a-f]{16})-([0-9a-f]{2})(?: (.*))?")
+__all__ = ["format_trace_context", "parse_trace_context"]
 
 
 def format_trace_context(context: SpanContext) -> str | None:
@@ -25,15 +21,17 @@ def format_trace_context(context: SpanContext) -> str | None:
 
 def parse_trace_context(text: str | None) -> SpanContext | None:
     """Return the span context of a text, ``None`` for anything else."""
-    found = _TRACE_CONTEXT.fullmatch(text or "")
-    if found is None:
+    if text is None:
         return None
-    trace_id, span_id, flags, state = found.groups()
-    context = SpanContext(
+    first, _, state = text.partition(" ")
+    traceparent = parse_traceparent(first)
+    if traceparent is None:
+        return None
+    _, trace_id, span_id, flags = traceparent.split("-")
+    return SpanContext(
         trace_id=int(trace_id, 16),
         span_id=int(span_id, 16),
         is_remote=True,
         trace_flags=TraceFlags(int(flags, 16) & TraceFlags.SAMPLED),
         trace_state=TraceState.from_header([state]) if state else None,
     )
-    return context if context.is_valid else None

@@ -51,8 +51,8 @@ class WorkflowRecord:
         updated_at_us: The same, of the last change of state.
         crashes: How many of its executors died in a row without any new entry in its log.
         crashed_at_entry: How many entries its log had when the last of them had died.
-        trace_context: Of the span in which it was started: W3C ``traceparent``, and after a
-            space ``tracestate`` if there is one.
+        trace_context: Of the span in which it was started, else the one that its request has
+            brought: W3C ``traceparent``, and after a space ``tracestate`` if there is one.
     """
 
     workflow_id: str

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import uuid
+from dataclasses import replace
 
 import pytest
 from support.asgi import answer, exchange, http_scope
@@ -133,3 +134,46 @@ async def test_unknown_scopes_pass() -> None:
 def test_at_least_one_header_must_be_named() -> None:
     with pytest.raises(ValueError, match="header_names"):
         RequestContextMiddleware(App(), header_names=())
+
+
+TRACEPARENT = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
+
+
+async def context_of(*headers: tuple[str, str]) -> RequestContext:
+    """Send a request with headers; return what is known of it."""
+    app = App()
+    await exchange(RequestContextMiddleware(app), http_scope(headers=headers))
+    assert app.seen[0] is not None
+    return app.seen[0]
+
+
+async def test_the_trace_of_the_headers_is_told() -> None:
+    states = [("tracestate", "a=1"), ("tracestate", "b=2")]
+
+    request = await context_of(("traceparent", TRACEPARENT), *states)
+
+    assert (request.traceparent, request.tracestate) == (TRACEPARENT, "a=1,b=2")
+    assert request.trace_context == f"{TRACEPARENT} a=1,b=2"
+
+
+async def test_a_trace_needs_no_state_and_a_malformed_one_does_not_count() -> None:
+    alone = await context_of(("traceparent", TRACEPARENT))
+    malformed = await context_of(("traceparent", TRACEPARENT), ("tracestate", "?"))
+
+    assert alone.trace_context == TRACEPARENT
+    assert alone == replace(malformed, request_id=alone.request_id)
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        [],
+        [("tracestate", "a=1")],
+        [("traceparent", "\xe4"), ("tracestate", "a=1")],
+        [("traceparent", TRACEPARENT)] * 2,
+    ],
+)
+async def test_without_one_clear_trace_there_is_none(headers: list[tuple[str, str]]) -> None:
+    request = await context_of(*headers)
+
+    assert (request.traceparent, request.tracestate, request.trace_context) == (None, None, None)
