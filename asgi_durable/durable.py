@@ -23,6 +23,7 @@ from asgi_durable.ids import step_key
 from asgi_durable.middleware.asgi import ASGIApp
 from asgi_durable.middleware.idempotency import IdempotencyMiddleware
 from asgi_durable.middleware.idempotency_policy import IdempotencyPolicy
+from asgi_durable.middleware.inside import Inside, opens_a_span
 from asgi_durable.middleware.lifespan import LifespanMiddleware
 from asgi_durable.middleware.problem_details import ProblemDetailsMiddleware
 from asgi_durable.middleware.request_context import RequestContextMiddleware
@@ -266,7 +267,14 @@ class Durable(Decorators):
     # Life
 
     def wrap(self, app: ASGIApp) -> ASGIApp:
-        """Return an ASGI app with the whole stack around it."""
+        """Return an ASGI app with the whole stack around it.
+
+        Where the app opens a span for each request itself, as FastAPI does, the stack is inside
+        of that and around all else; what calls the app itself does not meet the stack.
+        """
+        return Inside(app, self._wrap_all) if opens_a_span(app) else self._wrap_all(app)
+
+    def _wrap_all(self, app: ASGIApp) -> ASGIApp:
         return self.wrap_outside(
             IdempotencyMiddleware(
                 ProblemDetailsMiddleware(app),

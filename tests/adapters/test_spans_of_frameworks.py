@@ -12,13 +12,14 @@ from opentelemetry.trace import SpanKind
 from starlette.applications import Starlette
 from starlette.responses import PlainTextResponse
 from starlette.routing import Mount, Route
-from support.asgi import exchange, http_scope
-from support.spans import Spans
+from support.asgi import exchange, http_scope, keyed
+from support.spans import Spans, links_of, span_id
 
 import asgi_durable_fastapi
 import asgi_durable_starlette
-from asgi_durable import Durable
+from asgi_durable import Durable, DurableUsageError
 from asgi_durable.middleware.asgi import ASGIApp
+from asgi_durable.middleware.inside import opens_a_span
 
 pytestmark = pytest.mark.anyio
 
@@ -43,10 +44,14 @@ def mounted_app(durable: Durable) -> ASGIApp:
 
 
 def fastapi_app(durable: Durable) -> ASGIApp:
-    return _fastapi(durable, QUIET)
+    return installed(_fastapi(durable, QUIET), durable)
 
 
-def _fastapi(durable: Durable, telemetry: Any) -> ASGIApp:
+def wrapped_fastapi_app(durable: Durable) -> ASGIApp:
+    return durable.wrap(_fastapi(durable, QUIET))
+
+
+def _fastapi(durable: Durable, telemetry: Any) -> FastAPI:
     app = FastAPI(telemetry=telemetry)
     router = APIRouter(prefix="/orders")
 
@@ -62,9 +67,27 @@ def _fastapi(durable: Durable, telemetry: Any) -> ASGIApp:
     async def find_order(order_id: int) -> int:
         return await find(order_id)
 
+    @router.post("/{order_id}")
+    async def change_order(order_id: int) -> int:
+        return order_id
+
     app.include_router(router, prefix="/shop")
+    return app
+
+
+def installed(app: FastAPI, durable: Durable) -> ASGIApp:
     asgi_durable_fastapi.install(app, durable)
     return app
+
+
+def wrapped(app: FastAPI, durable: Durable) -> ASGIApp:
+    return durable.wrap(app)
+
+
+async def wrapped_late(app: FastAPI, durable: Durable) -> ASGIApp:
+    """Wrap an application that has served a request already."""
+    await exchange(app, http_scope("GET", "/nowhere"))
+    return durable.wrap(app)
 
 
 def litestar_app(durable: Durable) -> ASGIApp:
@@ -82,7 +105,9 @@ async def tells_its_route(app: ASGIApp) -> bool:
     return "route" in scope
 
 
-@pytest.mark.parametrize("new_app", [starlette_app, mounted_app, fastapi_app, litestar_app])
+@pytest.mark.parametrize(
+    "new_app", [starlette_app, mounted_app, fastapi_app, wrapped_fastapi_app, litestar_app]
+)
 async def test_a_span_is_named_after_the_route(url: str, new_app) -> None:
     is_of_starlette = new_app in (starlette_app, mounted_app)
     if is_of_starlette and not await tells_its_route(Starlette(routes=[Route(ROUTE, order)])):
@@ -98,20 +123,103 @@ async def test_a_span_is_named_after_the_route(url: str, new_app) -> None:
     assert (span.attributes or {})["http.route"] == ROUTE
 
 
-@pytest.mark.skipif(
+opens_its_own = pytest.mark.skipif(
     "telemetry" not in inspect.signature(FastAPI).parameters, reason="this FastAPI opens none"
 )
-async def test_the_span_that_fastapi_opens_itself_is_added_to(url: str) -> None:
+
+
+def own_span(spans: Spans) -> dict[str, Any]:
+    """Return FastAPI's settings for a SERVER span of its own, and nothing else."""
+    return {"tracer_provider": spans.provider, "operation_spans": False, "metrics": False}
+
+
+@opens_its_own
+@pytest.mark.parametrize("add", [installed, wrapped, wrapped_late])
+async def test_the_span_that_fastapi_opens_itself_is_added_to(url: str, add) -> None:
     spans = Spans()
     durable = Durable(url, telemetry=spans.telemetry)
-    own = {"tracer_provider": spans.provider, "operation_spans": False, "metrics": False}
+    app = add(_fastapi(durable, own_span(spans)), durable)
+    app = await app if inspect.isawaitable(app) else app
+    spans.clear()
 
     async with durable:
         headers = [("X-Request-ID", "r1")]
-        await exchange(_fastapi(durable, own), http_scope(*REQUEST, headers))
+        await exchange(app, http_scope(*REQUEST, headers))
 
     assert spans.trees() == [(f"GET {ROUTE}", [("durable.run find", [("durable.step read", [])])])]
     request = spans.take(f"GET {ROUTE}")
     assert request.instrumentation_scope is not None
     assert request.instrumentation_scope.name == "fastapi"
     assert (request.attributes or {})["durable.request.id"] == "r1"
+
+
+@opens_its_own
+@pytest.mark.parametrize("add", [installed, wrapped])
+async def test_a_replay_has_the_span_of_fastapi_too(url: str, add) -> None:
+    spans = Spans()
+    durable = Durable(url, telemetry=spans.telemetry)
+    app = add(_fastapi(durable, own_span(spans)), durable)
+
+    async with durable:
+        answers = [await exchange(app, keyed(path=REQUEST[1])) for _ in range(2)]
+
+    assert [answer.headers("idempotent-replayed") for answer in answers] == [[], ["true"]]
+    # A replay is not led to a route.
+    assert spans.trees() == [(f"POST {ROUTE}", []), ("POST", [])]
+    outcomes = [(span.attributes or {})["idempotency.outcome"] for span in spans.ended]
+    assert outcomes == ["executed", "replayed"]
+    assert links_of(spans.ended[1]) == [span_id(spans.ended[0])]
+
+
+@opens_its_own
+async def test_a_wrapped_application_itself_does_not_meet_the_stack(url: str) -> None:
+    durable = Durable(url, telemetry=Spans().telemetry)
+    app = FastAPI(telemetry=QUIET)
+    outer = FastAPI(telemetry=QUIET)
+    outer.mount("/inner", app)
+    inner_stack, stack = durable.wrap(app), durable.wrap(outer)
+
+    async with durable:
+        alone = await exchange(app, http_scope())
+        mounted = await exchange(stack, http_scope(path="/inner/docs"))
+        both = await exchange(inner_stack, http_scope())
+
+    assert alone.headers("x-request-id") == []
+    assert len(mounted.headers("x-request-id")) == len(both.headers("x-request-id")) == 1
+
+
+@opens_its_own
+async def test_two_instances_around_one_application_have_their_own_requests(url: str) -> None:
+    spans = Spans()
+    app = FastAPI(telemetry=QUIET)
+    one, two = Durable(url, telemetry=spans.telemetry), Durable(url, request_id_headers=("X-Two",))
+    stacks = [one.wrap(app), two.wrap(app)]
+
+    async with one, two:
+        answers = [await exchange(stack, http_scope()) for stack in stacks]
+
+    assert [len(answer.headers("x-request-id")) for answer in answers] == [1, 0]
+    assert [len(answer.headers("x-two")) for answer in answers] == [0, 1]
+    assert len(spans.ended) == 1
+
+
+@opens_its_own
+async def test_middlewares_that_are_built_without_the_stack_are_an_error(durable: Durable) -> None:
+    app = FastAPI(telemetry=QUIET)
+    build = app.build_middleware_stack
+    stack = durable.wrap(app)
+    app.middleware_stack = build()
+
+    with pytest.raises(DurableUsageError, match="built anew"):
+        await exchange(stack, http_scope())
+
+
+def test_only_what_opens_a_span_itself_is_served_inside_of_it() -> None:
+    class Ours(FastAPI):
+        def __init__(self, **more: Any) -> None:
+            super().__init__(**more)
+
+    opens = "telemetry" in inspect.signature(FastAPI).parameters
+    assert [opens_a_span(app) for app in (FastAPI(), Ours())] == [opens, opens]
+    assert not opens_a_span(Starlette())
+    assert not opens_a_span(litestar_app)
