@@ -44,9 +44,15 @@ class Telemetry:
         log_names: The loggers whose records are exported; ours alone by default.
         tracer_provider: In the place of the global one.
         meter_provider: In the place of the global one.
+        continue_trace: For how many seconds after its start a workflow that is resumed without
+            a call, after a crash say, goes on in the trace that it was started in, as a child
+            of the same span; ``math.inf`` for always. Later, so by default always, its run is
+            the root of a trace of its own, linked to that span. As long as a tail sampler
+            waits, 300 say, lets a quick recovery read as one trace.
 
     Raises:
-        DurableUsageError: There are endpoints, and the extra is not installed.
+        DurableUsageError: There are endpoints, and the extra is not installed; or a number of
+            seconds is none.
     """
 
     def __init__(
@@ -57,12 +63,14 @@ class Telemetry:
         log_names: Sequence[str] = ("asgi_durable",),
         tracer_provider: TracerProvider | None = None,
         meter_provider: MeterProvider | None = None,
+        continue_trace: float = 0.0,
     ) -> None:
         self.otlp_traces_endpoints = tuple(otlp_traces_endpoints)
         self.otlp_logs_endpoints = tuple(otlp_logs_endpoints)
         self.log_names = tuple(log_names)
         self.tracer_provider = tracer_provider
         self.meter_provider = meter_provider
+        self.continue_trace = _seconds(continue_trace)
         if self._exports and not _is_installed(_EXPORTER):
             msg = "OTLP endpoints need the extra: pip install 'asgi-durable[otel]'"
             raise DurableUsageError(msg)
@@ -124,6 +132,14 @@ class Telemetry:
         return is_loaded or any(
             name in os.environ and _is_installed("opentelemetry.trace") for name in _VARIABLES
         )
+
+
+def _seconds(value: object) -> float:
+    # Not NaN, which is not less than anything either.
+    if isinstance(value, bool) or not isinstance(value, int | float) or not value >= 0:
+        msg = f"continue_trace is a number of seconds, 0 or more, got {value!r}"
+        raise DurableUsageError(msg)
+    return float(value)
 
 
 def _is_installed(module: str) -> bool:

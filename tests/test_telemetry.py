@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import logging
+import math
 import socket
 import subprocess
 import sys
@@ -189,6 +190,12 @@ def test_endpoints_without_the_extra_are_refused(monkeypatch: pytest.MonkeyPatch
 
     with pytest.raises(DurableUsageError, match=r"asgi-durable\[otel\]"):
         Telemetry(otlp_traces_endpoints=["http://localhost:4318/v1/traces"])
+
+
+@pytest.mark.parametrize("seconds", [-1, math.nan, True, "always", None])
+def test_what_is_no_number_of_seconds_is_refused(seconds: Any) -> None:
+    with pytest.raises(DurableUsageError, match="continue_trace is a number of seconds"):
+        Telemetry(continue_trace=seconds)
 
 
 async def test_a_provider_that_takes_no_exporters_is_refused(url: str) -> None:

@@ -32,11 +32,26 @@ _LINKED = frozenset({"resumed", "replayed", "waited", "conflict"})
 
 
 class OtelObserver(Observer):
-    """Makes spans where there is a tracer, and figures where there are instruments."""
+    """Makes spans where there is a tracer, and figures where there are instruments.
 
-    def __init__(self, tracer: Tracer | None, metrics: Metrics | None) -> None:
+    Args:
+        tracer: Makes the spans.
+        metrics: The instruments.
+        continue_trace: For how many seconds after a workflow's start a run that nobody calls
+            goes on in the trace of that start.
+    """
+
+    def __init__(
+        self, tracer: Tracer | None, metrics: Metrics | None, *, continue_trace: float = 0.0
+    ) -> None:
         self.tracer = tracer
         self.metrics = metrics
+        self._continue_trace = continue_trace
+
+    def goes_on_in_its_trace(self, workflow: WorkflowRecord) -> bool:
+        """Tell whether a run that nobody calls belongs to the trace of the workflow's start."""
+        limit = self._continue_trace
+        return limit > 0 and time.time() - workflow.created_at_us / 1e6 <= limit
 
     def trace_context(self) -> str | None:
         context = format_trace_context(get_current_span().get_span_context())
@@ -202,29 +217,48 @@ class _Run(_Work, ObservedRun):
             self._observer.metrics.run_duration.record(seconds, figures)
 
     def _start(self, tracer: Tracer) -> Span | None:
-        """Start a child of the current span; else, where the workflow is resumed, a root.
-
-        A root is linked to where the workflow was started, and recorded if that was.
-        """
+        """Start a child of the current span, linked to where the workflow was started."""
         current = get_current_span()
         if _is_unsampled(current):
             return None
         caller = current.get_span_context()
         origin = parse_trace_context(self._workflow.trace_context)
-        if not caller.is_valid and origin is not None and not origin.trace_flags.sampled:
-            return NonRecordingSpan(origin)
+        if not caller.is_valid and origin is not None:
+            return self._start_resumed(tracer, origin)
         links = []
         if origin is not None and origin.span_id != caller.span_id:
-            links.append(Link(origin, {"durable.link": "origin"}))
-        attributes = self._attributes()
+            links.append(_link_to(origin))
+        return tracer.start_span(self._name(), attributes=self._attributes(), links=links)
+
+    def _start_resumed(self, tracer: Tracer, origin: SpanContext) -> Span:
+        """Start a root that is linked to where the workflow was started; recorded if that was.
+
+        Where it may go on in that trace it is a child of that instead.
+        """
+        if not origin.trace_flags.sampled:
+            return NonRecordingSpan(origin)
+        name, attributes = self._name(), self._attributes()
+        if not self._observer.goes_on_in_its_trace(self._workflow):
+            links = [_link_to(origin)]
+            span = tracer.start_span(name, attributes=attributes, links=links)
+            if span.is_recording():
+                return span
+            # The sampler would drop a new trace. In its origin's it has decided to record.
+        context = set_span_in_context(NonRecordingSpan(origin))
+        return tracer.start_span(name, context=context, attributes=attributes)
+
+    def _name(self) -> str:
+        return f"durable.run {self._workflow.name}"
+
+    def _attributes(self) -> dict[str, str | int]:
+        attributes = super()._attributes()
         if self._entries:
             attributes["durable.replayed_steps"] = self._entries
-        name = f"durable.run {self._workflow.name}"
-        span = tracer.start_span(name, attributes=attributes, links=links)
-        if origin is None or caller.is_valid or span.is_recording():
-            return span
-        # The sampler would drop a new trace. In its origin's it has decided to record.
-        return tracer.start_span(name, context=_context_of(origin), attributes=attributes)
+        return attributes
+
+
+def _link_to(origin: SpanContext) -> Link:
+    return Link(origin, {"durable.link": "origin"})
 
 
 def mark_failed(span: Span | None, error: Exception) -> None:
@@ -233,10 +267,6 @@ def mark_failed(span: Span | None, error: Exception) -> None:
         span.record_exception(error)
         span.set_attribute("error.type", _name_of(error))
         span.set_status(StatusCode.ERROR, f"{type(error).__name__}: {error}")
-
-
-def _context_of(origin: SpanContext) -> Context:
-    return set_span_in_context(NonRecordingSpan(origin))
 
 
 def _is_unsampled(span: Span) -> bool:

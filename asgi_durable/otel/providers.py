@@ -32,6 +32,7 @@ class Wishes(Protocol):
     log_names: Sequence[str]
     tracer_provider: TracerProvider | None
     meter_provider: MeterProvider | None
+    continue_trace: float
 
 
 class Outlets:
@@ -47,13 +48,16 @@ class Outlets:
         tracer_provider: TracerProvider | None,
         meter_provider: MeterProvider | None,
         exporters: Any,
+        *,
+        continue_trace: float,
     ) -> None:
         tracer = tracer_provider.get_tracer(_SCOPE) if tracer_provider is not None else None
         meter = meter_provider.get_meter(_SCOPE) if meter_provider is not None else None
         self._exporters = exporters
         self.observer: Observer = NO_OBSERVER
         if tracer is not None or meter is not None:
-            self.observer = OtelObserver(tracer, Metrics(meter) if meter is not None else None)
+            metrics = Metrics(meter) if meter is not None else None
+            self.observer = OtelObserver(tracer, metrics, continue_trace=continue_trace)
         self.server_spans = ServerSpans(tracer) if tracer is not None else None
 
     async def close(self) -> None:
@@ -77,7 +81,7 @@ def open_outlets(wishes: Wishes, log_filter: logging.Filter) -> Outlets:
         if wishes.otlp_logs_endpoints:
             exporters.export_logs(wishes.otlp_logs_endpoints, wishes.log_names, log_filter)
     meter_provider = wishes.meter_provider or _global_meter_provider()
-    return Outlets(tracer_provider, meter_provider, exporters)
+    return Outlets(tracer_provider, meter_provider, exporters, continue_trace=wishes.continue_trace)
 
 
 def _global_tracer_provider() -> TracerProvider | None:

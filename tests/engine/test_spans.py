@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import Awaitable, Callable
+from typing import Any
 
 import pytest
 from opentelemetry.sdk.trace.sampling import (
@@ -75,6 +77,15 @@ ORDER = (
 )
 
 
+async def interrupted_order(url: str, spans: Spans) -> Any:
+    """Start an order and leave it in its second step; return the caller's span, if sampled."""
+    async with Shop(url, spans, waits=True) as shop:
+        with spans.provider.get_tracer("test").start_as_current_span("caller"):
+            await shop.options(workflow_id="w").start_workflow(shop.order)
+        await shop.gate.reached.wait()
+    return next((span for span in spans.ended if span.name == "caller"), None)
+
+
 async def test_steps_and_children_are_below_their_workflow(url: str) -> None:
     spans = Spans()
 
@@ -116,11 +127,7 @@ async def test_a_run_is_the_child_of_the_span_that_it_is_called_in(url: str) -> 
 
 async def test_a_resumed_run_is_a_root_linked_to_its_origin_and_replays_nothing(url: str) -> None:
     spans = Spans()
-    async with Shop(url, spans, waits=True) as shop:
-        with spans.provider.get_tracer("test").start_as_current_span("caller"):
-            await shop.options(workflow_id="w").start_workflow(shop.order)
-        await shop.gate.reached.wait()
-    caller = spans.take("caller")
+    caller = await interrupted_order(url, spans)
     interrupted = spans.take("durable.run order")
     assert (interrupted.attributes or {})["durable.outcome"] == "INTERRUPTED"
     spans.clear()
@@ -147,10 +154,7 @@ async def test_a_resumed_run_is_a_root_linked_to_its_origin_and_replays_nothing(
 async def test_what_was_not_sampled_is_not_sampled_after_a_restart_either(url: str) -> None:
     # Not even by a sampler that does not ask what is decided already.
     off, on = Spans(ALWAYS_OFF), Spans(ALWAYS_ON)
-    async with Shop(url, off, waits=True) as shop:
-        with off.provider.get_tracer("test").start_as_current_span("caller"):
-            await shop.options(workflow_id="w").start_workflow(shop.order)
-        await shop.gate.reached.wait()
+    assert await interrupted_order(url, off) is None
 
     async with Shop(url, on) as shop:
         await (await shop.retrieve_workflow("w")).get_result()
@@ -160,10 +164,7 @@ async def test_what_was_not_sampled_is_not_sampled_after_a_restart_either(url: s
 
 async def test_what_was_sampled_is_sampled_after_a_restart_as_well(url: str) -> None:
     on, rarely = Spans(), Spans(ParentBased(StaticSampler(Decision.DROP)))
-    async with Shop(url, on, waits=True) as shop:
-        with on.provider.get_tracer("test").start_as_current_span("caller"):
-            await shop.options(workflow_id="w").start_workflow(shop.order)
-        await shop.gate.reached.wait()
+    caller = await interrupted_order(url, on)
 
     async with Shop(url, rarely) as shop:
         await (await shop.retrieve_workflow("w")).get_result()
@@ -171,7 +172,47 @@ async def test_what_was_sampled_is_sampled_after_a_restart_as_well(url: str) -> 
     # The sampler has decided about that trace, and would decide anew about another one.
     run = rarely.take("durable.run order")
     assert run.parent is not None
-    assert run.parent.span_id == span_id(on.take("caller"))
+    assert run.parent.span_id == span_id(caller)
+
+
+@pytest.mark.parametrize("seconds", [300, math.inf])
+async def test_a_run_that_is_resumed_in_time_goes_on_in_its_trace(url: str, seconds) -> None:
+    first, second = Spans(), Spans(continue_trace=seconds)
+    caller = await interrupted_order(url, first)
+
+    async with Shop(url, second) as shop:
+        await (await shop.retrieve_workflow("w")).get_result()
+
+    run = second.take("durable.run order")
+    assert run.parent is not None
+    assert run.parent.span_id == span_id(caller)
+    assert {span.get_span_context().trace_id for span in second.ended} == {
+        caller.get_span_context().trace_id
+    }
+    assert links_of(run) == []
+    assert (run.attributes or {})["durable.run"] == 2
+    assert second.trees() == [(ORDER[0], ORDER[1][1:])]
+
+
+async def test_a_run_that_is_resumed_too_late_is_a_root_linked_to_its_origin(url: str) -> None:
+    first, second = Spans(), Spans(continue_trace=1e-6)
+    caller = await interrupted_order(url, first)
+
+    async with Shop(url, second) as shop:
+        await (await shop.retrieve_workflow("w")).get_result()
+
+    run = second.take("durable.run order")
+    assert (run.parent, links_of(run)) == (None, [span_id(caller)])
+
+
+async def test_what_was_not_sampled_does_not_go_on_in_its_trace_either(url: str) -> None:
+    off, on = Spans(ALWAYS_OFF), Spans(ALWAYS_ON, continue_trace=math.inf)
+    await interrupted_order(url, off)
+
+    async with Shop(url, on) as shop:
+        await (await shop.retrieve_workflow("w")).get_result()
+
+    assert on.trees() == []
 
 
 async def test_a_failed_step_is_an_error_and_so_is_a_workflow_that_lets_it_through(

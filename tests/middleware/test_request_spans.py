@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from typing import Any
 
 import pytest
@@ -128,8 +129,9 @@ async def test_a_retry_runs_what_is_left_and_is_linked_to_the_first_try(url: str
     assert first.status.status_code is StatusCode.ERROR
 
 
-async def test_a_workflow_that_failed_goes_on_below_the_retry(url: str) -> None:
-    spans = Spans()
+@pytest.mark.parametrize("seconds", [0, math.inf])
+async def test_a_workflow_that_failed_goes_on_below_the_retry(url: str, seconds: float) -> None:
+    spans = Spans(continue_trace=seconds)
     shop = Shop(url, spans)
     shop.failures = 1
 

@@ -17,15 +17,19 @@ Tree = tuple[str, list[Any]]
 class Spans:
     """A tracer provider whose spans are kept.
 
+    Args:
+        sampler: Of the provider; all are kept by default.
+        options: More arguments of ``Telemetry``.
+
     Attributes:
         telemetry: For a ``Durable`` that uses the provider.
     """
 
-    def __init__(self, sampler: Sampler | None = None) -> None:
+    def __init__(self, sampler: Sampler | None = None, **options: Any) -> None:
         self.provider = TracerProvider(sampler=sampler, shutdown_on_exit=False)
         self._exporter = InMemorySpanExporter()
         self.provider.add_span_processor(SimpleSpanProcessor(self._exporter))
-        self.telemetry = Telemetry(tracer_provider=self.provider)
+        self.telemetry = Telemetry(tracer_provider=self.provider, **options)
 
     @property
     def ended(self) -> list[ReadableSpan]:
