@@ -89,7 +89,7 @@ class Telemetry:
 
     @property
     def server_spans(self) -> ServerSpans | None:
-        """What opens the spans of requests, ``None`` where there are none."""
+        """What opens the spans of requests and takes their times; ``None`` where nothing does."""
         if not self._is_decided:
             self._decide()
         return self._server_spans

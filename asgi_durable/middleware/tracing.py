@@ -1,4 +1,4 @@
-"""A span for each request."""
+"""A span for each request, and its time."""
 
 from __future__ import annotations
 
@@ -13,12 +13,14 @@ class TracingMiddleware:
 
     It is named ``{method} {route}``, has the attributes of the stable HTTP conventions and the
     request id, goes on with the trace of the request's headers, and ends with the last piece of
-    the answer. Where the application has no OpenTelemetry, or has not set a provider before its
-    first request, requests are passed on as they are.
+    the answer. Where there is a meter provider its time goes to the figure of the conventions,
+    ``http.server.request.duration``, unless a framework or an instrumentation around this
+    middleware takes it. Where the application has no OpenTelemetry, or has not set a provider
+    before its first request, requests are passed on as they are.
 
     Args:
         app: The ASGI app to wrap.
-        telemetry: Where spans go; to the application's own provider by default.
+        telemetry: Where spans and times go; to the application's own provider by default.
     """
 
     def __init__(self, app: ASGIApp, *, telemetry: Telemetry | None = None) -> None:

@@ -7,6 +7,23 @@ from opentelemetry.metrics import Meter
 __all__ = ["Metrics"]
 
 _SECONDS = (0.001, 0.005, 0.01, 0.05, 0.1, 0.5, 1.0, 5.0, 10.0, 60.0, 300.0, 3600.0)
+# Those of the HTTP conventions.
+_REQUEST_SECONDS = (
+    0.005,
+    0.01,
+    0.025,
+    0.05,
+    0.075,
+    0.1,
+    0.25,
+    0.5,
+    0.75,
+    1.0,
+    2.5,
+    5.0,
+    7.5,
+    10.0,
+)
 _WRITES = (1.0, 2.0, 5.0, 10.0, 20.0, 50.0, 100.0, 200.0, 500.0, 1000.0)
 
 
@@ -46,6 +63,24 @@ class Metrics:
             "durable.lease.losses",
             unit="{lease}",
             description="How often this process was declared dead while it was not.",
+        )
+        self.resume_lag = meter.create_histogram(
+            "durable.resume.lag",
+            unit="s",
+            description="How long workflows taken over had been nobody's before they went on.",
+            explicit_bucket_boundaries_advisory=_SECONDS,
+        )
+        self.store_duration = meter.create_histogram(
+            "durable.store.duration",
+            unit="s",
+            description="Work of the database for the step log, by operation: commits.",
+            explicit_bucket_boundaries_advisory=_SECONDS,
+        )
+        self.request_duration = meter.create_histogram(
+            "http.server.request.duration",
+            unit="s",
+            description="Duration of HTTP server requests.",
+            explicit_bucket_boundaries_advisory=_REQUEST_SECONDS,
         )
         self.idempotency_requests = meter.create_counter(
             "idempotency.requests",

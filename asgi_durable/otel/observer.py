@@ -24,7 +24,7 @@ from asgi_durable.otel.trace_context import format_trace_context, parse_trace_co
 from asgi_durable.storage.records import WorkflowRecord
 from asgi_durable.telemetry_port import Observed, ObservedRun, Observer, current_request_span
 
-__all__ = ["OtelObserver", "mark_failed"]
+__all__ = ["OtelObserver", "mark_failed", "name_of"]
 
 INTERRUPTED = "INTERRUPTED"
 # Outcomes of a claim that another execution's work is the answer to, or part of it.
@@ -71,7 +71,7 @@ class OtelObserver(Observer):
         if self.tracer is not None:
             get_current_span().add_event(
                 "durable.step.retry",
-                {"exception.type": _name_of(error), "exception.message": str(error)},
+                {"exception.type": name_of(error), "exception.message": str(error)},
             )
 
     def committed(self, writes: int) -> None:
@@ -265,7 +265,7 @@ def mark_failed(span: Span | None, error: Exception) -> None:
     """Let a span say that it failed, and why."""
     if span is not None:
         span.record_exception(error)
-        span.set_attribute("error.type", _name_of(error))
+        span.set_attribute("error.type", name_of(error))
         span.set_status(StatusCode.ERROR, f"{type(error).__name__}: {error}")
 
 
@@ -275,7 +275,8 @@ def _is_unsampled(span: Span) -> bool:
     return context.is_valid and not context.trace_flags.sampled and not span.is_recording()
 
 
-def _name_of(error: BaseException) -> str:
+def name_of(error: BaseException) -> str:
+    """Return the full name of an error's class, as the conventions have it."""
     kind = type(error)
     return (
         kind.__qualname__

@@ -13,6 +13,7 @@ from opentelemetry.trace import TracerProvider
 
 from asgi_durable.otel.metrics import Metrics
 from asgi_durable.otel.observer import OtelObserver
+from asgi_durable.otel.request_times import RequestTimes
 from asgi_durable.otel.server_spans import ServerSpans
 from asgi_durable.telemetry_port import NO_OBSERVER, Observer
 
@@ -40,7 +41,8 @@ class Outlets:
 
     Attributes:
         observer: Told of the engine's work.
-        server_spans: Opens the spans of requests, ``None`` where there are none.
+        server_spans: Opens the spans of requests and takes their times, ``None`` where there
+            are neither.
     """
 
     def __init__(
@@ -55,10 +57,12 @@ class Outlets:
         meter = meter_provider.get_meter(_SCOPE) if meter_provider is not None else None
         self._exporters = exporters
         self.observer: Observer = NO_OBSERVER
+        self.server_spans: ServerSpans | None = None
         if tracer is not None or meter is not None:
             metrics = Metrics(meter) if meter is not None else None
+            times = RequestTimes(metrics) if metrics is not None else None
             self.observer = OtelObserver(tracer, metrics, continue_trace=continue_trace)
-        self.server_spans = ServerSpans(tracer) if tracer is not None else None
+            self.server_spans = ServerSpans(tracer, times)
 
     async def close(self) -> None:
         """Export what is left, in a limited time."""

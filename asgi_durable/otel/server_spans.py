@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, MutableMapping
 from contextvars import Token
 from typing import Any
 from urllib.parse import parse_qsl, urlencode
@@ -19,7 +19,8 @@ from opentelemetry.trace import (
 )
 
 from asgi_durable.context import current_request
-from asgi_durable.otel.observer import mark_failed
+from asgi_durable.otel.observer import mark_failed, name_of
+from asgi_durable.otel.request_times import RequestTime, RequestTimes
 from asgi_durable.telemetry_port import current_request_span
 
 __all__ = ["ServerSpan", "ServerSpans"]
@@ -28,7 +29,6 @@ _METHODS = frozenset(
     {"CONNECT", "DELETE", "GET", "HEAD", "OPTIONS", "PATCH", "POST", "PUT", "QUERY", "TRACE"}
 )
 _PORTS = {"http": 80, "https": 443}
-_NO_HEADERS = ("", "")
 # Query parameters whose values are secrets, in lower case.
 SECRET_PARAMETERS = frozenset(
     {
@@ -54,73 +54,93 @@ SECRET_PARAMETERS = frozenset(
 
 
 class ServerSpans:
-    """Opens a span for each request, unless somebody has opened one already."""
+    """Opens a span for each request and takes its time, unless somebody does already.
 
-    def __init__(self, tracer: Tracer) -> None:
+    Args:
+        tracer: Makes the spans, ``None`` where there are none.
+        times: Takes the times, ``None`` where nobody wants them.
+    """
+
+    def __init__(self, tracer: Tracer | None, times: RequestTimes | None = None) -> None:
         self._tracer = tracer
+        self._times = times
         # The headers that say where a trace goes on, and the two that attributes are read from.
         fields = get_global_textmap().fields
         self._context_headers = {name.lower().encode("latin-1"): name for name in fields}
+        self._wanted = frozenset({b"host", b"user-agent", *self._context_headers})
 
-    def begin(self, scope: Mapping[str, Any]) -> ServerSpan:
+    def begin(self, scope: MutableMapping[str, Any]) -> ServerSpan:
         """Return the request's span, which is the current one from now on."""
         current = get_current_span()
         if current.is_recording() and getattr(current, "kind", None) is SpanKind.SERVER:
             _enrich(current, scope)
-            return ServerSpan(current, "", is_ours=False)
-        carrier, host, user_agent = self._read_headers(scope["headers"])
-        # What is opened around us has decided already, and has read the headers.
-        is_first = bool(carrier) and not current.get_span_context().is_valid
-        method = scope["method"]
+            return ServerSpan(current)
+        method, tracer, times = scope["method"], self._tracer, self._times
         known = method if method in _METHODS else "_OTHER"
-        attributes = _attributes(scope, known, host)
-        if user_agent is not None:
-            attributes["user_agent.original"] = user_agent
+        request_time = times.begin(scope, known, current) if times is not None else None
+        if tracer is None:
+            return ServerSpan(None, time=request_time)
         name = known if known is method else "HTTP"
-        span = self._tracer.start_span(
-            name,
-            context=extract(carrier, Context()) if is_first else None,
-            kind=SpanKind.SERVER,
-            attributes=attributes,
-        )
-        return ServerSpan(span, name, is_ours=True)
+        attributes, context = self._read(scope, known, current)
+        span = tracer.start_span(name, context, SpanKind.SERVER, attributes)
+        return ServerSpan(span, name, time=request_time)
 
-    def _read_headers(
-        self, headers: Iterable[tuple[bytes, bytes]]
-    ) -> tuple[dict[str, str], str | None, str | None]:
+    def _read(
+        self, scope: Mapping[str, Any], method: str, current: Span
+    ) -> tuple[dict[str, Any], Context | None]:
+        """Return a span's attributes, and where it belongs if that is not the current span."""
         carrier: dict[str, str] = {}
         host = user_agent = None
-        for key, value in headers:
-            if key == b"host":
-                host = value.decode("latin-1")
-            elif key == b"user-agent":
-                user_agent = value.decode("latin-1")
-            elif key in self._context_headers:
-                carrier[self._context_headers[key]] = value.decode("latin-1")
-        return carrier, host, user_agent
+        wanted = self._wanted
+        for key, value in scope["headers"]:
+            if key in wanted:
+                text = value.decode("latin-1")
+                if key == b"host":
+                    host = text
+                elif key == b"user-agent":
+                    user_agent = text
+                else:
+                    carrier[self._context_headers[key]] = text
+        attributes = _attributes(scope, method, host)
+        if user_agent is not None:
+            attributes["user_agent.original"] = user_agent
+        # What is opened around us has decided already, and has read the headers.
+        is_first = bool(carrier) and not current.get_span_context().is_valid
+        return attributes, extract(carrier, Context()) if is_first else None
 
 
 class ServerSpan:
-    """The span of one request, ours or the framework's."""
+    """The span of one request, ours or the framework's, and its time.
+
+    Args:
+        span: The span, ``None`` where there is none.
+        name: What our own is called as long as its route is not known; empty for theirs.
+        time: Takes the time, ``None`` where nobody wants it, or somebody else takes it.
+    """
 
     __slots__ = (
         "_context_token",
         "_is_open",
         "_is_recorded",
-        "_method",
+        "_name",
         "_span",
         "_status",
+        "_time",
         "_token",
     )
 
-    def __init__(self, span: Span, method: str, *, is_ours: bool) -> None:
-        self._span = span
-        self._method = method
-        self._is_open = is_ours
-        self._is_recorded = span.is_recording()
+    def __init__(
+        self, span: Span | None, name: str = "", *, time: RequestTime | None = None
+    ) -> None:
+        is_ours = span is not None and name != ""
+        self._span = span if is_ours else None
+        self._name = name
+        self._time = time
         self._status: int | None = None
+        self._is_open = is_ours or time is not None
+        self._is_recorded = span is not None and span.is_recording()
         self._context_token: Token[Context] | None = None
-        if is_ours:
+        if span is not None and is_ours:
             self._context_token = attach(set_span_in_context(span))
         self._token = current_request_span.set(span if self._is_recorded else None)
 
@@ -136,29 +156,37 @@ class ServerSpan:
 
     def failed(self, error: Exception) -> None:
         """Take note of what the application has raised."""
-        if self._is_open and self._is_recorded:
+        if not self._is_open:
+            return
+        if self._is_recorded:
             mark_failed(self._span, error)
+        if self._time is not None:
+            self._time.failed(name_of(error))
 
     def end(self, scope: Mapping[str, Any]) -> None:
         """End a span of ours; it is named after the route that the request was led to."""
         if not self._is_open:
             return
         self._is_open = False
-        if self._is_recorded:
-            self._describe(scope)
-        self._span.end()
+        if self._time is not None:
+            # While the span is the current one: it is an example of what took so long.
+            self._time.end(self._status, _route_of(scope))
+        span = self._span
+        if span is not None:
+            if self._is_recorded:
+                self._describe(span, _route_of(scope))
+            span.end()
 
-    def _describe(self, scope: Mapping[str, Any]) -> None:
-        span, status = self._span, self._status
+    def _describe(self, span: Span, route: str | None) -> None:
+        status = self._status
         if status is not None:
             span.set_attribute("http.response.status_code", status)
             if status >= 500:
                 span.set_attribute("error.type", str(status))
                 span.set_status(StatusCode.ERROR)
-        route = _route_of(scope)
         if route is not None:
             span.set_attribute("http.route", route)
-            span.update_name(f"{self._method} {route}")
+            span.update_name(f"{self._name} {route}")
 
 
 def _enrich(span: Span, scope: Mapping[str, Any]) -> None:
