@@ -5,36 +5,33 @@ from __future__ import annotations
 import ast
 import os
 import shutil
+import subprocess
+from collections.abc import Iterator
+from importlib.util import find_spec
 from pathlib import Path
 
 import nox
 
 PYPROJECT = nox.project.load_toml("pyproject.toml")
-PYTHONS = nox.project.python_versions(PYPROJECT)  # from the classifiers: one source
+# Those of the classifiers have to pass; the one after them is tried where a machine has it.
+PYTHONS = [*nox.project.python_versions(PYPROJECT), "3.14"]
 GROUPS = {
     name: nox.project.dependency_groups(PYPROJECT, name) for name in PYPROJECT["dependency-groups"]
 }
 BENCHMARKS = ("engine", "http", "inproc", "recovery", "growth", "roundtrips")
 # Tests of other people's frameworks and servers around the library.
-SURROUNDINGS = ("tests/answers", "tests/servers")
+SURROUNDINGS = (
+    "tests/adapters",
+    "tests/answers",
+    "tests/frameworks",
+    "tests/servers",
+    "tests/test_examples.py",
+)
 MAX_FILE_LINES = 400
 MAX_FUNCTION_LINES = 50
-# More than cores: the tests wait for a database most of the time.
-PARALLEL_TESTS = "3"
-
-nox.needs_version = ">=2024.10.9"
-nox.options.default_venv_backend = "uv|virtualenv"
-# The oldest Python and the newest one: what differs, differs there. `nox -s tests` runs all.
-nox.options.sessions = [
-    "lint",
-    f"tests-{PYTHONS[0]}",
-    f"tests-{PYTHONS[-1]}",
-    f"crash-{PYTHONS[0]}",
-    "package",
-]
-nox.options.download_python = "never"
-# Interpreters that a machine does not have are skipped, and named.
-nox.options.error_on_missing_interpreters = False
+# More than cores: the tests wait for a database most of the time. The slowest come late, so who
+# is through takes over from who is not.
+IN_PARALLEL = ("-n", "4", "--dist", "worksteal")
 
 # Where pyenv keeps interpreters that it does not put on the path.
 PYENV = Path(os.environ.get("PYENV_ROOT", Path.home() / ".pyenv")) / "versions"
@@ -43,7 +40,36 @@ if PYENV.is_dir():
     os.environ["PATH"] = os.pathsep.join([os.environ["PATH"], *folders])
 
 
-@nox.session(python=PYTHONS[0])
+def is_here(python: str) -> bool:
+    """Return whether the machine has a Python that starts; what pyenv calls one may not."""
+    folders = os.environ["PATH"].split(os.pathsep)
+    found = filter(None, (shutil.which(f"python{python}", path=folder) for folder in folders))
+    return any(
+        subprocess.run([name, "-c", ""], capture_output=True, check=False).returncode == 0
+        for name in found
+    )
+
+
+HERE = [python for python in PYTHONS if is_here(python)] or PYTHONS[:1]
+ABSENT = [python for python in PYTHONS if python not in HERE]
+# What differs between Pythons differs between the oldest and the newest one.
+OLDEST, NEWEST = HERE[0], HERE[-1]
+
+nox.needs_version = ">=2024.10.9"
+nox.options.default_venv_backend = "uv|virtualenv"
+nox.options.sessions = [
+    "lint",
+    *(f"tests-{python}" for python in PYTHONS if python in {OLDEST, NEWEST, *ABSENT}),
+    f"crash-{OLDEST}",
+    "package",
+    "left_out",
+]
+nox.options.download_python = "never"
+# Interpreters that a machine does not have are skipped, and named.
+nox.options.error_on_missing_interpreters = False
+
+
+@nox.session(python=OLDEST)
 def lint(session: nox.Session) -> None:
     """Check style, types, the direction of imports, and the size of files and functions."""
     session.install("-e", ".[fastapi]", *GROUPS["lint"])
@@ -59,44 +85,49 @@ def lint(session: nox.Session) -> None:
 def tests(session: nox.Session) -> None:
     """Run the tests on one Python, all but those that kill processes.
 
-    Those of frameworks and servers are run on the oldest one alone.
+    Those of frameworks and servers are run on the oldest one alone; ``matrix`` has the others.
     """
     session.install("-e", ".[fastapi]", *GROUPS["test"])
-    left_out = [] if session.python == PYTHONS[0] else [f"--ignore={path}" for path in SURROUNDINGS]
-    if left_out:
-        session.log(f"{', '.join(SURROUNDINGS)}: run on Python {PYTHONS[0]} alone")
+    left_out = [] if session.python == OLDEST else [f"--ignore={path}" for path in SURROUNDINGS]
     run_pytest(session, *left_out)
 
 
 @nox.session(python=PYTHONS)
 def crash(session: nox.Session) -> None:
-    """Run the tests that kill processes, one after the other: they measure times."""
+    """Run the tests that kill processes; those that measure times one after the other."""
     session.install("-e", ".[fastapi]", *GROUPS["test"])
-    session.run("pytest", "tests/crash", *session.posargs)
+    session.run("pytest", "tests/crash", "-m", "measures_time", *session.posargs)
+    others = ("-m", "not measures_time", "-n", "2", "--dist", "worksteal")
+    session.run("pytest", "tests/crash", *others, *session.posargs)
 
 
 @nox.session(python=PYTHONS)
-def frameworks(session: nox.Session) -> None:
-    """Run the tests of frameworks that have no adapter, with the stack around them."""
-    session.install("-e", ".[starlette]", *GROUPS["frameworks"])
-    session.run("pytest", "tests/frameworks", *session.posargs)
+@nox.parametrize("versions", ["lowest", "newest"], ids=["lowest", "newest"])
+def matrix(session: nox.Session, versions: str) -> None:
+    """Run the tests of frameworks and servers with their lowest or newest versions.
+
+    Also with those frameworks and servers that the other sessions do without: Quart, Django,
+    Falcon, BlackSheep, Connexion; daphne, and hypercorn on trio. The lowest versions need uv.
+    """
+    install(session, ".[all]", *GROUPS["matrix"], lowest=versions == "lowest")
+    session.run("pytest", *IN_PARALLEL, *(session.posargs or SURROUNDINGS))
 
 
-@nox.session(python=PYTHONS[0])
+@nox.session(python=OLDEST)
 def lowest(session: nox.Session) -> None:
     """Run the tests with the lowest version of every direct dependency; needs uv."""
-    session.install("--resolution=lowest-direct", ".[fastapi]", *GROUPS["test"])
+    install(session, ".[fastapi]", *GROUPS["test"], lowest=True)
     run_pytest(session)
 
 
-@nox.session(python=PYTHONS[0])
+@nox.session(python=OLDEST)
 def pgbouncer(session: nox.Session) -> None:
     """Run the tests that use Postgres through a pooler in transaction mode; needs PgBouncer."""
     session.install("-e", ".[fastapi]", *GROUPS["test"])
     session.run("pytest", *session.posargs, env={"ASGI_DURABLE_TEST_PGBOUNCER": "1"})
 
 
-@nox.session(python=PYTHONS[0])
+@nox.session(python=OLDEST)
 def package(session: nox.Session) -> None:
     """Build the wheel, and run the example from it in an environment that has nothing else."""
     session.install("build")
@@ -114,7 +145,7 @@ def package(session: nox.Session) -> None:
     session.run(python, str(script), str(example), str(built), external=True)
 
 
-@nox.session(python=PYTHONS[0])
+@nox.session(python=OLDEST)
 def benchmarks(session: nox.Session) -> None:
     """Print how fast everything is, beside peers and hand-written limits; short by default."""
     session.install("-e", ".[fastapi,postgres]", *GROUPS["benchmarks"])
@@ -123,11 +154,54 @@ def benchmarks(session: nox.Session) -> None:
         session.run("python", "-m", f"benchmarks.{name}", *arguments)
 
 
+@nox.session(python=False)
+def left_out(session: nox.Session) -> None:
+    """Say what ``nox`` alone has not run of all that there is, and why."""
+    session.log("Not run by `nox` alone:")
+    for line in find_left_out():
+        session.log(f"- {line}")
+
+
+def find_left_out() -> Iterator[str]:
+    """Yield what this machine cannot run, and what takes more time than each change is worth."""
+    needs_uv = "" if has_uv() else " (needs uv, which is not installed)"
+    for python in ABSENT:
+        yield f"Python {python}: this machine has none"
+    if between := [python for python in HERE if python not in {OLDEST, NEWEST}]:
+        yield f"Python {', '.join(between)}: `nox -s tests`"
+    if NEWEST != OLDEST:
+        yield f"killed processes on Pythons but {OLDEST}: `nox -s crash`"
+        yield f"frameworks, servers and adapters on Pythons but {OLDEST}: `nox -s matrix`"
+    yield "Quart, Django, Falcon, BlackSheep, Connexion; daphne, hypercorn on trio: `nox -s matrix`"
+    yield f"the lowest versions of frameworks and servers{needs_uv}: `nox -s matrix`"
+    yield f"the lowest version of every dependency{needs_uv}: `nox -s lowest`"
+    needs_pgbouncer = "" if find_pgbouncer() else " (which is not installed)"
+    yield f"Postgres behind PgBouncer{needs_pgbouncer}: `nox -s pgbouncer`"
+
+
+def find_pgbouncer() -> str | None:
+    """Return the path of PgBouncer, which Debian puts where only root looks."""
+    return shutil.which("pgbouncer") or shutil.which("pgbouncer", path="/usr/sbin")
+
+
+def has_uv() -> bool:
+    """Return whether environments are made by uv, which can choose the lowest versions."""
+    return bool(shutil.which("uv") or find_spec("uv"))
+
+
+def install(session: nox.Session, *requirements: str, lowest: bool) -> None:
+    """Install the lowest or the newest versions; skip the session where the lowest need uv."""
+    if not lowest:
+        session.install(*requirements)
+    elif session.venv_backend == "uv":
+        session.install("--resolution=lowest-direct", *requirements)
+    else:
+        session.skip("the lowest versions need uv: pip install uv")
+
+
 def run_pytest(session: nox.Session, *arguments: str) -> None:
     """Run all tests but those that kill processes."""
-    session.run(
-        "pytest", "-n", PARALLEL_TESTS, "--ignore=tests/crash", *arguments, *session.posargs
-    )
+    session.run("pytest", *IN_PARALLEL, "--ignore=tests/crash", *arguments, *session.posargs)
 
 
 def refuse_long_code(session: nox.Session) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 
 from asgi_durable.codec import Codec
 from asgi_durable.engine.call import Call, WorkflowOptions
+from asgi_durable.engine.event_loops import require_asyncio
 from asgi_durable.engine.frame import Frame, current_frame
 from asgi_durable.engine.handle import WorkflowStatus, workflow_status
 from asgi_durable.engine.home_loop import HomeLoop
@@ -78,11 +79,13 @@ class Engine:
 
         Raises:
             StorageError: The database cannot be used; the message names it.
+            DurableUsageError: The event loop is not one of asyncio's.
         """
         await self._start()
         self.home.settle_here()
 
     async def _start(self) -> None:
+        require_asyncio()
         # Not `acquire()`: an application without a lifespan may call from several event
         # loops, and none of them may be blocked while another one starts.
         while not self._starting.acquire(blocking=False):  # noqa: ASYNC110
@@ -112,6 +115,7 @@ class Engine:
         Raises:
             StorageError: The database cannot be used; the message names it.
         """
+        require_asyncio()
         storage, application = self._open_storage(), self._open_application()
         await storage.open()
         await storage.close()
@@ -193,7 +197,14 @@ class Engine:
 
     @property
     def requests(self) -> Requests:
-        """Workflows that are requests."""
+        """Workflows that are requests; asked for by async code.
+
+        Raises:
+            DurableUsageError: The engine is not started.
+        """
+        if self._running is None:
+            # Says why it could not be started.
+            require_asyncio()
         return self.running().requests
 
     def call_step(

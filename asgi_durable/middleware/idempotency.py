@@ -111,11 +111,12 @@ class IdempotencyMiddleware:
     ) -> None:
         try:
             key = _checked_key(scope, policy)
+            requests = self.engine.requests
         except DurableError as error:
             await send_problem(send, error, headers=policy.links)
             return
         connection = Connection(scope, receive, send)
-        request = KeyedRequest(self.app, self.engine.requests, policy, self._pages, connection)
+        request = KeyedRequest(self.app, requests, policy, self._pages, connection)
         try:
             await request.serve(key)
         except ClientGoneError:

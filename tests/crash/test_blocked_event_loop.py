@@ -9,7 +9,7 @@ import httpx
 import pytest
 from support.counting import Service
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.measures_time]
 
 LEASE_SECONDS = 1.5
 

@@ -14,7 +14,7 @@ from support.load import Load
 from support.postgres import PostgresServer, with_schema
 from support.standby import StandbyServer
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.measures_time]
 
 LONGEST_RECOVERY_SECONDS = 5.0
 

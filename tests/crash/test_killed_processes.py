@@ -18,6 +18,7 @@ from support.server import Server
 
 pytestmark = [
     pytest.mark.anyio,
+    pytest.mark.measures_time,
     pytest.mark.needs_sessions("nobody is told when a process has left"),
 ]
 

@@ -15,7 +15,7 @@ import httpx
 import pytest
 from support.counting import Service, new_seed, post_anywhere, show
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.measures_time]
 
 WORKERS = 4
 REQUESTS = 200

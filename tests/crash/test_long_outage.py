@@ -11,7 +11,7 @@ import pytest
 from support.counting import Service, post_anywhere, show, until
 from support.postgres import PostgresServer
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.measures_time]
 
 PATIENCE_SECONDS = 1.0
 OUTAGE_SECONDS = 3.0

@@ -16,6 +16,7 @@ from support.counting import Service, new_seed, post_anywhere, show, until
 
 pytestmark = [
     pytest.mark.anyio,
+    pytest.mark.measures_time,
     pytest.mark.needs_sessions("a dead process is noticed when its lease ends"),
 ]
 

@@ -16,6 +16,7 @@ from support.postgres import PostgresServer
 
 pytestmark = [
     pytest.mark.anyio,
+    pytest.mark.measures_time,
     pytest.mark.needs_sessions("a dead process is noticed when its lease ends"),
 ]
 

@@ -11,7 +11,7 @@ import pytest
 from support.counting import POLL_SECONDS, Service, post_anywhere, until
 from support.server import Server
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.measures_time]
 
 LEASE_SECONDS = 1.5
 

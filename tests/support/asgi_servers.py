@@ -10,6 +10,8 @@ from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 
+import pytest
+
 from support.server import Server
 
 TESTS = Path(__file__).parents[1]
@@ -23,7 +25,7 @@ def uvicorn(app: str, port: int) -> list[str]:
 
 def hypercorn(app: str, port: int) -> list[str]:
     """Return the command of a hypercorn; it serves in the process that is started."""
-    return ["hypercorn", app, "--bind", f"{ADDRESS}:{port}", "--workers", "0"]
+    return [*_hypercorn(app, port), "--workers", "0"]
 
 
 def granian(app: str, port: int) -> list[str]:
@@ -32,9 +34,35 @@ def granian(app: str, port: int) -> list[str]:
     return ["granian", *options, app]
 
 
-ASGI_SERVERS: dict[str, Callable[[str, int], list[str]]] = {
+def daphne(app: str, port: int) -> list[str]:
+    """Return the command of a daphne, which knows no lifespan."""
+    return ["daphne", "--bind", ADDRESS, "--port", str(port), "--no-server-name", app]
+
+
+def hypercorn_on_trio(app: str, port: int) -> list[str]:
+    """Return the command of a hypercorn whose event loop is trio's.
+
+    It serves in a child: on trio the process that is started would not end in good order.
+    """
+    return [*_hypercorn(app, port), "--worker-class", "trio"]
+
+
+def _hypercorn(app: str, port: int) -> list[str]:
+    return ["hypercorn", app, "--bind", f"{ADDRESS}:{port}"]
+
+
+Command = Callable[[str, int], list[str]]
+
+# Those with event loops of asyncio, and a lifespan.
+ASGI_SERVERS: dict[str, Command] = {
     command.__name__: command for command in (uvicorn, hypercorn, granian)
 }
+ALL_SERVERS: dict[str, Command] = {
+    **ASGI_SERVERS,
+    **{command.__name__: command for command in (daphne, hypercorn_on_trio)},
+}
+# What tests of some servers need, and other tests do without.
+NEEDED = {"daphne": "daphne", "hypercorn_on_trio": "trio"}
 
 
 class ASGIServer(Server):
@@ -43,7 +71,7 @@ class ASGIServer(Server):
     Used as a context manager it is told to stop at the end.
 
     Args:
-        name: Which one of ``ASGI_SERVERS``.
+        name: Which one of ``ALL_SERVERS``.
         folder: Working directory: databases and logs go there.
         app: As all servers take it.
         app_dir: Where the app is imported from.
@@ -63,7 +91,7 @@ class ASGIServer(Server):
     ) -> None:
         found = importing_from(app_dir, TESTS)
         super().__init__(folder, app, environment=found | (environment or {}))
-        self._command = [sys.executable, "-m", *ASGI_SERVERS[name](app, self.port)]
+        self._command = [sys.executable, "-m", *ALL_SERVERS[name](app, self.port)]
 
     def __exit__(
         self,
@@ -85,3 +113,9 @@ def importing_from(*folders: Path) -> dict[str, str]:
     """Return the environment of a process that imports from more folders."""
     paths = [*map(str, folders), os.environ.get("PYTHONPATH", "")]
     return {"PYTHONPATH": os.pathsep.join(path for path in paths if path)}
+
+
+def skip_without(name: str) -> None:
+    """Skip the test if a server, or the event loop that it needs, is not installed."""
+    if name in NEEDED:
+        pytest.importorskip(NEEDED[name], reason=f"{name} is not installed: `nox -s matrix` has it")

@@ -1,0 +1,25 @@
+"""Which event loops the engine can work on."""
+
+from __future__ import annotations
+
+import asyncio
+
+from asgi_durable.errors import DurableUsageError
+
+__all__ = ["require_asyncio"]
+
+
+def require_asyncio() -> None:
+    """Check that async code runs on asyncio: the engine and its drivers wait for its futures.
+
+    Raises:
+        DurableUsageError: It runs on another event loop, as trio's.
+    """
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        msg = (
+            "durable functions and keyed requests need asyncio, and this app is served by another "
+            "event loop, trio's perhaps: serve it with asyncio ('hypercorn --worker-class asyncio')"
+        )
+        raise DurableUsageError(msg) from None
