@@ -1,0 +1,105 @@
+"""Event loops that are not asyncio's: what works there, and what says that it cannot."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Coroutine
+from typing import Any
+
+import pytest
+from support.asgi import Exchange, answer, http_scope, keyed
+
+from asgi_durable import (
+    Durable,
+    DurableError,
+    DurableUsageError,
+    IdempotencyMiddleware,
+    ProblemDetailsMiddleware,
+    RequestContextMiddleware,
+    TracingMiddleware,
+)
+from asgi_durable.middleware.asgi import ASGIApp, Scope
+
+SCOPES = [
+    http_scope(),
+    http_scope("POST"),
+    keyed(method="GET"),
+    {"type": "lifespan"},
+    {"type": "x"},
+]
+
+
+def run(coroutine: Coroutine[Any, Any, Any]) -> None:
+    """Run what waits for nothing, without any event loop."""
+    with pytest.raises(StopIteration):
+        coroutine.send(None)
+
+
+def send_request(app: ASGIApp, scope: Scope) -> Exchange:
+    exchange = Exchange()
+    run(app(dict(scope), exchange.receive, exchange.send))
+    return exchange
+
+
+async def app(scope, receive, send) -> None:
+    if scope.get("path") == "/refused":
+        raise DurableError("not here", code="NOT_HERE", status_code=403)
+    await answer(send, scope["type"].encode())
+
+
+@pytest.fixture
+def durable(sqlite_url: str) -> Durable:
+    return Durable(sqlite_url)
+
+
+@pytest.fixture
+def toolkit(durable: Durable) -> ASGIApp:
+    inner = IdempotencyMiddleware(ProblemDetailsMiddleware(app), durable.engine)
+    return RequestContextMiddleware(TracingMiddleware(inner))
+
+
+@pytest.mark.parametrize("scope", SCOPES)
+def test_without_a_key_everything_passes(toolkit: ASGIApp, scope: Scope) -> None:
+    assert send_request(toolkit, scope).body == scope["type"].encode()
+
+
+def test_errors_are_answered(toolkit: ASGIApp) -> None:
+    assert send_request(toolkit, http_scope(path="/refused")).status == 403
+
+
+def test_a_key_is_answered_with_an_error_that_the_log_explains(
+    toolkit: ASGIApp, caplog: pytest.LogCaptureFixture
+) -> None:
+    exchange = send_request(toolkit, keyed())
+
+    assert (exchange.status, json.loads(exchange.body)["error"]) == (500, "DurableUsageError")
+    assert "need asyncio" in caplog.text
+
+
+def test_a_start_fails_with_a_sentence(durable: Durable) -> None:
+    sent = []
+
+    async def receive() -> dict[str, str]:
+        return {"type": "lifespan.startup"}
+
+    async def send(message) -> None:
+        sent.append(message)
+
+    with pytest.raises(DurableUsageError, match="need asyncio"):
+        run(durable.wrap(app)({"type": "lifespan"}, receive, send))
+
+    assert [message["type"] for message in sent] == ["lifespan.startup.failed"]
+    assert "need asyncio" in sent[0]["message"]
+
+
+@pytest.mark.parametrize("scope", [http_scope(), keyed()])
+def test_without_a_lifespan_each_request_is_told(durable: Durable, scope: Scope) -> None:
+    exchange = send_request(durable.wrap(app), scope)
+
+    assert (exchange.status, json.loads(exchange.body)["error"]) == (500, "DurableUsageError")
+
+
+@pytest.mark.parametrize("call", [Durable.__aenter__, Durable.migrate])
+def test_nothing_is_opened(call, durable: Durable) -> None:
+    with pytest.raises(DurableUsageError, match="need asyncio"):
+        run(call(durable))
