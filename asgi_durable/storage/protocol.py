@@ -175,6 +175,9 @@ class StepLog(Protocol):
     async def load_runs(self, workflow_ids: Sequence[str]) -> list[StoredRun]:
         """Return all that is recorded of these workflows; unknown ids are left out."""
 
+    async def list_cancelled(self, workflow_ids: Sequence[str]) -> list[str]:
+        """Return which of these workflows are CANCELLED; unknown ids are left out."""
+
     async def list_pending(self, executor_id: str, *, after: str, limit: int) -> list[str]:
         """Return ids of the executor's PENDING workflows, requests included, in order of id.
 

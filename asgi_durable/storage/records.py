@@ -29,6 +29,7 @@ class WorkflowState(StrEnum):
     PENDING = "PENDING"
     SUCCESS = "SUCCESS"
     ERROR = "ERROR"
+    CANCELLED = "CANCELLED"
     RETRIES_EXCEEDED = "RETRIES_EXCEEDED"
 
 

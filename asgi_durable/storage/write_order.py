@@ -7,6 +7,7 @@ from typing import Any
 
 from asgi_durable.storage.writes import (
     AcquitWorkflow,
+    CancelWorkflow,
     ClaimRequest,
     CompleteStep,
     FinishWorkflow,
@@ -32,6 +33,7 @@ _STAGES: dict[type[Any], int] = {
     AcquitWorkflow: TAIL,
     ReleaseWorkflow: TAIL,
     ForgetRequest: TAIL,
+    CancelWorkflow: TAIL,
 }
 
 

@@ -22,6 +22,7 @@ __all__ = [
     "FENCED",
     "MAX_TOLD_BYTES",
     "AcquitWorkflow",
+    "CancelWorkflow",
     "ClaimRequest",
     "CompleteStep",
     "FinishWorkflow",
@@ -134,6 +135,25 @@ class ForgetRequest:
     executor_id: str
 
 
+@value_class(kw_only=True)
+class CancelWorkflow:
+    """End a workflow that is not over, whoever runs it, and those below it that were called.
+
+    DONE, with all that are cancelled by now, if it is, or was before. CONFLICT, with the row,
+    if it has another outcome; without a row if there is none. What its owner writes for it
+    from then on is FENCED; of a transaction, and of an end, the first one counts.
+
+    Attributes:
+        executor_id: Who cancels it.
+        response: Kept for a request, so that it expires as one that is answered.
+    """
+
+    workflow_id: str
+    executor_id: str
+    cancelled_at_us: int
+    response: ResponseRecord | None = None
+
+
 Write = (
     StartWorkflow
     | ClaimRequest
@@ -144,6 +164,7 @@ Write = (
     | AcquitWorkflow
     | ReleaseWorkflow
     | ForgetRequest
+    | CancelWorkflow
 )
 
 
@@ -216,12 +237,17 @@ class OutcomeKind(Enum):
 
 @value_class()
 class Outcome:
-    """What became of a write, the row that was in its way and its answer, or the error."""
+    """What became of a write, the row that was in its way and its answer, or the error.
+
+    Attributes:
+        cancelled: Ids of workflows that are cancelled, each with the executor that had it.
+    """
 
     kind: OutcomeKind
     existing: WorkflowRecord | None = None
     response: ResponseRecord | None = None
     error: Exception | None = None
+    cancelled: tuple[tuple[str, str | None], ...] = ()
 
 
 DONE = Outcome(OutcomeKind.DONE)

@@ -179,6 +179,9 @@ class PostgresStorage:
     async def load_runs(self, workflow_ids: Sequence[str]) -> list[StoredRun]:
         return await self._run(lambda parts: parts.reader.load_runs(workflow_ids))
 
+    async def list_cancelled(self, workflow_ids: Sequence[str]) -> list[str]:
+        return await self._run(lambda parts: parts.reader.list_cancelled(workflow_ids))
+
     async def list_pending(self, executor_id: str, *, after: str, limit: int) -> list[str]:
         return await self._run(lambda parts: parts.reader.list_pending(executor_id, after, limit))
 

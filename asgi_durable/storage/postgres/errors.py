@@ -12,6 +12,7 @@ from asgi_durable.errors import StorageError, StorageUnavailableError
 
 __all__ = [
     "DRIVER_ERRORS",
+    "ChangedMeanwhileError",
     "application_error",
     "is_bad_row",
     "is_harmless",
@@ -44,6 +45,11 @@ _POOLER_REFUSALS = ("no such user", "no such database", "unsupported startup par
 _FILE_LIBRARIES = frozenset({"PEM", "X509", "ASN1"})
 _UNDEFINED = frozenset({"42P01", "3F000"})
 _REFUSED_RIGHT = "42501"
+
+
+class ChangedMeanwhileError(Exception):
+    """A row is not as it was a moment ago; nothing was written."""
+
 
 # The driver's errors beyond those that the server sends.
 DRIVER_ERRORS = (asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError)

@@ -63,6 +63,10 @@ class PostgresReader:
             f"{each_of(names.workflows, 'w.parent_id = wanted.id')} "
             "ORDER BY w.parent_id, w.parent_step, w.workflow_id"
         )
+        self._cancelled = (
+            f"SELECT w.workflow_id {wanted} {each_of(names.workflows, 'w.workflow_id = wanted.id')} "
+            "WHERE w.state = 'CANCELLED'"
+        )
         # OFFSET keeps the planner from walking along the primary key past all that is finished.
         self._pending = (
             f"SELECT workflow_id FROM (SELECT w.workflow_id FROM {names.workflows} AS w "
@@ -104,6 +108,11 @@ class PostgresReader:
         middle = len(workflow_ids) // 2
         halves = (workflow_ids[:middle], workflow_ids[middle:])
         return [run for half in halves for run in await self.load_runs(half)]
+
+    async def list_cancelled(self, workflow_ids: Sequence[str]) -> list[str]:
+        """See ``StepLog.list_cancelled``."""
+        rows = await self._fetch(self._cancelled, list(workflow_ids))
+        return [row["workflow_id"] for row in rows]
 
     async def list_pending(self, executor_id: str, after: str, limit: int) -> list[str]:
         """See ``StepLog.list_pending``."""

@@ -13,7 +13,8 @@ def drop_statement(names: PostgresNames) -> str:
     A success stays, and so does what a step that runs at most once has left.
     A step's record is deleted. A child that was called and ended in ERROR is PENDING again,
     the executor's, and loses its own trailing failures. A child that was only started keeps
-    its fate. An error that was caught and followed by a success stays recorded.
+    its fate, and so does one that was cancelled. An error that was caught and followed by such
+    a record, or by a success, stays recorded.
 
     Its parameters are the executor and the ids of the workflows that it resumes.
     """
@@ -25,7 +26,7 @@ def drop_statement(names: PostgresNames) -> str:
         f"(SELECT max(s.step_number) FROM {names.steps} AS s"
         f" WHERE s.workflow_id = {{id}} AND NOT ({is_dropped})), "
         f"(SELECT max(c.parent_step) FROM {names.workflows} AS c"
-        " WHERE c.parent_id = {id} AND c.state = 'SUCCESS'), -1)"
+        " WHERE c.parent_id = {id} AND c.state IN ('SUCCESS', 'CANCELLED')), -1)"
     )
     return (
         "WITH RECURSIVE resumed(workflow_id, last_kept) AS ("

@@ -8,6 +8,8 @@ from typing import Any
 
 from asgi_durable.storage import tables
 from asgi_durable.storage.postgres.batch import BatchStatements, Rows
+from asgi_durable.storage.postgres.cancel import CancelStatements, cancel_workflows
+from asgi_durable.storage.postgres.errors import ChangedMeanwhileError
 from asgi_durable.storage.postgres.link import Wire
 from asgi_durable.storage.postgres.resume import drop_statement
 from asgi_durable.storage.postgres.rows import (
@@ -41,11 +43,7 @@ from asgi_durable.storage.writes import (
     workflow_id_of,
 )
 
-__all__ = ["ChangedMeanwhileError", "SettleStatements", "refused_claims", "settle"]
-
-
-class ChangedMeanwhileError(Exception):
-    """A row is not as it was a moment ago; nothing was written."""
+__all__ = ["SettleStatements", "refused_claims", "settle"]
 
 
 class SettleStatements:
@@ -80,6 +78,7 @@ class SettleStatements:
             f"AS wanted(id, at_us, is_claim, request_id) {found} WHERE target.ctid = w.place"
         )
         self.drop = drop_statement(names)
+        self.cancel = CancelStatements(names)
         place = "s.workflow_id = wanted.id AND s.step_number = wanted.step_number"
         self.find_steps = (
             f"SELECT {list_of(tables.steps, 's')} "
@@ -123,6 +122,7 @@ async def settle(
         await settlement.begin_workflows(writes)
         await settlement.apply_rows(writes)
         await settlement.give_up_workflows(writes)
+        settlement.outcomes |= await cancel_workflows(wire, statements.cancel, writes)
         return [settlement.outcomes.get(id(write), DONE) for write in writes]
 
 

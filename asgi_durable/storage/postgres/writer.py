@@ -7,11 +7,10 @@ from functools import partial
 
 from asgi_durable.errors import StorageUnavailableError
 from asgi_durable.storage.postgres.batch import BatchStatements, Rows
-from asgi_durable.storage.postgres.errors import is_bad_row
+from asgi_durable.storage.postgres.errors import ChangedMeanwhileError, is_bad_row
 from asgi_durable.storage.postgres.link import Link, Wire
 from asgi_durable.storage.postgres.rows import PostgresNames
 from asgi_durable.storage.postgres.settle import (
-    ChangedMeanwhileError,
     SettleStatements,
     refused_claims,
     settle,

@@ -34,6 +34,9 @@ _LIST_PENDING = (
     f"SELECT workflow_id FROM {workflows.name} WHERE executor_id = ? AND state = 'PENDING' "
     "AND workflow_id > ? ORDER BY workflow_id LIMIT ?"
 )
+_LIST_CANCELLED = (
+    f"SELECT workflow_id FROM {workflows.name} WHERE workflow_id {_AMONG} AND state = 'CANCELLED'"
+)
 _SELECT_PROGRESS = (
     f"SELECT {', '.join(columns(workflows))}, "
     f"ifnull(executor_id IN ({LIVING}), false), "
@@ -97,6 +100,10 @@ class SQLiteReader:
             )
             for workflow in map(workflow_from, rows)
         ]
+
+    def list_cancelled(self, workflow_ids: Sequence[str]) -> list[str]:
+        """See ``StepLog.list_cancelled``."""
+        return [row[0] for row in self._execute(_LIST_CANCELLED, json_list(workflow_ids))]
 
     def list_pending(self, executor_id: str, after: str, limit: int) -> list[str]:
         """See ``StepLog.list_pending``."""

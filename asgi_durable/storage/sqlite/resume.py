@@ -15,7 +15,8 @@ _LOG = (
     "WHERE workflow_id = :id "
     "UNION ALL "
     f"SELECT parent_step, workflow_id, state = 'ERROR' FROM {tables.workflows.name} "
-    "WHERE parent_id = :id AND (state = 'ERROR' AND awaited OR state = 'SUCCESS') "
+    "WHERE parent_id = :id "
+    "AND (state = 'ERROR' AND awaited OR state IN ('SUCCESS', 'CANCELLED')) "
     "ORDER BY 1 DESC"
 )
 _DELETE_STEP = f"DELETE FROM {tables.steps.name} WHERE workflow_id = ? AND step_number = ?"
@@ -33,7 +34,8 @@ def drop_trailing_failures(
     A success stays, and so does what a step that runs at most once has left.
     A step's record is deleted. A child that was called and ended in ERROR is PENDING again,
     the executor's, and loses its own trailing failures. A child that was only started keeps
-    its fate. An error that was caught and followed by a success stays recorded.
+    its fate, and so does one that was cancelled. An error that was caught and followed by such
+    a record, or by a success, stays recorded.
     """
     for number, child_id, failed in cursor.execute(_LOG, {"id": workflow_id}).fetchall():
         if not failed:

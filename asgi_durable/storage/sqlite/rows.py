@@ -18,6 +18,7 @@ from asgi_durable.storage.records import (
 )
 
 __all__ = [
+    "INSERT_RESPONSE",
     "SELECT_RESPONSE",
     "SELECT_STEP",
     "SELECT_WORKFLOW",
@@ -42,6 +43,9 @@ def insert(table: Table) -> str:
     """Return an INSERT of a whole row."""
     marks = ", ".join("?" * len(table.columns))
     return f"INSERT INTO {table.name} ({', '.join(columns(table))}) VALUES ({marks})"
+
+
+INSERT_RESPONSE = insert(tables.responses).replace("INSERT", "INSERT OR REPLACE", 1)
 
 
 def _select(table: Table) -> str:

@@ -17,11 +17,13 @@ from sqlalchemy.dialects.sqlite.pysqlite import SQLiteDialect_pysqlite
 from asgi_durable.storage import tables
 from asgi_durable.storage.records import ResponseRecord, StepRecord, WorkflowRecord
 from asgi_durable.storage.schema import pending_migrations
+from asgi_durable.storage.sqlite.cancel import cancel_workflow
 from asgi_durable.storage.sqlite.errors import storage_error
 from asgi_durable.storage.sqlite.executors import LIVING
 from asgi_durable.storage.sqlite.file import SQLiteFile, write_transaction
 from asgi_durable.storage.sqlite.resume import drop_trailing_failures
 from asgi_durable.storage.sqlite.rows import (
+    INSERT_RESPONSE,
     SELECT_RESPONSE,
     SELECT_STEP,
     SELECT_WORKFLOW,
@@ -40,6 +42,7 @@ from asgi_durable.storage.writes import (
     FENCED,
     MAX_TOLD_BYTES,
     AcquitWorkflow,
+    CancelWorkflow,
     ClaimRequest,
     CompleteStep,
     FinishWorkflow,
@@ -81,7 +84,6 @@ FINISH_WORKFLOW = (
     f"UPDATE {tables.workflows.name} SET state = ?, output = ?, error = ?, updated_at_us = ? "
     f"WHERE {_OWNED}"
 )
-INSERT_RESPONSE = insert(tables.responses).replace("INSERT", "INSERT OR REPLACE", 1)
 FIND_WORKFLOW = f"{SELECT_WORKFLOW} WHERE workflow_id = ?"
 FIND_RESPONSE = (
     f"{SELECT_RESPONSE} WHERE workflow_id = ? AND ifnull(length(body), 0) <= {MAX_TOLD_BYTES}"
@@ -205,6 +207,8 @@ class SQLiteWriter:
         for kind in (AcquitWorkflow, ReleaseWorkflow, ForgetRequest):
             for write in by_kind.get(kind, ()):
                 self._apply_alone(write)
+        for write in by_kind.get(CancelWorkflow, ()):
+            alone[id(write)] = self._apply_alone(write)
         return [alone.get(id(write), DONE) for write in batch]
 
     def _apply_singly(self, batch: Sequence[Write]) -> list[Outcome]:
@@ -318,6 +322,9 @@ class SQLiteWriter:
         self._cursor.execute(FORGET_REQUEST, (write.workflow_id, write.executor_id))
         return DONE
 
+    def _cancel(self, write: CancelWorkflow) -> Outcome:
+        return cancel_workflow(self._cursor, write)
+
     def _changes(self, statement: str, parameters: tuple[Any, ...]) -> bool:
         return self._cursor.execute(statement, parameters).rowcount == 1
 
@@ -341,6 +348,7 @@ _APPLY: dict[type, Callable[[SQLiteWriter, Any], Outcome]] = {
     AcquitWorkflow: SQLiteWriter._acquit,
     ReleaseWorkflow: SQLiteWriter._release,
     ForgetRequest: SQLiteWriter._forget,
+    CancelWorkflow: SQLiteWriter._cancel,
 }
 
 
