@@ -31,6 +31,7 @@ from asgi_durable.errors import (
     StepTimeoutError,
     StorageError,
     StorageUnavailableError,
+    WorkflowCancelledError,
     WorkflowConflictError,
     WorkflowInterruptedError,
     WorkflowNotFoundError,
@@ -42,6 +43,7 @@ from asgi_durable.middleware.lifespan import LifespanMiddleware
 from asgi_durable.middleware.problem_details import ProblemDetailsMiddleware
 from asgi_durable.middleware.request_context import RequestContextMiddleware
 from asgi_durable.middleware.tracing import TracingMiddleware
+from asgi_durable.request_errors import RequestCancelledError, RequestFinishedError
 from asgi_durable.retry import RetryPolicy
 from asgi_durable.storage.records import WorkflowState
 from asgi_durable.telemetry import Telemetry
@@ -76,8 +78,10 @@ __all__ = [
     "ProblemDetailsMiddleware",
     "RecoveryAttemptsExceededError",
     "RemoteError",
+    "RequestCancelledError",
     "RequestContext",
     "RequestContextMiddleware",
+    "RequestFinishedError",
     "RequestInProgressError",
     "RequestTooLargeError",
     "ResponseNotKeptError",
@@ -89,6 +93,7 @@ __all__ = [
     "StorageUnavailableError",
     "Telemetry",
     "TracingMiddleware",
+    "WorkflowCancelledError",
     "WorkflowConflictError",
     "WorkflowHandle",
     "WorkflowInterruptedError",

@@ -41,6 +41,10 @@ class BlockingWorkflowHandle(Generic[ResultT_co]):
         """Wait until the workflow is over; see :meth:`WorkflowHandle.get_result`."""
         return cast("ResultT_co", self._calls.workflow_result(self.workflow_id, timeout))
 
+    def cancel(self) -> bool:
+        """Cancel the workflow, wherever it runs; see :meth:`Durable.cancel_workflow`."""
+        return self._calls.cancel_workflow(self.workflow_id)
+
 
 class BlockingCalls:
     """Calls of workflows, all with the same options; see :meth:`Blocking.options`."""
@@ -104,6 +108,10 @@ class Blocking(BlockingCalls):
         """
         self._calls.find_workflow(workflow_id)
         return BlockingWorkflowHandle(self._calls, workflow_id)
+
+    def cancel_workflow(self, workflow_id: str) -> bool:
+        """Cancel a workflow or a keyed request; see :meth:`Durable.cancel_workflow`."""
+        return self._calls.cancel_workflow(workflow_id)
 
     @overload
     def run_step(

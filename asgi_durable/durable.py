@@ -113,6 +113,7 @@ class Durable(Decorators):
                 patience_seconds=storage_patience,
                 lease_seconds=positive_seconds(lease, "lease"),
                 request_lifetime_seconds=self.idempotency.max_lifetime,
+                cancelled_requests=self.idempotency.kept_for,
             ),
             self.telemetry,
         )
@@ -201,6 +202,25 @@ class Durable(Decorators):
         """
         await self.engine.find_workflow(workflow_id)
         return WorkflowHandle(self.engine, workflow_id)
+
+    def cancel_workflow(self, workflow_id: str) -> Coroutine[Any, Any, bool]:
+        """Cancel a workflow or a keyed request, whichever process runs it.
+
+        Once this returns, nothing of it is recorded or committed any more; what was, stays. Its
+        code gets ``asyncio.CancelledError`` where it waits; ``def`` code ends at its next step.
+        In another process that may take a second or two. Workflows that it called are cancelled
+        with it; those that it started go on. Who waits for it gets ``WorkflowCancelledError``,
+        and the retries of a request are answered 410.
+
+        Returns:
+            True if it is cancelled, now or before; False if it has another outcome, which
+            stands.
+
+        Raises:
+            WorkflowNotFoundError: No workflow has the id.
+            StorageError: It is not known to be cancelled; try again.
+        """
+        return self.engine.cancel_workflow(workflow_id)
 
     # Context
 

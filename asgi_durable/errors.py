@@ -5,6 +5,7 @@ DurableError                          500  base class; raise it, or catch this o
 ├── DurableUsageError                 500  the library was called in a way that cannot work
 ├── WorkflowNotFoundError             404  no such workflow id
 ├── WorkflowConflictError             409  the workflow id belongs to another function
+├── WorkflowCancelledError            410  the workflow was cancelled
 ├── WorkflowInterruptedError          503  the run ended without an outcome; it will go on
 ├── RecoveryAttemptsExceededError     500  the workflow ended its process again and again
 ├── NonDeterministicWorkflowError     500  the code no longer does what its step log says
@@ -27,7 +28,9 @@ DurableError                          500  base class; raise it, or catch this o
     ├── AttemptsExhaustedError        500  the request was tried as often as it may be
     ├── OutcomeUnknownError           503  it is not known whether the answer was kept
     ├── PolicyFailedError             500  a function of the policy raised
-    └── PrincipalUnavailableError     500  it cannot be told whose request it is
+    ├── PrincipalUnavailableError     500  it cannot be told whose request it is
+    ├── RequestCancelledError         410  the request was cancelled
+    └── RequestFinishedError          409  the request cannot be cancelled any more
 """
 
 from __future__ import annotations
@@ -60,6 +63,7 @@ __all__ = [
     "StepTimeoutError",
     "StorageError",
     "StorageUnavailableError",
+    "WorkflowCancelledError",
     "WorkflowConflictError",
     "WorkflowInterruptedError",
     "WorkflowNotFoundError",
@@ -133,6 +137,19 @@ class WorkflowNotFoundError(DurableError):
 
     def __init__(self, workflow_id: str) -> None:
         super().__init__(f"no workflow has the id {workflow_id!r}")
+        self.workflow_id = workflow_id
+
+
+class WorkflowCancelledError(DurableError):
+    """The workflow was cancelled; what it had recorded until then stays."""
+
+    default_code = "WORKFLOW_CANCELLED"
+    default_status = 410
+    title = "The work was cancelled"
+    shows_message = False
+
+    def __init__(self, workflow_id: str) -> None:
+        super().__init__(f"workflow {workflow_id!r} was cancelled")
         self.workflow_id = workflow_id
 
 

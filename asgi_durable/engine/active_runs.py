@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import contextvars
 import logging
-from collections.abc import Callable, Coroutine, Iterator
+from collections.abc import Callable, Coroutine, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
@@ -141,7 +141,48 @@ class ActiveRuns:
         for run in list(self._tasks.values()):
             if run.executor_id != executor_id:
                 with contextlib.suppress(RuntimeError):  # its event loop has ended
-                    run.loop.call_soon_threadsafe(_drop, run)
+                    run.loop.call_soon_threadsafe(_drop, run, OwnedElsewhereError(run.workflow_id))
+
+    def ids_with_callers(self) -> frozenset[str]:
+        """Return the ids of all runs and of those that called them; callable on any thread."""
+        workflows = [run.workflow for run in list(self._tasks.values())]
+        callers = (workflow.parent_id for workflow in workflows if workflow.awaited)
+        return frozenset(workflow.workflow_id for workflow in workflows).union(
+            caller for caller in callers if caller is not None
+        )
+
+    def cancel(self, workflow_ids: Iterable[str]) -> None:
+        """Interrupt the runs of cancelled workflows, and of what they have called meanwhile.
+
+        Callable on any thread.
+        """
+        runs = list(self._tasks.values())
+        ids, found = set[str](), set(workflow_ids)
+        while not found <= ids:
+            ids |= found
+            found = {
+                r.workflow_id for r in runs if r.workflow.awaited and r.workflow.parent_id in ids
+            }
+        for run in runs:
+            if run.workflow_id in ids:
+                with contextlib.suppress(RuntimeError):  # its event loop has ended
+                    run.loop.call_soon_threadsafe(self._cancel, run)
+
+    def _cancel(self, run: Run) -> None:
+        _drop(run, OwnedElsewhereError(run.workflow_id, "it was cancelled"))
+        run.loop.call_later(CANCEL_TIMEOUT_SECONDS, self._leave, run)
+
+    def _leave(self, run: Run) -> None:
+        """Let nobody wait for a cancelled run whose code does not end."""
+        if run.stopped is None or run.done.is_set():
+            return
+        logger.warning("The run of cancelled workflow %s does not end", run.workflow_id)
+        self.release(run)
+        # Invariant: not closed. What its code calls still is refused, and no plain call.
+        run.claimed.set(False)
+        run.ended.set(run.stopped)
+        run.done.set(run.stopped)
+        self.on_ended(run)
 
     def close(self) -> None:
         """Launch no more runs."""
@@ -200,9 +241,9 @@ class ActiveRuns:
             self._publish(run, ending)
 
 
-def _drop(run: Run) -> None:
+def _drop(run: Run, error: OwnedElsewhereError) -> None:
     # Invariant: stopped before cancelled, as at the end of the engine.
-    run.stop(OwnedElsewhereError(run.workflow_id))
+    run.stop(error)
     if run.task is not None:
         run.task.cancel()
 

@@ -57,10 +57,10 @@ class RunStopped(BaseException):
 
 
 class OwnedElsewhereError(WorkflowInterruptedError):
-    """The workflow is another executor's; its outcome is what that makes of it."""
+    """The workflow is another executor's, or was cancelled; its row tells the outcome."""
 
-    def __init__(self, workflow_id: str) -> None:
-        super().__init__(workflow_id, "another executor owns it")
+    def __init__(self, workflow_id: str, reason: str = "another executor owns it") -> None:
+        super().__init__(workflow_id, reason)
 
 
 def finished(workflow: WorkflowRecord) -> Finished:

@@ -70,6 +70,7 @@ class Engine:
         codec.register(WorkflowStatus)
         self._status_step = self._own_step(self._read_status, "durable.get_status")
         self._result_step = self._own_step(self._wait_for_result, "durable.get_result")
+        self._cancel_step = self._own_step(self._cancel, "durable.cancel_workflow")
         self._exists_step = self._own_step(self._refuse_missing, "durable.retrieve_workflow")
 
     # Life
@@ -260,11 +261,19 @@ class Engine:
         self, workflow_id: str, timeout_seconds: float | None
     ) -> Coroutine[Any, Any, Any]:
         """Wait for a workflow's outcome; recorded where a workflow asks."""
+        self._refuse_in_transaction("waits for")
+        return self.call_step(self._result_step, (workflow_id, timeout_seconds), {})
+
+    def cancel_workflow(self, workflow_id: str) -> Coroutine[Any, Any, bool]:
+        """Cancel a workflow, wherever it runs; recorded where a workflow asks."""
+        self._refuse_in_transaction("cancels")
+        return self.call_step(self._cancel_step, (workflow_id,), {})
+
+    def _refuse_in_transaction(self, what: str) -> None:
         frame = self.frame()
         if frame is not None and frame.session is not None:
-            msg = f"{frame.step_name!r} waits for a workflow while it holds the database"
+            msg = f"{frame.step_name!r} {what} a workflow while it holds the database"
             raise DurableUsageError(msg)
-        return self.call_step(self._result_step, (workflow_id, timeout_seconds), {})
 
     def _call(
         self,
@@ -353,4 +362,7 @@ class Engine:
         async with asyncio.timeout(timeout_seconds):
             in_run = (frame := self.frame()) is not None and frame.run is not None
             outcome = await running.outcomes.wait(workflow_id, in_run=in_run)
-        return running.workflows.value_of(outcome)
+        return running.workflows.value_of(outcome, workflow_id)
+
+    async def _cancel(self, workflow_id: str) -> bool:
+        return await self.running().cancellation.cancel(workflow_id)

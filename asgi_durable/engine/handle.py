@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any, Generic, Protocol, TypeVar
 
 from asgi_durable.codec import Codec
-from asgi_durable.errors import DecodeError, RemoteError
+from asgi_durable.errors import DecodeError, RemoteError, WorkflowCancelledError
 from asgi_durable.storage.records import WorkflowRecord, WorkflowState
 
 __all__ = ["WorkflowHandle", "WorkflowStatus", "workflow_status"]
@@ -21,11 +21,12 @@ class WorkflowStatus:
     """What is known of a workflow.
 
     Attributes:
-        status: ``PENDING`` until it is ``SUCCESS``, ``ERROR`` or ``RETRIES_EXCEEDED``.
+        status: ``PENDING`` until it is ``SUCCESS``, ``ERROR``, ``CANCELLED`` or
+            ``RETRIES_EXCEEDED``.
         input: Its arguments by name; ``None`` for a request.
         output: Its result, once it is a ``SUCCESS``.
         error: What it raised, once it is an ``ERROR``; why it was given up, once it is
-            ``RETRIES_EXCEEDED``.
+            ``RETRIES_EXCEEDED``; a ``WorkflowCancelledError`` once it is ``CANCELLED``.
         attempts: Executions so far: 1, and one more for each time it was taken up again.
     """
 
@@ -50,6 +51,9 @@ class HandleSource(Protocol):
 
     def workflow_result(self, workflow_id: str, timeout_seconds: float | None) -> Awaitable[Any]:
         """Wait for a workflow's outcome."""
+
+    def cancel_workflow(self, workflow_id: str) -> Awaitable[bool]:
+        """Cancel a workflow."""
 
 
 class WorkflowHandle(Generic[ResultT_co]):
@@ -79,9 +83,14 @@ class WorkflowHandle(Generic[ResultT_co]):
 
         Raises:
             TimeoutError: It is not over in time.
+            WorkflowCancelledError: It was cancelled.
             WorkflowNotFoundError: Its row is gone.
         """
         return self._source.workflow_result(self.workflow_id, timeout)
+
+    def cancel(self) -> Awaitable[bool]:
+        """Cancel the workflow, wherever it runs; see :meth:`Durable.cancel_workflow`."""
+        return self._source.cancel_workflow(self.workflow_id)
 
 
 def workflow_status(record: WorkflowRecord, codec: Codec) -> WorkflowStatus:
@@ -89,6 +98,8 @@ def workflow_status(record: WorkflowRecord, codec: Codec) -> WorkflowStatus:
     error = _decoded(codec, record.error)
     if error is not None and not isinstance(error, BaseException):
         error = RemoteError("unknown:Unknown", repr(error))
+    if record.state is WorkflowState.CANCELLED:
+        error = WorkflowCancelledError(record.workflow_id)
     return WorkflowStatus(
         workflow_id=record.workflow_id,
         name=record.name,

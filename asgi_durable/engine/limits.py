@@ -4,7 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from asgi_durable.engine.retention import REQUEST_LIFETIME_SECONDS, SWEEP_INTERVAL_SECONDS
+from asgi_durable.engine.retention import (
+    REQUEST_LIFETIME_SECONDS,
+    SWEEP_INTERVAL_SECONDS,
+    Retention,
+)
 from asgi_durable.errors import DurableUsageError
 
 __all__ = ["Limits", "positive_seconds"]
@@ -20,6 +24,7 @@ class Limits:
         lease_seconds: How long the process counts as alive without a sign of life.
         request_lifetime_seconds: How long a request is kept that waits for its retry.
         sweep_interval_seconds: How often expired requests are looked for.
+        cancelled_requests: For how long requests are kept that are cancelled.
     """
 
     drain_timeout_seconds: float
@@ -27,6 +32,7 @@ class Limits:
     lease_seconds: float
     request_lifetime_seconds: float = REQUEST_LIFETIME_SECONDS
     sweep_interval_seconds: float = SWEEP_INTERVAL_SECONDS
+    cancelled_requests: Retention = Retention()  # noqa: RUF009  frozen
 
 
 def positive_seconds(seconds: float, name: str) -> float:

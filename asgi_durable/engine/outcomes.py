@@ -132,9 +132,7 @@ class Outcomes:
         """Take note of what another executor tells; called on any thread."""
         what, _, rest = message.partition(" ")
         if what == HAS_ENDED:
-            watch = self._watches.get(rest)
-            for waiter in tuple(watch.waiters) if watch is not None else ():
-                waiter.wake()
+            self.wake(rest)
         elif what == ASKS_FOR:
             asker, _, workflow_id = rest.partition(" ")
             self._asked.setdefault(workflow_id, set()).add(asker)
@@ -142,6 +140,12 @@ class Outcomes:
                 # Ended meanwhile, or never here: who asks will read the row.
                 self._asked.pop(workflow_id, None)
                 self._services.executor.send(asker, f"{HAS_ENDED} {workflow_id}")
+
+    def wake(self, workflow_id: str) -> None:
+        """Let those who wait here for a workflow read its row; callable on any thread."""
+        watch = self._watches.get(workflow_id)
+        for waiter in tuple(watch.waiters) if watch is not None else ():
+            waiter.wake()
 
     def _refuse_parked(self, record: WorkflowRecord, *, in_run: bool) -> None:
         parked = self._recovery.reason_for_parking(record.workflow_id)

@@ -7,10 +7,11 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from asgi_durable.storage.protocol import StepLog
-from asgi_durable.storage.records import ResponseRecord, WorkflowRecord
+from asgi_durable.storage.records import ResponseRecord, WorkflowRecord, WorkflowState
 
 __all__ = [
     "Answered",
+    "Cancelled",
     "Expired",
     "InProgress",
     "KeyReused",
@@ -46,6 +47,14 @@ class Answered:
 
 
 @dataclass(frozen=True, slots=True)
+class Cancelled:
+    """The request was cancelled."""
+
+    outcome: ClassVar[str] = "cancelled"
+    workflow: WorkflowRecord
+
+
+@dataclass(frozen=True, slots=True)
 class Expired:
     """The request was finished, and its answer is not given any more."""
 
@@ -53,7 +62,7 @@ class Expired:
     workflow: ClassVar[None] = None
 
 
-Refusal = InProgress | KeyReused | Answered | Expired
+Refusal = InProgress | KeyReused | Answered | Expired | Cancelled
 
 
 class RefusedError(Exception):
@@ -90,4 +99,5 @@ async def explain(refused: RefusedError, fingerprint: str, storage: StepLog) -> 
         return KeyReused()
     if answer is None or answer.is_tombstone:
         return InProgress(existing)
-    return Answered(existing, answer)
+    is_cancelled = existing.state is WorkflowState.CANCELLED
+    return Cancelled(existing) if is_cancelled else Answered(existing, answer)

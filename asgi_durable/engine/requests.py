@@ -14,10 +14,12 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
 from asgi_durable.engine.active_runs import ActiveRuns, wait_for
+from asgi_durable.engine.cancellation import Cancellation
 from asgi_durable.engine.endings import Ending, Finished, Interrupted, RunStopped
 from asgi_durable.engine.outcomes import Outcomes
 from asgi_durable.engine.refusals import (
     Answered,
+    Cancelled,
     Expired,
     InProgress,
     KeyReused,
@@ -26,9 +28,10 @@ from asgi_durable.engine.refusals import (
     explain,
 )
 from asgi_durable.engine.request import Request
+from asgi_durable.engine.request_progress import DONE, Progress, progress_of
 from asgi_durable.engine.retention import Retention
 from asgi_durable.engine.run import Run, Services
-from asgi_durable.errors import StorageError, WorkflowInterruptedError
+from asgi_durable.errors import StorageError, WorkflowInterruptedError, WorkflowNotFoundError
 from asgi_durable.storage.records import ResponseRecord, WorkflowRecord, WorkflowState
 from asgi_durable.storage.writes import (
     ClaimRequest,
@@ -41,6 +44,7 @@ from asgi_durable.storage.writes import (
 
 __all__ = [
     "Answered",
+    "Cancelled",
     "Claimed",
     "Expired",
     "InProgress",
@@ -73,23 +77,6 @@ class Claimed:
     @property
     def workflow(self) -> WorkflowRecord:
         return self.run.workflow
-
-
-@dataclass(frozen=True, slots=True)
-class Progress:
-    """How far a request is.
-
-    Attributes:
-        state: ``RUNNING``, ``RETRYABLE`` if it waits for its retry, or ``DONE``.
-        steps: How many steps and workflows it has called.
-        attempts: How often it was begun or gone on with.
-        response: The answer, once it is ``DONE``.
-    """
-
-    state: str
-    steps: int
-    attempts: int
-    response: ResponseRecord | None
 
 
 Claim = Claimed | Refusal
@@ -235,10 +222,17 @@ Handler = Callable[[RequestRun], Awaitable[None]]
 class Requests:
     """Claims requests and runs their handlers."""
 
-    def __init__(self, services: Services, active: ActiveRuns, outcomes: Outcomes) -> None:
+    def __init__(
+        self,
+        services: Services,
+        active: ActiveRuns,
+        outcomes: Outcomes,
+        cancellation: Cancellation,
+    ) -> None:
         self._services = services
         self._active = active
         self._outcomes = outcomes
+        self._cancellation = cancellation
         self._twins: Counter[str] = Counter()
 
     async def claim(
@@ -286,20 +280,19 @@ class Requests:
         Raises:
             StorageError: The storage failed.
         """
-        storage = self._services.storage
-        found = await storage.get_progress(workflow_id)
-        if found is None or not found.workflow.is_request:
-            return None
-        done = found.workflow.is_final
-        response = await storage.get_response(workflow_id) if done else None
-        if done and (response is None or not response.is_given_at(time.time_ns() // 1000)):
-            return None
-        return Progress(
-            state="DONE" if done else "RUNNING" if found.is_owned else "RETRYABLE",
-            steps=found.entries,
-            attempts=found.workflow.attempts,
-            response=response,
-        )
+        return await progress_of(workflow_id, self._services.storage)
+
+    async def cancel(self, workflow_id: str) -> bool:
+        """Cancel a request; return False if it is finished.
+
+        Raises:
+            WorkflowNotFoundError: There is none, or it is expired.
+            StorageError: It is not known to be cancelled.
+        """
+        progress = await self.progress(workflow_id)
+        if progress is None:
+            raise WorkflowNotFoundError(workflow_id)
+        return progress.state != DONE and await self._cancellation.cancel(workflow_id)
 
     async def _wait_for_twin(
         self, workflow_id: str, left_seconds: float, poll_seconds: float

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
-from collections.abc import Coroutine
+import time
+from collections.abc import Coroutine, Sequence
 from typing import Any
 
 from asgi_durable.engine.active_runs import ActiveRuns
 from asgi_durable.engine.drives import Drives
 from asgi_durable.engine.endings import Ending
 from asgi_durable.engine.run import Run, Services
+from asgi_durable.errors import StorageUnavailableError
 from asgi_durable.storage.records import StoredRun, WorkflowRecord
+from asgi_durable.storage.writes import CancelWorkflow, OutcomeKind
 
 __all__ = ["Resumption"]
 
@@ -27,18 +30,47 @@ class Resumption:
     async def load_idle(self, workflow_ids: list[str]) -> list[StoredRun]:
         """Return the logs of unfinished workflows that no run of this process has.
 
+        One whose caller is cancelled is cancelled as well, and left out.
+
         Invariant: a workflow that got a run while its log was being read is left to that run;
         what was read of it may be out of date.
         """
         with self._active.watching_launches() as launched:
             stored_runs = await self._services.storage.load_runs(workflow_ids)
-        return [
+            cancelled_ids = await self._cancelled_callers(stored_runs)
+        idle = [
             stored
             for stored in stored_runs
             if not stored.workflow.is_final
             and stored.workflow.workflow_id not in launched
             and self._active.find(stored.workflow.workflow_id) is None
         ]
+        orphans = [
+            stored
+            for stored in idle
+            if stored.workflow.awaited and stored.workflow.parent_id in cancelled_ids
+        ]
+        for stored in orphans:
+            await self._cancel(stored.workflow)
+        return [stored for stored in idle if stored not in orphans] if orphans else idle
+
+    async def _cancelled_callers(self, stored_runs: Sequence[StoredRun]) -> frozenset[str]:
+        """Return which callers are cancelled: what they called at that moment may not be."""
+        called = [run.workflow for run in stored_runs if run.workflow.awaited]
+        ids = {workflow.parent_id for workflow in called if workflow.parent_id is not None}
+        return frozenset(await self._services.storage.list_cancelled(list(ids)) if ids else ())
+
+    async def _cancel(self, workflow: WorkflowRecord) -> None:
+        services, executor_id = self._services, self._services.executor.id
+        lane = services.committer.lane(asyncio.get_running_loop())
+        write = CancelWorkflow(
+            workflow_id=workflow.workflow_id,
+            executor_id=executor_id,
+            cancelled_at_us=time.time_ns() // 1000,
+        )
+        outcome = await services.committer.submit(lane, write).wait()
+        if outcome.kind is OutcomeKind.UNAVAILABLE:
+            raise outcome.error or StorageUnavailableError
 
     def resume(self, stored: StoredRun, *, is_counted: bool) -> Run | None:
         """Run a recorded workflow again; return ``None`` if somebody does already.

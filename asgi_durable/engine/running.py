@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from asgi_durable.engine.active_runs import ActiveRuns
+from asgi_durable.engine.cancellation import Cancellation
 from asgi_durable.engine.committer import Committer
 from asgi_durable.engine.drives import Drives
 from asgi_durable.engine.executor import Executor
@@ -36,6 +37,7 @@ class Running:
     recovery: Recovery
     takeover: Takeover
     outcomes: Outcomes
+    cancellation: Cancellation
 
 
 def assemble(
@@ -64,14 +66,16 @@ def assemble(
     takeover = Takeover(services, resumption, recovery)
     outcomes = Outcomes(services, active, recovery)
     workflows = Workflows(services, active, drives, outcomes)
+    cancellation = Cancellation(services, active, outcomes, limits.cancelled_requests)
     running = Running(
         services=services,
         active=active,
         workflows=workflows,
-        requests=Requests(services, active, outcomes),
+        requests=Requests(services, active, outcomes, cancellation),
         recovery=recovery,
         takeover=takeover,
         outcomes=outcomes,
+        cancellation=cancellation,
     )
     _listen(running, limits)
     return running
@@ -89,7 +93,12 @@ def _listen(running: Running, limits: Limits) -> None:
 
     def on_beat(beat: Beat) -> None:
         running.takeover.on_beat(beat)
+        running.cancellation.look_if_due()
         sweeper.sweep_if_due()
+
+    def on_message(message: str) -> None:
+        running.outcomes.on_message(message)
+        running.cancellation.on_message(message)
 
     def on_renamed() -> None:
         services.telemetry.observer.lease_lost()
@@ -97,7 +106,7 @@ def _listen(running: Running, limits: Limits) -> None:
 
     executor.runnable = running.takeover.runnable
     executor.on_beat = on_beat
-    executor.on_message = running.outcomes.on_message
+    executor.on_message = on_message
     executor.on_renamed = on_renamed
     active.on_interrupted = running.recovery.on_interrupted
     active.on_lost = running.recovery.on_lost

@@ -135,6 +135,11 @@ class ThreadCalls:
         _refuse_event_loop("get_result", "'await durable.retrieve_workflow(id)'")
         return self._call(lambda _: self._engine.workflow_result(workflow_id, timeout_seconds))
 
+    def cancel_workflow(self, workflow_id: str) -> bool:
+        """Cancel a workflow, wherever it runs; recorded where a workflow asks."""
+        _refuse_event_loop("cancel_workflow", "'await durable.cancel_workflow(id)'")
+        return self._call(lambda _: self._engine.cancel_workflow(workflow_id))
+
     def _wait(
         self,
         definition: DefinitionT,

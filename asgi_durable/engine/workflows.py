@@ -14,7 +14,12 @@ from asgi_durable.engine.endings import Ending, Finished, Interrupted, OwnedElse
 from asgi_durable.engine.outcomes import Outcomes
 from asgi_durable.engine.run import Run, Services
 from asgi_durable.engine.values import decode_recorded
-from asgi_durable.errors import StorageError, WorkflowConflictError, WorkflowNotFoundError
+from asgi_durable.errors import (
+    StorageError,
+    WorkflowCancelledError,
+    WorkflowConflictError,
+    WorkflowNotFoundError,
+)
 from asgi_durable.ids import child_workflow_id, new_id
 from asgi_durable.storage.records import WorkflowRecord, WorkflowState
 from asgi_durable.storage.writes import StartWorkflow
@@ -86,7 +91,7 @@ class Workflows:
                 ending = await self._ending(call, begun)
             if _is_elsewhere(ending):
                 ending = await self._ending_elsewhere(call, begun.workflow_id)
-            return self.value_of(ending)
+            return self.value_of(ending, begun.workflow_id)
         parent = call.parent[0]
         if _is_elsewhere(ending):
             try:
@@ -95,6 +100,7 @@ class Workflows:
                 # Not the child's outcome, so nothing that the parent's code may go on with.
                 raise parent.stop(error, goes_on=True) from error
         if isinstance(ending, Finished):
+            _refuse_cancelled(ending, begun.workflow_id)
             return decode_recorded(parent, ending.output, ending.error)
         if isinstance(ending.error, WorkflowConflictError):
             raise ending.error
@@ -166,10 +172,11 @@ class Workflows:
                 raise ending.error
             await self._wait_for_rebirth(begun)
 
-    def value_of(self, ending: Ending) -> Any:
+    def value_of(self, ending: Ending, workflow_id: str) -> Any:
         """Return an outcome's result, or raise its error."""
         if isinstance(ending, Interrupted):
             raise ending.error
+        _refuse_cancelled(ending, workflow_id)
         decode = self._services.registry.codec.decode
         if ending.error is not None:
             raise decode(ending.error)
@@ -252,6 +259,11 @@ class Workflows:
             updated_at_us=now,
             trace_context=trace_context,
         )
+
+
+def _refuse_cancelled(ending: Finished, workflow_id: str) -> None:
+    if ending.state is WorkflowState.CANCELLED:
+        raise WorkflowCancelledError(workflow_id)
 
 
 def _is_elsewhere(ending: Ending) -> bool:

@@ -29,8 +29,6 @@ from asgi_durable.middleware.request_status import StatusPages
 
 __all__ = ["IdempotencyMiddleware"]
 
-_READING = frozenset({"GET", "HEAD"})
-
 
 class RequestSource(Protocol):
     """Claims requests; an :class:`~asgi_durable.engine.engine.Engine`."""
@@ -76,14 +74,18 @@ class IdempotencyMiddleware:
         self.policy = policy or IdempotencyPolicy()
         self._policies = PolicyRoutes(self.policy, routes or {}, find_policy)
         prefix = self.policy.status_prefix
-        self._pages = StatusPages(prefix) if prefix is not None else None
+        self._pages = (
+            StatusPages(prefix, may_cancel=self.policy.client_may_cancel)
+            if prefix is not None
+            else None
+        )
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve a request."""
         # A stack inside another one, as of a mounted application, leaves the request to it.
         if scope["type"] != "http" or self.engine.is_in_request:
             await self.app(scope, receive, send)
-        elif scope["method"] in self._policies.methods:
+        elif scope["method"] in self._policies.methods and not self._is_cancellation(scope):
             try:
                 policy = self._policies.find(scope)
             except DurableError as error:
@@ -93,11 +95,7 @@ class IdempotencyMiddleware:
                 await self.app(scope, receive, send)
             else:
                 await self._serve_covered(scope, receive, send, policy)
-        elif (
-            self._pages is None
-            or scope["method"] not in _READING
-            or (page := self._pages.find(scope)) is None
-        ):
+        elif self._pages is None or (page := self._pages.find(scope)) is None:
             await self.app(scope, receive, send)
         else:
             try:
@@ -105,6 +103,11 @@ class IdempotencyMiddleware:
                 await self._pages.serve(scope, send, page, principal, self.engine.requests)
             except DurableError as error:
                 await send_problem(send, error)
+
+    def _is_cancellation(self, scope: Scope) -> bool:
+        """Tell whether a request is for a page, where keys have an effect on its method too."""
+        method: str = scope["method"]
+        return method == "DELETE" and self._pages is not None and bool(self._pages.find(scope))
 
     async def _serve_covered(
         self, scope: Scope, receive: Receive, send: Send, policy: IdempotencyPolicy

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Literal
 
+from asgi_durable.engine.retention import Retention
 from asgi_durable.errors import DurableUsageError
 from asgi_durable.middleware.asgi import Headers, Scope
 
@@ -70,6 +71,8 @@ class IdempotencyPolicy:
         status_prefix: Path below which the status of a client's own requests is served, and
             their answers later; ``None`` for nowhere. ``Prefer: respond-async`` is answered
             with where to look.
+        client_may_cancel: True to let clients cancel their own requests, with ``DELETE`` where
+            their status is: 204, or 409 if it is finished.
         on_disconnect: ``"finish"`` goes on without the client; ``"cancel"`` stops where it is,
             and the retry goes on after what is recorded.
         on_store_error: ``"reject"`` answers 503 where the storage is not available;
@@ -106,6 +109,7 @@ class IdempotencyPolicy:
     async_after: float | None = None
     dialect: Literal["default", "ietf", "stripe"] = "default"
     status_prefix: str | None = "/durable/requests"
+    client_may_cancel: bool = False
     on_disconnect: Literal["finish", "cancel"] = "finish"
     on_store_error: Literal["reject", "bypass"] = "reject"
     retention: float = _DAY
@@ -148,6 +152,12 @@ class IdempotencyPolicy:
         if self.docs_url is None:
             return []
         return [(b"link", f'<{self.docs_url}>; rel="describedby"'.encode("ascii"))]
+
+    @property
+    def kept_for(self) -> Retention:
+        """For how long a request is kept that is over."""
+        tombstone = self.tombstone_retention if self.on_expired == "reject" else 0.0
+        return Retention(self.retention, tombstone)
 
     @property
     def twins_wait(self) -> float:

@@ -8,6 +8,7 @@ import time
 from asgi_durable.context import current_request
 from asgi_durable.engine.requests import (
     Answered,
+    Cancelled,
     Claim,
     Claimed,
     Expired,
@@ -16,7 +17,6 @@ from asgi_durable.engine.requests import (
     Request,
     Requests,
 )
-from asgi_durable.engine.retention import Retention
 from asgi_durable.errors import (
     DurableError,
     KeyExpiredError,
@@ -39,6 +39,7 @@ from asgi_durable.middleware.request_attempt import Connection, RequestAttempt
 from asgi_durable.middleware.request_body import ReplayedBody, read_body
 from asgi_durable.middleware.request_status import StatusPages, send_accepted
 from asgi_durable.middleware.response_recording import IGNORED, with_marks
+from asgi_durable.request_errors import RequestCancelledError
 
 __all__ = ["KeyedRequest"]
 
@@ -124,13 +125,12 @@ class KeyedRequest:
             self._location = [location]
             self._about.members["instance"] = location[1].decode("ascii")
         context = current_request.get()
-        tombstone_seconds = policy.tombstone_retention if policy.on_expired == "reject" else 0.0
         return Request(
             workflow_id=workflow_id,
             name=f"{scope['method']} {scope['path']}",
             fingerprint=request_fingerprint(scope, body, policy.fingerprint),
             request_id=context.request_id if context is not None else new_id(),
-            retention=Retention(policy.retention, tombstone_seconds),
+            retention=policy.kept_for,
         )
 
     async def _try(self, request: Request, body: bytes) -> bool:
@@ -202,6 +202,9 @@ class KeyedRequest:
                 await self._refuse(
                     KeyReusedError(message, status_code=self._policy.status_of_reuse)
                 )
+            case Cancelled():
+                message = "the request with this key was cancelled; do not send it again"
+                await self._refuse(RequestCancelledError(message))
             case Expired():
                 message = "the request with this key was carried out; its answer has expired"
                 await self._refuse(KeyExpiredError(message))

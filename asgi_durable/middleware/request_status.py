@@ -6,14 +6,18 @@ import json
 import re
 from urllib.parse import quote
 
+from asgi_durable.engine.request_progress import CANCELLED
 from asgi_durable.engine.requests import Progress, Requests
-from asgi_durable.errors import RequestInProgressError, WorkflowNotFoundError
+from asgi_durable.errors import DurableError, RequestInProgressError, WorkflowNotFoundError
 from asgi_durable.middleware.asgi import Headers, Scope, Send, route_path
 from asgi_durable.middleware.fingerprint import REQUEST_ID_PATTERN, is_request_of
 from asgi_durable.middleware.problem_details import RETRY_AFTER_SECONDS, send_problem
 from asgi_durable.middleware.replay import send_answer
+from asgi_durable.request_errors import RequestCancelledError, RequestFinishedError
 
 __all__ = ["StatusPages", "send_accepted"]
+
+_READING = frozenset({"GET", "HEAD"})
 
 
 class StatusPages:
@@ -21,19 +25,26 @@ class StatusPages:
 
     Args:
         prefix: A path without a slash at its end.
+        may_cancel: True to serve ``DELETE prefix/ID`` as well.
     """
 
-    def __init__(self, prefix: str) -> None:
+    def __init__(self, prefix: str, *, may_cancel: bool = False) -> None:
         self._prefix = prefix
+        self._may_cancel = may_cancel
         self._pattern = re.compile(f"{re.escape(prefix)}/({REQUEST_ID_PATTERN})(/result)?")
 
     def find(self, scope: Scope) -> tuple[str, bool] | None:
         """Return whose page a path is, and whether it is that of the result."""
+        method = scope["method"]
+        if method not in _READING and not (method == "DELETE" and self._may_cancel):
+            return None
         path = route_path(scope)
         if not path.startswith(self._prefix):
             return None
         found = self._pattern.fullmatch(path)
-        return (found[1], found[2] is not None) if found else None
+        if found is None or (method == "DELETE" and found[2] is not None):
+            return None
+        return (found[1], found[2] is not None)
 
     def location(self, scope: Scope, workflow_id: str) -> tuple[bytes, bytes]:
         """Return the header that says where a request's status is."""
@@ -47,18 +58,23 @@ class StatusPages:
 
         Raises:
             WorkflowNotFoundError: There is no such request of this principal.
+            RequestFinishedError: It is to be cancelled, and is finished.
             StorageError: The storage failed.
         """
         workflow_id, wants_result = page
-        is_own = is_request_of(principal, workflow_id)
-        progress = await requests.progress(workflow_id) if is_own else None
+        if not is_request_of(principal, workflow_id):
+            raise WorkflowNotFoundError(workflow_id)
+        if scope["method"] == "DELETE":
+            await _cancel(send, workflow_id, requests)
+            return
+        progress = await requests.progress(workflow_id)
         if progress is None:
             raise WorkflowNotFoundError(workflow_id)
         location = self.location(scope, workflow_id)
         if progress.response is None:
             if wants_result:
-                error = RequestInProgressError("the request is not finished; try again later")
                 members = {"instance": location[1].decode("ascii"), "run": progress.attempts}
+                error = _no_result(progress)
                 await send_problem(send, error, headers=[location], members=members)
                 return
             await _send_progress(send, 200, workflow_id, progress, [])
@@ -67,6 +83,20 @@ class StatusPages:
         else:
             result = (location[0], location[1] + b"/result")
             await _send_progress(send, 303, workflow_id, progress, [result])
+
+
+async def _cancel(send: Send, workflow_id: str, requests: Requests) -> None:
+    if not await requests.cancel(workflow_id):
+        msg = "the request is finished; it cannot be cancelled any more"
+        raise RequestFinishedError(msg)
+    await send({"type": "http.response.start", "status": 204, "headers": []})
+    await send({"type": "http.response.body", "body": b""})
+
+
+def _no_result(progress: Progress) -> DurableError:
+    if progress.state == CANCELLED:
+        return RequestCancelledError("the request was cancelled")
+    return RequestInProgressError("the request is not finished; try again later")
 
 
 async def send_accepted(send: Send, workflow_id: str, headers: Headers) -> None:
@@ -83,7 +113,8 @@ async def _send_progress(
         "steps": progress.steps,
         "attempts": progress.attempts,
     }
-    await _send_json(send, status, content, headers, is_done=progress.response is not None)
+    is_done = progress.response is not None or progress.state == CANCELLED
+    await _send_json(send, status, content, headers, is_done=is_done)
 
 
 async def _send_json(

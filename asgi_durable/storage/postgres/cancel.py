@@ -50,7 +50,8 @@ class CancelStatements:
             "ORDER BY target.workflow_id FOR NO KEY UPDATE OF target"
         )
         self.find = (
-            f"SELECT {list_of(tables.workflows, 'w')} FROM unnest($1::text[]) AS wanted(id) {wanted}"
+            f"SELECT {list_of(tables.workflows, 'w')} "
+            f"FROM unnest($1::text[]) AS wanted(id) {wanted}"
         )
         self.cancel = (
             f"{all_called} UPDATE {workflows} AS target "

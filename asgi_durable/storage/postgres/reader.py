@@ -64,8 +64,8 @@ class PostgresReader:
             "ORDER BY w.parent_id, w.parent_step, w.workflow_id"
         )
         self._cancelled = (
-            f"SELECT w.workflow_id {wanted} {each_of(names.workflows, 'w.workflow_id = wanted.id')} "
-            "WHERE w.state = 'CANCELLED'"
+            f"SELECT w.workflow_id {wanted} "
+            f"{each_of(names.workflows, 'w.workflow_id = wanted.id')} WHERE w.state = 'CANCELLED'"
         )
         # OFFSET keeps the planner from walking along the primary key past all that is finished.
         self._pending = (
