@@ -164,7 +164,12 @@ class ActiveRuns:
                 r.workflow_id for r in runs if r.workflow.awaited and r.workflow.parent_id in ids
             }
         for run in runs:
-            if run.workflow_id in ids:
+            if run.workflow_id not in ids:
+                continue
+            if run.loop is _running_loop():
+                # Now: it may be what cancels itself, and goes on without any await.
+                self._cancel(run)
+            else:
                 with contextlib.suppress(RuntimeError):  # its event loop has ended
                     run.loop.call_soon_threadsafe(self._cancel, run)
 
@@ -239,6 +244,13 @@ class ActiveRuns:
                 cancelled = WorkflowInterruptedError(run.workflow_id, "its task was cancelled")
                 ending = run.stopped or Interrupted(cancelled, goes_on=True)
             self._publish(run, ending)
+
+
+def _running_loop() -> asyncio.AbstractEventLoop | None:
+    try:
+        return asyncio.get_running_loop()
+    except RuntimeError:
+        return None
 
 
 def _drop(run: Run, error: OwnedElsewhereError) -> None:
