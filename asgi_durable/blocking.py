@@ -114,6 +114,19 @@ class Blocking(BlockingCalls):
         return self._calls.cancel_workflow(workflow_id)
 
     @overload
+    def background(
+        self, function: Callable[P, Coroutine[Any, Any, R]], *args: P.args, **kwargs: P.kwargs
+    ) -> str: ...
+
+    @overload
+    def background(self, function: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> str: ...
+
+    def background(self, function: Callable[..., Any], *args: Any, **kwargs: Any) -> str:
+        """Start a workflow once its caller has ended well; see :meth:`Durable.background`."""
+        definition, args = called_workflow(self._engine, function, args)
+        return self._calls.background(definition, args, kwargs)
+
+    @overload
     def run_step(
         self, function: Callable[P, Coroutine[Any, Any, R]], *args: P.args, **kwargs: P.kwargs
     ) -> R: ...

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, ParamSpec, Self, TypeVar, cast, overload
 from asgi_durable.blocking import Blocking
 from asgi_durable.codec import Codec, JsonCodec
 from asgi_durable.context import RequestContext, current_request
-from asgi_durable.decorating import called_step
+from asgi_durable.decorating import called_step, called_workflow
 from asgi_durable.decorators import Decorators
 from asgi_durable.engine.call import WorkflowOptions
 from asgi_durable.engine.engine import Engine
@@ -171,6 +171,32 @@ class Durable(Decorators):
     ) -> Coroutine[Any, Any, WorkflowHandle[Any]]:
         """Start a workflow in the background; return its handle once the start is durable."""
         return self.options().start_workflow(function, *args, **kwargs)
+
+    @overload
+    def background(
+        self, function: Callable[P, Coroutine[Any, Any, R]], *args: P.args, **kwargs: P.kwargs
+    ) -> Coroutine[Any, Any, str]: ...
+
+    @overload
+    def background(
+        self, function: Callable[P, R], *args: P.args, **kwargs: P.kwargs
+    ) -> Coroutine[Any, Any, str]: ...
+
+    def background(
+        self, function: Callable[..., Any], *args: Any, **kwargs: Any
+    ) -> Coroutine[Any, Any, str]:
+        """Start a workflow once its caller has ended well, as a background task that is kept.
+
+        Its start is committed together with the answer of the request, or the result of the
+        workflow, that calls this, and costs no commit of its own. Where that fails nothing is
+        started, and its retry starts it. An answer that is kept counts as an end, a 4xx or a
+        ``FinalError`` too. Outside of both the workflow is started at once.
+
+        Returns:
+            The workflow's id; there is no workflow with it before its caller's end.
+        """
+        definition, args = called_workflow(self.engine, function, args)
+        return self.engine.background(definition, args, kwargs)
 
     @overload
     def run_step(

@@ -152,7 +152,8 @@ def _payload_bytes(write: Write) -> int:
         return len(write.step.output or write.step.error or b"")
     if isinstance(write, FinishWorkflow):
         body = write.response.body if write.response is not None else None
-        return len(write.output or write.error or b"") + len(body or b"")
+        inputs = sum(len(start.input or b"") for start in write.starts)
+        return len(write.output or write.error or b"") + len(body or b"") + inputs
     if isinstance(write, StartWorkflow):
         return len(write.workflow.input or b"")
     return 0

@@ -177,7 +177,8 @@ class Drives:
             return ending
 
     async def _finish(self, run: Run, ending: Finished) -> Ending:
-        """Make a workflow's outcome durable."""
+        """Make a workflow's outcome durable, and with it what is to follow a success."""
+        outbox = run.outbox if ending.state is WorkflowState.SUCCESS else None
         run.submit(
             FinishWorkflow(
                 workflow_id=run.workflow_id,
@@ -186,10 +187,13 @@ class Drives:
                 output=ending.output,
                 error=ending.error,
                 finished_at_us=time.time_ns() // 1000,
+                starts=outbox.close() if outbox is not None else (),
             )
         )
         run.end(ending)
         await run.settle()
+        if outbox is not None:
+            outbox.on_committed()
         return ending
 
 

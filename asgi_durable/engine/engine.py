@@ -16,6 +16,7 @@ from asgi_durable.engine.frame import Frame, current_frame
 from asgi_durable.engine.handle import WorkflowStatus, workflow_status
 from asgi_durable.engine.home_loop import HomeLoop
 from asgi_durable.engine.limits import Limits
+from asgi_durable.engine.outbox import Outbox
 from asgi_durable.engine.registry import (
     Registry,
     StepDefinition,
@@ -29,6 +30,7 @@ from asgi_durable.engine.step import run_step
 from asgi_durable.engine.step_options import StepOptions
 from asgi_durable.engine.transaction import run_plain_transaction, run_transaction
 from asgi_durable.errors import DurableUsageError, WorkflowNotFoundError
+from asgi_durable.ids import child_workflow_id
 from asgi_durable.storage.protocol import ApplicationDatabase, Storage
 from asgi_durable.telemetry_port import NO_TELEMETRY, TelemetrySource
 
@@ -249,6 +251,32 @@ class Engine:
         call = self._call(definition, args, kwargs, options, awaited=False)
         return self.running().workflows.start(call)
 
+    def background(
+        self, definition: WorkflowDefinition, args: tuple[Any, ...], kwargs: Mapping[str, Any]
+    ) -> Coroutine[Any, Any, str]:
+        """Let a workflow start with the end of the current run; return its id.
+
+        Elsewhere it is started at once.
+        """
+        run = self._calling_run(definition)
+        if run is None:
+            return self.start_workflow(definition, args, kwargs, WorkflowOptions())
+        outbox = run.outbox = run.outbox or Outbox(run)
+        number = outbox.next_number()
+        call = Call(
+            definition=definition,
+            args=args,
+            kwargs=kwargs,
+            options=WorkflowOptions(),
+            loop=run.loop,
+            parent=(run, number),
+            awaited=False,
+        )
+        workflow_id = child_workflow_id(run.workflow_id, number)
+        # Now: what is called next comes after it in the log.
+        self.running().workflows.start_with_end(call, workflow_id, outbox)
+        return _known(workflow_id)
+
     def find_workflow(self, workflow_id: str) -> Coroutine[Any, Any, None]:
         """Raise ``WorkflowNotFoundError`` unless there is a workflow with this id."""
         return self.call_step(self._exists_step, (workflow_id,), {})
@@ -284,14 +312,7 @@ class Engine:
         *,
         awaited: bool,
     ) -> Call:
-        frame = self.frame()
-        if frame is not None and frame.step_name is not None:
-            msg = (
-                f"workflow {definition.name!r} is called inside {frame.step_name!r}: "
-                "steps and transactions cannot call workflows"
-            )
-            raise DurableUsageError(msg)
-        run = self.run_between_steps()
+        run = self._calling_run(definition)
         return Call(
             definition=definition,
             args=args,
@@ -301,6 +322,16 @@ class Engine:
             parent=(run, run.next_number()) if run is not None else None,
             awaited=awaited,
         )
+
+    def _calling_run(self, definition: WorkflowDefinition) -> Run | None:
+        frame = self.frame()
+        if frame is not None and frame.step_name is not None:
+            msg = (
+                f"workflow {definition.name!r} is called inside {frame.step_name!r}: "
+                "steps and transactions cannot call workflows"
+            )
+            raise DurableUsageError(msg)
+        return self.run_between_steps()
 
     # Context
 
@@ -366,3 +397,7 @@ class Engine:
 
     async def _cancel(self, workflow_id: str) -> bool:
         return await self.running().cancellation.cancel(workflow_id)
+
+
+async def _known(workflow_id: str) -> str:
+    return workflow_id

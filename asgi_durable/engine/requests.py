@@ -104,6 +104,10 @@ class RequestRun:
 
         The log was durable before: the retry finds all that the answer is made of.
         """
+        outbox = self._run.outbox
+        if outbox is not None and not outbox.is_empty:
+            # Who is answered does not ask again, and nothing of it would be started.
+            return False
         return self.has_recorded and self._has_durable_log
 
     @property
@@ -159,8 +163,11 @@ class RequestRun:
                 error=None,
                 finished_at_us=finished_at_us,
                 response=response,
+                starts=run.outbox.close() if run.outbox is not None else (),
             )
         )
+        if run.outbox is not None:
+            run.outbox.on_committed()
         self._close(Finished(WorkflowState.SUCCESS, None, None), f"answered {status_code}")
 
     def _is_log_durable(self) -> bool:

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import contextvars
 import time
-from collections.abc import Coroutine, Sequence
+from collections.abc import Coroutine, Iterable, Sequence
 from typing import Any
 
 from asgi_durable.engine.active_runs import ActiveRuns
 from asgi_durable.engine.drives import Drives
 from asgi_durable.engine.endings import Ending
 from asgi_durable.engine.run import Run, Services
-from asgi_durable.errors import StorageUnavailableError
+from asgi_durable.errors import StorageUnavailableError, WorkflowInterruptedError
 from asgi_durable.storage.records import StoredRun, WorkflowRecord
 from asgi_durable.storage.writes import CancelWorkflow, OutcomeKind
 
@@ -90,6 +91,13 @@ class Resumption:
         run.load(stored)
         run.claimed.set(True)
         return self._launch_alone(run, self._drives.resumed(run, is_counted=is_counted))
+
+    def begin(self, workflows: Iterable[WorkflowRecord]) -> None:
+        """Run workflows that have just been started, and that nobody waits for."""
+        for workflow in workflows:
+            # Where the engine has stopped, whoever takes over its workflows runs them.
+            with contextlib.suppress(WorkflowInterruptedError):
+                self.resume(StoredRun(workflow=workflow, steps=(), children=()), is_counted=True)
 
     def release(self, workflow: WorkflowRecord) -> Run | None:
         """Let anybody run a workflow that no run has; ``None`` if one has it already.

@@ -14,6 +14,7 @@ from asgi_durable.engine.committer import Committer
 from asgi_durable.engine.endings import Ending, Interrupted, OwnedElsewhereError, RunStopped
 from asgi_durable.engine.executor import Executor
 from asgi_durable.engine.loop_guard import LoopGuards
+from asgi_durable.engine.outbox import Outbox
 from asgi_durable.engine.registry import Registry
 from asgi_durable.engine.signal import Signal
 from asgi_durable.errors import (
@@ -77,16 +78,18 @@ class Run:
         observed: What is told of this execution.
         has_final_answer: True once a request's handler has said that its answer is final.
         closed: True once calls made in its context do not belong to it any more.
+        calls: How many places in the log are given out.
+        outbox: What is to be started with its end, if there is any.
     """
 
     __slots__ = (
-        "_calls",
         "_children",
         "_guard",
         "_lane",
         "_log_length",
         "_not_durable",
         "_steps",
+        "calls",
         "claimed",
         "closed",
         "done",
@@ -97,6 +100,7 @@ class Run:
         "has_progressed",
         "loop",
         "observed",
+        "outbox",
         "services",
         "stopped",
         "task",
@@ -128,7 +132,8 @@ class Run:
         self._lane = services.committer.lane(loop)
         self._steps: Mapping[int, StepRecord] = _NO_STEPS
         self._children: Mapping[int, WorkflowRecord] = _NO_CHILDREN
-        self._calls = 0
+        self.calls = 0
+        self.outbox: Outbox | None = None
         self._log_length = 0
         self.observed: ObservedRun = UNSEEN_RUN
         self.has_progressed = False
@@ -143,7 +148,8 @@ class Run:
     @property
     def has_recorded(self) -> bool:
         """True once a step or child of this workflow is in the log, or on its way there."""
-        return bool(self._calls or self._steps or self._children)
+        held = self.outbox.places_held if self.outbox is not None else 0
+        return bool(self.calls > held or self._steps or self._children)
 
     @property
     def has_children(self) -> bool:
@@ -158,7 +164,7 @@ class Run:
     @property
     def is_replaying(self) -> bool:
         """True while the code has not come to the end of its log yet."""
-        return self._calls < self._log_length
+        return self.calls < self._log_length
 
     def load(self, stored: StoredRun) -> None:
         """Take up the log of earlier executions, to be replayed from memory."""
@@ -175,8 +181,10 @@ class Run:
         Invariant: called when a step is *called*, before its coroutine runs, so that steps
         under ``asyncio.gather`` have the same numbers in whatever order they finish.
         """
-        number = self._calls
-        self._calls += 1
+        if self.outbox is not None:
+            self.outbox.record_places()
+        number = self.calls
+        self.calls += 1
         return number
 
     def recorded_step(self, number: int, name: str, digest: bytes) -> StepRecord | None:
@@ -229,7 +237,7 @@ class Run:
 
     def unused_log(self) -> Interrupted | None:
         """Stop the run if its code has ended before it came to the end of its log."""
-        numbers = [n for n in (*self._steps, *self._children) if n >= self._calls]
+        numbers = [n for n in (*self._steps, *self._children) if n >= self.calls]
         if numbers:
             number = min(numbers)
             entry = self._steps.get(number) or self._children[number]

@@ -17,7 +17,7 @@ from asgi_durable.engine.registry import Registry
 from asgi_durable.engine.requests import Requests
 from asgi_durable.engine.resumption import Resumption
 from asgi_durable.engine.retention import Sweeper
-from asgi_durable.engine.run import Services
+from asgi_durable.engine.run import Run, Services
 from asgi_durable.engine.takeover import Takeover
 from asgi_durable.engine.workflows import Workflows
 from asgi_durable.storage.protocol import ApplicationDatabase, Beat, Storage
@@ -38,6 +38,7 @@ class Running:
     takeover: Takeover
     outcomes: Outcomes
     cancellation: Cancellation
+    resumption: Resumption
 
 
 def assemble(
@@ -76,6 +77,7 @@ def assemble(
         takeover=takeover,
         outcomes=outcomes,
         cancellation=cancellation,
+        resumption=resumption,
     )
     _listen(running, limits)
     return running
@@ -104,10 +106,15 @@ def _listen(running: Running, limits: Limits) -> None:
         services.telemetry.observer.lease_lost()
         active.drop_others(executor.id)
 
+    def on_ended(run: Run) -> None:
+        running.outcomes.on_ended(run)
+        if run.outbox is not None:
+            running.resumption.begin(run.outbox.take())
+
     executor.runnable = running.takeover.runnable
     executor.on_beat = on_beat
     executor.on_message = on_message
     executor.on_renamed = on_renamed
     active.on_interrupted = running.recovery.on_interrupted
     active.on_lost = running.recovery.on_lost
-    active.on_ended = running.outcomes.on_ended
+    active.on_ended = on_ended

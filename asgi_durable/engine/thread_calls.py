@@ -120,6 +120,17 @@ class ThreadCalls:
         _refuse_event_loop(definition.name, "'await durable.start_workflow(fn, …)'")
         return self._call(lambda _: self._engine.start_workflow(definition, args, kwargs, options))
 
+    def background(
+        self, definition: WorkflowDefinition, args: tuple[Any, ...], kwargs: Mapping[str, Any]
+    ) -> str:
+        """Let a workflow start with the end of the current run; return its id."""
+        _refuse_event_loop(definition.name, "'await durable.background(fn, …)'")
+
+        async def begin(_: CallingThread[str]) -> str:
+            return await self._engine.background(definition, args, kwargs)
+
+        return self._call(begin)
+
     def find_workflow(self, workflow_id: str) -> None:
         """Raise ``WorkflowNotFoundError`` unless there is a workflow with this id."""
         _refuse_event_loop("retrieve_workflow", "'await durable.retrieve_workflow(id)'")

@@ -11,6 +11,7 @@ from asgi_durable.engine.active_runs import ActiveRuns, wait_for
 from asgi_durable.engine.call import Call
 from asgi_durable.engine.drives import Drives, conflict, missing_ambient
 from asgi_durable.engine.endings import Ending, Finished, Interrupted, OwnedElsewhereError, finished
+from asgi_durable.engine.outbox import Outbox
 from asgi_durable.engine.outcomes import Outcomes
 from asgi_durable.engine.run import Run, Services
 from asgi_durable.engine.values import decode_recorded
@@ -171,6 +172,27 @@ class Workflows:
             if not _is_elsewhere(ending):
                 raise ending.error
             await self._wait_for_rebirth(begun)
+
+    def start_with_end(self, call: Call, workflow_id: str, outbox: Outbox) -> None:
+        """Let a workflow be started in the commit in which its caller ends.
+
+        Args:
+            call: The call, with its place in the caller's log.
+            workflow_id: The workflow's.
+            outbox: The caller's.
+
+        Raises:
+            TypeError: The arguments do not fit the function.
+            EncodeError: An argument cannot be recorded.
+            NonDeterministicWorkflowError: The calling workflow left its log.
+            WorkflowInterruptedError: Its end is on its way already.
+        """
+        definition = call.definition
+        definition.prepare()
+        data = definition.encode_input(call.args, call.kwargs)
+        if definition.ambient:
+            _refuse_ambient(call)
+        outbox.add(self._new_record(call, data, workflow_id))
 
     def value_of(self, ending: Ending, workflow_id: str) -> Any:
         """Return an outcome's result, or raise its error."""

@@ -97,7 +97,14 @@ class CompleteStep:
 
 @value_class(kw_only=True)
 class FinishWorkflow:
-    """Give a workflow its outcome, and a request its answer."""
+    """Give a workflow its outcome, a request its answer, and start what follows it.
+
+    Invariant: what it starts is there if it is DONE, and only then. A workflow that has one of
+    the ids already is left as it is: no other start makes ids from this workflow's.
+
+    Attributes:
+        starts: Workflows to insert, children of this one.
+    """
 
     workflow_id: str
     executor_id: str
@@ -106,6 +113,7 @@ class FinishWorkflow:
     error: bytes | None
     finished_at_us: int
     response: ResponseRecord | None = None
+    starts: tuple[WorkflowRecord, ...] = ()
 
 
 @value_class()

@@ -48,6 +48,8 @@ async def uses() -> None:
     assert_type(await durable.start_workflow(work, 1), WorkflowHandle[list[str]])
     handle = await durable.options(workflow_id="w").start_workflow(work, 1)
     assert_type(await handle.get_result(timeout=1.0), list[str])
+    assert_type(await durable.background(work, 1), str)
+    assert_type(await durable.background(blocking_work, 1), str)
     assert_type(await durable.run_step(bare, 1), float)
     assert_type(await durable.run_step(plain, 1, text="a"), float)
     assert_type(await durable.run_workflow(blocking_work, 1), list[float])
@@ -59,6 +61,7 @@ def uses_in_a_thread() -> None:
     blocking = durable.blocking
     assert_type(plain(1, text="a"), float)
     assert_type(blocking_work(1), list[float])
+    assert_type(blocking.background(work, 1), str)
     assert_type(blocking.run_step(bare, 1), float)
     assert_type(blocking.run_workflow(work, 1), list[str])
     assert_type(blocking.run_workflow(blocking_work, 1), list[float])

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from operator import attrgetter
-from typing import Any
+from typing import Any, NamedTuple
 
 from asgi_durable.storage import tables
 from asgi_durable.storage.postgres.link import Wire
@@ -131,22 +131,40 @@ class Applied:
         )
 
 
+class _Parts(NamedTuple):
+    """Which kinds of rows a statement writes."""
+
+    starts: bool
+    steps: bool
+    completions: bool
+    ends: bool
+    answers: bool
+    followers: bool
+
+
 class BatchStatements:
     """Builds, keeps and runs the statement for each combination of what a batch can hold."""
 
     def __init__(self, names: PostgresNames) -> None:
         self._names = names
-        self._known: dict[tuple[bool, ...], str] = {}
+        self._known: dict[_Parts, str] = {}
 
     async def apply(self, wire: Wire, executor_id: str, rows: Rows) -> Applied:
         """Write rows for an executor; what is in the way of one is left as it is."""
         ends = [*rows.ends, *rows.folded.values()]
         answers = [response_values(end.response) for end in ends if end.response is not None]
-        kinds = (rows.starts, rows.steps, rows.completions, rows.ends, answers)
-        parts = tuple(map(bool, kinds))
+        followers = [workflow_values(start) for end in ends for start in end.starts]
+        parts = _Parts(
+            starts=bool(rows.starts),
+            steps=bool(rows.steps),
+            completions=bool(rows.completions),
+            ends=bool(rows.ends),
+            answers=bool(answers),
+            followers=bool(followers),
+        )
         statement = self._known.get(parts)
         if statement is None:
-            statement = self._known[parts] = _Builder(self._names).statement(*parts)
+            statement = self._known[parts] = _Builder(self._names).statement(parts)
         values: list[Any] = []
         if rows.starts:
             values += arrays_of(rows.start_values())
@@ -159,6 +177,8 @@ class BatchStatements:
             values += arrays_of([_end_values(end) for end in rows.ends])
         if answers:
             values += arrays_of(answers)
+        if followers:
+            values += arrays_of(followers)
         row = await wire.fetch_one(statement, executor_id, rows.count, *values)
         if row["is_whole"]:
             return Applied(is_alive=True, is_whole=True)
@@ -183,27 +203,22 @@ class _Builder:
         self._parts = [f"executor AS MATERIALIZED ({names.fence('$1::text')})"]
         self._finished: list[str] = []
 
-    def statement(
-        self,
-        starts: bool,  # noqa: FBT001
-        steps: bool,  # noqa: FBT001
-        completions: bool,  # noqa: FBT001
-        ends: bool,  # noqa: FBT001
-        answers: bool,  # noqa: FBT001
-    ) -> str:
+    def statement(self, parts: _Parts) -> str:
         """Return the statement with the parts that are wanted."""
-        if starts:
+        if parts.starts:
             self._add_starts()
-        if steps:
-            self._add_steps(with_starts=starts)
-        if completions:
+        if parts.steps:
+            self._add_steps(with_starts=parts.starts)
+        if parts.completions:
             self._add_completions()
-        if ends:
+        if parts.ends:
             self._add_ends()
-        if answers:
+        if parts.answers:
             self._add_answers()
-        started, ended = ["started"] * starts, ["ended"] * ends
-        recorded = ["recorded"] * steps + ["completed"] * completions
+        if parts.followers:
+            self._add_followers()
+        started, ended = ["started"] * parts.starts, ["ended"] * parts.ends
+        recorded = ["recorded"] * parts.steps + ["completed"] * parts.completions
         count = " + ".join(
             f"(SELECT count(*) FROM {name})" for name in [*started, *recorded, *ended]
         )
@@ -276,14 +291,25 @@ class _Builder:
             f"ON CONFLICT (workflow_id) DO UPDATE SET {changes})"
         )
 
+    def _add_followers(self) -> None:
+        """Insert what an end starts; not counted, as it is there whenever the end is."""
+        names = ", ".join(columns(tables.workflows))
+        source = self._parameters.unnest(tables.workflows.columns, "new")
+        ended = _is_among(" UNION ALL ".join(self._finished), "parent_id")
+        self._parts.append(
+            f"followed AS (INSERT INTO {self._names.workflows} ({names}) "
+            f"SELECT {list_of(tables.workflows, 'new')} FROM {source} "
+            f"WHERE {ended} ON CONFLICT DO NOTHING)"
+        )
 
-def _is_among(query: str) -> str:
+
+def _is_among(query: str, column: str = "workflow_id") -> str:
     """Return the condition that a new row is about a workflow that a query finds.
 
     IS TRUE makes it a hash table. As a join it would be planned for a few rows, and take time
     that grows with the square of a batch.
     """
-    return f"(new.workflow_id IN ({query})) IS TRUE"
+    return f"(new.{column} IN ({query})) IS TRUE"
 
 
 def _returned(parts: Sequence[str], column: str, array_type: str = "text[]") -> str:

@@ -204,6 +204,8 @@ class SQLiteWriter:
         self._execute_all(FINISH_WORKFLOW, map(_finish_parameters, ends))
         answers = [response_values(end.response) for end in ends if end.response is not None]
         self._execute_all(INSERT_RESPONSE, answers)
+        starts = [workflow_values(start) for end in ends for start in end.starts]
+        self._execute_all(INSERT_WORKFLOW, starts)
         for kind in (AcquitWorkflow, ReleaseWorkflow, ForgetRequest):
             for write in by_kind.get(kind, ()):
                 self._apply_alone(write)
@@ -308,6 +310,7 @@ class SQLiteWriter:
             return DONE if existing is not None and is_same_end(existing, write) else FENCED
         if write.response is not None:
             self._cursor.execute(INSERT_RESPONSE, response_values(write.response))
+        self._cursor.executemany(INSERT_WORKFLOW, map(workflow_values, write.starts))
         return DONE
 
     def _acquit(self, write: AcquitWorkflow) -> Outcome:
