@@ -151,34 +151,10 @@ class BatchStatements:
 
     async def apply(self, wire: Wire, executor_id: str, rows: Rows) -> Applied:
         """Write rows for an executor; what is in the way of one is left as it is."""
-        ends = [*rows.ends, *rows.folded.values()]
-        answers = [response_values(end.response) for end in ends if end.response is not None]
-        followers = [workflow_values(start) for end in ends for start in end.starts]
-        parts = _Parts(
-            starts=bool(rows.starts),
-            steps=bool(rows.steps),
-            completions=bool(rows.completions),
-            ends=bool(rows.ends),
-            answers=bool(answers),
-            followers=bool(followers),
-        )
+        parts, values = _parts_and_values(rows)
         statement = self._known.get(parts)
         if statement is None:
             statement = self._known[parts] = _Builder(self._names).statement(parts)
-        values: list[Any] = []
-        if rows.starts:
-            values += arrays_of(rows.start_values())
-        if rows.steps:
-            values += arrays_of([step_values(write.step) for write in rows.steps])
-            values.append(list({write.step.workflow_id for write in rows.steps}))
-        if rows.completions:
-            values += arrays_of([_outcome_values(write.step) for write in rows.completions])
-        if rows.ends:
-            values += arrays_of([_end_values(end) for end in rows.ends])
-        if answers:
-            values += arrays_of(answers)
-        if followers:
-            values += arrays_of(followers)
         row = await wire.fetch_one(statement, executor_id, rows.count, *values)
         if row["is_whole"]:
             return Applied(is_alive=True, is_whole=True)
@@ -190,6 +166,35 @@ class BatchStatements:
             recorded=frozenset(zip(row["recorded_ids"], row["recorded_numbers"], strict=True)),
             ended=started.intersection(rows.folded) | frozenset(row["ended"]),
         )
+
+
+def _parts_and_values(rows: Rows) -> tuple[_Parts, list[Any]]:
+    """Return what kinds of rows there are, and the parameters that they make, in their order."""
+    ends = [*rows.ends, *rows.folded.values()]
+    answers = [response_values(end.response) for end in ends if end.response is not None]
+    followers = [workflow_values(start) for end in ends for start in end.starts]
+    parts = _Parts(
+        starts=bool(rows.starts),
+        steps=bool(rows.steps),
+        completions=bool(rows.completions),
+        ends=bool(rows.ends),
+        answers=bool(answers),
+        followers=bool(followers),
+    )
+    values: list[Any] = []
+    if rows.starts:
+        values += arrays_of(rows.start_values())
+    if rows.steps:
+        values += arrays_of([step_values(write.step) for write in rows.steps])
+        values.append(list({write.step.workflow_id for write in rows.steps}))
+    if rows.completions:
+        values += arrays_of([_outcome_values(write.step) for write in rows.completions])
+    if rows.ends:
+        values += arrays_of([_end_values(end) for end in rows.ends])
+    for others in (answers, followers):
+        if others:
+            values += arrays_of(others)
+    return parts, values
 
 
 class _Builder:
