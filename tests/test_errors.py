@@ -7,11 +7,14 @@ import inspect
 import pytest
 
 import asgi_durable
-from asgi_durable import DurableError, JsonCodec, errors
+from asgi_durable import DurableError, JsonCodec, errors, request_errors
+
+ALL = vars(errors) | vars(request_errors)
 
 EXAMPLES: list[DurableError] = [
     errors.DurableError("Order not found", code="ORDER_NOT_FOUND", status_code=404),
     errors.WorkflowNotFoundError("w1"),
+    errors.WorkflowCancelledError("w1"),
     errors.WorkflowConflictError("w1", wanted="a", existing="b"),
     errors.WorkflowInterruptedError("w1", "shutdown"),
     errors.RecoveryAttemptsExceededError("w1", 3),
@@ -23,7 +26,7 @@ EXAMPLES: list[DurableError] = [
 ]
 EXAMPLES += [
     cls("a message")
-    for cls in vars(errors).values()
+    for cls in ALL.values()
     if inspect.isclass(cls)
     and issubclass(cls, DurableError)
     and cls.__init__ is DurableError.__init__
@@ -31,7 +34,7 @@ EXAMPLES += [
 
 
 def test_every_error_class_has_an_example() -> None:
-    classes = {cls for cls in vars(errors).values() if inspect.isclass(cls)}
+    classes = {cls for cls in ALL.values() if inspect.isclass(cls)}
     durable = {cls for cls in classes if issubclass(cls, DurableError)}
 
     assert durable == {type(error) for error in EXAMPLES}
@@ -81,4 +84,4 @@ def test_a_status_that_is_no_error_is_refused() -> None:
 
 
 def test_all_errors_are_public() -> None:
-    assert set(errors.__all__) <= set(asgi_durable.__all__)
+    assert {*errors.__all__, *request_errors.__all__} <= set(asgi_durable.__all__)
