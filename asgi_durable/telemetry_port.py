@@ -99,8 +99,16 @@ class Observer:
     def step_is_tried_again(self, name: str, error: Exception) -> None:
         """Take note that an attempt of the current step failed and is not the last one."""
 
-    def committed(self, writes: int) -> None:
-        """Take note of one commit of so many writes."""
+    def committed(self, writes: int, seconds: float) -> None:
+        """Take note of one commit of so many writes, and of how long it took."""
+
+    def taken_over(self, workflow: WorkflowRecord, *, lag_seconds: float) -> None:
+        """Take note that another executor's workflow goes on here.
+
+        Args:
+            workflow: Which one.
+            lag_seconds: Since it was free, to the beginning of the execution.
+        """
 
     def lease_lost(self) -> None:
         """Take note that this process was declared dead, and goes on as another executor."""

@@ -90,8 +90,9 @@ class Committer:
             for _ in range(GATHER_TURNS):
                 await asyncio.sleep(0)
             batch = _take_batch(lane.pending)
+            began = time.perf_counter()
             outcomes = await self._commit([write for write, _ in batch])
-            self._telemetry.observer.committed(len(batch))
+            self._telemetry.observer.committed(len(batch), time.perf_counter() - began)
             if outcomes[0].kind is OutcomeKind.UNAVAILABLE:
                 # What queued behind a batch may build on it: a child on its parent's row.
                 batch += lane.pending

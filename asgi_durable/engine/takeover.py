@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 
 from asgi_durable.engine.recovery import PAGE_PAUSE_SECONDS, PAGE_SIZE, Recovery
 from asgi_durable.engine.resumption import Resumption
 from asgi_durable.engine.run import Run, Services
 from asgi_durable.errors import StorageError
 from asgi_durable.storage.protocol import Beat, Runnable
+from asgi_durable.storage.records import TakenWorkflow
 from asgi_durable.storage.writes import AcquitWorkflow
 
 __all__ = ["Takeover"]
@@ -109,16 +111,28 @@ class Takeover:
         )
         if not taken:
             return []
+        taken_at = time.monotonic()
         logger.info("%d workflows of other executors are taken over", len(taken))
-        ids = [workflow.workflow_id for workflow in taken]
+        ids = [one.workflow.workflow_id for one in taken]
         stored_runs = await self._resumption.load_idle(ids)
-        runs = [
+        resumed = [
             self._resumption.resume(stored, is_counted=True)
             for stored in stored_runs
             # Not what was lost again while its log was read.
             if stored.workflow.executor_id == executor_id
         ]
-        return [run for run in runs if run is not None]
+        runs = [run for run in resumed if run is not None]
+        self._tell_lags(runs, taken, time.monotonic() - taken_at)
+        return runs
+
+    def _tell_lags(self, runs: list[Run], taken: list[TakenWorkflow], seconds_since: float) -> None:
+        """Tell how long these workflows had been nobody's until their runs began."""
+        observer = self._services.telemetry.observer
+        free_seconds = {one.workflow.workflow_id: one.free_seconds for one in taken}
+        for run in runs:
+            seconds = free_seconds[run.workflow_id]
+            if seconds is not None:
+                observer.taken_over(run.workflow, lag_seconds=seconds + seconds_since)
 
     async def _try_suspects(self, runs: list[Run]) -> None:
         for run in runs:

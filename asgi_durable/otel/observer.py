@@ -27,6 +27,7 @@ from asgi_durable.telemetry_port import Observed, ObservedRun, Observer, current
 __all__ = ["OtelObserver", "mark_failed", "name_of"]
 
 INTERRUPTED = "INTERRUPTED"
+_COMMIT = {"durable.store.operation": "commit"}
 # Outcomes of a claim that another execution's work is the answer to, or part of it.
 _LINKED = frozenset({"resumed", "replayed", "waited", "conflict"})
 
@@ -74,9 +75,14 @@ class OtelObserver(Observer):
                 {"exception.type": name_of(error), "exception.message": str(error)},
             )
 
-    def committed(self, writes: int) -> None:
+    def committed(self, writes: int, seconds: float) -> None:
         if self.metrics is not None:
             self.metrics.commit_writes.record(writes)
+            self.metrics.store_duration.record(seconds, _COMMIT)
+
+    def taken_over(self, workflow: WorkflowRecord, *, lag_seconds: float) -> None:
+        if self.metrics is not None:
+            self.metrics.resume_lag.record(lag_seconds, {"durable.workflow.name": workflow.name})
 
     def lease_lost(self) -> None:
         if self.metrics is not None:

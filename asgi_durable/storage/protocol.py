@@ -16,6 +16,7 @@ from asgi_durable.storage.records import (
     StepRecord,
     StoredProgress,
     StoredRun,
+    TakenWorkflow,
     WorkflowRecord,
 )
 from asgi_durable.storage.writes import Outcome, Write
@@ -122,7 +123,7 @@ class Executors(Protocol):
 
     async def take_over(
         self, executor_id: str, *, runnable: Runnable, limit: int, suspects: bool
-    ) -> list[WorkflowRecord]:
+    ) -> list[TakenWorkflow]:
         """Make free workflows of functions the executor's, and count an execution of each.
 
         Where the last owner died, and not just left, its death is counted in ``crashes``: 1

@@ -13,6 +13,7 @@ __all__ = [
     "StepRecord",
     "StoredProgress",
     "StoredRun",
+    "TakenWorkflow",
     "WorkflowRecord",
     "WorkflowState",
 ]
@@ -144,6 +145,21 @@ class ResponseRecord:
     def is_given_at(self, now_us: int) -> bool:
         """Tell whether the answer is given at a time."""
         return now_us < self.expires_at_us and not self.is_tombstone
+
+
+@value_class(kw_only=True)
+class TakenWorkflow:
+    """A workflow that was free and has an owner again.
+
+    Attributes:
+        workflow: Its row, with the new owner.
+        free_seconds: For how long it had been nobody's: since the last owner's lease ended, or
+            its process was found gone before that, or it left. ``None`` where that is not
+            known: the workflow was released alone, or the owner's row is gone.
+    """
+
+    workflow: WorkflowRecord
+    free_seconds: float | None
 
 
 @value_class(kw_only=True)

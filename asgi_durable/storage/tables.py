@@ -40,7 +40,8 @@ executors = Table(
     Column("executor_id", Text, nullable=False),
     Column("state", Text, nullable=False),
     Column("started_at_us", BigInteger, nullable=False),
-    # How the others notice that it died; each adapter has its own way, see there.
+    # How the others notice that it died; each adapter has its own way, see there. Of one that
+    # is not alive the first is when its lease ended, or it left, or was found gone.
     Column("lease_expires_at_us", BigInteger),
     Column("session_lock", Integer),
     PrimaryKeyConstraint("executor_id"),

@@ -13,6 +13,7 @@ from starlette.applications import Starlette
 from starlette.responses import PlainTextResponse
 from starlette.routing import Mount, Route
 from support.asgi import exchange, http_scope, keyed
+from support.figures import Figures
 from support.spans import Spans, links_of, span_id
 
 import asgi_durable_fastapi
@@ -169,6 +170,23 @@ async def test_a_replay_has_the_span_of_fastapi_too(url: str, add) -> None:
     outcomes = [(span.attributes or {})["idempotency.outcome"] for span in spans.ended]
     assert outcomes == ["executed", "replayed"]
     assert links_of(spans.ended[1]) == [span_id(spans.ended[0])]
+
+
+@opens_its_own
+@pytest.mark.parametrize("add", [installed, wrapped])
+@pytest.mark.parametrize("takes_time", [True, False])
+async def test_the_time_of_a_request_is_taken_once(url: str, add, takes_time: bool) -> None:
+    figures = Figures()
+    durable = Durable(url, telemetry=figures.telemetry)
+    own = QUIET | {"metrics": takes_time, "meter_provider": figures.provider}
+    app = add(_fastapi(durable, own), durable)
+
+    async with durable:
+        await exchange(app, http_scope(*REQUEST))
+
+    ((scope_name, point),) = figures.points("http.server.request.duration")
+    assert scope_name == ("fastapi" if takes_time else "asgi_durable")
+    assert (point.count, point.attributes["http.route"]) == (1, ROUTE)
 
 
 @opens_its_own

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import time
+
 import pytest
 from support.asgi import answer, exchange, keyed
-from support.executors import Worker, declared_dead, executor_of, is_another, result_of
+from support.executors import Worker, declared_dead, executor_of, is_another, result_of, until
 from support.figures import Figures
 
 from asgi_durable import Durable, RetryPolicy
 
 pytestmark = pytest.mark.anyio
 
+# By how much the database's clock may differ from ours within a second.
+CLOCKS = 0.01
 QUICK = RetryPolicy(max_attempts=3, initial_interval=0.001)
 
 
@@ -52,6 +56,10 @@ async def test_runs_steps_retries_commits_and_keys_are_counted(url: str) -> None
     assert found["durable.step.retries"] == {("flaky",): 2}
     assert found["idempotency.requests"] == {("executed",): 1, ("replayed",): 1}
     assert found["durable.commit.writes"][()] >= 3
+    assert found["durable.store.duration"] == {("commit",): found["durable.commit.writes"][()]}
+    assert found["http.server.request.duration"] == {("POST", "http", 200): 2}
+    # A request that is answered at once lagged behind nothing.
+    assert "durable.resume.lag" not in found
 
 
 async def test_what_is_gone_on_with_counts_as_a_recovery(url: str) -> None:
@@ -67,16 +75,35 @@ async def test_what_is_gone_on_with_counts_as_a_recovery(url: str) -> None:
     assert found["durable.run.duration"] == {("work", "SUCCESS"): 1}
 
 
-async def test_a_lost_lease_is_counted_and_its_runs_are_interrupted(url: str) -> None:
+async def test_the_lag_is_how_long_a_workflow_was_nobodys(url: str) -> None:
     figures = Figures()
+    async with Worker(url, waits=True) as first:
+        await first.begin("w")
+        leaves_at = time.monotonic()
+    left_at = time.monotonic()
+    await until(lambda: time.monotonic() - left_at > 0.2)
+
+    starts_at = time.monotonic()
+    async with Worker(url, telemetry=figures.telemetry) as second:
+        await result_of(second, "w")
+    ended_at = time.monotonic()
+
+    ((_, lag),) = figures.points("durable.resume.lag")
+    assert (dict(lag.attributes), lag.count) == ({"durable.workflow.name": "work"}, 1)
+    assert starts_at - left_at - CLOCKS <= lag.sum <= ended_at - leaves_at + CLOCKS
+
+
+async def test_a_lost_lease_is_counted_and_its_runs_are_interrupted(url: str) -> None:
+    figures, others = Figures(), Figures()
     async with Worker(url, waits=True, telemetry=figures.telemetry) as stopped:
         await stopped.begin("w")
         old_id = executor_of(stopped).id
-        async with Worker(url) as other:
+        async with Worker(url, telemetry=others.telemetry) as other:
             async with declared_dead(stopped):
                 await result_of(other, "w")
             await is_another(stopped, old_id)
 
-    found = figures.read()
+    found, of_other = figures.read(), others.read()
     assert found["durable.lease.losses"] == {(): 1}
     assert found["durable.run.duration"] == {("work", "INTERRUPTED"): 1}
+    assert of_other["durable.resume.lag"] == {("work",): 1}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 
 import pytest
 from support.records import EXECUTOR, OTHER, record, request, step, success, workflow
@@ -13,6 +14,7 @@ from support.storages import (
     beat,
     kinds,
     orphans_appear,
+    take_one,
     take_over,
     until,
 )
@@ -29,6 +31,8 @@ from asgi_durable.storage.writes import (
 
 pytestmark = pytest.mark.anyio
 
+# By how much the database's clock may differ from ours within a second.
+CLOCKS = 0.01
 DONE, FENCED = OutcomeKind.DONE, OutcomeKind.FENCED
 
 
@@ -47,7 +51,7 @@ async def test_what_an_executor_left_is_taken_over_at_once_and_is_no_crash(
 ) -> None:
     await leave_behind(other, started("w"), record(step(), OTHER))
 
-    (taken,) = await storage.take_over(EXECUTOR, runnable=WORK, limit=9, suspects=False)
+    taken = (await take_one(storage)).workflow
 
     assert (taken.workflow_id, taken.executor_id, taken.attempts) == ("w", EXECUTOR, 2)
     assert (taken.crashes, taken.crashed_at_entry) == (0, 0)
@@ -61,10 +65,58 @@ async def test_what_was_released_is_taken_over_and_is_no_crash(
 ) -> None:
     await other.commit([started("w"), ReleaseWorkflow("w", OTHER)])
 
-    (taken,) = await storage.take_over(EXECUTOR, runnable=WORK, limit=9, suspects=False)
+    found = await take_one(storage)
 
+    taken = found.workflow
     assert (taken.executor_id, taken.attempts, taken.crashes) == (EXECUTOR, 2, 0)
     assert await kinds(other, record(step(), OTHER)) == [FENCED]
+    # When that was is not kept.
+    assert found.free_seconds is None
+
+
+async def passed(seconds: float) -> None:
+    """Wait until so many seconds have passed."""
+    ends_at = time.monotonic() + seconds
+
+    async def is_over() -> bool:
+        return time.monotonic() >= ends_at
+
+    await until(is_over)
+
+
+async def test_it_is_told_for_how_long_what_was_left_has_been_free(
+    storage: Storage, other: Storage
+) -> None:
+    leaves_at = time.monotonic()
+    await leave_behind(other, started("w"))
+    left_at = time.monotonic()
+    await passed(0.2)
+
+    takes_at = time.monotonic()
+    found = await take_one(storage)
+
+    assert found.free_seconds is not None
+    assert takes_at - left_at - CLOCKS <= found.free_seconds
+    assert found.free_seconds <= time.monotonic() - leaves_at + CLOCKS
+
+
+async def test_what_a_dead_executor_had_is_free_since_the_end_of_its_lease(
+    storage: Storage, open_storage: OpenStorage
+) -> None:
+    begins_at = time.monotonic()
+    doomed = await open_storage("doomed", lease_seconds=TINY_LEASE_SECONDS)
+    began_at = time.monotonic()
+    await doomed.commit([started("w", executor_id="doomed")])
+    # Nobody looks for a while. It is not the notice that counts.
+    await passed(TINY_LEASE_SECONDS + 0.5)
+    await orphans_appear(storage)
+
+    takes_at = time.monotonic()
+    found = await take_one(storage)
+
+    assert found.free_seconds is not None
+    assert takes_at - began_at - TINY_LEASE_SECONDS - CLOCKS <= found.free_seconds
+    assert found.free_seconds <= time.monotonic() - begins_at - TINY_LEASE_SECONDS + CLOCKS
 
 
 async def test_what_is_finished_or_waits_for_its_client_is_never_taken_over(
@@ -179,7 +231,7 @@ class Crashes:
     ) -> int:
         """Take it over, record a step or not, and die; return the crashes counted before."""
         executor_id, doomed = await self._doomed()
-        (taken,) = await doomed.take_over(executor_id, runnable=WORK, limit=9, suspects=suspects)
+        taken = (await take_one(doomed, executor_id, suspects=suspects)).workflow
         if step_number is not None:
             outcome = await kinds(doomed, record(step(number=step_number), executor_id))
             assert outcome == [DONE]
@@ -201,7 +253,7 @@ def crashes(storage: Storage, open_storage: OpenStorage) -> Crashes:
 
 
 async def crashes_and_entries(storage: Storage, *, suspects: bool) -> tuple[int, int]:
-    (taken,) = await storage.take_over(EXECUTOR, runnable=WORK, limit=9, suspects=suspects)
+    taken = (await take_one(storage, suspects=suspects)).workflow
     return taken.crashes, taken.crashed_at_entry
 
 

@@ -25,15 +25,30 @@ class Figures:
     def read(self) -> dict[str, dict[tuple[Any, ...], float]]:
         """Return the counts of all instruments, by the values of their attributes."""
         found: dict[str, dict[tuple[Any, ...], float]] = {}
-        data = self._reader.get_metrics_data()
-        for resource in data.resource_metrics if data is not None else ():
-            for scope in resource.scope_metrics:
-                for metric in scope.metrics:
-                    found[metric.name] = {
-                        tuple((point.attributes or {}).values()): getattr(
-                            point, "count", getattr(point, "value", 0)
-                        )
-                        for point in metric.data.data_points
-                    }
-        self.provider.shutdown()
+        for _, metric in self._all():
+            found[metric.name] = {
+                tuple((point.attributes or {}).values()): getattr(
+                    point, "count", getattr(point, "value", 0)
+                )
+                for point in metric.data.data_points
+            }
         return found
+
+    def points(self, name: str) -> list[tuple[str, Any]]:
+        """Return the data points of all instruments with a name: whose each is, and it."""
+        return [
+            (scope_name, point)
+            for scope_name, metric in self._all()
+            for point in metric.data.data_points
+            if metric.name == name
+        ]
+
+    def _all(self) -> list[tuple[str, Any]]:
+        data = self._reader.get_metrics_data()
+        self.provider.shutdown()
+        return [
+            (scope.scope.name, metric)
+            for resource in (data.resource_metrics if data is not None else ())
+            for scope in resource.scope_metrics
+            for metric in scope.metrics
+        ]

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from asgi_durable.storage.protocol import Beat, Runnable, Storage
+from asgi_durable.storage.records import TakenWorkflow
 from asgi_durable.storage.writes import OutcomeKind, Write
 from support.pgbouncer import IS_USED
 from support.records import EXECUTOR
@@ -130,7 +131,14 @@ async def take_over(
 ) -> list[str]:
     """Take over what is free; return the ids."""
     taken = await storage.take_over(executor_id, runnable=runnable, limit=limit, suspects=suspects)
-    return [workflow.workflow_id for workflow in taken]
+    return [one.workflow.workflow_id for one in taken]
+
+
+async def take_one(storage: Storage, executor_id: str = EXECUTOR, **options: Any) -> TakenWorkflow:
+    """Take over the one workflow that is free."""
+    wanted: dict[str, Any] = {"runnable": WORK, "limit": 9, "suspects": False}
+    (taken,) = await storage.take_over(executor_id, **wanted | options)
+    return taken
 
 
 OWNER = """

@@ -32,6 +32,7 @@ from asgi_durable.storage.records import (
     ResponseRecord,
     StoredProgress,
     StoredRun,
+    TakenWorkflow,
     WorkflowRecord,
 )
 from asgi_durable.storage.writes import Outcome, Write
@@ -150,7 +151,7 @@ class PostgresStorage:
 
     async def take_over(
         self, executor_id: str, *, runnable: Runnable, limit: int, suspects: bool
-    ) -> list[WorkflowRecord]:
+    ) -> list[TakenWorkflow]:
         return await self._run(
             lambda parts: parts.executors.take_over(executor_id, runnable, limit, suspects=suspects)
         )

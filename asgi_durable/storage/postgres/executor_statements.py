@@ -34,7 +34,8 @@ class ExecutorStatements:
         self.declare_dead = self._declare_dead()
         # Each a statement of its own, in this order: see `PostgresNames.fence`.
         self.leave = (
-            f"UPDATE {names.executors} SET state = 'RELEASED' "
+            f"UPDATE {names.executors} SET state = 'RELEASED', "
+            f"lease_expires_at_us = least(lease_expires_at_us, {NOW_US}) "
             "WHERE executor_id = $1::text AND state = 'ALIVE'"
         )
         self.open_own_fence = f"DELETE FROM {names.fences} WHERE executor_id = $1::text"
@@ -107,7 +108,8 @@ class ExecutorStatements:
         have renewed its lease since.
         """
         return (
-            f"UPDATE {self._names.executors} AS e SET state = 'DEAD' "
+            f"UPDATE {self._names.executors} AS e SET state = 'DEAD', "
+            f"lease_expires_at_us = least(e.lease_expires_at_us, {NOW_US}) "
             "FROM unnest($1::text[], $2::int4[]) AS gone(executor_id, session_lock) "
             "WHERE e.executor_id = gone.executor_id AND e.state = 'ALIVE' "
             f"AND (e.lease_expires_at_us < {NOW_US} OR e.session_lock = gone.session_lock "
@@ -163,15 +165,18 @@ class ExecutorStatements:
         return (
             f"WITH me AS MATERIALIZED ({self._names.fence('$1::text')}), "
             f"owners AS MATERIALIZED ({self._free_owners()}), "
-            "taken AS MATERIALIZED (SELECT workflow_id FROM (SELECT found.workflow_id FROM owners "
+            "taken AS MATERIALIZED (SELECT workflow_id, owner FROM (SELECT found.workflow_id, "
+            "owners.executor_id AS owner FROM owners "
             f"CROSS JOIN LATERAL ({first.format(owner='= owners.executor_id')}) AS found UNION ALL "
-            f"SELECT workflow_id FROM ({first.format(owner='IS NULL')}) AS released) AS free "
+            f"SELECT workflow_id, NULL FROM ({first.format(owner='IS NULL')}) AS released) AS free "
             "ORDER BY workflow_id LIMIT $5::int8) "
             f"UPDATE {workflows} AS w SET executor_id = $1, attempts = w.attempts + 1, "
             f"crashes = {crashes}, updated_at_us = {NOW_US}, "
             f"crashed_at_entry = CASE WHEN {crashed} THEN {entries} ELSE w.crashed_at_entry END "
-            "FROM taken WHERE w.workflow_id = taken.workflow_id "
-            f"RETURNING {list_of(tables.workflows, 'w')}"
+            f"FROM taken LEFT JOIN {executors} AS last ON last.executor_id = taken.owner "
+            f"WHERE w.workflow_id = taken.workflow_id RETURNING {list_of(tables.workflows, 'w')}, "
+            "CASE WHEN last.lease_expires_at_us IS NOT NULL THEN "
+            f"(greatest(0, {NOW_US} - last.lease_expires_at_us) / 1e6)::float8 END AS free_seconds"
         )
 
     def _adopt(self) -> str:

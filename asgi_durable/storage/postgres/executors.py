@@ -16,7 +16,7 @@ from asgi_durable.storage.postgres.link import Wire
 from asgi_durable.storage.postgres.rows import PostgresNames, workflow_from
 from asgi_durable.storage.postgres.session import PostgresSession, Registration, new_lock_key
 from asgi_durable.storage.protocol import Beat, Runnable
-from asgi_durable.storage.records import WorkflowRecord
+from asgi_durable.storage.records import TakenWorkflow
 
 __all__ = ["PostgresExecutors"]
 
@@ -73,13 +73,17 @@ class PostgresExecutors:
 
     async def take_over(
         self, executor_id: str, runnable: Runnable, limit: int, *, suspects: bool
-    ) -> list[WorkflowRecord]:
+    ) -> list[TakenWorkflow]:
         """See ``Executors.take_over``."""
         values = (*_lists_of(runnable), limit, suspects)
         rows = await self._session.run(
             lambda wire: wire.fetch(self._sql.take_over, executor_id, *values)
         )
-        return sorted(map(workflow_from, rows), key=lambda workflow: workflow.workflow_id)
+        taken = [
+            TakenWorkflow(workflow=workflow_from(row), free_seconds=row["free_seconds"])
+            for row in rows
+        ]
+        return sorted(taken, key=lambda one: one.workflow.workflow_id)
 
     async def retire(self, executor_id: str) -> None:
         """See ``Executors.retire``."""

@@ -22,6 +22,7 @@ from asgi_durable.storage.records import (
     ResponseRecord,
     StoredProgress,
     StoredRun,
+    TakenWorkflow,
     WorkflowRecord,
 )
 from asgi_durable.storage.sqlite.blocking_sessions import SQLiteBlockingSessions
@@ -156,7 +157,7 @@ class SQLiteStorage:
 
     async def take_over(
         self, executor_id: str, *, runnable: Runnable, limit: int, suspects: bool
-    ) -> list[WorkflowRecord]:
+    ) -> list[TakenWorkflow]:
         return await self._write(
             lambda opened: opened.executors.take_over(
                 executor_id, runnable, limit, suspects=suspects

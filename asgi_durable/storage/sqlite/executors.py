@@ -17,7 +17,7 @@ from typing import Any
 
 from asgi_durable.storage import tables
 from asgi_durable.storage.protocol import Beat, Runnable
-from asgi_durable.storage.records import WorkflowRecord
+from asgi_durable.storage.records import TakenWorkflow
 from asgi_durable.storage.sqlite.file import SQLiteFile, write_transaction
 from asgi_durable.storage.sqlite.lock import ProcessLock
 from asgi_durable.storage.sqlite.rows import SELECT_WORKFLOW, insert, json_list, workflow_from
@@ -33,7 +33,11 @@ _EXECUTORS, _WORKFLOWS, _STEPS = (
 LIVING = f"SELECT executor_id FROM {_EXECUTORS} WHERE state = 'ALIVE'"
 
 _LIST = f"SELECT executor_id, state FROM {_EXECUTORS}"
-_END = f"UPDATE {_EXECUTORS} SET state = ? WHERE executor_id = ? AND state = 'ALIVE'"
+_LIST_ENDS = f"SELECT executor_id, lease_expires_at_us FROM {_EXECUTORS}"
+_END = (
+    f"UPDATE {_EXECUTORS} SET state = ?, lease_expires_at_us = ? "
+    "WHERE executor_id = ? AND state = 'ALIVE'"
+)
 _FORGET = (
     f"DELETE FROM {_EXECUTORS} WHERE state <> 'ALIVE' AND NOT EXISTS "
     f"(SELECT 1 FROM {_WORKFLOWS} AS w WHERE w.executor_id = {_EXECUTORS}.executor_id"
@@ -65,6 +69,9 @@ _TAKE = (
     "crashes = :crashes, crashed_at_entry = :entries, updated_at_us = :now "
     "WHERE workflow_id = :workflow_id"
 )
+_FIND_TAKEN = (
+    f"{SELECT_WORKFLOW} WHERE workflow_id IN (SELECT value FROM json_each(?)) ORDER BY workflow_id"
+)
 
 
 class SQLiteExecutors:
@@ -92,7 +99,7 @@ class SQLiteExecutors:
         _set_lease(lock, lease_seconds)
         with write_transaction(self._writer):
             self._writer.execute(_FORGET)
-            row = (executor_id, "ALIVE", time.time_ns() // 1000, None, None)
+            row = (executor_id, "ALIVE", _now_us(), None, None)
             self._writer.execute(insert(tables.executors), row)
 
     def renew(self, executor_id: str, lease_seconds: float) -> None:
@@ -120,7 +127,8 @@ class SQLiteExecutors:
         with write_transaction(self._writer):
             for executor_id in executor_ids:
                 if self._is_gone(executor_id):
-                    self._writer.execute(_END, ("DEAD", executor_id))
+                    ended_at_us = _lease_end_us(self._lock(executor_id))
+                    self._writer.execute(_END, ("DEAD", ended_at_us, executor_id))
         for executor_id in executor_ids:
             self._overdue.discard(executor_id)
             if not self._lock(executor_id).is_held():
@@ -129,7 +137,7 @@ class SQLiteExecutors:
     def retire(self, executor_id: str) -> None:
         """See ``Executors.retire``."""
         with write_transaction(self._writer):
-            self._writer.execute(_END, ("RELEASED", executor_id))
+            self._writer.execute(_END, ("RELEASED", _now_us(), executor_id))
             self._writer.execute(_FORGET)
         self._release(executor_id)
 
@@ -140,23 +148,26 @@ class SQLiteExecutors:
 
     def take_over(
         self, executor_id: str, runnable: Runnable, limit: int, *, suspects: bool
-    ) -> list[WorkflowRecord]:
+    ) -> list[TakenWorkflow]:
         """See ``Executors.take_over``."""
         with write_transaction(self._writer):
             states = dict(self._writer.execute(_LIST).fetchall())
             if states.get(executor_id) != "ALIVE":
                 return []
             free = [i for i, state in states.items() if state != "ALIVE"]
-            found = []
+            ends = dict(self._writer.execute(_LIST_ENDS).fetchall())
+            found: list[tuple[Any, ...]] = []
             for owner in (None, *free):
                 parameters = _parameters(owner, runnable) | {
                     "crashed": owner is not None and states[owner] == "DEAD",
                     "suspects": suspects,
                     "limit": limit,
                 }
-                found += self._writer.execute(_SELECT_RUNNABLE, parameters).fetchall()
+                rows = self._writer.execute(_SELECT_RUNNABLE, parameters).fetchall()
+                found += [(*row, ends.get(owner)) for row in rows]
+            # By id, of which each is there once.
             found = sorted(found)[:limit]
-            now = time.time_ns() // 1000
+            now = _now_us()
             self._writer.executemany(
                 _TAKE,
                 [
@@ -167,17 +178,13 @@ class SQLiteExecutors:
                         "entries": entries,
                         "now": now,
                     }
-                    for workflow_id, crashes, entries in found
+                    for workflow_id, crashes, entries, _ in found
                 ],
             )
-            taken = json_list(workflow_id for workflow_id, _, _ in found)
+            taken = self._writer.execute(_FIND_TAKEN, (json_list(row[0] for row in found),))
             return [
-                workflow_from(row)
-                for row in self._writer.execute(
-                    f"{SELECT_WORKFLOW} WHERE workflow_id IN (SELECT value FROM json_each(?)) "
-                    "ORDER BY workflow_id",
-                    (taken,),
-                )
+                TakenWorkflow(workflow=workflow_from(row), free_seconds=_seconds(ended_at_us, now))
+                for row, (*_, ended_at_us) in zip(taken, found, strict=True)
             ]
 
     def _is_gone(self, executor_id: str) -> bool:
@@ -217,6 +224,24 @@ def _is_lease_over(lock: ProcessLock) -> bool:
         return lock.path.stat().st_mtime < time.time()
     except OSError:
         return True
+
+
+def _lease_end_us(lock: ProcessLock) -> int:
+    """Return when an executor's lease has ended; now, if it would have lasted longer."""
+    now_us = _now_us()
+    try:
+        return min(now_us, lock.path.stat().st_mtime_ns // 1000)
+    except OSError:
+        return now_us
+
+
+def _seconds(ended_at_us: int | None, now_us: int) -> float | None:
+    # Not less than none: the clock may have been set back.
+    return None if ended_at_us is None else max(0, now_us - ended_at_us) / 1e6
+
+
+def _now_us() -> int:
+    return time.time_ns() // 1000
 
 
 def _has_runnable(reader: sqlite3.Connection, owner: str | None, runnable: Runnable) -> bool:
