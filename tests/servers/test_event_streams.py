@@ -11,7 +11,7 @@ from typing import Self
 
 import httpx
 import pytest
-from support.asgi_servers import ASGI_SERVERS, ASGIServer
+from support.asgi_servers import ASGI_SERVERS, ASGIServer, skip_without
 from support.executors import until
 from support.pieces import PIECES, PIECES_BEYOND_LIMIT, piece, whole
 
@@ -23,9 +23,10 @@ COMPLETE = [*(f"piece {number}" for number in range(PIECES)), "end"]
 IS_TOLD = {"raw": "http.disconnect", "starlette": "cancelled"}
 
 
-@pytest.fixture(scope="module", params=ASGI_SERVERS)
+@pytest.fixture(scope="module", params=[*ASGI_SERVERS, "daphne"])
 def server_name(request: pytest.FixtureRequest) -> str:
     name: str = request.param
+    skip_without(name)
     return name
 
 
