@@ -42,6 +42,10 @@ if PYENV.is_dir():
     os.environ["PATH"] = os.pathsep.join([os.environ["PATH"], *folders])
 
 
+# Processes are started by the hundred: where nothing is kept each compiles all that it imports.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+
+
 def is_here(python: str) -> bool:
     """Return whether the machine has a Python that starts; what pyenv calls one may not."""
     folders = os.environ["PATH"].split(os.pathsep)

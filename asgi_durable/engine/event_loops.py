@@ -19,7 +19,7 @@ def require_asyncio() -> None:
         asyncio.get_running_loop()
     except RuntimeError:
         msg = (
-            "durable functions and keyed requests need asyncio, and this app is served by another "
-            "event loop, trio's perhaps: serve it with asyncio ('hypercorn --worker-class asyncio')"
+            "durable functions and requests with a key need asyncio, and this code runs on another "
+            "event loop, trio's perhaps: run it with asyncio ('hypercorn --worker-class asyncio')"
         )
         raise DurableUsageError(msg) from None

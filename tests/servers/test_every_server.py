@@ -136,4 +136,4 @@ def test_a_start_needs_asyncio(tmp_path: Path, sqlite_url: str) -> None:
         server.start()
 
     server.wait()
-    assert "DurableUsageError: durable functions and keyed requests need asyncio" in server.log
+    assert "DurableUsageError: durable functions and requests with a key need asyncio" in server.log
