@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Coroutine, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, ParamSpec, Self, TypeVar, cast, overload
 
@@ -28,6 +28,7 @@ from asgi_durable.middleware.lifespan import LifespanMiddleware
 from asgi_durable.middleware.problem_details import ProblemDetailsMiddleware
 from asgi_durable.middleware.request_context import RequestContextMiddleware
 from asgi_durable.middleware.tracing import TracingMiddleware
+from asgi_durable.outgoing import DONE, OutgoingRequest, add_key
 from asgi_durable.storage.entry_point import find_storage
 from asgi_durable.storage.protocol import ApplicationDatabase
 from asgi_durable.telemetry import Telemetry
@@ -278,6 +279,22 @@ class Durable(Decorators):
             msg = "idempotency_key_for_step() is for code in a step, where a place is recorded"
             raise DurableUsageError(msg)
         return step_key(frame.run.workflow_id, frame.step_number)
+
+    def add_idempotency_key(self, request: OutgoingRequest) -> Awaitable[None]:
+        """Give a request to another service the key of the step that sends it; a hook of httpx.
+
+        ``httpx.AsyncClient(event_hooks={"request": [durable.add_idempotency_key]})``, and the
+        same for ``httpx.Client``. A ``POST`` or ``PATCH`` in a step of a workflow or keyed
+        request gets an ``Idempotency-Key``: the first of an attempt that of
+        :meth:`idempotency_key_for_step`, the others that with their number, so each has the
+        same one however often the step is tried. All else is left alone, and so is a key that
+        is there.
+
+        Returns:
+            Something that may be awaited, and need not be.
+        """
+        add_key(request, self.engine.frame())
+        return DONE
 
     @property
     def request_id(self) -> str | None:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from contextvars import ContextVar
+from dataclasses import field, replace
+from itertools import count
 from typing import TYPE_CHECKING
 
 from asgi_durable.value_class import value_class
@@ -13,7 +16,7 @@ if TYPE_CHECKING:
 
     from asgi_durable.engine.run import Run, Services
 
-__all__ = ["Frame", "current_frame"]
+__all__ = ["Frame", "begin_attempt", "current_frame"]
 
 
 @value_class()
@@ -27,6 +30,7 @@ class Frame:
         step_number: Its place in the log.
         session: The transaction's session.
         in_thread: True for code that is not async: it cannot await what the engine does.
+        outgoing: Numbers the requests to others of this attempt, from 0.
     """
 
     services: Services
@@ -35,6 +39,18 @@ class Frame:
     step_number: int | None = None
     session: AsyncSession | Session | None = None
     in_thread: bool = False
+    outgoing: Iterator[int] = field(default_factory=count, compare=False)
 
 
 current_frame: ContextVar[Frame | None] = ContextVar("asgi_durable_current_frame", default=None)
+
+
+def begin_attempt() -> None:
+    """Count from the start again, as the current step is tried again.
+
+    A new place, not a new count at the old one: that may be in use still, by what an attempt has
+    left behind.
+    """
+    frame = current_frame.get()
+    if frame is not None:
+        current_frame.set(replace(frame, outgoing=count()))

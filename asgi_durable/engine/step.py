@@ -7,7 +7,7 @@ import itertools
 from collections.abc import Awaitable, Mapping
 from typing import Any
 
-from asgi_durable.engine.frame import Frame, current_frame
+from asgi_durable.engine.frame import Frame, begin_attempt, current_frame
 from asgi_durable.engine.registry import StepDefinition
 from asgi_durable.engine.replay import replayed
 from asgi_durable.engine.run import Run
@@ -113,6 +113,7 @@ async def _try_again(
             raise StepRetriesExhaustedError(definition.name, errors, attempt) from error
         run.services.telemetry.observer.step_is_tried_again(definition.name, error)
         await asyncio.sleep(policy.delay_seconds(attempt))
+        begin_attempt()
         try:
             return await _attempt(definition, args, kwargs)
         except Exception as next_error:

@@ -8,6 +8,7 @@ import random
 import time
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 from asgi_durable.engine.endings import OwnedElsewhereError
@@ -43,22 +44,22 @@ async def run_plain_transaction(
         if definition.is_async != hasattr(frame.session, "sync_session"):
             raise _other_session(definition, frame)
         return await definition.function(*args, **kwargs)
-    run = frame.run if frame is not None else None
-    number = frame.step_number if frame is not None else None
+    # Its requests to others are the surrounding step's.
+    frame = frame or Frame(services, None)
+    place = replace(frame, services=services, step_name=definition.name)
     database, level = services.application or services.storage, definition.isolation_level
 
     def in_thread() -> Any:
-        with database.blocking_transaction(None, isolation_level=level) as transaction:
-            inside = Frame(
-                services, run, definition.name, number, transaction.session, in_thread=True
-            )
-            with _entered(inside):
-                return definition.call_decorated(*args, **kwargs)
+        with (
+            database.blocking_transaction(None, isolation_level=level) as transaction,
+            _entered(replace(place, session=transaction.session, in_thread=True)),
+        ):
+            return definition.call_decorated(*args, **kwargs)
 
     if not definition.is_async:
         return await definition.thread.run(in_thread)
     async with database.transaction(None, isolation_level=level) as transaction:
-        with _entered(Frame(services, run, definition.name, number, transaction.session)):
+        with _entered(replace(place, session=transaction.session, in_thread=False)):
             return await definition.function(*args, **kwargs)
 
 
