@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 from asgi_durable.storage.records import (
+    PieceRecord,
     ResponseRecord,
     StepRecord,
     StoredProgress,
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from sqlalchemy.orm import Session
 
 __all__ = [
+    "PAGE_BYTES",
     "PUT_OFF_US",
     "ApplicationDatabase",
     "ApplicationSlot",
@@ -44,6 +46,8 @@ __all__ = [
 
 # For how long a request is left alone that cannot be forgotten yet.
 PUT_OFF_US = 5 * 60 * 1_000_000
+# How much of a recorded stream is read at a time, but for a piece that is larger.
+PAGE_BYTES = 256 * 1024
 
 
 class Lifecycle(Protocol):
@@ -173,6 +177,13 @@ class StepLog(Protocol):
     async def get_response(self, workflow_id: str) -> ResponseRecord | None:
         """Return the answer of a finished request, ``None`` if there is none."""
 
+    async def read_pieces(self, workflow_id: str, after: int) -> list[PieceRecord]:
+        """Return the next pieces of a recorded stream, in order; none if there are no more yet.
+
+        They are those that end within ``PAGE_BYTES`` behind the offset *after*; if there are
+        none, the first one behind it.
+        """
+
     async def load_runs(self, workflow_ids: Sequence[str]) -> list[StoredRun]:
         """Return all that is recorded of these workflows; unknown ids are left out."""
 
@@ -192,9 +203,10 @@ class StepLog(Protocol):
         """Forget requests whose time is over, in one transaction; the longest expired first.
 
         One that is finished, from its answer's ``forgotten_at_us`` on, is deleted with all
-        below it: its steps, its answer, and the workflows that it has called or started, with
-        theirs. From ``expires_at_us`` until then it is a *tombstone*: its own row stays, and of
-        its answer the time, with ``TOMBSTONE_STATUS``, headers ``[]`` and no body. One that
+        below it: its steps, its answer with the pieces of it, and the workflows that it has
+        called or started, with theirs. From ``expires_at_us`` until then it is a *tombstone*:
+        its own row stays, and of its answer the time, with ``TOMBSTONE_STATUS``, headers
+        ``[]`` and no body or pieces. One that
         waits for its retry, as nobody alive owns it, is deleted if it has not changed for long.
 
         Where a workflow below it is PENDING a request stays: its answer expires

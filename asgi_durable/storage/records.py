@@ -7,8 +7,11 @@ from enum import StrEnum
 from asgi_durable.value_class import value_class
 
 __all__ = [
+    "CUT_ALL",
+    "CUT_FOR_GOOD",
     "NO_OUTPUT",
     "TOMBSTONE_STATUS",
+    "PieceRecord",
     "ResponseRecord",
     "StepRecord",
     "StoredProgress",
@@ -22,6 +25,10 @@ __all__ = [
 TOMBSTONE_STATUS = 0
 # Beside the error of a step that runs at most once; no value is encoded so.
 NO_OUTPUT = b""
+
+# What a piece cuts: all before it, as it is a stream's start, and that without a new start.
+CUT_ALL = -1
+CUT_FOR_GOOD = -2
 
 
 class WorkflowState(StrEnum):
@@ -124,6 +131,7 @@ class ResponseRecord:
     Attributes:
         headers: In order, duplicates kept, names in lower case; a JSON list of pairs.
         body: The whole body, ``None`` if it was not kept (streamed or too large).
+        stream_end: Where the last of its pieces ends, if it was recorded as a stream.
         expires_at_us: When it is not given any more; microseconds since 1970, UTC, by the
             writer's clock.
         forgotten_at_us: When the key is free, at ``expires_at_us`` or later; in between the
@@ -136,6 +144,7 @@ class ResponseRecord:
     body: bytes | None
     expires_at_us: int
     forgotten_at_us: int
+    stream_end: int | None = None
 
     @property
     def is_tombstone(self) -> bool:
@@ -160,6 +169,25 @@ class TakenWorkflow:
 
     workflow: WorkflowRecord
     free_seconds: float | None
+
+
+@value_class(kw_only=True)
+class PieceRecord:
+    """A piece of an answer that is streamed while it is recorded.
+
+    Attributes:
+        end_offset: Where it ends: the first one at 0, others as many bytes behind the one before
+            them as they have. What was cut leaves a gap; no offset is ever used again.
+        cut_to: Set on a piece that is no part of the body: what ended behind this offset is
+            deleted, and was made by an execution that the later ones do not follow. With
+            ``CUT_ALL`` it is the answer's start, with ``CUT_FOR_GOOD`` nothing is recorded.
+        data: Bytes of the body, or what tells of the cut.
+    """
+
+    workflow_id: str
+    end_offset: int
+    cut_to: int | None
+    data: bytes
 
 
 @value_class(kw_only=True)

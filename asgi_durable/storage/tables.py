@@ -19,7 +19,15 @@ from sqlalchemy import (
     and_,
 )
 
-__all__ = ["executors", "metadata", "responses", "schema_version", "steps", "workflows"]
+__all__ = [
+    "executors",
+    "metadata",
+    "pieces",
+    "responses",
+    "schema_version",
+    "steps",
+    "workflows",
+]
 
 # Named constraints, so that a later migration can drop them on every database.
 metadata = MetaData(
@@ -117,6 +125,18 @@ responses = Table(
     Column("body", LargeBinary),
     Column("expires_at_us", BigInteger, nullable=False),
     Column("forgotten_at_us", BigInteger, nullable=False),
+    Column("stream_end", BigInteger),
     PrimaryKeyConstraint("workflow_id"),
 )
 Index("ix_asgi_durable_responses_expires", responses.c.expires_at_us)
+
+# Answers that are streamed while they are recorded.
+pieces = Table(
+    "asgi_durable_pieces",
+    metadata,
+    Column("workflow_id", Text, nullable=False),
+    Column("end_offset", BigInteger, nullable=False),
+    Column("cut_to", BigInteger),
+    Column("data", LargeBinary, nullable=False),
+    PrimaryKeyConstraint("workflow_id", "end_offset"),
+)

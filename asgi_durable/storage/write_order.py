@@ -12,6 +12,7 @@ from asgi_durable.storage.writes import (
     CompleteStep,
     FinishWorkflow,
     ForgetRequest,
+    RecordPiece,
     RecordStep,
     ReleaseWorkflow,
     ResumeWorkflow,
@@ -29,6 +30,7 @@ _STAGES: dict[type[Any], int] = {
     ResumeWorkflow: HEAD,
     RecordStep: STEP,
     CompleteStep: STEP,
+    RecordPiece: STEP,
     FinishWorkflow: TAIL,
     AcquitWorkflow: TAIL,
     ReleaseWorkflow: TAIL,
@@ -40,22 +42,22 @@ _STAGES: dict[type[Any], int] = {
 def write_order(writes: Sequence[Write]) -> Iterator[list[int]]:
     """Sort writes into groups that can each be applied at once, one group after the other.
 
-    In a group a workflow has at most one beginning, then steps in different places, then at
-    most one end. That is what a run submits: there is one group, but for rare repetitions.
+    In a group a workflow has at most one beginning, then steps and pieces in different places,
+    then at most one end. That is what a run submits: there is one group, but for rare repetitions.
 
     Yields:
         The indexes of a group's writes.
     """
     groups: list[list[int]] = []
     reached: dict[str, tuple[int, int]] = {}
-    places: set[tuple[int, str, int]] = set()
+    places: set[tuple[int, str, int, bool]] = set()
     for index, write in enumerate(writes):
         workflow_id, stage = workflow_id_of(write), _STAGES[type(write)]
         number, last_stage = reached.get(workflow_id, (0, -1))
         if stage < last_stage or stage == last_stage != STEP:
             number += 1
-        if isinstance(write, (RecordStep, CompleteStep)):
-            place = (number, workflow_id, write.step.step_number)
+        if isinstance(write, (RecordStep, CompleteStep, RecordPiece)):
+            place = (number, *_place(write))
             number += place in places
             places.add((number, *place[1:]))
         reached[workflow_id] = (number, stage)
@@ -68,16 +70,22 @@ def write_order(writes: Sequence[Write]) -> Iterator[list[int]]:
 def is_one_group(writes: Iterable[Write]) -> bool:
     """Tell whether all writes are one group of :func:`write_order`, as nearly always."""
     reached: dict[str, int] = {}
-    places: set[tuple[str, int]] = set()
+    places: set[tuple[str, int, bool]] = set()
     for write in writes:
         workflow_id, stage = workflow_id_of(write), _STAGES[type(write)]
         last_stage = reached.get(workflow_id, -1)
         if stage < last_stage or stage == last_stage != STEP:
             return False
         reached[workflow_id] = stage
-        if isinstance(write, (RecordStep, CompleteStep)):
-            place = (workflow_id, write.step.step_number)
+        if isinstance(write, (RecordStep, CompleteStep, RecordPiece)):
+            place = _place(write)
             if place in places:
                 return False
             places.add(place)
     return True
+
+
+def _place(write: RecordStep | CompleteStep | RecordPiece) -> tuple[str, int, bool]:
+    if isinstance(write, RecordPiece):
+        return write.piece.workflow_id, write.piece.end_offset, True
+    return write.step.workflow_id, write.step.step_number, False

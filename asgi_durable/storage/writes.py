@@ -10,6 +10,7 @@ from __future__ import annotations
 from enum import Enum, auto
 
 from asgi_durable.storage.records import (
+    PieceRecord,
     ResponseRecord,
     StepRecord,
     WorkflowRecord,
@@ -29,6 +30,7 @@ __all__ = [
     "ForgetRequest",
     "Outcome",
     "OutcomeKind",
+    "RecordPiece",
     "RecordStep",
     "ReleaseWorkflow",
     "ResumeWorkflow",
@@ -95,6 +97,19 @@ class CompleteStep:
     executor_id: str
 
 
+@value_class()
+class RecordPiece:
+    """Insert a piece of an answer, and delete what it cuts. CONFLICT if another one is there."""
+
+    piece: PieceRecord
+    executor_id: str
+
+    @property
+    def cuts(self) -> bool:
+        """True if there may be something to delete."""
+        return self.piece.cut_to is not None and self.piece.end_offset > 0
+
+
 @value_class(kw_only=True)
 class FinishWorkflow:
     """Give a workflow its outcome, a request its answer, and start what follows it.
@@ -137,7 +152,7 @@ class ReleaseWorkflow:
 
 @value_class()
 class ForgetRequest:
-    """Delete this executor's request if nothing of it is recorded; DONE in any case."""
+    """Delete this executor's request if no step or child is recorded; DONE in any case."""
 
     workflow_id: str
     executor_id: str
@@ -168,6 +183,7 @@ Write = (
     | ResumeWorkflow
     | RecordStep
     | CompleteStep
+    | RecordPiece
     | FinishWorkflow
     | AcquitWorkflow
     | ReleaseWorkflow
@@ -187,6 +203,8 @@ def workflow_id_of(write: Write) -> str:
     """Return the workflow that a write is about."""
     if isinstance(write, (StartWorkflow, ClaimRequest)):
         return write.workflow.workflow_id
+    if isinstance(write, RecordPiece):
+        return write.piece.workflow_id
     if isinstance(write, (RecordStep, CompleteStep)):
         return write.step.workflow_id
     return write.workflow_id

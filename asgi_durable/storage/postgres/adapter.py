@@ -29,6 +29,7 @@ from asgi_durable.storage.postgres.transactions import PostgresTransaction, Post
 from asgi_durable.storage.postgres.writer import PostgresWriter
 from asgi_durable.storage.protocol import Beat, Runnable, StepSlot
 from asgi_durable.storage.records import (
+    PieceRecord,
     ResponseRecord,
     StoredProgress,
     StoredRun,
@@ -176,6 +177,9 @@ class PostgresStorage:
 
     async def get_response(self, workflow_id: str) -> ResponseRecord | None:
         return await self._run(lambda parts: parts.reader.get_response(workflow_id))
+
+    async def read_pieces(self, workflow_id: str, after: int) -> list[PieceRecord]:
+        return await self._run(lambda parts: parts.reader.read_pieces(workflow_id, after))
 
     async def load_runs(self, workflow_ids: Sequence[str]) -> list[StoredRun]:
         return await self._run(lambda parts: parts.reader.load_runs(workflow_ids))

@@ -17,6 +17,7 @@ from asgi_durable.storage.postgres.rows import (
     columns,
     each_of,
     list_of,
+    piece_values,
     response_values,
     step_values,
     workflow_values,
@@ -26,6 +27,7 @@ from asgi_durable.storage.writes import (
     ClaimRequest,
     CompleteStep,
     FinishWorkflow,
+    RecordPiece,
     RecordStep,
     StartWorkflow,
     Write,
@@ -61,6 +63,7 @@ class Rows:
     starts: list[WorkflowRecord] = field(default_factory=list)
     steps: list[RecordStep] = field(default_factory=list)
     completions: list[CompleteStep] = field(default_factory=list)
+    pieces: list[RecordPiece] = field(default_factory=list)
     ends: list[FinishWorkflow] = field(default_factory=list)
     folded: dict[str, FinishWorkflow] = field(default_factory=dict)
 
@@ -69,15 +72,19 @@ class Rows:
         """Return the rows of a group's writes; other kinds of writes have none."""
         rows = cls()
         ends: dict[str, FinishWorkflow] = {}
+        by_kind: dict[type, list[Any]] = {
+            RecordStep: rows.steps,
+            CompleteStep: rows.completions,
+            RecordPiece: rows.pieces,
+        }
         for write in writes:
-            if isinstance(write, RecordStep):
-                rows.steps.append(write)
+            of_kind = by_kind.get(type(write))
+            if of_kind is not None:
+                of_kind.append(write)
             elif isinstance(write, FinishWorkflow):
                 ends[write.workflow_id] = write
             elif isinstance(write, (StartWorkflow, ClaimRequest)):
                 rows.starts.append(write.workflow)
-            elif isinstance(write, CompleteStep):
-                rows.completions.append(write)
         # Invariant: all parts of a statement see the same snapshot, so a row that one inserts
         # cannot be updated by another. A workflow that starts and ends is inserted as it ends.
         for workflow in rows.starts if ends else ():
@@ -92,9 +99,9 @@ class Rows:
 
     @property
     def count(self) -> int:
-        """How many rows of workflows and steps there are."""
+        """How many rows of workflows, steps and pieces there are."""
         steps = len(self.steps) + len(self.completions)
-        return len(self.starts) + steps + len(self.ends)
+        return len(self.starts) + steps + len(self.pieces) + len(self.ends)
 
     def start_values(self) -> list[tuple[Any, ...]]:
         """Return the rows that are inserted for workflows."""
@@ -117,6 +124,7 @@ class Applied:
     is_whole: bool
     started: frozenset[str] = frozenset()
     recorded: frozenset[tuple[str, int]] = frozenset()
+    streamed: frozenset[tuple[str, int]] = frozenset()
     ended: frozenset[str] = frozenset()
 
     def has(self, write: Write) -> bool:
@@ -126,6 +134,9 @@ class Applied:
         if isinstance(write, (RecordStep, CompleteStep)):
             place = (write.step.workflow_id, write.step.step_number)
             return self.is_whole or place in self.recorded
+        if isinstance(write, RecordPiece):
+            place = (write.piece.workflow_id, write.piece.end_offset)
+            return self.is_whole or place in self.streamed
         return isinstance(write, FinishWorkflow) and (
             self.is_whole or write.workflow_id in self.ended
         )
@@ -137,6 +148,7 @@ class _Parts(NamedTuple):
     starts: bool
     steps: bool
     completions: bool
+    pieces: bool
     ends: bool
     answers: bool
     followers: bool
@@ -164,6 +176,7 @@ class BatchStatements:
             is_whole=False,
             started=started,
             recorded=frozenset(zip(row["recorded_ids"], row["recorded_numbers"], strict=True)),
+            streamed=frozenset(zip(row["streamed_ids"], row["streamed_ends"], strict=True)),
             ended=started.intersection(rows.folded) | frozenset(row["ended"]),
         )
 
@@ -177,6 +190,7 @@ def _parts_and_values(rows: Rows) -> tuple[_Parts, list[Any]]:
         starts=bool(rows.starts),
         steps=bool(rows.steps),
         completions=bool(rows.completions),
+        pieces=bool(rows.pieces),
         ends=bool(rows.ends),
         answers=bool(answers),
         followers=bool(followers),
@@ -189,6 +203,9 @@ def _parts_and_values(rows: Rows) -> tuple[_Parts, list[Any]]:
         values.append(list({write.step.workflow_id for write in rows.steps}))
     if rows.completions:
         values += arrays_of([_outcome_values(write.step) for write in rows.completions])
+    if rows.pieces:
+        values += arrays_of([piece_values(write.piece) for write in rows.pieces])
+        values.append(list({write.piece.workflow_id for write in rows.pieces}))
     if rows.ends:
         values += arrays_of([_end_values(end) for end in rows.ends])
     for others in (answers, followers):
@@ -202,7 +219,7 @@ class _Builder:
 
     def __init__(self, names: PostgresNames) -> None:
         self._names = names
-        # $1 is the executor, $2 how many rows of workflows and steps there are.
+        # $1 is the executor, $2 how many rows of workflows, steps and pieces there are.
         self._parameters = Parameters(2)
         # Materialized: evaluated, and locked, once.
         self._parts = [f"executor AS MATERIALIZED ({names.fence('$1::text')})"]
@@ -216,6 +233,8 @@ class _Builder:
             self._add_steps(with_starts=parts.starts)
         if parts.completions:
             self._add_completions()
+        if parts.pieces:
+            self._add_pieces(with_starts=parts.starts)
         if parts.ends:
             self._add_ends()
         if parts.answers:
@@ -224,8 +243,9 @@ class _Builder:
             self._add_followers()
         started, ended = ["started"] * parts.starts, ["ended"] * parts.ends
         recorded = ["recorded"] * parts.steps + ["completed"] * parts.completions
+        streamed = ["streamed"] * parts.pieces
         count = " + ".join(
-            f"(SELECT count(*) FROM {name})" for name in [*started, *recorded, *ended]
+            f"(SELECT count(*) FROM {name})" for name in [*started, *recorded, *streamed, *ended]
         )
         return (
             f"WITH {', '.join(self._parts)}, "
@@ -234,6 +254,8 @@ class _Builder:
             f"{_returned(started, 'workflow_id')} AS started, "
             f"{_returned(recorded, 'workflow_id')} AS recorded_ids, "
             f"{_returned(recorded, 'step_number', 'int4[]')} AS recorded_numbers, "
+            f"{_returned(streamed, 'workflow_id')} AS streamed_ids, "
+            f"{_returned(streamed, 'end_offset', 'int8[]')} AS streamed_ends, "
             f"{_returned(ended, 'workflow_id')} AS ended FROM result"
         )
 
@@ -250,11 +272,7 @@ class _Builder:
     def _add_steps(self, *, with_starts: bool) -> None:
         names = ", ".join(columns(tables.steps))
         source = self._parameters.unnest(tables.steps.columns, "new")
-        wanted = f"unnest({self._parameters.next()}::text[]) AS wanted(id)"
-        found = each_of(self._names.workflows, "w.workflow_id = wanted.id")
-        owned = f"SELECT w.workflow_id FROM {wanted} {found} CROSS JOIN executor WHERE {OWNED}"
-        if with_starts:
-            owned += " UNION ALL SELECT workflow_id FROM started"
+        owned = self._owned(with_starts=with_starts)
         self._parts.append(
             f"recorded AS (INSERT INTO {self._names.steps} ({names}) "
             f"SELECT {list_of(tables.steps, 'new')} FROM {source} "
@@ -273,6 +291,25 @@ class _Builder:
             f"WHERE target.ctid = s.place AND s.output IS NULL AND s.error IS NULL AND {OWNED} "
             "RETURNING target.workflow_id, target.step_number)"
         )
+
+    def _add_pieces(self, *, with_starts: bool) -> None:
+        names = ", ".join(columns(tables.pieces))
+        source = self._parameters.unnest(tables.pieces.columns, "new")
+        owned = self._owned(with_starts=with_starts)
+        self._parts.append(
+            f"streamed AS (INSERT INTO {self._names.pieces} ({names}) "
+            f"SELECT {list_of(tables.pieces, 'new')} FROM {source} "
+            f"WHERE {_is_among(owned)} ON CONFLICT DO NOTHING RETURNING workflow_id, end_offset)"
+        )
+
+    def _owned(self, *, with_starts: bool) -> str:
+        """Return a query of the executor's workflows, among the ids of one more parameter."""
+        wanted = f"unnest({self._parameters.next()}::text[]) AS wanted(id)"
+        found = each_of(self._names.workflows, "w.workflow_id = wanted.id")
+        owned = f"SELECT w.workflow_id FROM {wanted} {found} CROSS JOIN executor WHERE {OWNED}"
+        if with_starts:
+            owned += " UNION ALL SELECT workflow_id FROM started"
+        return owned
 
     def _add_ends(self) -> None:
         source = self._parameters.unnest(_END_COLUMNS, "new")

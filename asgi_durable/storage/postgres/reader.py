@@ -12,11 +12,14 @@ from asgi_durable.storage.postgres.rows import (
     PostgresNames,
     each_of,
     list_of,
+    piece_from,
     response_from,
     step_from,
     workflow_from,
 )
+from asgi_durable.storage.protocol import PAGE_BYTES
 from asgi_durable.storage.records import (
+    PieceRecord,
     ResponseRecord,
     StepRecord,
     StoredProgress,
@@ -47,6 +50,14 @@ class PostgresReader:
             f"(SELECT count(*) FROM {names.steps} AS s WHERE s.workflow_id = w.workflow_id) "
             f"+ (SELECT count(*) FROM {names.workflows} AS c WHERE c.parent_id = w.workflow_id) "
             f"AS entries FROM {names.workflows} AS w WHERE w.workflow_id = $1"
+        )
+        self._pieces = (
+            f"SELECT {list_of(tables.pieces, 'p')} FROM {names.pieces} AS p "
+            "WHERE p.workflow_id = $1 AND p.end_offset > $2::int8 "
+            f"AND p.end_offset <= greatest($2::int8 + {PAGE_BYTES}, (SELECT next.end_offset "
+            f"FROM {names.pieces} AS next WHERE next.workflow_id = $1 "
+            "AND next.end_offset > $2::int8 ORDER BY next.end_offset LIMIT 1)) "
+            "ORDER BY p.end_offset"
         )
         wanted = "FROM unnest($1::text[]) AS wanted(id)"
         self._workflows = (
@@ -91,6 +102,10 @@ class PostgresReader:
         """See ``StepLog.get_response``."""
         rows = await self._fetch(self._response, workflow_id)
         return response_from(rows[0]) if rows else None
+
+    async def read_pieces(self, workflow_id: str, after: int) -> list[PieceRecord]:
+        """See ``StepLog.read_pieces``."""
+        return [piece_from(row) for row in await self._fetch(self._pieces, workflow_id, after)]
 
     async def load_runs(self, workflow_ids: Sequence[str]) -> list[StoredRun]:
         """See ``StepLog.load_runs``."""

@@ -142,6 +142,7 @@ class _RetentionStatements:
         """
         changes = {
             "steps_gone": self._delete(self._names.steps, "emptied"),
+            "pieces_gone": self._delete(self._names.pieces, "fate", "NOT fate.is_busy"),
             "answers_gone": self._delete(
                 self._names.responses, "fate", "NOT fate.is_busy AND NOT fate.leaves_tombstone"
             ),
@@ -151,7 +152,7 @@ class _RetentionStatements:
             "tombstones": self._update(
                 self._names.responses,
                 f"status_code = {TOMBSTONE_STATUS}, headers = '[]', body = NULL, "
-                "expires_at_us = target.forgotten_at_us",
+                "stream_end = NULL, expires_at_us = target.forgotten_at_us",
                 "NOT fate.is_busy AND fate.leaves_tombstone",
             ),
             "answers_put_off": self._update(

@@ -11,7 +11,13 @@ from typing import Any
 import sqlalchemy as sa
 
 from asgi_durable.storage import tables
-from asgi_durable.storage.records import ResponseRecord, StepRecord, WorkflowRecord, WorkflowState
+from asgi_durable.storage.records import (
+    PieceRecord,
+    ResponseRecord,
+    StepRecord,
+    WorkflowRecord,
+    WorkflowState,
+)
 
 __all__ = [
     "FENCES",
@@ -23,6 +29,8 @@ __all__ = [
     "columns",
     "each_of",
     "list_of",
+    "piece_from",
+    "piece_values",
     "response_from",
     "response_values",
     "step_from",
@@ -76,6 +84,11 @@ class PostgresNames:
     def responses(self) -> str:
         """See ``tables.responses``."""
         return self._table(tables.responses.name)
+
+    @property
+    def pieces(self) -> str:
+        """See ``tables.pieces``."""
+        return self._table(tables.pieces.name)
 
     @property
     def executors(self) -> str:
@@ -165,6 +178,7 @@ _STATE = columns(tables.workflows).index("state")
 _workflow_fields = attrgetter(*columns(tables.workflows))
 step_values = attrgetter(*columns(tables.steps))
 response_values = attrgetter(*columns(tables.responses))
+piece_values = attrgetter(*columns(tables.pieces))
 
 
 def workflow_values(workflow: WorkflowRecord) -> tuple[Any, ...]:
@@ -189,3 +203,8 @@ def step_from(row: Any) -> StepRecord:
 def response_from(row: Any) -> ResponseRecord:
     """Return the record of a row."""
     return ResponseRecord(**row)
+
+
+def piece_from(row: Any) -> PieceRecord:
+    """Return the record of a row."""
+    return PieceRecord(**row)

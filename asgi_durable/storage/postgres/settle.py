@@ -17,10 +17,11 @@ from asgi_durable.storage.postgres.rows import (
     PostgresNames,
     each_of,
     list_of,
+    piece_from,
     step_from,
     workflow_from,
 )
-from asgi_durable.storage.records import ResponseRecord, WorkflowRecord
+from asgi_durable.storage.records import PieceRecord, ResponseRecord, WorkflowRecord
 from asgi_durable.storage.writes import (
     DONE,
     FENCED,
@@ -32,6 +33,7 @@ from asgi_durable.storage.writes import (
     ForgetRequest,
     Outcome,
     OutcomeKind,
+    RecordPiece,
     RecordStep,
     ReleaseWorkflow,
     ResumeWorkflow,
@@ -85,14 +87,29 @@ class SettleStatements:
             "FROM unnest($1::text[], $2::int4[]) AS wanted(id, step_number) "
             f"{each_of(steps, place, 's')}"
         )
+        place = "p.workflow_id = wanted.id AND p.end_offset = wanted.end_offset"
+        self.find_pieces = (
+            f"SELECT {list_of(tables.pieces, 'p')} "
+            "FROM unnest($1::text[], $2::int8[]) AS wanted(id, end_offset) "
+            f"{each_of(names.pieces, place, 'p')}"
+        )
+        place = "p.workflow_id = cut.id AND p.end_offset > cut.till AND p.end_offset < cut.at"
+        self.cut_pieces = (
+            f"DELETE FROM {names.pieces} AS target "
+            "USING unnest($1::text[], $2::int8[], $3::int8[]) AS cut(id, till, at) "
+            f"{each_of(names.pieces, place, 'p')} WHERE target.ctid = p.place"
+        )
         owned = f"{wanted} WHERE target.ctid = w.place AND {OWNED}"
         # Whatever its log will have then is more than nothing, and the next crash the first.
         self.acquit = f"UPDATE {workflows} AS target SET crashed_at_entry = -1 FROM {owned}"
         self.release = f"UPDATE {workflows} AS target SET executor_id = NULL FROM {owned}"
         self.forget = (
-            f"DELETE FROM {workflows} AS target USING {owned} AND w.fingerprint IS NOT NULL "
+            f"WITH gone AS (DELETE FROM {workflows} AS target USING {owned} "
+            "AND w.fingerprint IS NOT NULL "
             f"AND NOT EXISTS (SELECT 1 FROM {steps} AS s WHERE s.workflow_id = w.workflow_id) "
-            f"AND NOT EXISTS (SELECT 1 FROM {workflows} AS c WHERE c.parent_id = w.workflow_id)"
+            f"AND NOT EXISTS (SELECT 1 FROM {workflows} AS c WHERE c.parent_id = w.workflow_id) "
+            f"RETURNING target.workflow_id) DELETE FROM {names.pieces} AS p USING gone "
+            "WHERE p.workflow_id = gone.workflow_id"
         )
 
 
@@ -136,7 +153,7 @@ def _find_answers(names: PostgresNames, found: str, owner_lives: str) -> str:
     )
     return (
         f"SELECT {list_of(tables.workflows, 'w')}, {owner_lives} AS owner_lives, "
-        "r.status_code, r.headers, r.body, r.expires_at_us, r.forgotten_at_us "
+        "r.status_code, r.headers, r.body, r.expires_at_us, r.forgotten_at_us, r.stream_end "
         f"FROM unnest($1::text[], $2::text[]) AS wanted(id, fingerprint) {found} {answer}"
     )
 
@@ -221,15 +238,19 @@ class _Settlement:
             await self._wire.fetch(self._statements.drop, self._executor_id, claimed)
 
     async def apply_rows(self, writes: Sequence[Write]) -> None:
-        """Write steps and ends of what is the executor's now; settle those that are refused."""
-        kinds = (RecordStep, CompleteStep, FinishWorkflow)
+        """Write rows of what is the executor's now, cut pieces, and settle what is refused."""
+        kinds = (RecordStep, CompleteStep, RecordPiece, FinishWorkflow)
         rows = Rows.of([write for write in writes if isinstance(write, kinds)])
         if not rows.count:
             return
         applied = await self._batches.apply(self._wire, self._executor_id, rows)
         steps: list[RecordStep | CompleteStep] = [*rows.steps, *rows.completions]
         await self._settle_steps([step for step in steps if not applied.has(step)])
+        await self._settle_pieces([piece for piece in rows.pieces if not applied.has(piece)])
         await self._settle_ends([end for end in rows.ends if not applied.has(end)])
+        if cuts := [write.piece for write in rows.pieces if write.cuts and applied.has(write)]:
+            places = [(piece.workflow_id, piece.cut_to, piece.end_offset) for piece in cuts]
+            await self._wire.fetch(self._statements.cut_pieces, *zip(*places, strict=True))
 
     async def give_up_workflows(self, writes: Sequence[Write]) -> None:
         """Acquit, release and forget, after all that is written for the same workflows."""
@@ -267,6 +288,15 @@ class _Settlement:
         for write, place in zip(refused, places, strict=True):
             self.outcomes[id(write)] = of_refused_step(write, found.get(place))
 
+    async def _settle_pieces(self, refused: Sequence[RecordPiece]) -> None:
+        if not refused:
+            return
+        places = [(write.piece.workflow_id, write.piece.end_offset) for write in refused]
+        rows = await self._wire.fetch(self._statements.find_pieces, *zip(*places, strict=True))
+        found = {(piece.workflow_id, piece.end_offset): piece for piece in map(piece_from, rows)}
+        for write, place in zip(refused, places, strict=True):
+            self.outcomes[id(write)] = _of_piece(write, found.get(place))
+
     async def _settle_ends(self, refused: Sequence[FinishWorkflow]) -> None:
         if not refused:
             return
@@ -295,6 +325,7 @@ def _response_from(row: Any) -> ResponseRecord | None:
         body=row["body"],
         expires_at_us=row["expires_at_us"],
         forgotten_at_us=row["forgotten_at_us"],
+        stream_end=row["stream_end"],
     )
 
 
@@ -327,6 +358,12 @@ def _of_start(write: StartWorkflow, found: _Found | None) -> Outcome:
     existing = found.workflow
     same = is_same_start(existing, write.workflow)
     return DONE if same else Outcome(OutcomeKind.CONFLICT, existing=existing)
+
+
+def _of_piece(write: RecordPiece, existing: PieceRecord | None) -> Outcome:
+    if existing is None:
+        return FENCED
+    return DONE if existing == write.piece else Outcome(OutcomeKind.CONFLICT)
 
 
 def _of_end(write: FinishWorkflow, found: _Found | None) -> Outcome:

@@ -21,6 +21,7 @@ from asgi_durable.storage.writes import (
     FENCED,
     Outcome,
     OutcomeKind,
+    RecordPiece,
     ResumeWorkflow,
     Write,
     executor_of,
@@ -112,9 +113,14 @@ class PostgresWriter:
         outcomes: dict[int, Outcome],
     ) -> None:
         """Apply writes, and add what became of them to *outcomes*; without one it is DONE."""
-        # What follows a resumption in this group needs the workflow to be taken first.
-        resumed = {workflow_id_of(write) for write in writes if isinstance(write, ResumeWorkflow)}
-        at_once = [write for write in writes if workflow_id_of(write) not in resumed]
+        # What follows a resumption in this group needs the workflow to be taken first. And what
+        # a piece cuts is deleted in the transaction that inserts it.
+        later = {
+            workflow_id_of(write)
+            for write in writes
+            if isinstance(write, ResumeWorkflow) or (isinstance(write, RecordPiece) and write.cuts)
+        }
+        at_once = [write for write in writes if workflow_id_of(write) not in later]
         rows = Rows.of(at_once)
         if rows.count:
             applied = await self._batches.apply(wire, executor_id, rows)

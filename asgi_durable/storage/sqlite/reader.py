@@ -6,7 +6,9 @@ import sqlite3
 from collections.abc import Sequence
 from typing import Any
 
+from asgi_durable.storage.protocol import PAGE_BYTES
 from asgi_durable.storage.records import (
+    PieceRecord,
     ResponseRecord,
     StepRecord,
     StoredProgress,
@@ -16,16 +18,18 @@ from asgi_durable.storage.records import (
 from asgi_durable.storage.sqlite.executors import LIVING
 from asgi_durable.storage.sqlite.file import SQLiteFile
 from asgi_durable.storage.sqlite.rows import (
+    SELECT_PIECE,
     SELECT_RESPONSE,
     SELECT_STEP,
     SELECT_WORKFLOW,
     columns,
     json_list,
+    piece_from,
     response_from,
     step_from,
     workflow_from,
 )
-from asgi_durable.storage.tables import steps, workflows
+from asgi_durable.storage.tables import pieces, steps, workflows
 
 __all__ = ["SQLiteReader"]
 
@@ -43,6 +47,12 @@ _SELECT_PROGRESS = (
     f"(SELECT count(*) FROM {steps.name} AS s WHERE s.workflow_id = w.workflow_id) "
     f"+ (SELECT count(*) FROM {workflows.name} AS c WHERE c.parent_id = w.workflow_id) "
     f"FROM {workflows.name} AS w"
+)
+_READ_PIECES = (
+    f"{SELECT_PIECE} WHERE workflow_id = :id AND end_offset > :after "
+    f"AND end_offset <= max(:after + {PAGE_BYTES}, (SELECT min(next.end_offset) "
+    f"FROM {pieces.name} AS next WHERE next.workflow_id = :id AND next.end_offset > :after)) "
+    "ORDER BY end_offset"
 )
 
 
@@ -74,6 +84,11 @@ class SQLiteReader:
         """See ``StepLog.get_response``."""
         row = self._find(SELECT_RESPONSE, workflow_id)
         return response_from(row) if row is not None else None
+
+    def read_pieces(self, workflow_id: str, after: int) -> list[PieceRecord]:
+        """See ``StepLog.read_pieces``."""
+        parameters = {"id": workflow_id, "after": after}
+        return [piece_from(row) for row in self.connection.execute(_READ_PIECES, parameters)]
 
     def load_runs(self, workflow_ids: Sequence[str]) -> list[StoredRun]:
         """See ``StepLog.load_runs``."""

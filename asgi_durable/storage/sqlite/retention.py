@@ -14,10 +14,11 @@ from asgi_durable.storage.sqlite.rows import json_list
 
 __all__ = ["SQLiteRetention"]
 
-_WORKFLOWS, _STEPS, _RESPONSES = (
+_WORKFLOWS, _STEPS, _RESPONSES, _PIECES = (
     tables.workflows.name,
     tables.steps.name,
     tables.responses.name,
+    tables.pieces.name,
 )
 _AMONG = "IN (SELECT value FROM json_each(?))"
 
@@ -52,7 +53,8 @@ _FIND_TOMBSTONES = (
 )
 _LEAVE_TOMBSTONES = (
     f"UPDATE {_RESPONSES} SET status_code = {TOMBSTONE_STATUS}, headers = CAST('[]' AS BLOB), "
-    f"body = NULL, expires_at_us = forgotten_at_us WHERE workflow_id {_AMONG}"
+    f"body = NULL, stream_end = NULL, expires_at_us = forgotten_at_us "
+    f"WHERE workflow_id {_AMONG}"
 )
 _PUT_OFF_EXPIRED = (
     f"UPDATE {_RESPONSES} SET expires_at_us = ?, forgotten_at_us = max(forgotten_at_us, ?) "
@@ -110,6 +112,7 @@ class SQLiteRetention:
         tombstones = set(self._ids(_FIND_TOMBSTONES, json_list(over), now_us))
         gone = over - tombstones
         self._delete(_STEPS, over | below)
+        self._delete(_PIECES, over)
         self._delete(_RESPONSES, gone)
         self._delete(_WORKFLOWS, gone | below)
         self._writer.execute(_LEAVE_TOMBSTONES, (json_list(tombstones),))

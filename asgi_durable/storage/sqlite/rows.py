@@ -11,6 +11,7 @@ from sqlalchemy import Table
 
 from asgi_durable.storage import tables
 from asgi_durable.storage.records import (
+    PieceRecord,
     ResponseRecord,
     StepRecord,
     WorkflowRecord,
@@ -19,12 +20,15 @@ from asgi_durable.storage.records import (
 
 __all__ = [
     "INSERT_RESPONSE",
+    "SELECT_PIECE",
     "SELECT_RESPONSE",
     "SELECT_STEP",
     "SELECT_WORKFLOW",
     "columns",
     "insert",
     "json_list",
+    "piece_from",
+    "piece_values",
     "response_from",
     "response_values",
     "step_from",
@@ -55,6 +59,7 @@ def _select(table: Table) -> str:
 SELECT_WORKFLOW = _select(tables.workflows)
 SELECT_STEP = _select(tables.steps)
 SELECT_RESPONSE = _select(tables.responses)
+SELECT_PIECE = _select(tables.pieces)
 
 _WORKFLOW_COLUMNS = columns(tables.workflows)
 _STATE = _WORKFLOW_COLUMNS.index("state")
@@ -62,6 +67,7 @@ _AWAITED = _WORKFLOW_COLUMNS.index("awaited")
 _workflow_fields = attrgetter(*_WORKFLOW_COLUMNS)
 step_values = attrgetter(*columns(tables.steps))
 response_values = attrgetter(*columns(tables.responses))
+piece_values = attrgetter(*columns(tables.pieces))
 
 
 def workflow_values(workflow: WorkflowRecord) -> tuple[Any, ...]:
@@ -88,6 +94,11 @@ def step_from(row: tuple[Any, ...]) -> StepRecord:
 def response_from(row: tuple[Any, ...]) -> ResponseRecord:
     """Return the record of a row of ``SELECT_RESPONSE``."""
     return ResponseRecord(**dict(zip(columns(tables.responses), row, strict=True)))
+
+
+def piece_from(row: tuple[Any, ...]) -> PieceRecord:
+    """Return the record of a row of ``SELECT_PIECE``."""
+    return PieceRecord(**dict(zip(columns(tables.pieces), row, strict=True)))
 
 
 def json_list(values: Iterable[str]) -> str:
