@@ -98,6 +98,41 @@ async def test_of_an_end_and_a_cancellation_in_a_batch_the_first_counts(storage:
     assert await state_of(storage, "b") is CANCELLED
 
 
+async def test_of_ends_and_cancellations_at_once_one_counts(
+    storage: Storage, other: Storage
+) -> None:
+    ids = [f"w{number:02}" for number in range(40)]
+    await storage.commit([StartWorkflow(workflow(one)) for one in ids])
+
+    ends, cancels, *_ = await asyncio.gather(
+        storage.commit([success(one) for one in ids]),
+        other.commit([cancel(one, OTHER) for one in reversed(ids)]),
+    )
+
+    for one, end, cancellation in zip(ids, ends, reversed(cancels), strict=True):
+        state = await state_of(storage, one)
+        if state is CANCELLED:
+            assert (end.kind, cancellation.kind) == (FENCED, DONE)
+        else:
+            assert (end.kind, cancellation.kind) == (DONE, CONFLICT)
+            assert cancellation.existing is not None
+            assert cancellation.existing.state is state
+
+
+async def test_cancellations_that_cross_do_not_wait_for_each_other_for_ever(
+    storage: Storage, other: Storage
+) -> None:
+    ids = [f"w{number:02}" for number in range(40)]
+    await storage.commit([StartWorkflow(workflow(one)) for one in ids])
+
+    outcomes = await asyncio.gather(
+        storage.commit([cancel(one) for one in ids]),
+        other.commit([cancel(one, OTHER) for one in reversed(ids)]),
+    )
+
+    assert {outcome.kind for batch in outcomes for outcome in batch} == {DONE}
+
+
 async def test_a_workflow_may_start_and_be_cancelled_in_one_batch(storage: Storage) -> None:
     outcomes = await kinds(storage, StartWorkflow(workflow()), record(step()), cancel(), cancel())
 
