@@ -140,6 +140,9 @@ class Executors(Protocol):
             runnable: Which ones.
             limit: At most this many, in order of id.
             suspects: True for suspects only, False for all others.
+
+        Returns:
+            What is the executor's now, in order of id, and for how long it had been free.
         """
 
     async def retire(self, executor_id: str) -> None:
