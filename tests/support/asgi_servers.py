@@ -117,5 +117,5 @@ def importing_from(*folders: Path) -> dict[str, str]:
 
 def skip_without(name: str) -> None:
     """Skip the test if a server, or the event loop that it needs, is not installed."""
-    if name in NEEDED:
-        pytest.importorskip(NEEDED[name], reason=f"{name} is not installed: `nox -s matrix` has it")
+    if (needed := NEEDED.get(name)) is not None:
+        pytest.importorskip(needed, reason=f"{needed} is not installed: `nox -s matrix` has it")
