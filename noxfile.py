@@ -14,7 +14,7 @@ import nox
 
 PYPROJECT = nox.project.load_toml("pyproject.toml")
 # Those of the classifiers have to pass; the one after them is tried where a machine has it.
-PYTHONS = [*nox.project.python_versions(PYPROJECT), "3.14"]
+PYTHONS = list(dict.fromkeys([*nox.project.python_versions(PYPROJECT), "3.14"]))
 GROUPS = {
     name: nox.project.dependency_groups(PYPROJECT, name) for name in PYPROJECT["dependency-groups"]
 }
