@@ -23,6 +23,8 @@ from urllib.parse import urlsplit, urlunsplit
 
 import asyncpg
 
+from support.ports import own_share
+
 SUPERUSER = "postgres"
 # Whom the server runs as where the tests are run by root, as Postgres refuses to be root.
 UNPRIVILEGED_USER = "nobody"
@@ -30,7 +32,7 @@ START_TIMEOUT_SECONDS = 60.0
 STOP_TIMEOUT_SECONDS = 60.0
 POLL_SECONDS = 0.01
 # Below the ports that systems give to clients: nobody takes ours while the server restarts.
-PORTS = range(20_000, 32_000)
+PORTS = own_share(range(20_000, 32_000))
 # Only the machine itself may crash and lose something: tests do not do that to it.
 FAST_SETTINGS = {"fsync": "off", "full_page_writes": "off", "synchronous_commit": "off"}
 # Of our adapter's URLs, that the tests use.

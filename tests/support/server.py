@@ -14,12 +14,14 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+from support.ports import own_share
+
 REPOSITORY = Path(__file__).parents[2]
 START_TIMEOUT_SECONDS = 60.0
 STOP_TIMEOUT_SECONDS = 60.0
 POLL_SECONDS = 0.02
 # Below the ports that systems give to clients: nobody takes ours while the server is down.
-PORTS = range(10_000, 20_000)
+PORTS = own_share(range(10_000, 20_000))
 _untried_ports = random.sample(PORTS, len(PORTS))
 
 
