@@ -141,6 +141,10 @@ class Blocking(BlockingCalls):
             return self._calls.call_step(definition, args, kwargs)
         return self._calls.call_transaction(definition, args, kwargs)
 
+    def sleep(self, seconds: float) -> None:
+        """Sleep; inside a workflow or a keyed request durably. See :meth:`Durable.sleep`."""
+        self._calls.sleep(seconds)
+
     @property
     def session(self) -> Session:
         """The current transaction's session in a ``def`` function; the same, by its type."""

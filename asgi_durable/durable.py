@@ -221,6 +221,21 @@ class Durable(Decorators):
             return self.engine.call_step(definition, args, kwargs)
         return self.engine.call_transaction(definition, args, kwargs)
 
+    def sleep(self, seconds: float) -> Coroutine[Any, Any, None]:
+        """Sleep; inside a workflow or a keyed request durably.
+
+        When it ends is recorded before it begins, by the wall clock, so that after a restart
+        what is left is slept, and nothing if it is over. A stop does not wait for a workflow
+        that sleeps. Elsewhere, in a step too, it is a plain sleep.
+
+        Args:
+            seconds: 0 or more, a thousand years at most. Replays keep the recorded end.
+
+        Raises:
+            DurableUsageError: They are negative, or without an end.
+        """
+        return self.engine.sleep(seconds)
+
     async def retrieve_workflow(self, workflow_id: str) -> WorkflowHandle[Any]:
         """Return the handle of a workflow that exists.
 

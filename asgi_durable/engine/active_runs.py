@@ -14,6 +14,7 @@ from asgi_durable.engine.endings import Ending, Interrupted, OwnedElsewhereError
 from asgi_durable.engine.frame import Frame, current_frame
 from asgi_durable.engine.run import Run
 from asgi_durable.engine.signal import Signal
+from asgi_durable.engine.sleepers import asleep_until_us
 from asgi_durable.engine.values import infrastructure_error_in
 from asgi_durable.errors import WorkflowInterruptedError
 
@@ -46,6 +47,7 @@ class ActiveRuns:
         self._tasks: dict[asyncio.Task[None], Run] = {}
         self._launched: list[set[str]] = []
         self._closed = False
+        self._is_draining = False
         # One method object for all tasks.
         self._on_task_done = self._on_done
 
@@ -115,23 +117,37 @@ class ActiveRuns:
     async def drain(self, timeout_seconds: float) -> None:
         """Wait for the tasks of this event loop, then interrupt what still runs.
 
-        A run that is interrupted records nothing more; its workflow stays PENDING.
+        A run that is interrupted records nothing more; its workflow stays PENDING. Nobody waits
+        for one that sleeps: it has nothing to lose.
         """
         clock = asyncio.get_running_loop().time
         give_up_at = clock() + timeout_seconds
-        while (tasks := self._tasks_here()) and (left := give_up_at - clock()) > 0:
-            await asyncio.wait(tasks, timeout=left)
+        self._is_draining = True
+        try:
+            for run in self._tasks_here().values():
+                self.on_asleep(run)
+            while (tasks := self._tasks_here()) and (left := give_up_at - clock()) > 0:
+                await asyncio.wait(tasks, timeout=left)
+        finally:
+            self._is_draining = False
         # Again and again: a run that is interrupted may have launched another one.
         while tasks := self._tasks_here():
             logger.info("%d runs are interrupted and will be continued", len(tasks))
-            for task, run in tasks.items():
-                # Invariant: stopped before cancelled. What its code does about the
-                # cancellation, in an `except` or a `finally`, is not recorded.
-                run.stop(WorkflowInterruptedError(run.workflow_id, "the engine stops"))
-                task.cancel()
+            for run in tasks.values():
+                _interrupt(run)
             _, stuck = await asyncio.wait(tasks, timeout=CANCEL_TIMEOUT_SECONDS)
             for task in stuck:
                 self._abandon(task, tasks[task])
+
+    def on_asleep(self, run: Run) -> None:
+        """Interrupt a run that sleeps, if the engine stops; what waits for it as well."""
+        caller = run.caller
+        if not self._is_draining or asleep_until_us(run) is None:
+            return
+        # What it interrupts is its caller's to say: that may be busy with something else.
+        if caller is None or caller.stopped is not None or caller.done.is_set():
+            for sleeper in (run, *run.awaited):
+                _interrupt(sleeper)
 
     def drop_others(self, executor_id: str) -> None:
         """Interrupt the runs on behalf of any other executor; callable on any thread.
@@ -253,11 +269,17 @@ def _running_loop() -> asyncio.AbstractEventLoop | None:
         return None
 
 
+def _interrupt(run: Run) -> None:
+    # Invariant: stopped before cancelled. What its code does about the cancellation, in an
+    # `except` or a `finally`, is not recorded.
+    run.stop(WorkflowInterruptedError(run.workflow_id, "the engine stops"))
+    run.cancel()
+
+
 def _drop(run: Run, error: OwnedElsewhereError) -> None:
     # Invariant: stopped before cancelled, as at the end of the engine.
     run.stop(error)
-    if run.task is not None:
-        run.task.cancel()
+    run.cancel()
 
 
 async def wait_for(run: Run, signal: Signal[ResultT], loop: asyncio.AbstractEventLoop) -> ResultT:

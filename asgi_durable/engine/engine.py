@@ -26,6 +26,7 @@ from asgi_durable.engine.registry import (
 from asgi_durable.engine.requests import Requests
 from asgi_durable.engine.run import Run
 from asgi_durable.engine.running import Running, assemble
+from asgi_durable.engine.sleep import checked_seconds, run_sleep
 from asgi_durable.engine.step import run_step
 from asgi_durable.engine.step_options import StepOptions
 from asgi_durable.engine.transaction import run_plain_transaction, run_transaction
@@ -277,6 +278,14 @@ class Engine:
         self.running().workflows.start_with_end(call, workflow_id, outbox)
         return _known(workflow_id)
 
+    def sleep(self, seconds: float) -> Coroutine[Any, Any, None]:
+        """Sleep: recorded between the steps of a run, a plain sleep elsewhere."""
+        checked_seconds(seconds)
+        run = self.run_between_steps()
+        if run is None:
+            return asyncio.sleep(seconds)
+        return run_sleep(run, run.next_number(), seconds)
+
     def find_workflow(self, workflow_id: str) -> Coroutine[Any, Any, None]:
         """Raise ``WorkflowNotFoundError`` unless there is a workflow with this id."""
         return self.call_step(self._exists_step, (workflow_id,), {})
@@ -385,8 +394,9 @@ class Engine:
         record = await self.running().services.storage.get_workflow(workflow_id)
         if record is None:
             raise WorkflowNotFoundError(workflow_id)
+        is_asleep = not record.is_final and await self.running().is_asleep(workflow_id)
         self.registry.prepare()
-        return workflow_status(record, self.registry.codec)
+        return workflow_status(record, self.registry.codec, is_asleep=is_asleep)
 
     async def _wait_for_result(self, workflow_id: str, timeout_seconds: float | None) -> Any:
         running = self.running()

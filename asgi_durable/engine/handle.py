@@ -22,7 +22,7 @@ class WorkflowStatus:
 
     Attributes:
         status: ``PENDING`` until it is ``SUCCESS``, ``ERROR``, ``CANCELLED`` or
-            ``RETRIES_EXCEEDED``.
+            ``RETRIES_EXCEEDED``; ``SUSPENDED`` while all that it does is to sleep.
         input: Its arguments by name; ``None`` for a request.
         output: Its result, once it is a ``SUCCESS``.
         error: What it raised, once it is an ``ERROR``; why it was given up, once it is
@@ -93,7 +93,7 @@ class WorkflowHandle(Generic[ResultT_co]):
         return self._source.cancel_workflow(self.workflow_id)
 
 
-def workflow_status(record: WorkflowRecord, codec: Codec) -> WorkflowStatus:
+def workflow_status(record: WorkflowRecord, codec: Codec, *, is_asleep: bool) -> WorkflowStatus:
     """Return a row as people see it. What cannot be decoded here never breaks it."""
     error = _decoded(codec, record.error)
     if error is not None and not isinstance(error, BaseException):
@@ -103,7 +103,7 @@ def workflow_status(record: WorkflowRecord, codec: Codec) -> WorkflowStatus:
     return WorkflowStatus(
         workflow_id=record.workflow_id,
         name=record.name,
-        status=record.state,
+        status=WorkflowState.SUSPENDED if is_asleep else record.state,
         input=_decoded(codec, record.input),
         output=_decoded(codec, record.output),
         error=error,

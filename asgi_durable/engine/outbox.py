@@ -48,6 +48,7 @@ class Outbox:
         """Give out the next place in the run's log; nothing is recorded for it yet."""
         number = self._run.calls
         self._run.calls += 1
+        self._run.note_settled()
         self.places_held += 1
         return number
 

@@ -21,6 +21,7 @@ async def replayed(run: Run, step: StepRecord) -> Any:
         StepInterruptedError: An earlier execution has begun the step and left no outcome.
         RunStopped: The run must not go on.
     """
+    run.note_settled()
     if not step.is_finished:
         await _interrupted(run, step)
     return decode_recorded(run, step.output, step.error)

@@ -6,23 +6,19 @@ import asyncio
 import contextlib
 import time
 from collections.abc import Coroutine, Mapping
-from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
 
-from asgi_durable.engine.committer import Committer
 from asgi_durable.engine.endings import Ending, Interrupted, OwnedElsewhereError, RunStopped
-from asgi_durable.engine.executor import Executor
-from asgi_durable.engine.loop_guard import LoopGuards
 from asgi_durable.engine.outbox import Outbox
-from asgi_durable.engine.registry import Registry
+from asgi_durable.engine.services import Services
 from asgi_durable.engine.signal import Signal
+from asgi_durable.engine.sleepers import Sleeping
 from asgi_durable.errors import (
     NonDeterministicWorkflowError,
     StorageError,
     WorkflowInterruptedError,
 )
-from asgi_durable.storage.protocol import ApplicationDatabase, Storage
 from asgi_durable.storage.records import StepRecord, StoredRun, WorkflowRecord
 from asgi_durable.storage.writes import (
     DONE,
@@ -32,27 +28,9 @@ from asgi_durable.storage.writes import (
     RecordStep,
     Write,
 )
-from asgi_durable.telemetry_port import NO_TELEMETRY, UNSEEN_RUN, ObservedRun, TelemetrySource
+from asgi_durable.telemetry_port import UNSEEN_RUN, ObservedRun
 
 __all__ = ["Run", "Services"]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Services:
-    """What every run of one engine shares.
-
-    Attributes:
-        application: The application's own database; ``None`` where it is the step log's.
-    """
-
-    storage: Storage
-    application: ApplicationDatabase | None
-    committer: Committer
-    registry: Registry
-    guards: LoopGuards
-    executor: Executor
-    patience_seconds: float
-    telemetry: TelemetrySource = NO_TELEMETRY
 
 
 # Of a fresh run.
@@ -78,7 +56,11 @@ class Run:
         observed: What is told of this execution.
         has_final_answer: True once a request's handler has said that its answer is final.
         closed: True once calls made in its context do not belong to it any more.
-        calls: How many places in the log are given out.
+        calls: How many places in the log this execution has given out.
+        settled_calls: How many of its calls are over.
+        sleeping: Its sleeps, once it has any.
+        awaited: Runs of this process whose ends it waits for.
+        caller: The run of this process that waits for its end.
         outbox: What is to be started with its end, if there is any.
     """
 
@@ -89,6 +71,8 @@ class Run:
         "_log_length",
         "_not_durable",
         "_steps",
+        "awaited",
+        "caller",
         "calls",
         "claimed",
         "closed",
@@ -102,6 +86,8 @@ class Run:
         "observed",
         "outbox",
         "services",
+        "settled_calls",
+        "sleeping",
         "stopped",
         "task",
         "workflow",
@@ -139,6 +125,10 @@ class Run:
         self.has_progressed = False
         self.has_final_answer = False
         self._not_durable: list[Signal[Outcome]] = []
+        self.settled_calls = 0
+        self.sleeping: Sleeping | None = None
+        self.awaited: tuple[Run, ...] = ()
+        self.caller: Run | None = None
 
     @property
     def workflow_id(self) -> str:
@@ -186,6 +176,12 @@ class Run:
         number = self.calls
         self.calls += 1
         return number
+
+    def note_settled(self) -> None:
+        """Take note that one of its calls is over."""
+        self.settled_calls += 1
+        if self.sleeping is not None:
+            self.sleeping.look_soon()
 
     def recorded_step(self, number: int, name: str, digest: bytes) -> StepRecord | None:
         """Return what is recorded at a place of the log, ``None`` for nothing.
@@ -376,6 +372,13 @@ class Run:
         if self.stopped is None:
             self.stopped = Interrupted(error, goes_on)
         return RunStopped()
+
+    def cancel(self) -> None:
+        """Cancel its task, and whoever sleeps for it in another one."""
+        if self.task is not None:
+            self.task.cancel()
+        if self.sleeping is not None:
+            self.sleeping.wake()
 
     def end(self, ending: Ending) -> None:
         """Publish how the body ended."""

@@ -50,13 +50,19 @@ class Signal(Generic[ValueT]):
             raise asyncio.InvalidStateError
         return self._value  # type: ignore[return-value]
 
+    def add_waiter(self, waiter: asyncio.Future[None]) -> None:
+        """Wake somebody who waits for other things as well, once the value is there."""
+        if self._is_set:
+            waiter.set_result(None)
+        elif self._waiters is None:
+            self._waiters = [waiter]
+        else:
+            self._waiters.append(waiter)
+
     async def wait(self) -> ValueT:
         """Return the value, once it is there."""
         if not self._is_set:
             waiter: asyncio.Future[None] = self._loop.create_future()
-            if self._waiters is None:
-                self._waiters = [waiter]
-            else:
-                self._waiters.append(waiter)
+            self.add_waiter(waiter)
             await waiter
         return self._value  # type: ignore[return-value]

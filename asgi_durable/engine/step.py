@@ -73,6 +73,7 @@ async def run_step(
         else:
             step = run.step_record(number, definition.name, digest, output=output, error=None)
             run.submit_step(step, has_begun=definition.at_most_once)
+            run.note_settled()
             return registry.codec.decode(output)
         finally:
             current_frame.reset(token)
@@ -90,6 +91,7 @@ def _record_failure(
     output = NO_OUTPUT if definition.at_most_once else None
     step = run.step_record(number, definition.name, digest, output=output, error=encoded)
     run.submit_step(step, has_begun=definition.at_most_once)
+    run.note_settled()
     return decoded_failure(run, encoded, failure)
 
 

@@ -9,6 +9,7 @@ import time
 from asgi_durable.engine.recovery import PAGE_PAUSE_SECONDS, PAGE_SIZE, Recovery
 from asgi_durable.engine.resumption import Resumption
 from asgi_durable.engine.run import Run, Services
+from asgi_durable.engine.sleepers import asleep_until_us
 from asgi_durable.errors import StorageError
 from asgi_durable.storage.protocol import Beat, Runnable
 from asgi_durable.storage.records import TakenWorkflow
@@ -152,6 +153,8 @@ async def _wait_for_progress(run: Run) -> bool:
     clock = asyncio.get_running_loop().time
     patience = SUSPECT_SECONDS * 2.0 ** max(0, run.workflow.attempts - 3)
     give_up_at = clock() + min(patience, LONGEST_SUSPECT_SECONDS)
-    while not run.done.is_set() and clock() < give_up_at and not run.has_progressed:
+    while not (
+        run.done.is_set() or run.has_progressed or clock() > give_up_at or asleep_until_us(run)
+    ):
         await asyncio.wait(_tasks([run]), timeout=SUSPECT_POLL_SECONDS)
     return run.done.is_set()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable, Coroutine, Mapping
 from typing import Any, TypeVar
 
@@ -18,6 +19,7 @@ from asgi_durable.engine.registry import (
     TransactionDefinition,
     WorkflowDefinition,
 )
+from asgi_durable.engine.sleep import checked_seconds
 from asgi_durable.errors import DurableUsageError, WorkflowInterruptedError
 
 __all__ = ["ThreadCalls"]
@@ -130,6 +132,16 @@ class ThreadCalls:
             return await self._engine.background(definition, args, kwargs)
 
         return self._call(begin)
+
+    def sleep(self, seconds: float) -> None:
+        """Sleep: recorded between the steps of a run, a plain sleep elsewhere."""
+        _refuse_event_loop("sleep", "'await durable.sleep(seconds)'")
+        checked_seconds(seconds)
+        frame = self._frame()
+        if frame is None or frame.run is None or frame.step_name is not None:
+            time.sleep(seconds)
+        else:
+            self._call(lambda _: self._engine.sleep(seconds))
 
     def find_workflow(self, workflow_id: str) -> None:
         """Raise ``WorkflowNotFoundError`` unless there is a workflow with this id."""

@@ -92,6 +92,7 @@ async def run_transaction(
             step = await _failed(run, transaction, error)
             if step.error is not None:
                 transaction.place.add_to_log(step)
+                run.note_settled()
                 raise decoded_failure(run, step.error, error) from None
         run.refuse_other_step(step, definition.name, digest)
         transaction.place.add_to_log(step)

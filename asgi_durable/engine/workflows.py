@@ -94,6 +94,7 @@ class Workflows:
                 ending = await self._ending_elsewhere(call, begun.workflow_id)
             return self.value_of(ending, begun.workflow_id)
         parent = call.parent[0]
+        parent.note_settled()
         if _is_elsewhere(ending):
             try:
                 ending = await self._ending_elsewhere(call, begun.workflow_id)
@@ -146,17 +147,23 @@ class Workflows:
             return finished(begun)
         if call.parent is None or begun.loop is not call.parent[0].loop:
             return await wait_for(begun, begun.done, call.loop)
-        # The parent may see the outcome before it is durable, but must not act on it sooner.
-        ending = await wait_for(begun, begun.ended, call.loop)
+        parent = call.parent[0]
+        begun.caller, parent.awaited = parent, (*parent.awaited, begun)
+        try:
+            # The parent may see the outcome before it is durable, but must not act on it sooner.
+            ending = await wait_for(begun, begun.ended, call.loop)
+        finally:
+            begun.caller = None
+            parent.awaited = tuple(run for run in parent.awaited if run is not begun)
         if isinstance(ending, Finished):
-            call.parent[0].depend_on(begun)
+            parent.depend_on(begun)
         return ending
 
     async def start(self, call: Call) -> str:
         """Begin a call and return the workflow's id once its start is durable."""
         parent = call.parent[0] if call.parent is not None else None
         while True:
-            begun = await self.begin(call)
+            begun = await self._begin_and_leave(call)
             if isinstance(begun, WorkflowRecord):
                 return begun.workflow_id
             if await wait_for(begun, begun.claimed, call.loop):
@@ -193,6 +200,13 @@ class Workflows:
         if definition.ambient:
             _refuse_ambient(call)
         outbox.add(self._new_record(call, data, workflow_id))
+
+    async def _begin_and_leave(self, call: Call) -> Run | WorkflowRecord:
+        """Begin a call whose end nobody waits for."""
+        begun = await self.begin(call)
+        if call.parent is not None:
+            call.parent[0].note_settled()
+        return begun
 
     def value_of(self, ending: Ending, workflow_id: str) -> Any:
         """Return an outcome's result, or raise its error."""

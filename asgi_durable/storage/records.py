@@ -10,6 +10,7 @@ __all__ = [
     "CUT_ALL",
     "CUT_FOR_GOOD",
     "NO_OUTPUT",
+    "SLEEP",
     "TOMBSTONE_STATUS",
     "PieceRecord",
     "ResponseRecord",
@@ -23,6 +24,8 @@ __all__ = [
 
 # In the place of an expired answer's status; no answer has it.
 TOMBSTONE_STATUS = 0
+# The name of a sleep: a step that is recorded as it begins, and finished when it ends.
+SLEEP = "durable.sleep"
 # Beside the error of a step that runs at most once; no value is encoded so.
 NO_OUTPUT = b""
 
@@ -32,9 +35,13 @@ CUT_FOR_GOOD = -2
 
 
 class WorkflowState(StrEnum):
-    """Where a workflow is in its life; all but PENDING are final."""
+    """Where a workflow is in its life; all but PENDING and SUSPENDED are final.
+
+    No row is SUSPENDED: that is what a PENDING workflow is called while it sleeps.
+    """
 
     PENDING = "PENDING"
+    SUSPENDED = "SUSPENDED"
     SUCCESS = "SUCCESS"
     ERROR = "ERROR"
     CANCELLED = "CANCELLED"
@@ -91,7 +98,7 @@ class WorkflowRecord:
     @property
     def is_final(self) -> bool:
         """True once the outcome stands."""
-        return self.state is not WorkflowState.PENDING
+        return self.state not in (WorkflowState.PENDING, WorkflowState.SUSPENDED)
 
 
 @value_class(kw_only=True)
@@ -197,11 +204,14 @@ class StoredProgress:
     Attributes:
         is_owned: True if an executor that is alive runs it.
         entries: How many entries its log has: steps, and workflows that it called.
+        sleeps_until_us: When its last sleep ends or has ended, if that is the last entry and
+            none before it is missing; microseconds since 1970, UTC.
     """
 
     workflow: WorkflowRecord
     is_owned: bool
     entries: int
+    sleeps_until_us: int | None = None
 
 
 @value_class(kw_only=True)

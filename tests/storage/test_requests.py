@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 
 import pytest
 from support.records import EXECUTOR, OTHER, record, request, response, step, success, workflow
 from support.storages import kinds
 
 from asgi_durable.storage.protocol import Storage
-from asgi_durable.storage.records import WorkflowState
+from asgi_durable.storage.records import SLEEP, WorkflowState
 from asgi_durable.storage.writes import (
     MAX_TOLD_BYTES,
     ClaimRequest,
@@ -289,6 +290,29 @@ async def test_it_can_be_told_how_far_a_request_is(storage: Storage, other: Stor
     assert released is not None
     assert (running.workflow.workflow_id, running.is_owned, running.entries) == ("r", True, 2)
     assert (released.is_owned, released.entries) == (False, 2)
+
+
+async def test_it_can_be_told_until_when_a_workflow_sleeps(storage: Storage) -> None:
+    async def sleeps_until() -> int | None:
+        progress = await storage.get_progress("w")
+        assert progress is not None
+        return progress.sleeps_until_us
+
+    sleeps = [replace(step(number=number), name=SLEEP) for number in range(3)]
+    await storage.commit([StartWorkflow(workflow())])
+    assert await sleeps_until() is None
+    # Something before it is not over.
+    await storage.commit([record(replace(sleeps[1], finished_at_us=11))])
+    assert await sleeps_until() is None
+
+    await storage.commit([record(step())])
+    assert await sleeps_until() == 11
+
+    await storage.commit([record(replace(sleeps[2], finished_at_us=2**50))])
+    assert await sleeps_until() == 2**50
+    child = workflow("w#3", parent_id="w", parent_step=3)
+    await storage.commit([StartWorkflow(child)])
+    assert await sleeps_until() is None
 
 
 async def test_a_request_of_an_executor_that_left_is_nobodys(

@@ -19,6 +19,7 @@ from asgi_durable.storage.postgres.rows import (
 )
 from asgi_durable.storage.protocol import PAGE_BYTES
 from asgi_durable.storage.records import (
+    SLEEP,
     PieceRecord,
     ResponseRecord,
     StepRecord,
@@ -44,7 +45,7 @@ class PostgresReader:
         responses = f"SELECT {list_of(tables.responses, 'r')} FROM {names.responses} AS r"
         self._workflow = f"{workflows} WHERE w.workflow_id = $1"
         self._response = f"{responses} WHERE r.workflow_id = $1"
-        self._progress = (
+        progress = (
             f"SELECT {list_of(tables.workflows, 'w')}, EXISTS (SELECT 1 FROM {names.executors} "
             "AS e WHERE e.executor_id = w.executor_id AND e.state = 'ALIVE') AS is_owned, "
             f"(SELECT count(*) FROM {names.steps} AS s WHERE s.workflow_id = w.workflow_id) "
@@ -58,6 +59,11 @@ class PostgresReader:
             f"FROM {names.pieces} AS next WHERE next.workflow_id = $1 "
             "AND next.end_offset > $2::int8 ORDER BY next.end_offset LIMIT 1)) "
             "ORDER BY p.end_offset"
+        )
+        self._progress = (
+            f"SELECT p.*, (SELECT s.finished_at_us FROM {names.steps} AS s "
+            "WHERE s.workflow_id = p.workflow_id AND s.step_number = p.entries - 1 "
+            f"AND s.name = '{SLEEP}') AS sleeps_until_us FROM ({progress}) AS p"
         )
         wanted = "FROM unnest($1::text[]) AS wanted(id)"
         self._workflows = (
@@ -94,7 +100,10 @@ class PostgresReader:
         """See ``StepLog.get_progress``."""
         for row in await self._fetch(self._progress, workflow_id):
             return StoredProgress(
-                workflow=workflow_from(row), is_owned=row["is_owned"], entries=row["entries"]
+                workflow=workflow_from(row),
+                is_owned=row["is_owned"],
+                entries=row["entries"],
+                sleeps_until_us=row["sleeps_until_us"],
             )
         return None
 

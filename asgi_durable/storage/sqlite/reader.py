@@ -8,6 +8,7 @@ from typing import Any
 
 from asgi_durable.storage.protocol import PAGE_BYTES
 from asgi_durable.storage.records import (
+    SLEEP,
     PieceRecord,
     ResponseRecord,
     StepRecord,
@@ -41,12 +42,18 @@ _LIST_PENDING = (
 _LIST_CANCELLED = (
     f"SELECT workflow_id FROM {workflows.name} WHERE workflow_id {_AMONG} AND state = 'CANCELLED'"
 )
-_SELECT_PROGRESS = (
-    f"SELECT {', '.join(columns(workflows))}, "
-    f"ifnull(executor_id IN ({LIVING}), false), "
+_WORKFLOW_COLUMNS = ", ".join(columns(workflows))
+_PROGRESS = (
+    f"SELECT {_WORKFLOW_COLUMNS}, "
+    f"ifnull(executor_id IN ({LIVING}), false) AS is_owned, "
     f"(SELECT count(*) FROM {steps.name} AS s WHERE s.workflow_id = w.workflow_id) "
     f"+ (SELECT count(*) FROM {workflows.name} AS c WHERE c.parent_id = w.workflow_id) "
-    f"FROM {workflows.name} AS w"
+    f"AS entries FROM {workflows.name} AS w"
+)
+_SELECT_PROGRESS = (
+    f"SELECT {_WORKFLOW_COLUMNS}, is_owned, entries, "
+    f"(SELECT s.finished_at_us FROM {steps.name} AS s WHERE s.workflow_id = p.workflow_id "
+    f"AND s.step_number = p.entries - 1 AND s.name = '{SLEEP}') FROM ({_PROGRESS}) AS p"
 )
 _READ_PIECES = (
     f"{SELECT_PIECE} WHERE workflow_id = :id AND end_offset > :after "
@@ -76,9 +83,13 @@ class SQLiteReader:
         row = self._find(_SELECT_PROGRESS, workflow_id)
         if row is None:
             return None
-        *fields, is_owned, entries = row
-        workflow = workflow_from(tuple(fields))
-        return StoredProgress(workflow=workflow, is_owned=bool(is_owned), entries=entries)
+        *fields, is_owned, entries, sleeps_until_us = row
+        return StoredProgress(
+            workflow=workflow_from(tuple(fields)),
+            is_owned=bool(is_owned),
+            entries=entries,
+            sleeps_until_us=sleeps_until_us,
+        )
 
     def get_response(self, workflow_id: str) -> ResponseRecord | None:
         """See ``StepLog.get_response``."""

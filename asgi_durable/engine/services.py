@@ -1,0 +1,35 @@
+"""What every run of one engine shares."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from asgi_durable.engine.committer import Committer
+from asgi_durable.engine.executor import Executor
+from asgi_durable.engine.loop_guard import LoopGuards
+from asgi_durable.engine.registry import Registry
+from asgi_durable.engine.sleepers import Sleepers
+from asgi_durable.storage.protocol import ApplicationDatabase, Storage
+from asgi_durable.telemetry_port import NO_TELEMETRY, TelemetrySource
+
+__all__ = ["Services"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Services:
+    """What every run of one engine shares.
+
+    Attributes:
+        application: The application's own database; ``None`` where it is the step log's.
+        sleepers: Told of runs that do nothing but sleep.
+    """
+
+    storage: Storage
+    application: ApplicationDatabase | None
+    committer: Committer
+    registry: Registry
+    guards: LoopGuards
+    executor: Executor
+    patience_seconds: float
+    sleepers: Sleepers
+    telemetry: TelemetrySource = NO_TELEMETRY

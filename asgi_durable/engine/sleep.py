@@ -1,0 +1,66 @@
+"""A durable sleep: when it ends is recorded, so nobody sleeps longer than was meant."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from asgi_durable.engine.sleepers import seconds_until, sleeping_of
+from asgi_durable.errors import DurableUsageError
+from asgi_durable.storage.records import SLEEP
+
+if TYPE_CHECKING:
+    from asgi_durable.engine.run import Run
+
+__all__ = ["checked_seconds", "run_sleep"]
+
+# Nobody lives to see the end of a longer one, and no database can hold it.
+LONGEST_SECONDS = 1000 * 366 * 24 * 3600.0
+# How often the clock is looked at: it may be set, and a machine may be suspended.
+LONGEST_NAP_SECONDS = 60.0
+# Its end counts as recorded, whatever the code says later: it may be made of the time now.
+_DIGEST = bytes(16)
+
+
+def checked_seconds(seconds: float) -> float:
+    """Return a number of seconds to sleep.
+
+    Raises:
+        DurableUsageError: It is negative, no number, or longer than a thousand years.
+    """
+    if not 0 <= seconds <= LONGEST_SECONDS:
+        msg = f"the seconds of a sleep must be 0 or more, and have an end; got {seconds!r}"
+        raise DurableUsageError(msg)
+    return seconds
+
+
+async def run_sleep(run: Run, number: int, seconds: float) -> None:
+    """Sleep, or what is left of a sleep that was recorded before."""
+    recorded = run.recorded_step(number, SLEEP, _DIGEST)
+    if recorded is None:
+        nothing = run.services.registry.codec.encode(None)
+        begins = run.step_record(number, SLEEP, _DIGEST, output=nothing, error=None)
+        ends_at_us = begins.finished_at_us + round(seconds * 1_000_000)
+        recorded = replace(begins, finished_at_us=ends_at_us)
+        run.submit_step(recorded)
+    # Invariant: durable before it begins. However often it is interrupted, it ends when it was
+    # to end at first.
+    await run.settle()
+    await _sleep_until(run, number, recorded.finished_at_us)
+    run.note_settled()
+
+
+async def _sleep_until(run: Run, number: int, ends_at_us: int) -> None:
+    sleeping = sleeping_of(run)
+    while (left := seconds_until(ends_at_us)) > 0:
+        woken: asyncio.Future[None] = run.loop.create_future()
+        timer = run.loop.call_later(min(left, LONGEST_NAP_SECONDS), sleeping.wake_one, number)
+        sleeping.sleeps[number] = (ends_at_us, woken)
+        sleeping.look_soon()
+        try:
+            await woken
+        finally:
+            timer.cancel()
+            del sleeping.sleeps[number]
+        run.refuse_if_stopped()

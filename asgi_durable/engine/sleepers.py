@@ -1,0 +1,113 @@
+"""Which runs do nothing but sleep, and who wants to know."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from asgi_durable.engine.signal import Signal
+
+if TYPE_CHECKING:
+    from asgi_durable.engine.run import Run
+
+__all__ = ["Sleepers", "Sleeping", "asleep_until_us", "seconds_until", "sleeping_of"]
+
+
+class Sleepers:
+    """Tells when a run falls asleep.
+
+    Attributes:
+        on_asleep: Called on the run's event loop.
+    """
+
+    def __init__(self) -> None:
+        self.on_asleep: Callable[[Run], None] = lambda _: None
+
+
+class Sleeping:
+    """The sleeps of one run, and who waits until it is asleep.
+
+    A run is asleep while all that it has called and that is not over sleeps: its own sleeps,
+    and workflows that it waits for.
+    """
+
+    __slots__ = ("_is_looked_at_soon", "_run", "_waiters", "sleeps")
+
+    def __init__(self, run: Run) -> None:
+        self._run = run
+        # By their places in the log: when they end, and what is set to wake them up.
+        self.sleeps: dict[int, tuple[int, asyncio.Future[None]]] = {}
+        self._waiters: list[asyncio.Future[None]] = []
+        self._is_looked_at_soon = False
+
+    def look_soon(self) -> None:
+        """Look whether the run is asleep, once its code has had its turn."""
+        if (self.sleeps or self._run.awaited) and not self._is_looked_at_soon:
+            self._is_looked_at_soon = True
+            self._run.loop.call_soon(self._look)
+
+    def wake(self) -> None:
+        """End all sleeps: the run was stopped, and its code is to learn of it."""
+        for _, woken in self.sleeps.values():
+            _set(woken)
+
+    def wake_one(self, number: int) -> None:
+        """End one sleep, or what the clock was not looked at for."""
+        _, woken = self.sleeps[number]
+        _set(woken)
+
+    async def change(self, over: Signal[Any]) -> None:
+        """Wait until the run falls asleep, or a signal of it is set."""
+        waiter: asyncio.Future[None] = self._run.loop.create_future()
+        over.add_waiter(waiter)
+        self._waiters.append(waiter)
+        try:
+            await waiter
+        finally:
+            if waiter in self._waiters:
+                self._waiters.remove(waiter)
+
+    def _look(self) -> None:
+        self._is_looked_at_soon = False
+        run = self._run
+        if asleep_until_us(run) is None:
+            return
+        waiters, self._waiters = self._waiters, []
+        for waiter in waiters:
+            _set(waiter)
+        run.services.sleepers.on_asleep(run)
+        if run.caller is not None:
+            sleeping_of(run.caller).look_soon()
+
+
+def sleeping_of(run: Run) -> Sleeping:
+    """Return the sleeps of a run."""
+    if run.sleeping is None:
+        run.sleeping = Sleeping(run)
+    return run.sleeping
+
+
+def asleep_until_us(run: Run) -> int | None:
+    """Return when the first of a run's sleeps ends, ``None`` if the run is not asleep.
+
+    Returns:
+        Microseconds since 1970, UTC.
+    """
+    ends = [end for end, _ in run.sleeping.sleeps.values()] if run.sleeping is not None else []
+    for child in run.awaited:
+        end = asleep_until_us(child)
+        if end is not None:
+            ends.append(end)
+    return min(ends) if ends and run.settled_calls + len(ends) == run.calls else None
+
+
+def seconds_until(time_us: int) -> float:
+    """Return how many seconds are left until a time, 0 or less if it is over."""
+    return time_us / 1_000_000 - time.time()
+
+
+def _set(future: asyncio.Future[None]) -> None:
+    if not future.done():
+        future.set_result(None)
