@@ -13,6 +13,7 @@ from asgi_durable.engine.active_runs import ActiveRuns, wait_for
 from asgi_durable.engine.endings import Finished, finished
 from asgi_durable.engine.recovery import Recovery
 from asgi_durable.engine.run import Run, Services
+from asgi_durable.engine.sleepers import sleeping_of
 from asgi_durable.errors import (
     StorageUnavailableError,
     WorkflowInterruptedError,
@@ -78,7 +79,7 @@ class Outcomes:
     async def wait_while_it_runs(
         self, workflow_id: str, timeout_seconds: float, poll_seconds: float
     ) -> None:
-        """Wait until a workflow may not be run any more; it may be all the same.
+        """Wait until a workflow may not be run any more, or sleeps; it may run all the same.
 
         Args:
             workflow_id: Which one.
@@ -90,7 +91,10 @@ class Outcomes:
             if run is not None:
                 with contextlib.suppress(TimeoutError):
                     async with asyncio.timeout(timeout_seconds):
-                        await wait_for(run, run.ended, asyncio.get_running_loop())
+                        if run.loop is asyncio.get_running_loop():
+                            await sleeping_of(run).change(run.ended)
+                        else:
+                            await wait_for(run, run.ended, asyncio.get_running_loop())
                 return
             record = await self._services.storage.get_workflow(workflow_id)
             if record is not None and not record.is_final and record.executor_id is not None:

@@ -23,10 +23,16 @@ __all__ = [
 
 @dataclass(frozen=True, slots=True)
 class InProgress:
-    """The same request runs already."""
+    """The same request runs already.
+
+    Attributes:
+        sleeps_until_us: When it wakes up, if all that it does is to sleep; microseconds since
+            1970, UTC.
+    """
 
     outcome: ClassVar[str] = "conflict"
     workflow: WorkflowRecord
+    sleeps_until_us: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

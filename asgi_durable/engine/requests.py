@@ -11,7 +11,7 @@ import logging
 import time
 from collections import Counter
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from asgi_durable.engine.active_runs import ActiveRuns, wait_for
 from asgi_durable.engine.cancellation import Cancellation
@@ -28,7 +28,7 @@ from asgi_durable.engine.refusals import (
     explain,
 )
 from asgi_durable.engine.request import Request
-from asgi_durable.engine.request_progress import DONE, Progress, progress_of
+from asgi_durable.engine.request_progress import DONE, Progress, progress_of, sleep_of
 from asgi_durable.engine.retention import Retention
 from asgi_durable.engine.run import Run, Services
 from asgi_durable.errors import StorageError, WorkflowInterruptedError, WorkflowNotFoundError
@@ -256,7 +256,7 @@ class Requests:
             request: Which one.
             handler: Called in a task of the engine's if the request is claimed.
             wait_seconds: For how long to wait for a twin that runs already, here or elsewhere;
-                not at all where too many wait.
+                not at all where too many wait, or while it sleeps.
             patience_seconds: For how long to wait where this process was declared dead, until
                 it goes on as another executor; the storage patience by default.
 
@@ -271,8 +271,14 @@ class Requests:
         delay, has_waited = FIRST_POLL_SECONDS, False
         while True:
             claim = await self._claim_now(request, handler, rename_by)
+            if not isinstance(claim, InProgress):
+                break
+            sleeps_until_us = await sleep_of(
+                request.workflow_id, self._services.storage, self._active
+            )
             left_seconds = give_up_at - time.monotonic()
-            if not isinstance(claim, InProgress) or left_seconds <= 0:
+            if sleeps_until_us is not None or left_seconds <= 0:
+                claim = replace(claim, sleeps_until_us=sleeps_until_us)
                 break
             if not await self._wait_for_twin(request.workflow_id, left_seconds, delay):
                 break
@@ -287,7 +293,7 @@ class Requests:
         Raises:
             StorageError: The storage failed.
         """
-        return await progress_of(workflow_id, self._services.storage)
+        return await progress_of(workflow_id, self._services.storage, self._active)
 
     async def cancel(self, workflow_id: str) -> bool:
         """Cancel a request; return False if it is finished.

@@ -17,6 +17,7 @@ from asgi_durable.engine.requests import (
     Request,
     Requests,
 )
+from asgi_durable.engine.sleepers import asleep_until_us
 from asgi_durable.errors import (
     DurableError,
     KeyExpiredError,
@@ -33,11 +34,16 @@ from asgi_durable.middleware.fingerprint import (
 )
 from asgi_durable.middleware.idempotency_policy import IdempotencyPolicy
 from asgi_durable.middleware.prefer import preferences
-from asgi_durable.middleware.problem_details import AboutKey, current_key, send_problem
+from asgi_durable.middleware.problem_details import (
+    RETRY_AFTER_SECONDS,
+    AboutKey,
+    current_key,
+    send_problem,
+)
 from asgi_durable.middleware.replay import send_answer
-from asgi_durable.middleware.request_attempt import Connection, RequestAttempt
+from asgi_durable.middleware.request_attempt import Connection, RequestAttempt, Waited
 from asgi_durable.middleware.request_body import ReplayedBody, read_body
-from asgi_durable.middleware.request_status import StatusPages, send_accepted
+from asgi_durable.middleware.request_status import StatusPages, retry_after, send_accepted
 from asgi_durable.middleware.response_recording import IGNORED, with_marks
 from asgi_durable.request_errors import RequestCancelledError
 
@@ -176,12 +182,23 @@ class KeyedRequest:
         """Wait for the app, unless the client is rather to be told where to look."""
         seconds = self._accepted_after()
         if seconds is not None and not await attempt.is_answered_within(claim, seconds):
-            await self._accept(claim.run.workflow_id)
+            await self._accept(claim.run.workflow_id, asleep_until_us(claim.run))
             return True
         is_late = (
             self._lost_at is not None and time.monotonic() > self._lost_at + self._policy.max_wait
         )
-        return await attempt.wait(claim, may_leave=not is_late)
+        waited = await attempt.wait(
+            claim, may_leave=not is_late, longest_sleep=self._longest_sleep()
+        )
+        if waited is Waited.SUSPENDED:
+            await self._accept(claim.run.workflow_id, asleep_until_us(claim.run))
+        return waited is not Waited.ELSEWHERE
+
+    def _longest_sleep(self) -> float | None:
+        """Return how many seconds of sleep the client waits for, ``None`` for any number."""
+        if self._pages is None:
+            return None
+        return self._wanted.wait_at_most(self._policy.max_wait)
 
     async def _answer(self, claim: Claim, workflow_id: str) -> None:
         """Answer for a request that is not carried out here and now."""
@@ -190,13 +207,16 @@ class KeyedRequest:
             case Answered():
                 self._about.members["run"] = claim.workflow.attempts
                 await send_answer(self._send, claim.response, self._marks, links=self._policy.links)
-            case InProgress() if self._accepted_after() is not None:
-                await self._accept(workflow_id)
+            case InProgress() if self._accepted_after() is not None or (
+                self._pages is not None and claim.sleeps_until_us is not None
+            ):
+                await self._accept(workflow_id, claim.sleeps_until_us)
             case InProgress():
                 self._about.members["run"] = claim.workflow.attempts
                 self._marks += self._location
                 message = "the first request with this key is still running; try again later"
-                await self._refuse(RequestInProgressError(message))
+                wait = retry_after(claim.sleeps_until_us)
+                await self._refuse(RequestInProgressError(message), retry_after_seconds=wait)
             case KeyReused():
                 message = "this key was used for a request with another method, path or body"
                 await self._refuse(
@@ -209,15 +229,21 @@ class KeyedRequest:
                 message = "the request with this key was carried out; its answer has expired"
                 await self._refuse(KeyExpiredError(message))
 
-    async def _accept(self, workflow_id: str) -> None:
+    async def _accept(self, workflow_id: str, sleeps_until_us: int | None) -> None:
         headers = [*self._marks, *self._location]
         if self._wanted.respond_async:
             headers.append((b"preference-applied", b"respond-async"))
-        await send_accepted(self._send, workflow_id, headers)
+        await send_accepted(self._send, workflow_id, headers, sleeps_until_us=sleeps_until_us)
 
-    async def _refuse(self, error: DurableError) -> None:
-        headers = [*self._marks, *self._policy.links]
-        await send_problem(self._send, error, headers=headers)
+    async def _refuse(
+        self, error: DurableError, *, retry_after_seconds: int = RETRY_AFTER_SECONDS
+    ) -> None:
+        await send_problem(
+            self._send,
+            error,
+            headers=[*self._marks, *self._policy.links],
+            retry_after_seconds=retry_after_seconds,
+        )
 
     async def _serve_without_protection(self, body: bytes) -> None:
         marks = [*self._marks, IGNORED]

@@ -126,16 +126,22 @@ async def send_problem(
     *,
     headers: Headers | None = None,
     members: Mapping[str, Any] | None = None,
+    retry_after_seconds: int = RETRY_AFTER_SECONDS,
 ) -> None:
     """Answer a request with an error; see :func:`problem_response`."""
-    status, own_headers, body = problem_response(error, members=members)
+    status, own_headers, body = problem_response(
+        error, members=members, retry_after_seconds=retry_after_seconds
+    )
     start = {"type": "http.response.start", "status": status}
     await send({**start, "headers": [*own_headers, *(headers or [])]})
     await send({"type": "http.response.body", "body": body})
 
 
 def problem_response(
-    error: DurableError, *, members: Mapping[str, Any] | None = None
+    error: DurableError,
+    *,
+    members: Mapping[str, Any] | None = None,
+    retry_after_seconds: int = RETRY_AFTER_SECONDS,
 ) -> tuple[int, Headers, bytes]:
     """Return status, headers and body of the answer to an error.
 
@@ -144,6 +150,7 @@ def problem_response(
     Args:
         error: What is answered.
         members: More members of the problem object.
+        retry_after_seconds: When to try again, if the error is retryable.
     """
     about = current_key.get()
     if isinstance(error, FinalError):
@@ -161,14 +168,14 @@ def problem_response(
         "error": type(error).__name__,
         "request_id": request.request_id if request is not None else None,
         "retryable": retryable,
-        **({"retry_after": RETRY_AFTER_SECONDS} if retryable else {}),
+        **({"retry_after": retry_after_seconds} if retryable else {}),
         **(about.members if about is not None else {}),
         **(members or {}),
     }
     body = json.dumps(problem).encode("ascii")
     headers = [(b"content-type", CONTENT_TYPE), (b"content-length", b"%d" % len(body))]
     if retryable:
-        headers.append((b"retry-after", b"%d" % RETRY_AFTER_SECONDS))
+        headers.append((b"retry-after", b"%d" % retry_after_seconds))
     return error.status_code, headers, body
 
 

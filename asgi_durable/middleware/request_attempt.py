@@ -7,10 +7,13 @@ import logging
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
+from enum import Enum, auto
 
 from asgi_durable.engine.active_runs import wait_for
-from asgi_durable.engine.endings import Interrupted, RunStopped
+from asgi_durable.engine.endings import Ending, Interrupted, RunStopped
 from asgi_durable.engine.requests import Claimed, RequestRun
+from asgi_durable.engine.run import Run
+from asgi_durable.engine.sleepers import asleep_until_us, seconds_until, sleeping_of
 from asgi_durable.errors import AttemptsExhaustedError, DurableError, WorkflowInterruptedError
 from asgi_durable.middleware.asgi import ASGIApp, Headers, Message, Receive, Scope, Send
 from asgi_durable.middleware.idempotency_policy import IdempotencyPolicy
@@ -18,7 +21,7 @@ from asgi_durable.middleware.problem_details import current_key, send_problem
 from asgi_durable.middleware.request_body import ReplayedBody
 from asgi_durable.middleware.response_recording import REPLAYED_HEADER, ResponseRecorder
 
-__all__ = ["Connection", "RequestAttempt"]
+__all__ = ["Connection", "RequestAttempt", "Waited"]
 
 logger = logging.getLogger(__name__)
 
@@ -35,6 +38,17 @@ class Connection:
     scope: Scope
     receive: Receive
     send: Send
+
+
+class Waited(Enum):
+    """What has become of a try that was waited for."""
+
+    ANSWERED = auto()
+    """The client has its answer, or has gone."""
+    ELSEWHERE = auto()
+    """Another executor has the request now."""
+    SUSPENDED = auto()
+    """The work sleeps, and goes on without the client."""
 
 
 class RequestAttempt:
@@ -148,32 +162,45 @@ class RequestAttempt:
         self._client_gone = self._client_gone or not is_answered
         return is_answered
 
-    async def wait(self, claim: Claimed, *, may_leave: bool) -> bool:
+    async def wait(self, claim: Claimed, *, may_leave: bool, longest_sleep: float | None) -> Waited:
         """Wait until the app is through; background tasks that follow its answer included.
 
         Args:
             claim: Of this try.
             may_leave: True to leave the client without an answer where another executor has
                 the request now.
-
-        Returns:
-            False if that is so.
+            longest_sleep: Seconds; where the app sleeps longer the client is left without an
+                answer, and the work goes on. ``None`` to wait in any case.
         """
         async with self._watching_client(claim):
-            ending = await wait_for(claim.run, claim.run.done, asyncio.get_running_loop())
+            ending = await self._ending(claim.run, longest_sleep)
+        if ending is None:
+            self._client_gone = True
+            return Waited.SUSPENDED
         is_complete = self._recorder is not None and self._recorder.complete
         if self._app_error is not None and (is_complete or self._is_handled):
             raise self._app_error
         if is_complete or self._client_gone:
-            return True
+            return Waited.ANSWERED
         error: Exception = DurableError("Internal server error")
         if isinstance(ending, Interrupted) and not self._is_handled:
             has_sent = self._recorder is not None and self._recorder.has_sent
             if ending.is_elsewhere and may_leave and not has_sent:
-                return False
+                return Waited.ELSEWHERE
             error = ending.error
         await self._answer(error)
-        return True
+        return Waited.ANSWERED
+
+    async def _ending(self, run: Run, longest_sleep: float | None) -> Ending | None:
+        """Return how a run of this event loop has ended, ``None`` once it sleeps for too long."""
+        if longest_sleep is not None:
+            while not run.done.is_set():
+                end_us = asleep_until_us(run)
+                is_long = end_us is not None and seconds_until(end_us) > longest_sleep
+                if is_long and not self._answer_begun.is_set():
+                    return None
+                await sleeping_of(run).change(run.done)
+        return await run.done.wait()
 
     async def _answer(self, error: Exception) -> None:
         """Answer in the app's place, which did not."""
@@ -216,7 +243,7 @@ class RequestAttempt:
             # not recorded; its retry, which is not cancelled, would come to something else.
             gone = WorkflowInterruptedError(run.workflow_id, "its client has gone")
             run.stop(gone, goes_on=True)
-            run.task.cancel()
+            run.cancel()
 
     async def _forward(self, message: Message) -> None:
         if self._client_gone:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from urllib.parse import quote
 
 from asgi_durable.engine.request_progress import CANCELLED
 from asgi_durable.engine.requests import Progress, Requests
+from asgi_durable.engine.sleepers import seconds_until
 from asgi_durable.errors import DurableError, RequestInProgressError, WorkflowNotFoundError
 from asgi_durable.middleware.asgi import Headers, Scope, Send, route_path
 from asgi_durable.middleware.fingerprint import REQUEST_ID_PATTERN, is_request_of
@@ -15,7 +17,7 @@ from asgi_durable.middleware.problem_details import RETRY_AFTER_SECONDS, send_pr
 from asgi_durable.middleware.replay import send_answer
 from asgi_durable.request_errors import RequestCancelledError, RequestFinishedError
 
-__all__ = ["StatusPages", "send_accepted"]
+__all__ = ["StatusPages", "retry_after", "send_accepted"]
 
 _READING = frozenset({"GET", "HEAD"})
 
@@ -74,8 +76,13 @@ class StatusPages:
         if progress.response is None:
             if wants_result:
                 members = {"instance": location[1].decode("ascii"), "run": progress.attempts}
-                error = _no_result(progress)
-                await send_problem(send, error, headers=[location], members=members)
+                await send_problem(
+                    send,
+                    _no_result(progress),
+                    headers=[location],
+                    members=members,
+                    retry_after_seconds=retry_after(progress.sleeps_until_us),
+                )
                 return
             await _send_progress(send, 200, workflow_id, progress, [])
         elif wants_result:
@@ -99,30 +106,47 @@ def _no_result(progress: Progress) -> DurableError:
     return RequestInProgressError("the request is not finished; try again later")
 
 
-async def send_accepted(send: Send, workflow_id: str, headers: Headers) -> None:
+def retry_after(sleeps_until_us: int | None) -> int:
+    """Return after how many seconds to look again, at least 1, at a request that may sleep."""
+    if sleeps_until_us is None:
+        return RETRY_AFTER_SECONDS
+    return max(RETRY_AFTER_SECONDS, math.ceil(seconds_until(sleeps_until_us)))
+
+
+async def send_accepted(
+    send: Send, workflow_id: str, headers: Headers, *, sleeps_until_us: int | None
+) -> None:
     """Answer that the request is being carried out, and where to look (RFC 7240, section 4.1)."""
-    await _send_json(send, 202, {"id": workflow_id, "state": "RUNNING"}, headers, is_done=False)
+    state = "RUNNING" if sleeps_until_us is None else "SUSPENDED"
+    content: dict[str, object] = {"id": workflow_id, "state": state}
+    await _send_json(send, 202, content, headers, wait_seconds=retry_after(sleeps_until_us))
 
 
 async def _send_progress(
     send: Send, status: int, workflow_id: str, progress: Progress, headers: Headers
 ) -> None:
-    content = {
+    content: dict[str, object] = {
         "id": workflow_id,
         "state": progress.state,
         "steps": progress.steps,
         "attempts": progress.attempts,
     }
     is_done = progress.response is not None or progress.state == CANCELLED
-    await _send_json(send, status, content, headers, is_done=is_done)
+    wait = None if is_done else retry_after(progress.sleeps_until_us)
+    await _send_json(send, status, content, headers, wait_seconds=wait)
 
 
 async def _send_json(
-    send: Send, status: int, content: dict[str, object], headers: Headers, *, is_done: bool
+    send: Send,
+    status: int,
+    content: dict[str, object],
+    headers: Headers,
+    *,
+    wait_seconds: int | None,
 ) -> None:
-    if not is_done:
-        content["retry_after"] = RETRY_AFTER_SECONDS
-        headers = [*headers, (b"retry-after", b"%d" % RETRY_AFTER_SECONDS)]
+    if wait_seconds is not None:
+        content["retry_after"] = wait_seconds
+        headers = [*headers, (b"retry-after", b"%d" % wait_seconds)]
     body = json.dumps(content).encode("ascii")
     own = [
         (b"content-type", b"application/json"),

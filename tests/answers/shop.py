@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import uuid
 from collections.abc import Awaitable, Callable, Iterable
@@ -11,7 +12,7 @@ from typing import Any
 import sqlalchemy as sa
 from answers.applications import Reply, build
 from support.asgi import Exchange, http_scope
-from support.executors import query
+from support.executors import kill, query, until
 from support.interruption import Gate
 
 from asgi_durable import Durable, IdempotencyPolicy, StepInterruptedError
@@ -25,6 +26,8 @@ __all__ = [
     "Shop",
     "Watched",
     "create_tables",
+    "dies_in_its_second_step",
+    "post_until_it_is_free",
     "prefer",
     "principal",
     "recorded",
@@ -58,6 +61,7 @@ class Script:
         ships_once: True if the step ``ship`` runs at most once.
         finds_out: True to go on with a step of its own where that was interrupted.
         gate: Where the step ``ship`` waits, or a plain handler.
+        sleeps: Seconds for which the handler sleeps after ``ship``.
         at_end: Called before the answer.
         error: Raised in place of the answer.
         status: Of the answer.
@@ -74,6 +78,7 @@ class Script:
     ships_once: bool = False
     finds_out: bool = False
     gate: Gate = field(default_factory=_opened)
+    sleeps: float | None = None
     at_end: Callable[[], Awaitable[object]] | None = None
     error: Exception | None = None
     status: int = 201
@@ -192,6 +197,8 @@ class Shop:
             body = f"call {self.calls}"
         else:
             done = [await self._step(script.first), await self._ship()]
+            if script.sleeps is not None:
+                await self.durable.sleep(script.sleeps)
             body = json.dumps([*done, await self._save("order")])
         if script.at_end is not None:
             await script.at_end()
@@ -265,6 +272,26 @@ def prefer(what: str) -> list[tuple[str, str]]:
 def principal(name: str) -> list[tuple[str, str]]:
     """Return a request's headers with somebody's credentials."""
     return [("Authorization", f"Bearer {name}")]
+
+
+async def dies_in_its_second_step(shop: Shop) -> None:
+    """Send a request, and kill the process while it is at the gate."""
+    await shop.durable.engine.start()
+    request = asyncio.create_task(shop.post())
+    await shop.script.gate.reached.wait()
+    await kill(shop.durable)
+    await asyncio.wait([request])
+
+
+async def post_until_it_is_free(shop: Shop) -> Exchange:
+    """Send a request again for as long as its dead process has not been noticed."""
+
+    async def is_answered() -> Exchange | None:
+        result = await shop.post()
+        return result if result.status not in (409, 503) else None
+
+    result: Exchange = await until(is_answered)
+    return result
 
 
 async def create_tables(url: str) -> None:

@@ -6,9 +6,18 @@ import asyncio
 
 import pytest
 from answers.expectations import is_failure, is_own, is_problem, is_replay
-from answers.shop import ALL, Client, Shop, prefer, recorded, requests, sold
-from support.asgi import Exchange
-from support.executors import declared_dead, kill, until
+from answers.shop import (
+    ALL,
+    Client,
+    Shop,
+    dies_in_its_second_step,
+    post_until_it_is_free,
+    prefer,
+    recorded,
+    requests,
+    sold,
+)
+from support.executors import declared_dead, until
 from support.interruption import Gate
 
 pytestmark = pytest.mark.anyio
@@ -40,17 +49,6 @@ async def test_a_request_whose_process_died_is_resumed_by_its_retry(
     is_replay(replay, own)
     assert (first.ran, second.ran, await sold(url)) == (BEGUN, LEFT, 1)
     assert await requests(url) == [("SUCCESS", 2)]
-
-
-async def post_until_it_is_free(shop: Shop) -> Exchange:
-    """Send a request again for as long as its dead process has not been noticed."""
-
-    async def is_answered() -> Exchange | None:
-        result = await shop.post()
-        return result if result.status not in (409, 503) else None
-
-    result: Exchange = await until(is_answered)
-    return result
 
 
 async def test_who_has_lost_a_request_answers_what_its_new_owner_answers(
@@ -122,14 +120,6 @@ async def test_code_may_find_out_what_became_of_it(url: str, framework: str) -> 
     is_replay(replay, own)
     assert first.ran == BEGUN
     assert (second.ran, await sold(url)) == (["find out", "find out", "save"], 1)
-
-
-async def dies_in_its_second_step(shop: Shop) -> None:
-    await shop.durable.engine.start()
-    request = asyncio.create_task(shop.post())
-    await shop.script.gate.reached.wait()
-    await kill(shop.durable)
-    await asyncio.wait([request])
 
 
 async def test_a_process_that_stops_leaves_its_requests_to_others_at_once(
