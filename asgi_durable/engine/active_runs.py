@@ -146,8 +146,7 @@ class ActiveRuns:
             return
         # What it interrupts is its caller's to say: that may be busy with something else.
         if caller is None or caller.stopped is not None or caller.done.is_set():
-            for sleeper in (run, *run.awaited):
-                _interrupt(sleeper)
+            _interrupt_all(run)
 
     def drop_others(self, executor_id: str) -> None:
         """Interrupt the runs on behalf of any other executor; callable on any thread.
@@ -274,6 +273,13 @@ def _interrupt(run: Run) -> None:
     # `except` or a `finally`, is not recorded.
     run.stop(WorkflowInterruptedError(run.workflow_id, "the engine stops"))
     run.cancel()
+
+
+def _interrupt_all(run: Run) -> None:
+    """Interrupt a run and those that it waits for."""
+    for awaited in run.awaited:
+        _interrupt_all(awaited)
+    _interrupt(run)
 
 
 def _drop(run: Run, error: OwnedElsewhereError) -> None:

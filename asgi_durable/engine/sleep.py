@@ -44,11 +44,13 @@ async def run_sleep(run: Run, number: int, seconds: float) -> None:
         ends_at_us = begins.finished_at_us + round(seconds * 1_000_000)
         recorded = replace(begins, finished_at_us=ends_at_us)
         run.submit_step(recorded)
-    # Invariant: durable before it begins. However often it is interrupted, it ends when it was
-    # to end at first.
-    await run.settle()
-    await _sleep_until(run, number, recorded.finished_at_us)
-    run.note_settled()
+    try:
+        # Invariant: durable before it begins. However often it is interrupted, it ends when it
+        # was to end at first.
+        await run.settle()
+        await _sleep_until(run, number, recorded.finished_at_us)
+    finally:
+        run.note_settled()
 
 
 async def _sleep_until(run: Run, number: int, ends_at_us: int) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import itertools
 import time
 from collections.abc import Awaitable, Callable
@@ -39,6 +40,7 @@ class Process:
         ran: The steps whose bodies have begun here.
         work: The workflow.
         parent: One that calls it.
+        grandparent: One that calls that.
     """
 
     def __init__(self, url: str, seconds: float = LONG_SECONDS, **options: Any) -> None:
@@ -61,7 +63,11 @@ class Process:
         async def parent() -> str:
             return await work()
 
-        self.work, self.parent = work, parent
+        @durable.workflow(name="grandparent")
+        async def grandparent() -> str:
+            return await parent()
+
+        self.work, self.parent, self.grandparent = work, parent, grandparent
 
     async def begin(self, workflow: Callable[[], Awaitable[Any]] | None = None) -> None:
         options = self.durable.options(workflow_id="w")
@@ -263,10 +269,26 @@ async def test_its_status_is_suspended_while_it_sleeps(url: str) -> None:
         assert await statuses(child_workflow_id("w", 1)) == ["SUSPENDED", "SUSPENDED"]
 
 
+async def test_a_sleep_that_its_code_gives_up_is_over(url: str) -> None:
+    async with Durable(url, drain_timeout=0.0) as durable:
+
+        @durable.workflow
+        async def work() -> None:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(0.0):
+                    await durable.sleep(LONG_SECONDS)
+            await durable.sleep(LONG_SECONDS)
+
+        await durable.options(workflow_id="w").start_workflow(work)
+        await until(lambda: is_asleep(durable))
+
+    assert len(await ends_of_sleeps(url)) == 2
+
+
 # Stops
 
 
-@pytest.mark.parametrize("name", ["work", "parent"])
+@pytest.mark.parametrize("name", ["work", "parent", "grandparent"])
 async def test_a_stop_does_not_wait_for_who_sleeps(url: str, name: str) -> None:
     process = Process(url)
     async with asyncio.timeout(30):

@@ -15,7 +15,7 @@ async def bare(number: int, *, text: str = "") -> float:
     return number / 2
 
 
-@durable.step(retry=RetryPolicy(max_attempts=5), timeout=1.0)
+@durable.step(retry=RetryPolicy(max_attempts=5), timeout=1.0, at_most_once=False)
 async def with_arguments(number: int) -> str:
     """Keep what it was."""
     return str(number)
