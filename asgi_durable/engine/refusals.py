@@ -7,17 +7,24 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from asgi_durable.storage.protocol import StepLog
-from asgi_durable.storage.records import ResponseRecord, WorkflowRecord, WorkflowState
+from asgi_durable.storage.records import (
+    ResponseRecord,
+    WorkflowRecord,
+    WorkflowState,
+    is_pending,
+)
 
 __all__ = [
     "Answered",
     "Cancelled",
     "Expired",
+    "FingerprintWanted",
     "InProgress",
     "KeyReused",
     "Refusal",
     "RefusedError",
     "explain",
+    "told_of",
 ]
 
 
@@ -68,7 +75,15 @@ class Expired:
     workflow: ClassVar[None] = None
 
 
-Refusal = InProgress | KeyReused | Answered | Expired | Cancelled
+@dataclass(frozen=True, slots=True)
+class FingerprintWanted:
+    """A request has the key; whether it is the same only this one's fingerprint can tell."""
+
+    outcome: ClassVar[str] = "compared"
+    workflow: WorkflowRecord
+
+
+Refusal = InProgress | KeyReused | Answered | Expired | Cancelled | FingerprintWanted
 
 
 class RefusedError(Exception):
@@ -80,6 +95,17 @@ class RefusedError(Exception):
         self.response = response
 
 
+def told_of(
+    running: WorkflowRecord, fingerprint: str
+) -> InProgress | KeyReused | FingerprintWanted:
+    """Return what to tell of a request that is not finished."""
+    return InProgress(running) if running.may_be(fingerprint) else _other(running, fingerprint)
+
+
+def _other(existing: WorkflowRecord, fingerprint: str) -> KeyReused | FingerprintWanted:
+    return FingerprintWanted(existing) if is_pending(fingerprint) else KeyReused()
+
+
 async def explain(refused: RefusedError, fingerprint: str, storage: StepLog) -> Refusal | None:
     """Return what to tell who has made a claim, ``None`` if it is to be made again.
 
@@ -89,9 +115,8 @@ async def explain(refused: RefusedError, fingerprint: str, storage: StepLog) -> 
         StorageError: The storage failed.
     """
     existing = refused.existing
-    is_same = existing.fingerprint == fingerprint
     if not existing.is_final:
-        return InProgress(existing) if is_same else KeyReused()
+        return told_of(existing, fingerprint)
     # Not told with the row: a long answer, or that of another request.
     answer = refused.response or await storage.get_response(existing.workflow_id)
     now_us = time.time_ns() // 1000
@@ -101,8 +126,8 @@ async def explain(refused: RefusedError, fingerprint: str, storage: StepLog) -> 
         if await storage.forget_request(existing.workflow_id, now_us):
             return None
     # It is given still where something that the request has started is not finished.
-    if not is_same:
-        return KeyReused()
+    if existing.fingerprint != fingerprint:
+        return _other(existing, fingerprint)
     if answer is None or answer.is_tombstone:
         return InProgress(existing)
     is_cancelled = existing.state is WorkflowState.CANCELLED

@@ -16,7 +16,8 @@ class Request:
     Attributes:
         workflow_id: Made of the key and its scope.
         name: What the request is, for people.
-        fingerprint: Equal for retries of one request, different for any other.
+        fingerprint: Equal for retries of one request, different for any other; or what stands
+            for it until the whole body is there (``storage.records.PENDING_FINGERPRINT``).
         request_id: Of this try.
         retention: For how long its answer is kept.
     """

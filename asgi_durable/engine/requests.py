@@ -7,30 +7,34 @@ and its outcome is whatever answer that handler commits.
 from __future__ import annotations
 
 import asyncio
-import logging
+import contextlib
 import time
-from collections import Counter
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from asgi_durable.engine.active_runs import ActiveRuns, wait_for
 from asgi_durable.engine.cancellation import Cancellation
+from asgi_durable.engine.claimed import Claimed
 from asgi_durable.engine.endings import Ending, Finished, Interrupted, RunStopped
 from asgi_durable.engine.outcomes import Outcomes
 from asgi_durable.engine.refusals import (
     Answered,
     Cancelled,
     Expired,
+    FingerprintWanted,
     InProgress,
     KeyReused,
     Refusal,
     RefusedError,
     explain,
+    told_of,
 )
 from asgi_durable.engine.request import Request
+from asgi_durable.engine.request_log import note
 from asgi_durable.engine.request_progress import DONE, Progress, progress_of, sleep_of
 from asgi_durable.engine.retention import Retention
 from asgi_durable.engine.run import Run, Services
+from asgi_durable.engine.twins import Twins
 from asgi_durable.errors import StorageError, WorkflowInterruptedError, WorkflowNotFoundError
 from asgi_durable.storage.records import ResponseRecord, WorkflowRecord, WorkflowState
 from asgi_durable.storage.writes import (
@@ -39,6 +43,7 @@ from asgi_durable.storage.writes import (
     ForgetRequest,
     OutcomeKind,
     ReleaseWorkflow,
+    SetFingerprint,
     Write,
 )
 
@@ -47,6 +52,7 @@ __all__ = [
     "Cancelled",
     "Claimed",
     "Expired",
+    "FingerprintWanted",
     "InProgress",
     "KeyReused",
     "Progress",
@@ -55,28 +61,8 @@ __all__ = [
     "Requests",
 ]
 
-logger = logging.getLogger(__name__)
-
-# How many wait for twins at once, in this process; the others are told to come back.
-MAX_TWINS = 1000
-MAX_TWINS_OF_ONE = 256
 FIRST_POLL_SECONDS = 0.025
 LONGEST_POLL_SECONDS = 0.25
-
-
-@dataclass(frozen=True, slots=True)
-class Claimed:
-    """The request is this caller's to answer; its handler runs in a task of the engine's."""
-
-    run: Run
-
-    @property
-    def outcome(self) -> str:
-        return "executed" if self.workflow.attempts == 1 else "resumed"
-
-    @property
-    def workflow(self) -> WorkflowRecord:
-        return self.run.workflow
 
 
 Claim = Claimed | Refusal
@@ -130,6 +116,20 @@ class RequestRun:
         """Make the next answer final, whatever is recorded."""
         self._is_given_up = True
         self._run.has_final_answer = True
+
+    def set_fingerprint(self, fingerprint: str) -> None:
+        """Put the fingerprint, now that it is known, in the place of what stands for it.
+
+        What is called next waits until that is durable, and so does the answer.
+        """
+        run = self._run
+        pending = run.workflow.fingerprint
+        if run.closed or run.stopped is not None or pending is None:
+            return
+        run.workflow = replace(run.workflow, fingerprint=fingerprint)
+        # A run that is stopped by that notices in what it writes next.
+        with contextlib.suppress(RunStopped):
+            run.submit(SetFingerprint(run.workflow_id, run.executor_id, pending, fingerprint))
 
     async def finish(self, status_code: int, headers: bytes, body: bytes | None) -> None:
         """Commit the answer: the request's outcome, from now on until it expires.
@@ -214,7 +214,7 @@ class RequestRun:
             raise (stopped.error if stopped is not None else StorageError()) from None
 
     def _close(self, ending: Ending, what: str) -> None:
-        _note(self._run, what)
+        note(self._run, what)
         # What the handler calls from now on, in a background task say, is not the request's.
         self.ending = ending
         self._run.end(ending)
@@ -240,7 +240,7 @@ class Requests:
         self._active = active
         self._outcomes = outcomes
         self._cancellation = cancellation
-        self._twins: Counter[str] = Counter()
+        self._twins = Twins()
 
     async def claim(
         self,
@@ -283,8 +283,9 @@ class Requests:
             if not await self._wait_for_twin(request.workflow_id, left_seconds, delay):
                 break
             delay, has_waited = min(delay * 2, LONGEST_POLL_SECONDS), True
-        outcome = "waited" if has_waited and isinstance(claim, Answered) else claim.outcome
-        self._services.telemetry.observer.request_claimed(outcome, claim.workflow)
+        if not isinstance(claim, FingerprintWanted):
+            outcome = "waited" if has_waited and isinstance(claim, Answered) else claim.outcome
+            self._services.telemetry.observer.request_claimed(outcome, claim.workflow)
         return claim
 
     async def progress(self, workflow_id: str) -> Progress | None:
@@ -311,17 +312,10 @@ class Requests:
         self, workflow_id: str, left_seconds: float, poll_seconds: float
     ) -> bool:
         """Wait until a claim may be granted, or answered; return False if too many wait."""
-        twins = self._twins
-        if twins[workflow_id] >= MAX_TWINS_OF_ONE or twins.total() >= MAX_TWINS:
-            return False
-        twins[workflow_id] += 1
-        try:
-            await self._outcomes.wait_while_it_runs(workflow_id, left_seconds, poll_seconds)
-        finally:
-            twins[workflow_id] -= 1
-            if not twins[workflow_id]:
-                del twins[workflow_id]
-        return True
+        with self._twins.waiting(workflow_id) as may_wait:
+            if may_wait:
+                await self._outcomes.wait_while_it_runs(workflow_id, left_seconds, poll_seconds)
+        return may_wait
 
     async def _claim_now(self, request: Request, handler: Handler, rename_by: float) -> Claim:
         loop = asyncio.get_running_loop()
@@ -331,8 +325,7 @@ class Requests:
             if active is not None:
                 await wait_for(active, active.claimed, loop)
                 if active is self._active.find(workflow_id):
-                    same = active.workflow.fingerprint == fingerprint
-                    return InProgress(active.workflow) if same else KeyReused()
+                    return told_of(active.workflow, fingerprint)
                 continue
             row = _record(self._services, request)
             run = Run(self._services, row, loop, executor_id=row.executor_id)
@@ -371,25 +364,13 @@ class Requests:
                 run.load(stored)
         request = RequestRun(run, self._active, retention)
         run.claimed.set(True)
-        _note(run, "claimed")
+        note(run, "claimed")
         await handler(request)
         if request.ending is not None:
             return request.ending
         return run.stopped or Interrupted(
             WorkflowInterruptedError(run.workflow_id, "its handler gave no answer")
         )
-
-
-def _note(run: Run, what: str) -> None:
-    """Log what has become of a request: a line for each change of its state."""
-    workflow = run.workflow
-    logger.debug(
-        "Request %s, attempt %d, request id %s: %s",
-        workflow.workflow_id,
-        workflow.attempts,
-        workflow.request_id,
-        what,
-    )
 
 
 def _record(services: Services, request: Request) -> WorkflowRecord:

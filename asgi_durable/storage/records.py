@@ -10,6 +10,7 @@ __all__ = [
     "CUT_ALL",
     "CUT_FOR_GOOD",
     "NO_OUTPUT",
+    "PENDING_FINGERPRINT",
     "SLEEP",
     "TOMBSTONE_STATUS",
     "PieceRecord",
@@ -20,7 +21,12 @@ __all__ = [
     "TakenWorkflow",
     "WorkflowRecord",
     "WorkflowState",
+    "is_pending",
 ]
+
+# Begins what stands for the fingerprint of a request whose body has not come to its end; what
+# follows is another one for each try.
+PENDING_FINGERPRINT = "pending:"
 
 # In the place of an expired answer's status; no answer has it.
 TOMBSTONE_STATUS = 0
@@ -59,7 +65,8 @@ class WorkflowRecord:
         parent_id: The workflow that called or started it.
         parent_step: The place of that call in the parent's log.
         awaited: True if the parent called it, False if it only started it.
-        fingerprint: Set on a request's own workflow: a digest of the request.
+        fingerprint: Set on a request's own workflow: a digest of the request, or what stands
+            for it (:func:`is_pending`).
         input: Encoded arguments, absent for a request.
         output: Encoded result, once the state is SUCCESS; absent for a request.
         error: Encoded exception, once the state is ERROR or RETRIES_EXCEEDED.
@@ -94,6 +101,10 @@ class WorkflowRecord:
     def is_request(self) -> bool:
         """True for the workflow that is an HTTP request, False for a function's."""
         return self.fingerprint is not None
+
+    def may_be(self, fingerprint: str | None) -> bool:
+        """Tell whether it is the request with a fingerprint, or nobody knows its own yet."""
+        return self.fingerprint == fingerprint or is_pending(self.fingerprint)
 
     @property
     def is_final(self) -> bool:
@@ -221,3 +232,8 @@ class StoredRun:
     workflow: WorkflowRecord
     steps: tuple[StepRecord, ...]
     children: tuple[WorkflowRecord, ...]
+
+
+def is_pending(fingerprint: str | None) -> bool:
+    """Tell what stands for a fingerprint that is not known yet from one."""
+    return fingerprint is not None and fingerprint.startswith(PENDING_FINGERPRINT)

@@ -34,6 +34,7 @@ __all__ = [
     "RecordStep",
     "ReleaseWorkflow",
     "ResumeWorkflow",
+    "SetFingerprint",
     "StartWorkflow",
     "Write",
     "executor_of",
@@ -60,12 +61,26 @@ class ClaimRequest:
 
     DONE for a new row. RESUMED for a row that waited for its retry: its trailing failures
     are dropped, those of the children it called included, and those children are this
-    executor's. CONFLICT, with the row, if the row is finished, belongs to another living
-    executor or has another fingerprint; with the answer as well if it is finished, has the
-    same one, and the answer's body is not longer than ``MAX_TOLD_BYTES``.
+    executor's; where its fingerprint is not known, this one's takes its place. CONFLICT, with
+    the row, if the row is finished, belongs to another living executor or has another
+    fingerprint; with the answer as well if it is finished, has the same one, and the answer's
+    body is not longer than ``MAX_TOLD_BYTES``.
     """
 
     workflow: WorkflowRecord
+
+
+@value_class()
+class SetFingerprint:
+    """Put the fingerprint of this executor's request in the place of what stands for it.
+
+    FENCED if something else is there: another try of the request.
+    """
+
+    workflow_id: str
+    executor_id: str
+    pending: str
+    fingerprint: str
 
 
 @value_class()
@@ -180,6 +195,7 @@ class CancelWorkflow:
 Write = (
     StartWorkflow
     | ClaimRequest
+    | SetFingerprint
     | ResumeWorkflow
     | RecordStep
     | CompleteStep

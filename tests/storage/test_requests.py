@@ -17,6 +17,7 @@ from asgi_durable.storage.writes import (
     ForgetRequest,
     OutcomeKind,
     ReleaseWorkflow,
+    SetFingerprint,
     StartWorkflow,
 )
 
@@ -325,3 +326,103 @@ async def test_a_request_of_an_executor_that_left_is_nobodys(
 
     assert progress is not None
     assert not progress.is_owned
+
+
+# Fingerprints that are not known when a request is claimed
+
+PENDING, LATER = "pending:1", "pending:2"
+SET = SetFingerprint("r", EXECUTOR, PENDING, "v1:aa")
+
+
+async def fingerprint_of(storage: Storage, workflow_id: str = "r") -> str | None:
+    found = await storage.get_workflow(workflow_id)
+    return found.fingerprint if found is not None else None
+
+
+async def test_a_fingerprint_is_set_later(storage: Storage) -> None:
+    await storage.commit([ClaimRequest(request(fingerprint=PENDING))])
+
+    # Again: its answer may have got lost.
+    for _ in range(2):
+        assert await kinds(storage, SET) == [DONE]
+        assert await fingerprint_of(storage) == "v1:aa"
+
+
+async def test_a_fingerprint_is_set_before_the_end_of_its_request(storage: Storage) -> None:
+    end = success("r", output=None, response=response())
+    writes = [SET, record(step("r")), end]
+    await storage.commit([ClaimRequest(request(fingerprint=PENDING))])
+
+    for _ in range(2):
+        assert await kinds(storage, *writes) == [DONE] * 3
+    assert await fingerprint_of(storage) == "v1:aa"
+    (outcome,) = await storage.commit([ClaimRequest(request())])
+    assert outcome.response == response()
+
+
+async def test_a_whole_request_with_a_fingerprint_fits_into_one_batch(storage: Storage) -> None:
+    claim = ClaimRequest(request(fingerprint=PENDING))
+    end = success("r", output=None, response=response())
+
+    assert await kinds(storage, claim, record(step("r")), SET, end) == [DONE] * 4
+    assert await fingerprint_of(storage) == "v1:aa"
+
+
+async def test_fingerprints_of_many_are_told_apart(storage: Storage) -> None:
+    claims = [ClaimRequest(request(f"r{n}", fingerprint=PENDING)) for n in range(3)]
+    await storage.commit(claims)
+
+    outcomes = await kinds(
+        storage,
+        SetFingerprint("r2", EXECUTOR, PENDING, "v1:c"),
+        SetFingerprint("r1", EXECUTOR, LATER, "v1:b"),
+        SetFingerprint("r0", EXECUTOR, PENDING, "v1:a"),
+        SetFingerprint("unknown", EXECUTOR, PENDING, "v1:a"),
+    )
+
+    assert outcomes == [DONE, FENCED, DONE, FENCED]
+    found = [await fingerprint_of(storage, f"r{n}") for n in range(3)]
+    assert found == ["v1:a", PENDING, "v1:c"]
+
+
+@pytest.mark.parametrize("fingerprint", [LATER, "v1:bb"])
+async def test_a_retry_takes_the_place_of_a_fingerprint_that_was_never_known(
+    storage: Storage, other: Storage, fingerprint: str
+) -> None:
+    first = ClaimRequest(request(executor_id=OTHER, fingerprint=PENDING))
+    await other.commit([first, ReleaseWorkflow("r", OTHER)])
+
+    assert await kinds(storage, ClaimRequest(request(fingerprint=fingerprint))) == [RESUMED]
+
+    assert await fingerprint_of(storage) == fingerprint
+    # Who had it before is late.
+    late = SetFingerprint("r", OTHER, PENDING, "v1:aa")
+    assert await kinds(other, late) == [FENCED]
+    assert await kinds(storage, SET) == [FENCED]
+
+
+async def test_who_does_not_know_its_fingerprint_resumes_nothing_that_has_one(
+    storage: Storage,
+) -> None:
+    await storage.commit([ClaimRequest(request()), ReleaseWorkflow("r", EXECUTOR)])
+
+    (outcome,) = await storage.commit([ClaimRequest(request(fingerprint=PENDING))])
+
+    assert (outcome.kind, outcome.existing) == (CONFLICT, request(executor_id=None))
+
+
+async def test_a_running_request_without_a_fingerprint_is_not_taken(
+    storage: Storage, other: Storage
+) -> None:
+    await other.commit([ClaimRequest(request(executor_id=OTHER, fingerprint=PENDING))])
+
+    assert await kinds(storage, ClaimRequest(request())) == [CONFLICT]
+    assert await kinds(storage, ReleaseWorkflow("r", EXECUTOR), SET) == [DONE, FENCED]
+    assert await fingerprint_of(storage) == PENDING
+
+
+async def test_the_dead_set_no_fingerprint(storage: Storage, other: Storage) -> None:
+    await other.commit([ClaimRequest(request(executor_id=OTHER, fingerprint=PENDING))])
+    await other.retire(OTHER)
+
+    assert await kinds(other, SetFingerprint("r", OTHER, PENDING, "v1:aa")) == [FENCED]

@@ -37,6 +37,7 @@ from asgi_durable.storage.writes import (
     RecordStep,
     ReleaseWorkflow,
     ResumeWorkflow,
+    SetFingerprint,
     StartWorkflow,
     Write,
     is_same_end,
@@ -75,9 +76,17 @@ class SettleStatements:
         self.take = (
             f"UPDATE {workflows} AS target SET executor_id = $1, attempts = w.attempts + 1, "
             "updated_at_us = wanted.at_us, "
-            "request_id = CASE WHEN wanted.is_claim THEN wanted.request_id ELSE w.request_id END "
-            "FROM unnest($2::text[], $3::int8[], $4::bool[], $5::text[]) "
-            f"AS wanted(id, at_us, is_claim, request_id) {found} WHERE target.ctid = w.place"
+            "request_id = CASE WHEN wanted.is_claim THEN wanted.request_id ELSE w.request_id END, "
+            "fingerprint = coalesce(wanted.fingerprint, w.fingerprint) "
+            "FROM unnest($2::text[], $3::int8[], $4::bool[], $5::text[], $6::text[]) "
+            f"AS wanted(id, at_us, is_claim, request_id, fingerprint) {found} "
+            "WHERE target.ctid = w.place"
+        )
+        self.set_fingerprints = (
+            f"UPDATE {workflows} AS target SET fingerprint = wanted.fingerprint "
+            "FROM unnest($2::text[], $3::text[], $4::text[]) AS wanted(id, pending, fingerprint) "
+            f"{found} WHERE target.ctid = w.place AND {OWNED} AND w.fingerprint = wanted.pending "
+            "RETURNING target.workflow_id"
         )
         self.drop = drop_statement(names)
         self.cancel = CancelStatements(names)
@@ -137,6 +146,7 @@ async def settle(
             return [FENCED] * len(writes)
         settlement = _Settlement(wire, statements, batches, executor_id)
         await settlement.begin_workflows(writes)
+        await settlement.set_fingerprints(writes)
         await settlement.apply_rows(writes)
         await settlement.give_up_workflows(writes)
         settlement.outcomes |= await cancel_workflows(wire, statements.cancel, writes)
@@ -217,7 +227,7 @@ class _Settlement:
         locked_rows = await self._wire.fetch(self._statements.lock, self._executor_id, ids)
         locked = {row["workflow_id"] for row in locked_rows}
         found = await _find(self._wire, self._statements, ids)
-        taken: list[tuple[str, int, bool, str | None]] = []
+        taken: list[_Taking] = []
         for write in heads:
             existing = found.get(workflow_id_of(write))
             if isinstance(write, StartWorkflow):
@@ -234,8 +244,25 @@ class _Settlement:
             await self._wire.fetch(
                 self._statements.take, self._executor_id, *zip(*taken, strict=True)
             )
-        if claimed := [workflow_id for workflow_id, _, is_claim, _ in taken if is_claim]:
+        if claimed := [workflow_id for workflow_id, _, is_claim, *_ in taken if is_claim]:
             await self._wire.fetch(self._statements.drop, self._executor_id, claimed)
+
+    async def set_fingerprints(self, writes: Sequence[Write]) -> None:
+        """Set the fingerprints of requests; before their ends, after which none is set."""
+        wanted = [write for write in writes if isinstance(write, SetFingerprint)]
+        if not wanted:
+            return
+        ids = [write.workflow_id for write in wanted]
+        values = [(write.workflow_id, write.pending, write.fingerprint) for write in wanted]
+        rows = await self._wire.fetch(
+            self._statements.set_fingerprints, self._executor_id, *zip(*values, strict=True)
+        )
+        done = {row["workflow_id"] for row in rows}
+        found = await _find(self._wire, self._statements, ids) if len(done) < len(ids) else {}
+        for write in wanted:
+            existing = found.get(write.workflow_id)
+            if write.workflow_id not in done and not _has_fingerprint(existing, write):
+                self.outcomes[id(write)] = FENCED
 
     async def apply_rows(self, writes: Sequence[Write]) -> None:
         """Write rows of what is the executor's now, cut pieces, and settle what is refused."""
@@ -340,16 +367,24 @@ def _of_taking(
         return Outcome(OutcomeKind.CONFLICT, existing=existing)
     if isinstance(write, ResumeWorkflow):
         return DONE
-    if existing.fingerprint != write.workflow.fingerprint:
+    if not existing.may_be(write.workflow.fingerprint):
         return Outcome(OutcomeKind.CONFLICT, existing=existing)
     return Outcome(OutcomeKind.RESUMED, existing=existing)
 
 
-def _taking(write: ClaimRequest | ResumeWorkflow) -> tuple[str, int, bool, str | None]:
+# A workflow's id, since when, whether it is claimed, and the claim's request id and fingerprint.
+_Taking = tuple[str, int, bool, str | None, str | None]
+
+
+def _taking(write: ClaimRequest | ResumeWorkflow) -> _Taking:
     if isinstance(write, ResumeWorkflow):
-        return (write.workflow_id, write.resumed_at_us, False, None)
-    wanted = write.workflow
-    return (wanted.workflow_id, wanted.updated_at_us, True, wanted.request_id)
+        return (write.workflow_id, write.resumed_at_us, False, None, None)
+    new = write.workflow
+    return (new.workflow_id, new.updated_at_us, True, new.request_id, new.fingerprint)
+
+
+def _has_fingerprint(found: _Found | None, write: SetFingerprint) -> bool:
+    return found is not None and found.workflow.fingerprint == write.fingerprint
 
 
 def _of_start(write: StartWorkflow, found: _Found | None) -> Outcome:

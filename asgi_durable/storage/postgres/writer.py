@@ -23,6 +23,7 @@ from asgi_durable.storage.writes import (
     OutcomeKind,
     RecordPiece,
     ResumeWorkflow,
+    SetFingerprint,
     Write,
     executor_of,
     workflow_id_of,
@@ -113,12 +114,14 @@ class PostgresWriter:
         outcomes: dict[int, Outcome],
     ) -> None:
         """Apply writes, and add what became of them to *outcomes*; without one it is DONE."""
-        # What follows a resumption in this group needs the workflow to be taken first. And what
-        # a piece cuts is deleted in the transaction that inserts it.
+        # What follows a resumption in this group needs the workflow to be taken first. What a
+        # piece cuts is deleted in the transaction that inserts it. And of one that is finished
+        # no fingerprint is set.
         later = {
             workflow_id_of(write)
             for write in writes
-            if isinstance(write, ResumeWorkflow) or (isinstance(write, RecordPiece) and write.cuts)
+            if isinstance(write, (ResumeWorkflow, SetFingerprint))
+            or (isinstance(write, RecordPiece) and write.cuts)
         }
         at_once = [write for write in writes if workflow_id_of(write) not in later]
         rows = Rows.of(at_once)

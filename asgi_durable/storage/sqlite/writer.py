@@ -56,6 +56,7 @@ from asgi_durable.storage.writes import (
     RecordStep,
     ReleaseWorkflow,
     ResumeWorkflow,
+    SetFingerprint,
     StartWorkflow,
     Write,
     executor_of,
@@ -103,7 +104,10 @@ FIND_PIECE = f"{SELECT_PIECE} WHERE workflow_id = ? AND end_offset = ?"
 FIND_STEP = f"{SELECT_STEP} WHERE workflow_id = ? AND step_number = ?"
 TAKE_REQUEST = (
     f"UPDATE {tables.workflows.name} SET executor_id = ?, attempts = attempts + 1, "
-    "request_id = ?, updated_at_us = ? WHERE workflow_id = ?"
+    "request_id = ?, updated_at_us = ?, fingerprint = ? WHERE workflow_id = ?"
+)
+SET_FINGERPRINT = (
+    f"UPDATE {tables.workflows.name} SET fingerprint = ? WHERE {_OWNED} AND fingerprint = ?"
 )
 RESUME_WORKFLOW = (
     f"UPDATE {tables.workflows.name} SET executor_id = ?, attempts = attempts + 1, "
@@ -203,7 +207,7 @@ class SQLiteWriter:
         # the row that the one before left.
         alone = {
             id(write): self._apply_alone(write)
-            for kind in (ClaimRequest, ResumeWorkflow)
+            for kind in (ClaimRequest, ResumeWorkflow, SetFingerprint)
             for write in by_kind.get(kind, ())
         }
         self._execute_all(
@@ -289,13 +293,19 @@ class SQLiteWriter:
             return Outcome(OutcomeKind.CONFLICT, existing=existing, response=response)
         self._cursor.execute(
             TAKE_REQUEST,
-            (wanted.executor_id, wanted.request_id, wanted.updated_at_us, wanted.workflow_id),
+            (
+                wanted.executor_id,
+                wanted.request_id,
+                wanted.updated_at_us,
+                wanted.fingerprint,
+                wanted.workflow_id,
+            ),
         )
         drop_trailing_failures(self._cursor, wanted.workflow_id, wanted.executor_id)
         return Outcome(OutcomeKind.RESUMED, existing=existing)
 
     def _may_take(self, existing: WorkflowRecord, wanted: WorkflowRecord) -> bool:
-        same = existing.fingerprint == wanted.fingerprint
+        same = existing.may_be(wanted.fingerprint)
         return same and self._is_free(existing, wanted.executor_id)
 
     def _response(
@@ -338,6 +348,14 @@ class SQLiteWriter:
         parameters = (write.executor_id, write.resumed_at_us, write.workflow_id)
         self._cursor.execute(RESUME_WORKFLOW, parameters)
         return DONE
+
+    def _set_fingerprint(self, write: SetFingerprint) -> Outcome:
+        place = (write.workflow_id, write.executor_id, write.pending)
+        if self._changes(SET_FINGERPRINT, (write.fingerprint, *place)):
+            return DONE
+        existing = self._workflow(write.workflow_id)
+        is_there = existing is not None and existing.fingerprint == write.fingerprint
+        return DONE if is_there else FENCED
 
     def _finish(self, write: FinishWorkflow) -> Outcome:
         if not self._changes(FINISH_WORKFLOW, _finish_parameters(write)):
@@ -384,6 +402,7 @@ _APPLY: dict[type, Callable[[SQLiteWriter, Any], Outcome]] = {
     CompleteStep: SQLiteWriter._complete,
     RecordPiece: SQLiteWriter._record_piece,
     ResumeWorkflow: SQLiteWriter._resume,
+    SetFingerprint: SQLiteWriter._set_fingerprint,
     FinishWorkflow: SQLiteWriter._finish,
     AcquitWorkflow: SQLiteWriter._acquit,
     ReleaseWorkflow: SQLiteWriter._release,
