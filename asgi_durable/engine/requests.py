@@ -184,6 +184,11 @@ class RequestRun:
         interrupted = WorkflowInterruptedError(run.workflow_id, reason)
         self._close(Interrupted(interrupted, is_released=True), "left for its retry")
 
+    def stop(self, reason: str) -> None:
+        """Let nothing more be recorded: not what the handler does about it either."""
+        interrupted = WorkflowInterruptedError(self._run.workflow_id, reason)
+        self._run.stop(interrupted, goes_on=True)
+
     async def let_go(self) -> None:
         """Do the same where the run was stopped, and nobody is answered.
 

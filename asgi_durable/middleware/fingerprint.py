@@ -21,6 +21,7 @@ from asgi_durable.middleware.asgi import Scope, header_values
 
 __all__ = [
     "REQUEST_ID_PATTERN",
+    "RequestHash",
     "idempotency_key",
     "is_request_of",
     "principal_of",
@@ -154,6 +155,36 @@ def _base32(digest: bytes) -> str:
     return base64.b32encode(digest).decode("ascii").lower()
 
 
+class RequestHash:
+    """Makes the fingerprint of a request whose body comes in pieces, and is compared as it is.
+
+    Args:
+        scope: An HTTP scope.
+
+    Attributes:
+        is_plain_json: True if the body is a JSON text, as it is.
+    """
+
+    def __init__(self, scope: Scope) -> None:
+        media_type = b",".join(header_values(scope["headers"], b"content-type"))
+        encoding = b",".join(header_values(scope["headers"], b"content-encoding"))
+        # The raw path: no two paths that the app can tell apart share a fingerprint.
+        path = scope.get("raw_path") or scope["path"].encode("utf-8", "surrogatepass")
+        query = scope.get("query_string", b"")
+        method = scope["method"].encode("ascii")
+        self.is_plain_json = not encoding and _is_json(media_type)
+        # The body comes last, and its end is the end: its length need not be known before.
+        self._hash = _hash_of(method, path, query, media_type, encoding)
+
+    def add(self, piece: bytes) -> None:
+        """Add the next piece of the body."""
+        self._hash.update(piece)
+
+    def fingerprint(self) -> str:
+        """Return the fingerprint, of the body so far."""
+        return "v1:" + self._hash.hexdigest()
+
+
 def request_fingerprint(
     scope: Scope, body: bytes, configured: Callable[[Scope, bytes], str] | None = None
 ) -> str:
@@ -175,15 +206,9 @@ def request_fingerprint(
     """
     if configured is not None:
         return "own:" + _digest(_own_fingerprint(scope, body, configured)).hex()
-    media_type = b",".join(header_values(scope["headers"], b"content-type"))
-    encoding = b",".join(header_values(scope["headers"], b"content-encoding"))
-    # The raw path: no two paths that the app can tell apart share a fingerprint.
-    path = scope.get("raw_path") or scope["path"].encode("utf-8", "surrogatepass")
-    query = scope.get("query_string", b"")
-    method = scope["method"].encode("ascii")
-    if not encoding and _is_json(media_type):
-        body = _canonical_json(body)
-    return "v1:" + _digest(method, path, query, media_type, encoding, body).hex()
+    hashing = RequestHash(scope)
+    hashing.add(_canonical_json(body) if hashing.is_plain_json else body)
+    return hashing.fingerprint()
 
 
 def _own_fingerprint(scope: Scope, body: bytes, configured: Callable[[Scope, bytes], str]) -> bytes:
@@ -230,9 +255,13 @@ def _exact_float(text: str) -> float:
 
 
 def _digest(*parts: bytes) -> bytes:
+    return _hash_of(*parts).digest()
+
+
+def _hash_of(*parts: bytes) -> hashlib._Hash:
     digest = hashlib.sha256()
     for part in parts:
         # A length prefix keeps ("ab", "c") and ("a", "bc") apart.
         digest.update(len(part).to_bytes(8, "big"))
         digest.update(part)
-    return digest.digest()
+    return digest

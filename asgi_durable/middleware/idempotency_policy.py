@@ -22,6 +22,7 @@ _CHOICES = {
     "on_disconnect": ("finish", "cancel"),
     "on_expired": ("forget", "reject"),
     "on_store_error": ("reject", "bypass"),
+    "oversize": ("reject", "hash"),
 }
 _AMOUNTS = (
     "max_wait",
@@ -87,11 +88,16 @@ class IdempotencyPolicy:
         stream_after: Seconds without a further piece of a body that is not complete, after
             which what there is of it is sent; it is sent as well after four times as long,
             however fast the pieces follow each other.
-        max_request_body: Bytes; a longer body is answered 413.
+        max_request_body: Bytes; of a body up to this length all is read before the app is
+            called.
+        oversize: What becomes of a request with a longer body: ``"reject"`` answers 413;
+            ``"hash"`` hands the body to the app as it arrives, and learns its fingerprint
+            meanwhile.
         max_response_body: Bytes; a longer answer passes through and is not kept.
 
     Raises:
-        DurableUsageError: A method is safe, a word is unknown, or a number is negative.
+        DurableUsageError: A method is safe, a word is unknown, a number is negative, or a
+            fingerprint of the application's own is to be made of bodies that are not kept.
     """
 
     methods: frozenset[str] = frozenset({"POST", "PATCH"})
@@ -118,6 +124,7 @@ class IdempotencyPolicy:
     max_lifetime: float = 7 * _DAY
     stream_after: float = 0.25
     max_request_body: int = 1024 * 1024
+    oversize: Literal["reject", "hash"] = "reject"
     max_response_body: int = 1024 * 1024
     # The header's name as it is in a scope.
     header: bytes = field(init=False, repr=False, compare=False)
@@ -128,11 +135,10 @@ class IdempotencyPolicy:
         if safe := sorted(_SAFE_METHODS.intersection(self.methods)):
             msg = f"{safe[0]} changes nothing: a key has no meaning there"
             raise DurableUsageError(msg)
-        for name, choices in _CHOICES.items():
-            value = getattr(self, name)
-            if value not in choices:
-                msg = f"{name} must be one of {', '.join(choices)}, got {value!r}"
-                raise DurableUsageError(msg)
+        self._refuse_unknown_words()
+        if self.oversize == "hash" and self.fingerprint is not None:
+            msg = 'a fingerprint= is made of a whole body, and oversize="hash" keeps no long ones'
+            raise DurableUsageError(msg)
         prefix = self.status_prefix
         if prefix is not None and not re.fullmatch(r"(/[A-Za-z0-9._~-]+)+", prefix):
             msg = f"status_prefix must be a path such as /durable/requests, got {prefix!r}"
@@ -145,6 +151,13 @@ class IdempotencyPolicy:
         if self.max_attempts is not None and not self.max_attempts >= 1:
             msg = f"max_attempts must be at least 1, got {self.max_attempts!r}"
             raise DurableUsageError(msg)
+
+    def _refuse_unknown_words(self) -> None:
+        for name, choices in _CHOICES.items():
+            value = getattr(self, name)
+            if value not in choices:
+                msg = f"{name} must be one of {', '.join(choices)}, got {value!r}"
+                raise DurableUsageError(msg)
 
     @property
     def links(self) -> Headers:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
+from dataclasses import replace
 
 from asgi_durable.context import current_request
 from asgi_durable.engine.requests import (
@@ -12,6 +13,7 @@ from asgi_durable.engine.requests import (
     Claim,
     Claimed,
     Expired,
+    FingerprintWanted,
     InProgress,
     KeyReused,
     Request,
@@ -28,11 +30,13 @@ from asgi_durable.errors import (
 from asgi_durable.ids import new_id
 from asgi_durable.middleware.asgi import ASGIApp, Headers, Message, header_values
 from asgi_durable.middleware.fingerprint import (
+    RequestHash,
     principal_of,
     request_fingerprint,
     request_workflow_id,
 )
 from asgi_durable.middleware.idempotency_policy import IdempotencyPolicy
+from asgi_durable.middleware.long_body import LongBody, Pieces, SpentBody, SpooledBody
 from asgi_durable.middleware.prefer import preferences
 from asgi_durable.middleware.problem_details import (
     RETRY_AFTER_SECONDS,
@@ -42,10 +46,16 @@ from asgi_durable.middleware.problem_details import (
 )
 from asgi_durable.middleware.replay import send_answer
 from asgi_durable.middleware.request_attempt import Connection, RequestAttempt, Waited
-from asgi_durable.middleware.request_body import ReplayedBody, read_body
+from asgi_durable.middleware.request_body import (
+    ClientGoneError,
+    ReplayedBody,
+    read_start,
+    too_large,
+)
 from asgi_durable.middleware.request_status import StatusPages, retry_after, send_accepted
 from asgi_durable.middleware.response_recording import IGNORED, with_marks
 from asgi_durable.request_errors import RequestCancelledError
+from asgi_durable.storage.records import PENDING_FINGERPRINT, is_pending
 
 __all__ = ["KeyedRequest"]
 
@@ -81,6 +91,8 @@ class KeyedRequest:
         self._marks: Headers = []
         self._location: Headers = []
         self._about = AboutKey()
+        self._body: bytes | Pieces = b""
+        self._waited_seconds = 0.0
         self._lost_at: float | None = None
 
     async def serve(self, key: bytes) -> None:
@@ -104,20 +116,36 @@ class KeyedRequest:
         # Of the app's changes to it none may be left where it is called again.
         scope_before = dict(self._scope)
         try:
-            body = await read_body(
-                self._scope, self._connection.receive, self._policy.max_request_body
-            )
-            request = self._request(key, body)
+            workflow_id = self._identify(key)
+            fingerprint = await self._read_body()
         except DurableError as error:
             await self._refuse(error)
             return
-        while not await self._try(request, body):
+        request = self._request(workflow_id, fingerprint)
+        while not await self._try(request):
             # What the other one made of it, or what is left to be done: the claim tells.
             self._lost_at = self._lost_at or time.monotonic()
             self._scope.clear()
             self._scope.update(scope_before)
 
-    def _request(self, key: bytes, body: bytes) -> Request:
+    async def _read_body(self) -> str:
+        """Read the body, or its start, and return the fingerprint, or what stands for it."""
+        scope, policy = self._scope, self._policy
+        start, is_whole = await read_start(scope, self._connection.receive, policy.max_request_body)
+        self._body = start
+        if is_whole and len(start) <= policy.max_request_body:
+            return request_fingerprint(scope, start, policy.fingerprint)
+        if policy.oversize == "reject":
+            raise too_large(policy.max_request_body)
+        hashing = RequestHash(scope)
+        if is_whole:
+            hashing.add(start)
+            return hashing.fingerprint()
+        self._body = LongBody(start, self._connection.receive, hashing)
+        return PENDING_FINGERPRINT + new_id()
+
+    def _identify(self, key: bytes) -> str:
+        """Return the id of the request's workflow, and take note of what answers say of it."""
         scope, policy = self._scope, self._policy
         principal = principal_of(scope, policy.principal, policy.session_cookie)
         endpoint = None
@@ -130,18 +158,23 @@ class KeyedRequest:
             location = self._pages.location(scope, workflow_id)
             self._location = [location]
             self._about.members["instance"] = location[1].decode("ascii")
+        return workflow_id
+
+    def _request(self, workflow_id: str, fingerprint: str) -> Request:
+        scope, policy = self._scope, self._policy
         context = current_request.get()
         return Request(
             workflow_id=workflow_id,
             name=f"{scope['method']} {scope['path']}",
-            fingerprint=request_fingerprint(scope, body, policy.fingerprint),
+            fingerprint=fingerprint,
             request_id=context.request_id if context is not None else new_id(),
             retention=policy.kept_for,
         )
 
-    async def _try(self, request: Request, body: bytes) -> bool:
+    async def _try(self, request: Request) -> bool:
         """Answer the request; return False if it was taken over meanwhile and is to be claimed."""
-        attempt = RequestAttempt(self._app, self._policy, self._connection, body, self._marks)
+        attempt = RequestAttempt(self._app, self._policy, self._connection, self._body, self._marks)
+        began_at = time.monotonic()
         try:
             with attempt.noticing_cancellation():
                 claim = await self._requests.claim(
@@ -152,21 +185,51 @@ class KeyedRequest:
                 )
         except StorageError as error:
             if self._policy.on_store_error == "bypass":
-                await self._serve_without_protection(body)
+                await self._serve_without_protection()
             else:
                 await self._refuse(error)
             return True
         except DurableError as error:
             await self._refuse(error)
             return True
+        if isinstance(claim, FingerprintWanted):
+            self._waited_seconds = time.monotonic() - began_at
+            return await self._try(replace(request, fingerprint=await self._read_whole(claim)))
         if not isinstance(claim, Claimed):
             await self._answer(claim, request.workflow_id)
             return True
         with attempt.noticing_cancellation():
             return await self._wait_for_answer(claim, attempt)
 
+    async def _read_whole(self, wanted: FingerprintWanted) -> str:
+        """Read a long body to its end, and return its fingerprint.
+
+        Where the request is not finished the body may be needed, to go on with it: only the
+        next claim tells. So it is kept, but not in memory.
+
+        Raises:
+            ClientGoneError: The client went away. A truncated body is never taken for a whole.
+        """
+        body = self._body
+        if not isinstance(body, LongBody):
+            msg = "a body that is whole has a fingerprint"
+            raise TypeError(msg)
+        if wanted.workflow.is_final:
+            await body.read_to_end()
+            self._body = SpentBody(wanted.workflow.workflow_id)
+        else:
+            self._body = await SpooledBody.of(body)
+        if body.is_cut:
+            self._close_body()
+            raise ClientGoneError
+        return body.fingerprint
+
+    def _close_body(self) -> None:
+        if not isinstance(self._body, bytes):
+            self._body.close()
+
     def _twins_wait(self) -> float:
-        seconds = self._wanted.wait_at_most(self._policy.twins_wait)
+        seconds = self._wanted.wait_at_most(self._policy.twins_wait) - self._waited_seconds
         accepted_after = self._accepted_after()
         return seconds if accepted_after is None else min(seconds, accepted_after)
 
@@ -187,29 +250,28 @@ class KeyedRequest:
         is_late = (
             self._lost_at is not None and time.monotonic() > self._lost_at + self._policy.max_wait
         )
-        waited = await attempt.wait(
-            claim, may_leave=not is_late, longest_sleep=self._longest_sleep()
-        )
+        # The pieces of a long body are given once.
+        may_leave = not is_late and isinstance(self._body, bytes)
+        waited = await attempt.wait(claim, may_leave=may_leave, longest_sleep=self._longest_sleep())
         if waited is Waited.SUSPENDED:
             await self._accept(claim.run.workflow_id, asleep_until_us(claim.run))
         return waited is not Waited.ELSEWHERE
 
     def _longest_sleep(self) -> float | None:
         """Return how many seconds of sleep the client waits for, ``None`` for any number."""
-        if self._pages is None:
+        if self._pages is None or not isinstance(self._body, bytes):
             return None
         return self._wanted.wait_at_most(self._policy.max_wait)
 
     async def _answer(self, claim: Claim, workflow_id: str) -> None:
         """Answer for a request that is not carried out here and now."""
+        self._close_body()
         logger.debug("Request %s: asked for again, %s", workflow_id, type(claim).__name__)
         match claim:
             case Answered():
                 self._about.members["run"] = claim.workflow.attempts
                 await send_answer(self._send, claim.response, self._marks, links=self._policy.links)
-            case InProgress() if self._accepted_after() is not None or (
-                self._pages is not None and claim.sleeps_until_us is not None
-            ):
+            case InProgress() if self._may_accept(claim):
                 await self._accept(workflow_id, claim.sleeps_until_us)
             case InProgress():
                 self._about.members["run"] = claim.workflow.attempts
@@ -229,6 +291,12 @@ class KeyedRequest:
                 message = "the request with this key was carried out; its answer has expired"
                 await self._refuse(KeyExpiredError(message))
 
+    def _may_accept(self, twin: InProgress) -> bool:
+        # Of one without a fingerprint nobody knows whether it is the same request.
+        if self._pages is None or is_pending(twin.workflow.fingerprint):
+            return False
+        return self._accepted_after() is not None or twin.sleeps_until_us is not None
+
     async def _accept(self, workflow_id: str, sleeps_until_us: int | None) -> None:
         headers = [*self._marks, *self._location]
         if self._wanted.respond_async:
@@ -238,6 +306,7 @@ class KeyedRequest:
     async def _refuse(
         self, error: DurableError, *, retry_after_seconds: int = RETRY_AFTER_SECONDS
     ) -> None:
+        self._close_body()
         await send_problem(
             self._send,
             error,
@@ -245,7 +314,7 @@ class KeyedRequest:
             retry_after_seconds=retry_after_seconds,
         )
 
-    async def _serve_without_protection(self, body: bytes) -> None:
+    async def _serve_without_protection(self) -> None:
         marks = [*self._marks, IGNORED]
 
         async def send(message: Message) -> None:
@@ -254,6 +323,10 @@ class KeyedRequest:
                 message = {**message, "headers": headers}
             await self._send(message)
 
-        replayed = ReplayedBody(body, self._connection.receive)
+        replayed = ReplayedBody(self._body, self._connection.receive)
         replayed.may_tell.set()
-        await self._app(self._scope, replayed.receive, send)
+        try:
+            await self._app(self._scope, replayed.receive, send)
+        finally:
+            if replayed.pieces is not None:
+                replayed.pieces.close()

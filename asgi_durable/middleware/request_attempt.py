@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from enum import Enum, auto
+from functools import partial
 
 from asgi_durable.engine.active_runs import wait_for
 from asgi_durable.engine.endings import Ending, Interrupted, RunStopped
@@ -17,6 +18,7 @@ from asgi_durable.engine.sleepers import asleep_until_us, seconds_until, sleepin
 from asgi_durable.errors import AttemptsExhaustedError, DurableError, WorkflowInterruptedError
 from asgi_durable.middleware.asgi import ASGIApp, Headers, Message, Receive, Scope, Send
 from asgi_durable.middleware.idempotency_policy import IdempotencyPolicy
+from asgi_durable.middleware.long_body import LongBody, Pieces
 from asgi_durable.middleware.problem_details import current_key, send_problem
 from asgi_durable.middleware.request_body import ReplayedBody
 from asgi_durable.middleware.response_recording import REPLAYED_HEADER, ResponseRecorder
@@ -58,7 +60,7 @@ class RequestAttempt:
         app: What answers.
         policy: The request's.
         connection: Where it came from; its body is read already.
-        body: That.
+        body: That; or what gives it piece by piece, and is closed when the app is through.
         marks: Put on the answer.
     """
 
@@ -67,7 +69,7 @@ class RequestAttempt:
         app: ASGIApp,
         policy: IdempotencyPolicy,
         connection: Connection,
-        body: bytes,
+        body: bytes | Pieces,
         marks: Headers,
     ) -> None:
         self._app = app
@@ -96,21 +98,7 @@ class RequestAttempt:
 
     async def handle(self, request: RequestRun) -> None:
         """Call the app; this is the body of the request's workflow."""
-        _hide_extensions(self._scope)
-        is_used_up = self._is_used_up(request)
-        about = current_key.get()
-        if about is not None:
-            about.is_resumed = not is_used_up
-            about.members["run"] = request.attempts
-        # Nobody is answered anything else any more, nor was the one before.
-        marks = [*self._marks, (REPLAYED_HEADER, b"true")] if is_used_up else self._marks
-        recorder = self._recorder = ResponseRecorder(
-            request,
-            self._forward,
-            policy=self._policy,
-            added_headers=marks,
-            may_tell=self._body.may_tell,
-        )
+        recorder = self._recorder = self._begin(request)
         try:
             await self._call_app(request, recorder)
         except Exception as error:  # raised again by `wait`, in the server's own task
@@ -127,6 +115,34 @@ class RequestAttempt:
             await request.leave_for_retry()
         self._is_handled = True
 
+    def _begin(self, request: RequestRun) -> ResponseRecorder:
+        _hide_extensions(self._scope)
+        is_used_up = self._is_used_up(request)
+        about = current_key.get()
+        if about is not None:
+            about.is_resumed = not is_used_up
+            about.members["run"] = request.attempts
+        if isinstance(self._body.pieces, LongBody):
+            self._body.pieces.on_whole = request.set_fingerprint
+            self._body.pieces.on_cut = partial(self._stop_with_body, request)
+        # Nothing was carried out for this answer; it is that of the attempts before.
+        marks = [*self._marks, (REPLAYED_HEADER, b"true")] if is_used_up else self._marks
+        return ResponseRecorder(
+            request,
+            self._forward,
+            policy=self._policy,
+            added_headers=marks,
+            request_body=self._body,
+        )
+
+    def _stop_with_body(self, request: RequestRun) -> None:
+        """Take note that the client has gone before its request was complete.
+
+        What the app makes of a part of it is no part of what the whole comes to.
+        """
+        self._client_gone = self._is_cancelled_by_client = True
+        request.stop("its client has gone before its body was whole")
+
     def _is_used_up(self, request: RequestRun) -> bool:
         most = self._policy.max_attempts
         return most is not None and request.attempts > most
@@ -142,19 +158,27 @@ class RequestAttempt:
                 await self._app(self._scope, self._body.receive, recorder.send)
         finally:
             await recorder.close()
+            if self._body.pieces is not None:
+                self._body.pieces.close()
 
     async def is_answered_within(self, claim: Claimed, seconds: float) -> bool:
         """Wait until the answer is on its way; if it is not in time, it is not sent any more.
 
-        The work goes on all the same, and so does the recording of its answer.
+        The work goes on all the same, and so does the recording of its answer. The time counts
+        from the end of the request: servers take nothing more of one that is answered.
         """
         loop = asyncio.get_running_loop()
         waits = [
             loop.create_task(self._answer_begun.wait()),
             loop.create_task(wait_for(claim.run, claim.run.done, loop)),
         ]
+        pieces = self._body.pieces
+        if pieces is not None:
+            waits.append(loop.create_task(pieces.over.wait()))
         try:
-            await asyncio.wait(waits, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
+            if pieces is not None:
+                await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait(waits[:2], timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
         finally:
             for wait in waits:
                 wait.cancel()

@@ -6,54 +6,58 @@ import asyncio
 
 from asgi_durable.errors import RequestTooLargeError
 from asgi_durable.middleware.asgi import Message, Receive, Scope, header_values
+from asgi_durable.middleware.long_body import Pieces
 
-__all__ = ["ClientGoneError", "ReplayedBody", "read_body"]
+__all__ = ["ClientGoneError", "ReplayedBody", "read_start", "too_large"]
 
 
 class ClientGoneError(Exception):
     """The client went away before its request was complete."""
 
 
-async def read_body(scope: Scope, receive: Receive, max_bytes: int) -> bytes:
-    """Return the whole body.
+async def read_start(scope: Scope, receive: Receive, max_bytes: int) -> tuple[bytes, bool]:
+    """Return the body, or of a longer one than *max_bytes* what had to be read to know that.
+
+    Returns:
+        What was read, and whether that is the whole.
 
     Raises:
-        RequestTooLargeError: It is longer than *max_bytes*; it was not read to its end.
         ClientGoneError: The client went away. A truncated body is never taken for a whole.
     """
     announced = header_values(scope["headers"], b"content-length")
     # Python reads no numbers of thousands of digits; a length of 19 is too much anyway.
     if announced and announced[0].isdigit() and int(announced[0][:19]) > max_bytes:
-        raise _too_large(max_bytes)
+        return b"", False
     body = bytearray()
     while True:
         message = await receive()
         if message["type"] == "http.disconnect":
             raise ClientGoneError
         body += message.get("body", b"")
-        if len(body) > max_bytes:
-            raise _too_large(max_bytes)
-        if not message.get("more_body", False):
-            return bytes(body)
+        is_whole = not message.get("more_body", False)
+        if is_whole or len(body) > max_bytes:
+            return bytes(body), is_whole
 
 
 class ReplayedBody:
-    """Gives an app a body that was read already, and later what the client sends.
+    """Gives an app a body that was read already, or its pieces, and later what the client sends.
 
     ``http.disconnect`` is kept from the app for as long as it works on an answer that will be
     kept: a client that goes away does not stop the work. None is ever invented.
 
     Args:
-        body: What was read.
+        body: What was read, or what gives it piece by piece.
         receive: Where the next messages come from.
         is_watched: True if :meth:`wait_until_gone` is called, and the app is told at once.
 
     Attributes:
+        pieces: What gives the body piece by piece, ``None`` if it was read.
         may_tell: Set once the app may be told that its client has gone.
     """
 
-    def __init__(self, body: bytes, receive: Receive, *, is_watched: bool = False) -> None:
-        self._body: bytes | None = body
+    def __init__(self, body: bytes | Pieces, receive: Receive, *, is_watched: bool = False) -> None:
+        self._body = body if isinstance(body, bytes) else None
+        self.pieces = None if isinstance(body, bytes) else body
         self._receive = receive
         self._is_watched = is_watched
         self._gone = asyncio.Event()
@@ -64,6 +68,12 @@ class ReplayedBody:
         if self._body is not None:
             body, self._body = self._body, None
             return {"type": "http.request", "body": body, "more_body": False}
+        if self.pieces is not None and (self.pieces.is_cut or not self.pieces.over.is_set()):
+            message = await self.pieces.receive()
+            if message["type"] == "http.disconnect":
+                # At once: there is no whole request, and nothing that could be kept of it.
+                self._gone.set()
+            return message
         if not self._is_watched and not self._gone.is_set():
             message = await self._receive()
             if message["type"] != "http.disconnect":
@@ -77,13 +87,17 @@ class ReplayedBody:
 
     async def wait_until_gone(self) -> None:
         """Return once the client has gone away."""
+        if self.pieces is not None:
+            # Invariant: what is left of the body is the app's to receive.
+            await self.pieces.over.wait()
         while not self._gone.is_set():
             message = await self._receive()
             if message["type"] == "http.disconnect":
                 self._gone.set()
 
 
-def _too_large(max_bytes: int) -> RequestTooLargeError:
+def too_large(max_bytes: int) -> RequestTooLargeError:
+    """Return the answer to a longer body."""
     return RequestTooLargeError(
         f"the body of a request with an idempotency key is at most {max_bytes} bytes long"
     )

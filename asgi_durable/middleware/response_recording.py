@@ -12,7 +12,9 @@ from asgi_durable.engine.requests import RequestRun
 from asgi_durable.errors import DurableError, OutcomeUnknownError, StorageError
 from asgi_durable.middleware.asgi import Headers, Message, Send, header_values
 from asgi_durable.middleware.idempotency_policy import IdempotencyPolicy
+from asgi_durable.middleware.long_body import Pieces
 from asgi_durable.middleware.problem_details import send_problem
+from asgi_durable.middleware.request_body import ReplayedBody
 
 __all__ = [
     "IGNORED",
@@ -72,8 +74,8 @@ class ResponseRecorder:
         send: Where the messages go.
         policy: Which answers are kept.
         added_headers: Put on the answer, in place of the app's own of the same names.
-        may_tell: Set once a client that goes away may stop the app: its answer is not kept,
-            or is committed.
+        request_body: Read to its end before an answer is kept. Its ``may_tell`` is set once a
+            client that goes away may stop the app: its answer is not kept, or is committed.
 
     Attributes:
         complete: True once nothing more is to be sent than what is on its way.
@@ -88,11 +90,12 @@ class ResponseRecorder:
         *,
         policy: IdempotencyPolicy,
         added_headers: Headers,
-        may_tell: asyncio.Event,
+        request_body: ReplayedBody,
     ) -> None:
         self._request = request
         self._send = send
-        self._may_tell = may_tell
+        self._may_tell = request_body.may_tell
+        self._request_pieces = request_body.pieces
         self._policy = policy
         self._added_headers = added_headers
         self._start: Message | None = None
@@ -211,10 +214,11 @@ class ResponseRecorder:
 
     async def _commit(self, start: Message) -> None:
         status = start["status"]
-        if self._is_final(status):
+        pieces = self._request_pieces
+        if self._is_final(status) and (pieces is None or await _is_whole(pieces)):
             body = bytes(self._body) if self._is_kept else None
             await self._request.finish(status, encode_headers(start.get("headers", ())), body)
-        elif status >= 500 or self._request.has_recorded:
+        elif status >= 500 or self._request.has_recorded or self._is_final(status):
             await self._request.leave_for_retry()
         else:
             await self._request.forget()
@@ -246,6 +250,12 @@ class ResponseRecorder:
         chunk = bytes(self._unsent)
         self._unsent.clear()
         await self._send({"type": "http.response.body", "body": chunk, "more_body": more})
+
+
+async def _is_whole(pieces: Pieces) -> bool:
+    """Read what the app has left of a long request: only the whole has a fingerprint."""
+    await pieces.read_to_end()
+    return not pieces.is_cut
 
 
 def _is_event_stream(start: Message) -> bool:

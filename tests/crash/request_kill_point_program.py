@@ -8,6 +8,7 @@ Environment:
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -21,9 +22,11 @@ from starlette.routing import Route
 from support.executors import storage_of
 from support.kill_points import KillPoints
 
-from asgi_durable import Durable
+from asgi_durable import Durable, IdempotencyPolicy
 
-durable = Durable()
+UPLOAD = IdempotencyPolicy(oversize="hash", max_request_body=1024)
+
+durable = Durable(idempotency_routes={"POST /uploads": UPLOAD})
 points = KillPoints(Path(os.environ["KILL_POINT_LEDGER"]), os.environ.get("KILL_AT", ""))
 
 
@@ -61,6 +64,20 @@ async def order(request: Request) -> JSONResponse:
     return answer
 
 
+async def upload(request: Request) -> JSONResponse:
+    """Call a step before a long body has come, and a transaction and a step after it."""
+    reservation = await reserve("a place for it")
+    size, digest, half = 0, hashlib.sha256(), int(request.headers["content-length"]) // 2
+    async for piece in request.stream():
+        if size <= half < size + len(piece):
+            points.reach("step half of the body")
+        size += len(piece)
+        digest.update(piece)
+    await insert(digest.hexdigest())
+    done = {"size": size, "shipment": await ship(reservation)}
+    return JSONResponse(done, 201, headers={"Location": f"/uploads/{digest.hexdigest()}"})
+
+
 @durable.transaction
 async def create_table() -> None:
     """Create the application's table."""
@@ -75,4 +92,5 @@ async def lifespan(_: Starlette) -> AsyncIterator[None]:
     yield
 
 
-app = durable.wrap(Starlette(lifespan=lifespan, routes=[Route("/orders", order, methods=["POST"])]))
+routes = [Route("/orders", order, methods=["POST"]), Route("/uploads", upload, methods=["POST"])]
+app = durable.wrap(Starlette(lifespan=lifespan, routes=routes))

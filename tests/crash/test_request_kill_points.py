@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import ExitStack, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
@@ -22,7 +23,9 @@ pytestmark = [
     pytest.mark.needs_sessions("a dead process is noticed when its lease ends"),
 ]
 
-SENT = {"json": {"item": "book"}}
+ORDER = ("/orders", {"json": {"item": "book"}})
+# Longer than what is kept of a body.
+UPLOAD = ("/uploads", {"content": b"0123456789abcdef" * 320 * 1024})
 KEY = "k"
 # The claim, the first step, the transaction, and the last step with the end.
 FEWEST_COMMITS = 4
@@ -31,6 +34,8 @@ AT_ONCE = 4
 FRESH_HEADERS = frozenset({b"date", b"idempotent-replayed", b"x-request-id"})
 
 NewURL = Callable[[Path], str]
+# A path, and what is sent there, as a client takes it.
+Sent = tuple[str, dict[str, Any]]
 
 
 @pytest.fixture(params=["sqlite", "postgres"])
@@ -78,8 +83,9 @@ class Ended:
 class Case:
     """One request, its database, and the processes that serve it one after the other."""
 
-    def __init__(self, folder: Path, new_url: NewURL) -> None:
+    def __init__(self, folder: Path, new_url: NewURL, sent: Sent) -> None:
         folder.mkdir()
+        self._path, self._sent = sent
         self._folder = folder
         self._url = new_url(folder)
 
@@ -90,7 +96,8 @@ class Case:
             httpx.AsyncClient(timeout=60.0) as client,
         ):
             with pytest.raises(httpx.TransportError):
-                await client.post(f"{server.url}/orders", headers={"Idempotency-Key": KEY}, **SENT)
+                headers = {"Idempotency-Key": KEY}
+                await client.post(f"{server.url}{self._path}", headers=headers, **self._sent)
             assert await asyncio.to_thread(server.wait) == -signal.SIGKILL
         assert self.places("killed")[-1] == place
 
@@ -98,7 +105,7 @@ class Case:
         """Send the request to a fresh process until it is answered."""
         recorded = await self._recorded_steps()
         async with self._server("answers") as server, httpx.AsyncClient(timeout=60.0) as client:
-            response = await post_anywhere(client, [server.url], "/orders", key=KEY, **SENT)
+            response = await post_anywhere(client, [server.url], self._path, key=KEY, **self._sent)
         rows = await query(self._url, "SELECT item FROM effects")
         return Ended(Answer.of(response), rows, recorded & {*self.places("answers")})
 
@@ -136,21 +143,44 @@ class Case:
 async def test_a_kill_before_or_after_any_commit_changes_neither_answer_nor_effects(
     tmp_path: Path, new_url: NewURL
 ) -> None:
-    undisturbed = Case(tmp_path / "undisturbed", new_url)
+    undisturbed = Case(tmp_path / "undisturbed", new_url, ORDER)
     expected = await undisturbed.is_answered()
     places = [place for place in undisturbed.places("answers") if " commit " in place]
-    at_once = asyncio.Semaphore(AT_ONCE)
-
-    async def ended_after_kill(number: int, place: str) -> Ended:
-        case = Case(tmp_path / f"{number}", new_url)
-        async with at_once:
-            await case.is_killed(place)
-            return await case.is_answered()
-
-    kills = [ended_after_kill(number, place) for number, place in enumerate(places)]
-    ended = dict(zip(places, await asyncio.gather(*kills), strict=True))
+    ended = await ended_after_kills(tmp_path, new_url, ORDER, places)
 
     assert len(places) >= 2 * FEWEST_COMMITS, places
     assert expected.answer.status == 201
     assert expected.rows == [("book",)]
     assert ended == dict.fromkeys(places, expected)
+
+
+async def test_a_kill_while_a_long_body_arrives_or_later_changes_neither_answer_nor_effects(
+    tmp_path: Path, new_url: NewURL
+) -> None:
+    undisturbed = Case(tmp_path / "undisturbed", new_url, UPLOAD)
+    expected = await undisturbed.is_answered()
+    reached = undisturbed.places("answers")
+    places = [place for place in reached if " commit " in place or place.endswith("of the body")]
+    ended = await ended_after_kills(tmp_path, new_url, UPLOAD, places)
+
+    assert any("SetFingerprint" in place for place in places), places
+    # The claim, the first step, the fingerprint, the transaction, the last step with the end.
+    assert len(places) >= 2 * (FEWEST_COMMITS + 1) + 1, places
+    assert (expected.answer.status, len(expected.rows)) == (201, 1)
+    assert ended == dict.fromkeys(places, expected)
+
+
+async def ended_after_kills(
+    folder: Path, new_url: NewURL, sent: Sent, places: list[str]
+) -> dict[str, Ended]:
+    """Kill the process of a request at each place, and return how the request has ended."""
+    at_once = asyncio.Semaphore(AT_ONCE)
+
+    async def ended_after_kill(number: int, place: str) -> Ended:
+        case = Case(folder / f"{number}", new_url, sent)
+        async with at_once:
+            await case.is_killed(place)
+            return await case.is_answered()
+
+    kills = [ended_after_kill(number, place) for number, place in enumerate(places)]
+    return dict(zip(places, await asyncio.gather(*kills), strict=True))

@@ -218,15 +218,17 @@ async def until(
 
 
 async def post_anywhere(
-    client: httpx.AsyncClient, urls: Iterable[str], path: str, *, key: str, json: object
+    client: httpx.AsyncClient, urls: Iterable[str], path: str, *, key: str, **sent: Any
 ) -> httpx.Response:
-    """Send a keyed POST until it is answered, to one server after the other."""
+    """Send a keyed POST until it is answered, to one server after the other.
+
+    What is sent is given as to the client.
+    """
     async with asyncio.timeout(GIVE_UP_AFTER_SECONDS):
         for url in itertools.cycle(urls):
             try:
-                response = await client.post(
-                    f"{url}{path}", json=json, headers={"Idempotency-Key": key}
-                )
+                headers = {"Idempotency-Key": key}
+                response = await client.post(f"{url}{path}", headers=headers, **sent)
             except httpx.TransportError:
                 pass
             else:
