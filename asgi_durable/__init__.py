@@ -43,7 +43,11 @@ from asgi_durable.middleware.lifespan import LifespanMiddleware
 from asgi_durable.middleware.problem_details import ProblemDetailsMiddleware
 from asgi_durable.middleware.request_context import RequestContextMiddleware
 from asgi_durable.middleware.tracing import TracingMiddleware
-from asgi_durable.request_errors import RequestCancelledError, RequestFinishedError
+from asgi_durable.request_errors import (
+    RequestCancelledError,
+    RequestFinishedError,
+    RetryLaterError,
+)
 from asgi_durable.retry import RetryPolicy
 from asgi_durable.storage.records import WorkflowState
 from asgi_durable.telemetry import Telemetry
@@ -85,6 +89,7 @@ __all__ = [
     "RequestInProgressError",
     "RequestTooLargeError",
     "ResponseNotKeptError",
+    "RetryLaterError",
     "RetryPolicy",
     "StepInterruptedError",
     "StepRetriesExhaustedError",

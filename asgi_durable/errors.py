@@ -30,7 +30,8 @@ DurableError                          500  base class; raise it, or catch this o
     ├── PolicyFailedError             500  a function of the policy raised
     ├── PrincipalUnavailableError     500  it cannot be told whose request it is
     ├── RequestCancelledError         410  the request was cancelled
-    └── RequestFinishedError          409  the request cannot be cancelled any more
+    ├── RequestFinishedError          409  the request cannot be cancelled any more
+    └── RetryLaterError               503  the request failed, and its retry comes too soon
 """
 
 from __future__ import annotations
@@ -90,6 +91,8 @@ class DurableError(Exception):
     # Of the problem details; the status's own phrase where a class has none.
     title: ClassVar[str] = ""
     retryable: ClassVar[bool] = False
+    # What a client is told of one that is retryable.
+    retry_after_seconds: int = 1
     # The library's own errors name functions, files and arguments: for logs, not clients.
     shows_message: ClassVar[bool] = True
 

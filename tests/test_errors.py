@@ -23,6 +23,7 @@ EXAMPLES: list[DurableError] = [
     errors.StepTimeoutError("pay", 1.5),
     errors.StepInterruptedError("pay"),
     errors.RemoteError("somewhere:Gone", "it broke"),
+    request_errors.RetryLaterError("too soon", 7),
 ]
 EXAMPLES += [
     cls("a message")

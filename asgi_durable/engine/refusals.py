@@ -23,8 +23,10 @@ __all__ = [
     "KeyReused",
     "Refusal",
     "RefusedError",
+    "RetryLater",
     "explain",
     "told_of",
+    "whole_seconds_until",
 ]
 
 
@@ -83,7 +85,20 @@ class FingerprintWanted:
     workflow: WorkflowRecord
 
 
-Refusal = InProgress | KeyReused | Answered | Expired | Cancelled | FingerprintWanted
+@dataclass(frozen=True, slots=True)
+class RetryLater:
+    """The request has failed, and waits for a retry that is not made yet.
+
+    Attributes:
+        seconds: After how many it may be, rounded up; at least 1.
+    """
+
+    outcome: ClassVar[str] = "too-soon"
+    workflow: WorkflowRecord
+    seconds: int
+
+
+Refusal = InProgress | KeyReused | Answered | Expired | Cancelled | FingerprintWanted | RetryLater
 
 
 class RefusedError(Exception):
@@ -95,11 +110,13 @@ class RefusedError(Exception):
         self.response = response
 
 
-def told_of(
-    running: WorkflowRecord, fingerprint: str
-) -> InProgress | KeyReused | FingerprintWanted:
+def told_of(running: WorkflowRecord, fingerprint: str) -> Refusal:
     """Return what to tell of a request that is not finished."""
-    return InProgress(running) if running.may_be(fingerprint) else _other(running, fingerprint)
+    if not running.may_be(fingerprint):
+        return _other(running, fingerprint)
+    if running.retry_at_us is None:
+        return InProgress(running)
+    return RetryLater(running, whole_seconds_until(running.retry_at_us))
 
 
 def _other(existing: WorkflowRecord, fingerprint: str) -> KeyReused | FingerprintWanted:
@@ -132,3 +149,8 @@ async def explain(refused: RefusedError, fingerprint: str, storage: StepLog) -> 
         return InProgress(existing)
     is_cancelled = existing.state is WorkflowState.CANCELLED
     return Cancelled(existing) if is_cancelled else Answered(existing, answer)
+
+
+def whole_seconds_until(time_us: int) -> int:
+    """Return how many seconds there are left, rounded up; at least 1."""
+    return max(1, -((time.time_ns() // 1000 - time_us) // 1_000_000))

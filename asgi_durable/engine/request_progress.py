@@ -6,6 +6,7 @@ import time
 from dataclasses import dataclass
 
 from asgi_durable.engine.active_runs import ActiveRuns
+from asgi_durable.engine.refusals import whole_seconds_until
 from asgi_durable.engine.sleepers import asleep_until_us, seconds_until
 from asgi_durable.storage.protocol import StepLog
 from asgi_durable.storage.records import ResponseRecord, StoredProgress, WorkflowState
@@ -26,14 +27,14 @@ class Progress:
         steps: How many steps and workflows it has called.
         attempts: How often it was begun or gone on with.
         response: The answer, once it is ``DONE``.
-        sleeps_until_us: When it wakes up, while it is ``SUSPENDED``; microseconds since 1970.
+        retry_after_seconds: When to look or try again, while it is not over.
     """
 
     state: str
     steps: int
     attempts: int
     response: ResponseRecord | None
-    sleeps_until_us: int | None
+    retry_after_seconds: int = 1
 
 
 async def progress_of(workflow_id: str, storage: StepLog, active: ActiveRuns) -> Progress | None:
@@ -56,7 +57,7 @@ async def progress_of(workflow_id: str, storage: StepLog, active: ActiveRuns) ->
         steps=found.entries,
         attempts=found.workflow.attempts,
         response=response if state == DONE else None,
-        sleeps_until_us=sleeps_until_us,
+        retry_after_seconds=whole_seconds_until(sleeps_until_us or found.workflow.retry_at_us or 0),
     )
 
 

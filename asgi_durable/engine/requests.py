@@ -26,6 +26,7 @@ from asgi_durable.engine.refusals import (
     KeyReused,
     Refusal,
     RefusedError,
+    RetryLater,
     explain,
     told_of,
 )
@@ -59,6 +60,7 @@ __all__ = [
     "Request",
     "RequestRun",
     "Requests",
+    "RetryLater",
 ]
 
 FIRST_POLL_SECONDS = 0.025
@@ -176,10 +178,17 @@ class RequestRun:
         except RunStopped:
             return False
 
-    async def leave_for_retry(self) -> None:
-        """Commit what is recorded so far; a retry of the request goes on after it, anywhere."""
+    async def leave_for_retry(self, after_seconds: float = 0.0) -> None:
+        """Commit what is recorded so far; a retry of the request goes on after it, anywhere.
+
+        Args:
+            after_seconds: How long a retry is refused.
+        """
         run = self._run
-        await self._commit(ReleaseWorkflow(run.workflow_id, run.executor_id))
+        retry_at_us = None
+        if after_seconds > 0:
+            retry_at_us = time.time_ns() // 1000 + round(after_seconds * 1_000_000)
+        await self._commit(ReleaseWorkflow(run.workflow_id, run.executor_id, retry_at_us))
         reason = "it failed and waits for its retry"
         interrupted = WorkflowInterruptedError(run.workflow_id, reason)
         self._close(Interrupted(interrupted, is_released=True), "left for its retry")

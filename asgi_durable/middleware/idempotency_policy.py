@@ -10,6 +10,7 @@ from typing import Literal
 from asgi_durable.engine.retention import Retention
 from asgi_durable.errors import DurableUsageError
 from asgi_durable.middleware.asgi import Headers, Scope
+from asgi_durable.retry import RetryPolicy
 
 __all__ = ["IdempotencyPolicy"]
 
@@ -27,6 +28,7 @@ _CHOICES = {
 _AMOUNTS = (
     "max_wait",
     "async_after",
+    "retry_delay",
     "stream_after",
     "retention",
     "tombstone_retention",
@@ -63,6 +65,9 @@ class IdempotencyPolicy:
             Never kept: 401, 403, 407, 408, 421, 425 and 429.
         max_attempts: How often a request is tried that fails or is interrupted again and
             again; from then on it is answered 500 ``ATTEMPTS_EXHAUSTED``. ``None`` for ever.
+        retry_delay: Seconds that a retry of a request that failed is refused, 503
+            ``RETRY_LATER``; a ``RetryPolicy`` for more and more of them, of which only the times
+            count. ``Retry-After`` on the handler's 5xx goes first. ``max_lifetime`` at most.
         max_wait: Seconds that a request waits for a twin that is running already, before it is
             answered 409; ``Prefer: wait=N`` may make it less, never more.
         async_after: Seconds after which a request is answered 202 with where to look, although
@@ -111,6 +116,7 @@ class IdempotencyPolicy:
     fingerprint: Callable[[Scope, bytes], str] | None = None
     store_4xx: bool = False
     max_attempts: int | None = None
+    retry_delay: float | RetryPolicy | None = None
     max_wait: float = 5.0
     async_after: float | None = None
     dialect: Literal["default", "ietf", "stripe"] = "default"
@@ -145,7 +151,8 @@ class IdempotencyPolicy:
             raise DurableUsageError(msg)
         for name in _AMOUNTS:
             value = getattr(self, name)
-            if value is not None and not 0 <= value < float("inf"):
+            is_number = value is not None and not isinstance(value, RetryPolicy)
+            if is_number and not 0 <= value < float("inf"):
                 msg = f"{name} must be a number that is not negative, got {value!r}"
                 raise DurableUsageError(msg)
         if self.max_attempts is not None and not self.max_attempts >= 1:

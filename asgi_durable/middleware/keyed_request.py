@@ -7,6 +7,7 @@ import time
 from dataclasses import replace
 
 from asgi_durable.context import current_request
+from asgi_durable.engine.refusals import whole_seconds_until
 from asgi_durable.engine.requests import (
     Answered,
     Cancelled,
@@ -18,6 +19,7 @@ from asgi_durable.engine.requests import (
     KeyReused,
     Request,
     Requests,
+    RetryLater,
 )
 from asgi_durable.engine.sleepers import asleep_until_us
 from asgi_durable.errors import (
@@ -38,12 +40,7 @@ from asgi_durable.middleware.fingerprint import (
 from asgi_durable.middleware.idempotency_policy import IdempotencyPolicy
 from asgi_durable.middleware.long_body import LongBody, Pieces, SpentBody, SpooledBody
 from asgi_durable.middleware.prefer import preferences
-from asgi_durable.middleware.problem_details import (
-    RETRY_AFTER_SECONDS,
-    AboutKey,
-    current_key,
-    send_problem,
-)
+from asgi_durable.middleware.problem_details import AboutKey, current_key, send_problem
 from asgi_durable.middleware.replay import send_answer
 from asgi_durable.middleware.request_attempt import Connection, RequestAttempt, Waited
 from asgi_durable.middleware.request_body import (
@@ -52,9 +49,9 @@ from asgi_durable.middleware.request_body import (
     read_start,
     too_large,
 )
-from asgi_durable.middleware.request_status import StatusPages, retry_after, send_accepted
+from asgi_durable.middleware.request_status import StatusPages, send_accepted
 from asgi_durable.middleware.response_recording import IGNORED, with_marks
-from asgi_durable.request_errors import RequestCancelledError
+from asgi_durable.request_errors import RequestCancelledError, RetryLaterError
 from asgi_durable.storage.records import PENDING_FINGERPRINT, is_pending
 
 __all__ = ["KeyedRequest"]
@@ -277,8 +274,9 @@ class KeyedRequest:
                 self._about.members["run"] = claim.workflow.attempts
                 self._marks += self._location
                 message = "the first request with this key is still running; try again later"
-                wait = retry_after(claim.sleeps_until_us)
-                await self._refuse(RequestInProgressError(message), retry_after_seconds=wait)
+                error = RequestInProgressError(message)
+                error.retry_after_seconds = whole_seconds_until(claim.sleeps_until_us or 0)
+                await self._refuse(error)
             case KeyReused():
                 message = "this key was used for a request with another method, path or body"
                 await self._refuse(
@@ -287,6 +285,9 @@ class KeyedRequest:
             case Cancelled():
                 message = "the request with this key was cancelled; do not send it again"
                 await self._refuse(RequestCancelledError(message))
+            case RetryLater():
+                message = "the request failed, and it is too soon to try it again"
+                await self._refuse(RetryLaterError(message, claim.seconds))
             case Expired():
                 message = "the request with this key was carried out; its answer has expired"
                 await self._refuse(KeyExpiredError(message))
@@ -303,16 +304,10 @@ class KeyedRequest:
             headers.append((b"preference-applied", b"respond-async"))
         await send_accepted(self._send, workflow_id, headers, sleeps_until_us=sleeps_until_us)
 
-    async def _refuse(
-        self, error: DurableError, *, retry_after_seconds: int = RETRY_AFTER_SECONDS
-    ) -> None:
+    async def _refuse(self, error: DurableError) -> None:
         self._close_body()
-        await send_problem(
-            self._send,
-            error,
-            headers=[*self._marks, *self._policy.links],
-            retry_after_seconds=retry_after_seconds,
-        )
+        headers = [*self._marks, *self._policy.links]
+        await send_problem(self._send, error, headers=headers)
 
     async def _serve_without_protection(self) -> None:
         marks = [*self._marks, IGNORED]

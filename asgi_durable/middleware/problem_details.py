@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 from collections.abc import Mapping
 from contextvars import ContextVar
 from dataclasses import dataclass, field
@@ -17,6 +18,7 @@ from asgi_durable.errors import (
     FinalError,
     NonDeterministicWorkflowError,
     RecoveryAttemptsExceededError,
+    StepInterruptedError,
 )
 from asgi_durable.middleware.asgi import ASGIApp, Headers, Message, Receive, Scope, Send
 
@@ -32,9 +34,13 @@ logger = logging.getLogger(__name__)
 
 CONTENT_TYPE = b"application/problem+json"
 TYPE_PREFIX = "urn:asgi-durable:problem:"
-RETRY_AFTER_SECONDS = 1
 # A retry comes to the same: no other code does what is recorded, and a workflow is set aside.
-_IN_VAIN = (FinalError, NonDeterministicWorkflowError, RecoveryAttemptsExceededError)
+_IN_VAIN = (
+    FinalError,
+    NonDeterministicWorkflowError,
+    RecoveryAttemptsExceededError,
+    StepInterruptedError,
+)
 
 
 @dataclass(slots=True)
@@ -44,10 +50,14 @@ class AboutKey:
     Attributes:
         members: Of the problem object: ``idempotency_key``, ``instance``, ``run``.
         is_resumed: True once its log is kept, and a retry goes on with what is recorded.
+        retry_delay: Seconds that its policy gives before the next try.
+        is_told_when: True once an answer says by itself when that is.
     """
 
     members: dict[str, Any] = field(default_factory=dict)
     is_resumed: bool = False
+    retry_delay: float = 0.0
+    is_told_when: bool = False
 
 
 current_key: ContextVar[AboutKey | None] = ContextVar("asgi_durable_current_key", default=None)
@@ -126,12 +136,9 @@ async def send_problem(
     *,
     headers: Headers | None = None,
     members: Mapping[str, Any] | None = None,
-    retry_after_seconds: int = RETRY_AFTER_SECONDS,
 ) -> None:
     """Answer a request with an error; see :func:`problem_response`."""
-    status, own_headers, body = problem_response(
-        error, members=members, retry_after_seconds=retry_after_seconds
-    )
+    status, own_headers, body = problem_response(error, members=members)
     start = {"type": "http.response.start", "status": status}
     await send({**start, "headers": [*own_headers, *(headers or [])]})
     await send({"type": "http.response.body", "body": body})
@@ -141,7 +148,6 @@ def problem_response(
     error: DurableError,
     *,
     members: Mapping[str, Any] | None = None,
-    retry_after_seconds: int = RETRY_AFTER_SECONDS,
 ) -> tuple[int, Headers, bytes]:
     """Return status, headers and body of the answer to an error.
 
@@ -150,7 +156,6 @@ def problem_response(
     Args:
         error: What is answered.
         members: More members of the problem object.
-        retry_after_seconds: When to try again, if the error is retryable.
     """
     about = current_key.get()
     if isinstance(error, FinalError):
@@ -159,6 +164,7 @@ def problem_response(
         logger.error("%s: %s", type(error).__name__, error, exc_info=error)
     request = current_request.get()
     retryable = error.retryable or _is_resumed(error, about)
+    seconds = _retry_after(error, about)
     problem: dict[str, Any] = {
         "type": TYPE_PREFIX + error.code.lower().replace("_", "-"),
         "title": error.title or _phrase(error.status_code),
@@ -168,14 +174,14 @@ def problem_response(
         "error": type(error).__name__,
         "request_id": request.request_id if request is not None else None,
         "retryable": retryable,
-        **({"retry_after": retry_after_seconds} if retryable else {}),
+        **({"retry_after": seconds} if retryable else {}),
         **(about.members if about is not None else {}),
         **(members or {}),
     }
     body = json.dumps(problem).encode("ascii")
     headers = [(b"content-type", CONTENT_TYPE), (b"content-length", b"%d" % len(body))]
     if retryable:
-        headers.append((b"retry-after", b"%d" % retry_after_seconds))
+        headers.append((b"retry-after", b"%d" % seconds))
     return error.status_code, headers, body
 
 
@@ -202,3 +208,11 @@ def _phrase(status_code: int) -> str:
         return HTTPStatus(status_code).phrase
     except ValueError:
         return "Error"
+
+
+def _retry_after(error: DurableError, about: AboutKey | None) -> int:
+    """Return after how many seconds a client may try again."""
+    if about is None or "retry_after_seconds" in vars(error):
+        return error.retry_after_seconds
+    about.is_told_when = True
+    return max(error.retry_after_seconds, math.ceil(about.retry_delay))

@@ -22,6 +22,7 @@ from asgi_durable.middleware.long_body import LongBody, Pieces
 from asgi_durable.middleware.problem_details import current_key, send_problem
 from asgi_durable.middleware.request_body import ReplayedBody
 from asgi_durable.middleware.response_recording import REPLAYED_HEADER, ResponseRecorder
+from asgi_durable.middleware.retry_delay import retry_delay
 
 __all__ = ["Connection", "RequestAttempt", "Waited"]
 
@@ -112,7 +113,7 @@ class RequestAttempt:
             await request.let_go()
         elif not recorder.complete:
             # Invariant: an error is never an answer for ever; what is recorded is kept.
-            await request.leave_for_retry()
+            await request.leave_for_retry(retry_delay(self._policy, [], request.attempts))
         self._is_handled = True
 
     def _begin(self, request: RequestRun) -> ResponseRecorder:
@@ -122,6 +123,7 @@ class RequestAttempt:
         if about is not None:
             about.is_resumed = not is_used_up
             about.members["run"] = request.attempts
+            about.retry_delay = retry_delay(self._policy, [], request.attempts)
         if isinstance(self._body.pieces, LongBody):
             self._body.pieces.on_whole = request.set_fingerprint
             self._body.pieces.on_cut = partial(self._stop_with_body, request)

@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 import json
-import math
 import re
+from collections.abc import Mapping
 from urllib.parse import quote
 
+from asgi_durable.engine.refusals import whole_seconds_until
 from asgi_durable.engine.request_progress import CANCELLED
 from asgi_durable.engine.requests import Progress, Requests
-from asgi_durable.engine.sleepers import seconds_until
 from asgi_durable.errors import DurableError, RequestInProgressError, WorkflowNotFoundError
 from asgi_durable.middleware.asgi import Headers, Scope, Send, route_path
 from asgi_durable.middleware.fingerprint import REQUEST_ID_PATTERN, is_request_of
-from asgi_durable.middleware.problem_details import RETRY_AFTER_SECONDS, send_problem
+from asgi_durable.middleware.problem_details import send_problem
 from asgi_durable.middleware.replay import send_answer
 from asgi_durable.request_errors import RequestCancelledError, RequestFinishedError
 
-__all__ = ["StatusPages", "retry_after", "send_accepted"]
+__all__ = ["StatusPages", "send_accepted"]
 
 _READING = frozenset({"GET", "HEAD"})
 
@@ -76,13 +76,8 @@ class StatusPages:
         if progress.response is None:
             if wants_result:
                 members = {"instance": location[1].decode("ascii"), "run": progress.attempts}
-                await send_problem(
-                    send,
-                    _no_result(progress),
-                    headers=[location],
-                    members=members,
-                    retry_after_seconds=retry_after(progress.sleeps_until_us),
-                )
+                error = _no_result(progress)
+                await send_problem(send, error, headers=[location], members=members)
                 return
             await _send_progress(send, 200, workflow_id, progress, [])
         elif wants_result:
@@ -103,14 +98,9 @@ async def _cancel(send: Send, workflow_id: str, requests: Requests) -> None:
 def _no_result(progress: Progress) -> DurableError:
     if progress.state == CANCELLED:
         return RequestCancelledError("the request was cancelled")
-    return RequestInProgressError("the request is not finished; try again later")
-
-
-def retry_after(sleeps_until_us: int | None) -> int:
-    """Return after how many seconds to look again, at least 1, at a request that may sleep."""
-    if sleeps_until_us is None:
-        return RETRY_AFTER_SECONDS
-    return max(RETRY_AFTER_SECONDS, math.ceil(seconds_until(sleeps_until_us)))
+    error = RequestInProgressError("the request is not finished; try again later")
+    error.retry_after_seconds = progress.retry_after_seconds
+    return error
 
 
 async def send_accepted(
@@ -118,8 +108,9 @@ async def send_accepted(
 ) -> None:
     """Answer that the request is being carried out, and where to look (RFC 7240, section 4.1)."""
     state = "RUNNING" if sleeps_until_us is None else "SUSPENDED"
-    content: dict[str, object] = {"id": workflow_id, "state": state}
-    await _send_json(send, 202, content, headers, wait_seconds=retry_after(sleeps_until_us))
+    content = {"id": workflow_id, "state": state}
+    seconds = whole_seconds_until(sleeps_until_us or 0)
+    await _send_json(send, 202, content, headers, retry_after_seconds=seconds)
 
 
 async def _send_progress(
@@ -132,21 +123,21 @@ async def _send_progress(
         "attempts": progress.attempts,
     }
     is_done = progress.response is not None or progress.state == CANCELLED
-    wait = None if is_done else retry_after(progress.sleeps_until_us)
-    await _send_json(send, status, content, headers, wait_seconds=wait)
+    seconds = None if is_done else progress.retry_after_seconds
+    await _send_json(send, status, content, headers, retry_after_seconds=seconds)
 
 
 async def _send_json(
     send: Send,
     status: int,
-    content: dict[str, object],
+    content: Mapping[str, object],
     headers: Headers,
     *,
-    wait_seconds: int | None,
+    retry_after_seconds: int | None,
 ) -> None:
-    if wait_seconds is not None:
-        content["retry_after"] = wait_seconds
-        headers = [*headers, (b"retry-after", b"%d" % wait_seconds)]
+    if retry_after_seconds is not None:
+        content = {**content, "retry_after": retry_after_seconds}
+        headers = [*headers, (b"retry-after", b"%d" % retry_after_seconds)]
     body = json.dumps(content).encode("ascii")
     own = [
         (b"content-type", b"application/json"),

@@ -13,8 +13,9 @@ from asgi_durable.errors import DurableError, OutcomeUnknownError, StorageError
 from asgi_durable.middleware.asgi import Headers, Message, Send, header_values
 from asgi_durable.middleware.idempotency_policy import IdempotencyPolicy
 from asgi_durable.middleware.long_body import Pieces
-from asgi_durable.middleware.problem_details import send_problem
+from asgi_durable.middleware.problem_details import current_key, send_problem
 from asgi_durable.middleware.request_body import ReplayedBody
+from asgi_durable.middleware.retry_delay import RETRY_AFTER, retry_delay, whole_seconds
 
 __all__ = [
     "IGNORED",
@@ -188,11 +189,11 @@ class ResponseRecorder:
             await passing_on
 
     async def _complete(self, start: Message) -> None:
-        headers = self._added_headers
+        headers, delay = self._added_headers, self._retry_delay(start)
         try:
             # Invariant: committed first, then sent: the answer, or all that it is made of. What
             # is not known to be durable is not shown, and who asks again is answered the same.
-            await self._commit(start)
+            await self._commit(start, delay)
         except StorageError as error:
             if not self._request.can_answer_again:
                 logger.warning("An answer could not be committed: %s", error)
@@ -207,19 +208,31 @@ class ResponseRecorder:
             if not self.is_taken_over:
                 await self.answer(error)
             return
+        if delay > 0 and not header_values(start.get("headers", ()), RETRY_AFTER):
+            headers = [*headers, (RETRY_AFTER, whole_seconds(delay))]
         self._added_headers = headers
         # Invariant: complete before it is sent. Whatever that raises, it stands.
         self.complete = True
         await self._send_body(start, more=False)
 
-    async def _commit(self, start: Message) -> None:
+    def _retry_delay(self, start: Message) -> float:
+        """Return for how long the request is not tried again."""
+        status = start["status"]
+        if status < 500 or self._is_final(status):
+            return 0.0
+        about = current_key.get()
+        # What the library itself tells a client, the app has not said.
+        said = [] if about is not None and about.is_told_when else start.get("headers", ())
+        return retry_delay(self._policy, said, self._request.attempts)
+
+    async def _commit(self, start: Message, delay: float) -> None:
         status = start["status"]
         pieces = self._request_pieces
         if self._is_final(status) and (pieces is None or await _is_whole(pieces)):
             body = bytes(self._body) if self._is_kept else None
             await self._request.finish(status, encode_headers(start.get("headers", ())), body)
         elif status >= 500 or self._request.has_recorded or self._is_final(status):
-            await self._request.leave_for_retry()
+            await self._request.leave_for_retry(delay)
         else:
             await self._request.forget()
 

@@ -76,6 +76,7 @@ class WorkflowRecord:
         crashed_at_entry: How many entries its log had when the last of them had died.
         trace_context: Of the span in which it was started, else the one that its request has
             brought: W3C ``traceparent``, and after a space ``tracestate`` if there is one.
+        retry_at_us: Set on a request that waits for its retry: that is not made sooner.
     """
 
     workflow_id: str
@@ -96,6 +97,7 @@ class WorkflowRecord:
     crashes: int = 0
     crashed_at_entry: int = 0
     trace_context: str | None = None
+    retry_at_us: int | None = None
 
     @property
     def is_request(self) -> bool:

@@ -78,6 +78,7 @@ workflows = Table(
     Column("crashes", Integer, nullable=False),
     Column("crashed_at_entry", Integer, nullable=False),
     Column("trace_context", Text),
+    Column("retry_at_us", BigInteger),
     PrimaryKeyConstraint("workflow_id"),
 )
 Index(

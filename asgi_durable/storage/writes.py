@@ -64,10 +64,18 @@ class ClaimRequest:
     executor's; where its fingerprint is not known, this one's takes its place. CONFLICT, with
     the row, if the row is finished, belongs to another living executor or has another
     fingerprint; with the answer as well if it is finished, has the same one, and the answer's
-    body is not longer than ``MAX_TOLD_BYTES``.
+    body is not longer than ``MAX_TOLD_BYTES``. CONFLICT as
+    well if the row waits for its retry, and this one comes too soon: its ``updated_at_us`` is
+    before the row's ``retry_at_us``, which the row has as long as it waits.
     """
 
     workflow: WorkflowRecord
+
+    def comes_too_soon_for(self, existing: WorkflowRecord) -> bool:
+        """Tell whether a row that waits for its retry has to wait longer."""
+        return (
+            existing.retry_at_us is not None and self.workflow.updated_at_us < existing.retry_at_us
+        )
 
 
 @value_class()
@@ -159,10 +167,16 @@ class AcquitWorkflow:
 
 @value_class()
 class ReleaseWorkflow:
-    """Let anybody run a workflow of this executor's; DONE in any case."""
+    """Let anybody run a workflow of this executor's; DONE in any case.
+
+    Attributes:
+        retry_at_us: When a request may be claimed again; ``None`` for at once. Microseconds
+            since 1970, UTC, by the writer's clock.
+    """
 
     workflow_id: str
     executor_id: str
+    retry_at_us: int | None = None
 
 
 @value_class()

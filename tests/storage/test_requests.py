@@ -78,6 +78,54 @@ async def test_a_request_of_an_executor_that_left_is_resumed_by_its_retry(
     assert (run.workflow.executor_id, len(run.steps)) == (EXECUTOR, 1)
 
 
+async def test_a_retry_is_not_made_before_its_time(storage: Storage, other: Storage) -> None:
+    await storage.commit([ClaimRequest(request()), ReleaseWorkflow("r", EXECUTOR, 100)])
+    waiting = request(executor_id=None, retry_at_us=100)
+
+    for early in (0, 99):
+        claim = ClaimRequest(request(executor_id=OTHER, updated_at_us=early))
+        (outcome,) = await other.commit([claim])
+        assert (outcome.kind, outcome.existing, outcome.response) == (CONFLICT, waiting, None)
+    reused = request(executor_id=OTHER, fingerprint="v1:bb", updated_at_us=100)
+    assert await kinds(other, ClaimRequest(reused)) == [CONFLICT]
+    assert await storage.get_workflow("r") == waiting
+
+    late = request(executor_id=OTHER, updated_at_us=100)
+    assert await kinds(other, ClaimRequest(late)) == [RESUMED]
+    assert await storage.get_workflow("r") == request(
+        executor_id=OTHER, attempts=2, updated_at_us=100
+    )
+
+
+async def test_each_of_several_waits_for_its_own_time(storage: Storage, other: Storage) -> None:
+    times = {"a": None, "b": 100, "c": 50}
+    await storage.commit([ClaimRequest(request(one)) for one in times])
+    await storage.commit([ReleaseWorkflow(one, EXECUTOR, at) for one, at in times.items()])
+
+    claims = [ClaimRequest(request(one, executor_id=OTHER, updated_at_us=60)) for one in times]
+    assert await kinds(other, *claims) == [RESUMED, CONFLICT, RESUMED]
+
+
+async def test_a_later_release_without_a_time_lets_the_retry_be_made_at_once(
+    storage: Storage, other: Storage
+) -> None:
+    await storage.commit([ClaimRequest(request()), ReleaseWorkflow("r", EXECUTOR, 100)])
+    await storage.commit([ClaimRequest(request(updated_at_us=100))])
+    await storage.commit([ReleaseWorkflow("r", EXECUTOR)])
+
+    early = request(executor_id=OTHER, updated_at_us=5)
+    assert await kinds(other, ClaimRequest(early)) == [RESUMED]
+
+
+async def test_a_retry_after_a_death_waits_for_nothing(storage: Storage, other: Storage) -> None:
+    await other.commit([ClaimRequest(request(executor_id=OTHER))])
+    await other.commit([ReleaseWorkflow("r", OTHER, 100)])
+    await other.commit([ClaimRequest(request(executor_id=OTHER, updated_at_us=100))])
+    await other.retire(OTHER)
+
+    assert await kinds(storage, ClaimRequest(request(updated_at_us=5))) == [RESUMED]
+
+
 async def test_a_retry_with_another_fingerprint_conflicts(storage: Storage) -> None:
     await storage.commit([ClaimRequest(request()), ReleaseWorkflow("r", EXECUTOR)])
 

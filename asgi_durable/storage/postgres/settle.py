@@ -15,6 +15,7 @@ from asgi_durable.storage.postgres.resume import drop_statement
 from asgi_durable.storage.postgres.rows import (
     OWNED,
     PostgresNames,
+    arrays_of,
     each_of,
     list_of,
     piece_from,
@@ -75,7 +76,7 @@ class SettleStatements:
         self.find_answers = _find_answers(names, found, owner_lives)
         self.take = (
             f"UPDATE {workflows} AS target SET executor_id = $1, attempts = w.attempts + 1, "
-            "updated_at_us = wanted.at_us, "
+            "updated_at_us = wanted.at_us, retry_at_us = NULL, "
             "request_id = CASE WHEN wanted.is_claim THEN wanted.request_id ELSE w.request_id END, "
             "fingerprint = coalesce(wanted.fingerprint, w.fingerprint) "
             "FROM unnest($2::text[], $3::int8[], $4::bool[], $5::text[], $6::text[]) "
@@ -111,7 +112,11 @@ class SettleStatements:
         owned = f"{wanted} WHERE target.ctid = w.place AND {OWNED}"
         # Whatever its log will have then is more than nothing, and the next crash the first.
         self.acquit = f"UPDATE {workflows} AS target SET crashed_at_entry = -1 FROM {owned}"
-        self.release = f"UPDATE {workflows} AS target SET executor_id = NULL FROM {owned}"
+        self.release = (
+            f"UPDATE {workflows} AS target SET executor_id = NULL, "
+            "retry_at_us = wanted.retry_at_us FROM unnest($2::text[], $3::int8[]) "
+            f"AS wanted(id, retry_at_us) {found} WHERE target.ctid = w.place AND {OWNED}"
+        )
         self.forget = (
             f"WITH gone AS (DELETE FROM {workflows} AS target USING {owned} "
             "AND w.fingerprint IS NOT NULL "
@@ -281,14 +286,15 @@ class _Settlement:
 
     async def give_up_workflows(self, writes: Sequence[Write]) -> None:
         """Acquit, release and forget, after all that is written for the same workflows."""
-        kinds = {
-            AcquitWorkflow: self._statements.acquit,
-            ReleaseWorkflow: self._statements.release,
-            ForgetRequest: self._statements.forget,
-        }
-        for kind, statement in kinds.items():
-            if ids := [workflow_id_of(write) for write in writes if isinstance(write, kind)]:
-                await self._wire.fetch(statement, self._executor_id, ids)
+        executor_id, statements = self._executor_id, self._statements
+        if ids := [write.workflow_id for write in writes if isinstance(write, AcquitWorkflow)]:
+            await self._wire.fetch(statements.acquit, executor_id, ids)
+        releases = [write for write in writes if isinstance(write, ReleaseWorkflow)]
+        if releases:
+            rows = [(write.workflow_id, write.retry_at_us) for write in releases]
+            await self._wire.fetch(statements.release, executor_id, *arrays_of(rows))
+        if ids := [write.workflow_id for write in writes if isinstance(write, ForgetRequest)]:
+            await self._wire.fetch(statements.forget, executor_id, ids)
 
     def _of_taking(self, write: ClaimRequest | ResumeWorkflow, found: _Found | None) -> Outcome:
         if found is None and isinstance(write, ClaimRequest):
@@ -367,7 +373,8 @@ def _of_taking(
         return Outcome(OutcomeKind.CONFLICT, existing=existing)
     if isinstance(write, ResumeWorkflow):
         return DONE
-    if not existing.may_be(write.workflow.fingerprint):
+    is_same = existing.may_be(write.workflow.fingerprint)
+    if not is_same or write.comes_too_soon_for(existing):
         return Outcome(OutcomeKind.CONFLICT, existing=existing)
     return Outcome(OutcomeKind.RESUMED, existing=existing)
 

@@ -104,7 +104,7 @@ FIND_PIECE = f"{SELECT_PIECE} WHERE workflow_id = ? AND end_offset = ?"
 FIND_STEP = f"{SELECT_STEP} WHERE workflow_id = ? AND step_number = ?"
 TAKE_REQUEST = (
     f"UPDATE {tables.workflows.name} SET executor_id = ?, attempts = attempts + 1, "
-    "request_id = ?, updated_at_us = ?, fingerprint = ? WHERE workflow_id = ?"
+    "request_id = ?, updated_at_us = ?, retry_at_us = NULL, fingerprint = ? WHERE workflow_id = ?"
 )
 SET_FINGERPRINT = (
     f"UPDATE {tables.workflows.name} SET fingerprint = ? WHERE {_OWNED} AND fingerprint = ?"
@@ -115,7 +115,9 @@ RESUME_WORKFLOW = (
 )
 # Whatever its log will have then is more than nothing: see `SQLiteExecutors.take_over`.
 ACQUIT_WORKFLOW = f"UPDATE {tables.workflows.name} SET crashed_at_entry = -1 WHERE {_OWNED}"
-RELEASE_WORKFLOW = f"UPDATE {tables.workflows.name} SET executor_id = NULL WHERE {_OWNED}"
+RELEASE_WORKFLOW = (
+    f"UPDATE {tables.workflows.name} SET executor_id = NULL, retry_at_us = ? WHERE {_OWNED}"
+)
 FORGET_REQUEST = (
     f"DELETE FROM {tables.workflows.name} WHERE {_OWNED} "
     f"AND NOT EXISTS (SELECT 1 FROM {tables.steps.name} AS step"
@@ -288,7 +290,7 @@ class SQLiteWriter:
         if self._changes(INSERT_WORKFLOW, workflow_values(wanted)):
             return DONE
         existing = self._workflow(wanted.workflow_id)
-        if existing is None or not self._may_take(existing, wanted):
+        if existing is None or not self._may_take(existing, write):
             response = self._response(existing, wanted)
             return Outcome(OutcomeKind.CONFLICT, existing=existing, response=response)
         self._cursor.execute(
@@ -304,9 +306,10 @@ class SQLiteWriter:
         drop_trailing_failures(self._cursor, wanted.workflow_id, wanted.executor_id)
         return Outcome(OutcomeKind.RESUMED, existing=existing)
 
-    def _may_take(self, existing: WorkflowRecord, wanted: WorkflowRecord) -> bool:
-        same = existing.may_be(wanted.fingerprint)
-        return same and self._is_free(existing, wanted.executor_id)
+    def _may_take(self, existing: WorkflowRecord, claim: ClaimRequest) -> bool:
+        same = existing.may_be(claim.workflow.fingerprint)
+        is_free = same and self._is_free(existing, claim.workflow.executor_id)
+        return is_free and not claim.comes_too_soon_for(existing)
 
     def _response(
         self, existing: WorkflowRecord | None, wanted: WorkflowRecord
@@ -371,7 +374,8 @@ class SQLiteWriter:
         return DONE
 
     def _release(self, write: ReleaseWorkflow) -> Outcome:
-        self._cursor.execute(RELEASE_WORKFLOW, (write.workflow_id, write.executor_id))
+        parameters = (write.retry_at_us, write.workflow_id, write.executor_id)
+        self._cursor.execute(RELEASE_WORKFLOW, parameters)
         return DONE
 
     def _forget(self, write: ForgetRequest) -> Outcome:
