@@ -18,6 +18,7 @@ from asgi_durable.storage.writes import (
     FinishWorkflow,
     Outcome,
     OutcomeKind,
+    RecordPiece,
     RecordStep,
     StartWorkflow,
     Write,
@@ -151,6 +152,8 @@ def _take_batch(
 def _payload_bytes(write: Write) -> int:
     if isinstance(write, (RecordStep, CompleteStep)):
         return len(write.step.output or write.step.error or b"")
+    if isinstance(write, RecordPiece):
+        return len(write.piece.data)
     if isinstance(write, FinishWorkflow):
         body = write.response.body if write.response is not None else None
         inputs = sum(len(start.input or b"") for start in write.starts)

@@ -21,7 +21,7 @@ from asgi_durable.errors import (
 )
 from asgi_durable.storage.records import WorkflowRecord
 
-__all__ = ["Outcomes"]
+__all__ = ["Outcomes", "Waiter"]
 
 logger = logging.getLogger(__name__)
 
@@ -60,7 +60,7 @@ class Outcomes:
             Exception: Why this process could not finish it, while nobody else runs it.
         """
         delay = FIRST_POLL_SECONDS
-        with self._watching(workflow_id) as waiter:
+        with self.watching(workflow_id) as waiter:
             while True:
                 run = self._active.find(workflow_id)
                 if run is not None:
@@ -72,7 +72,7 @@ class Outcomes:
                     self._services.registry.prepare()
                     return finished(record)
                 self._refuse_parked(record, in_run=in_run)
-                self._ask(record)
+                self.ask(record)
                 await waiter.wait(delay)
                 delay = min(delay * 2, LONGEST_POLL_SECONDS)
 
@@ -86,7 +86,7 @@ class Outcomes:
             timeout_seconds: For how long at most.
             poll_seconds: The same, where another process runs it and does not tell.
         """
-        with self._watching(workflow_id) as waiter:
+        with self.watching(workflow_id) as waiter:
             run = self._active.find(workflow_id)
             if run is not None:
                 with contextlib.suppress(TimeoutError):
@@ -98,7 +98,7 @@ class Outcomes:
                 return
             record = await self._services.storage.get_workflow(workflow_id)
             if record is not None and not record.is_final and record.executor_id is not None:
-                self._ask(record)
+                self.ask(record)
                 await waiter.wait(min(poll_seconds, timeout_seconds))
 
     async def exists(self, workflow_id: str) -> bool:
@@ -129,6 +129,7 @@ class Outcomes:
 
     def on_ended(self, run: Run) -> None:
         """Tell those who have asked for a run."""
+        self.wake(run.workflow_id)
         for executor_id in self._asked.pop(run.workflow_id, ()):
             self._services.executor.send(executor_id, f"{HAS_ENDED} {run.workflow_id}")
 
@@ -160,8 +161,8 @@ class Outcomes:
             raise WorkflowInterruptedError(record.workflow_id, reason) from parked
         raise parked
 
-    def _ask(self, record: WorkflowRecord) -> None:
-        """Ask a workflow's owner, once in a while, however many wait for it here."""
+    def ask(self, record: WorkflowRecord) -> None:
+        """Ask a watched workflow's owner, once in a while, however many wait for it here."""
         executor, watch = self._services.executor, self._watches[record.workflow_id]
         owner, now = record.executor_id, time.monotonic()
         if owner in (None, executor.id):
@@ -171,8 +172,9 @@ class Outcomes:
             executor.send(owner, f"{ASKS_FOR} {executor.id} {record.workflow_id}")
 
     @contextmanager
-    def _watching(self, workflow_id: str) -> Iterator[_Waiter]:
-        waiter = _Waiter()
+    def watching(self, workflow_id: str) -> Iterator[Waiter]:
+        """Give what is woken when a workflow has ended, or its stream has grown here."""
+        waiter = Waiter()
         watch = self._watches.setdefault(workflow_id, _Watch())
         watch.waiters.add(waiter)
         try:
@@ -187,12 +189,12 @@ class _Watch:
     """Who waits here for one workflow, and whom they have asked."""
 
     def __init__(self) -> None:
-        self.waiters: set[_Waiter] = set()
+        self.waiters: set[Waiter] = set()
         self.owner: str | None = None
         self.asked_at = 0.0
 
 
-class _Waiter:
+class Waiter:
     """Wakes one waiting task, from any thread."""
 
     def __init__(self) -> None:
@@ -200,12 +202,14 @@ class _Waiter:
         self._woken = asyncio.Event()
 
     def wake(self) -> None:
+        """Let it look again; callable on any thread."""
         try:
             self._loop.call_soon_threadsafe(self._woken.set)
         except RuntimeError:
             logger.debug("Nobody waits any more: the event loop has ended")
 
     async def wait(self, timeout_seconds: float) -> None:
+        """Wait until it is woken, or was since the last time, or for so long."""
         try:
             async with asyncio.timeout(timeout_seconds):
                 await self._woken.wait()

@@ -19,9 +19,11 @@ __all__ = [
     "Cancelled",
     "Expired",
     "FingerprintWanted",
+    "Followed",
     "InProgress",
     "KeyReused",
     "Refusal",
+    "Refused",
     "RefusedError",
     "RetryLater",
     "explain",
@@ -42,6 +44,14 @@ class InProgress:
     outcome: ClassVar[str] = "conflict"
     workflow: WorkflowRecord
     sleeps_until_us: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Followed:
+    """The same request runs already, and its answer is recorded as a stream meanwhile."""
+
+    outcome: ClassVar[str] = "waited"
+    workflow: WorkflowRecord
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,7 +108,8 @@ class RetryLater:
     seconds: int
 
 
-Refusal = InProgress | KeyReused | Answered | Expired | Cancelled | FingerprintWanted | RetryLater
+Refused = InProgress | KeyReused | Expired | Cancelled | RetryLater
+Refusal = Refused | Followed | Answered | FingerprintWanted
 
 
 class RefusedError(Exception):

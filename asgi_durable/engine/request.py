@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass
 
 from asgi_durable.engine.retention import Retention
+from asgi_durable.engine.run import Services
+from asgi_durable.storage.records import WorkflowRecord, WorkflowState
 
-__all__ = ["Request"]
+__all__ = ["Request", "record_of"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -20,6 +23,7 @@ class Request:
             for it until the whole body is there (``storage.records.PENDING_FINGERPRINT``).
         request_id: Of this try.
         retention: For how long its answer is kept.
+        follows: True if it is to follow the stream that a twin's answer is recorded as.
     """
 
     workflow_id: str
@@ -27,3 +31,27 @@ class Request:
     fingerprint: str
     request_id: str
     retention: Retention = Retention()  # noqa: RUF009  frozen
+    follows: bool = False
+
+
+def record_of(services: Services, request: Request) -> WorkflowRecord:
+    """Return the row that claims a request."""
+    now = time.time_ns() // 1000
+    return WorkflowRecord(
+        workflow_id=request.workflow_id,
+        name=request.name,
+        state=WorkflowState.PENDING,
+        executor_id=services.executor.id,
+        attempts=1,
+        parent_id=None,
+        parent_step=None,
+        awaited=True,
+        request_id=request.request_id,
+        fingerprint=request.fingerprint,
+        input=None,
+        output=None,
+        error=None,
+        created_at_us=now,
+        updated_at_us=now,
+        trace_context=services.telemetry.observer.trace_context(),
+    )

@@ -28,13 +28,15 @@ class Progress:
         attempts: How often it was begun or gone on with.
         response: The answer, once it is ``DONE``.
         retry_after_seconds: When to look or try again, while it is not over.
+        created_at_us: When it was claimed.
     """
 
     state: str
     steps: int
     attempts: int
     response: ResponseRecord | None
-    retry_after_seconds: int = 1
+    retry_after_seconds: int
+    created_at_us: int
 
 
 async def progress_of(workflow_id: str, storage: StepLog, active: ActiveRuns) -> Progress | None:
@@ -58,6 +60,7 @@ async def progress_of(workflow_id: str, storage: StepLog, active: ActiveRuns) ->
         attempts=found.workflow.attempts,
         response=response if state == DONE else None,
         retry_after_seconds=whole_seconds_until(sleeps_until_us or found.workflow.retry_at_us or 0),
+        created_at_us=found.workflow.created_at_us,
     )
 
 

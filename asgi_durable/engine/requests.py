@@ -22,6 +22,7 @@ from asgi_durable.engine.refusals import (
     Cancelled,
     Expired,
     FingerprintWanted,
+    Followed,
     InProgress,
     KeyReused,
     Refusal,
@@ -30,14 +31,15 @@ from asgi_durable.engine.refusals import (
     explain,
     told_of,
 )
-from asgi_durable.engine.request import Request
+from asgi_durable.engine.request import Request, record_of
 from asgi_durable.engine.request_log import note
 from asgi_durable.engine.request_progress import DONE, Progress, progress_of, sleep_of
 from asgi_durable.engine.retention import Retention
 from asgi_durable.engine.run import Run, Services
+from asgi_durable.engine.streams import StreamLog, Streams
 from asgi_durable.engine.twins import Twins
 from asgi_durable.errors import StorageError, WorkflowInterruptedError, WorkflowNotFoundError
-from asgi_durable.storage.records import ResponseRecord, WorkflowRecord, WorkflowState
+from asgi_durable.storage.records import ResponseRecord, WorkflowState
 from asgi_durable.storage.writes import (
     ClaimRequest,
     FinishWorkflow,
@@ -54,6 +56,7 @@ __all__ = [
     "Claimed",
     "Expired",
     "FingerprintWanted",
+    "Followed",
     "InProgress",
     "KeyReused",
     "Progress",
@@ -73,12 +76,15 @@ Claim = Claimed | Refusal
 class RequestRun:
     """What a request's handler commits its answer with."""
 
-    def __init__(self, run: Run, active: ActiveRuns, retention: Retention) -> None:
+    def __init__(
+        self, run: Run, active: ActiveRuns, retention: Retention, stream: StreamLog
+    ) -> None:
         self._run = run
         self._active = active
         self._retention = retention
         self._has_durable_log = False
         self._is_given_up = False
+        self.stream = stream
         self.ending: Ending | None = None
 
     @property
@@ -133,8 +139,16 @@ class RequestRun:
         with contextlib.suppress(RunStopped):
             run.submit(SetFingerprint(run.workflow_id, run.executor_id, pending, fingerprint))
 
-    async def finish(self, status_code: int, headers: bytes, body: bytes | None) -> None:
+    async def finish(
+        self, status_code: int, headers: bytes, body: bytes | None, stream_end: int | None = None
+    ) -> None:
         """Commit the answer: the request's outcome, from now on until it expires.
+
+        Args:
+            status_code: Of the answer.
+            headers: Encoded.
+            body: ``None`` if it is not kept, or is recorded as a stream.
+            stream_end: Where that ends.
 
         Raises:
             StorageError: It is not known to be committed.
@@ -151,6 +165,7 @@ class RequestRun:
             body=body,
             expires_at_us=expires_at_us,
             forgotten_at_us=forgotten_at_us,
+            stream_end=stream_end,
         )
         unused = None if self._is_given_up else run.unused_log()
         if unused is not None:
@@ -255,6 +270,7 @@ class Requests:
         self._outcomes = outcomes
         self._cancellation = cancellation
         self._twins = Twins()
+        self.streams = Streams(services.storage, outcomes)
 
     async def claim(
         self,
@@ -287,11 +303,16 @@ class Requests:
             claim = await self._claim_now(request, handler, rename_by)
             if not isinstance(claim, InProgress):
                 break
+            left_seconds = give_up_at - time.monotonic()
+            if request.follows:
+                if await self._may_follow(request.workflow_id):
+                    claim = Followed(claim.workflow)
+                    break
+                left_seconds = min(left_seconds, delay)
             sleeps_until_us = await sleep_of(
                 request.workflow_id, self._services.storage, self._active
             )
-            left_seconds = give_up_at - time.monotonic()
-            if sleeps_until_us is not None or left_seconds <= 0:
+            if sleeps_until_us is not None or time.monotonic() >= give_up_at:
                 claim = replace(claim, sleeps_until_us=sleeps_until_us)
                 break
             if not await self._wait_for_twin(request.workflow_id, left_seconds, delay):
@@ -301,6 +322,13 @@ class Requests:
             outcome = "waited" if has_waited and isinstance(claim, Answered) else claim.outcome
             self._services.telemetry.observer.request_claimed(outcome, claim.workflow)
         return claim
+
+    async def _may_follow(self, workflow_id: str) -> bool:
+        """Tell whether a twin's answer is recorded as a stream already, and can be followed."""
+        streams = self.streams
+        if not streams.may_follow(workflow_id):
+            return False
+        return await streams.start_of(workflow_id) is not None
 
     async def progress(self, workflow_id: str) -> Progress | None:
         """Return how far a request is, ``None`` if there is none, or it is expired.
@@ -341,7 +369,7 @@ class Requests:
                 if active is self._active.find(workflow_id):
                     return told_of(active.workflow, fingerprint)
                 continue
-            row = _record(self._services, request)
+            row = record_of(self._services, request)
             run = Run(self._services, row, loop, executor_id=row.executor_id)
             if self._active.launch(run, self._drive(run, handler, request.retention)):
                 claim = await self._outcome_of_claim(run, fingerprint, rename_by)
@@ -376,7 +404,8 @@ class Requests:
         if outcome.kind is OutcomeKind.RESUMED:
             for stored in await self._services.storage.load_runs([run.workflow_id]):
                 run.load(stored)
-        request = RequestRun(run, self._active, retention)
+        stream = StreamLog(run, self._outcomes.wake)
+        request = RequestRun(run, self._active, retention, stream)
         run.claimed.set(True)
         note(run, "claimed")
         await handler(request)
@@ -385,25 +414,3 @@ class Requests:
         return run.stopped or Interrupted(
             WorkflowInterruptedError(run.workflow_id, "its handler gave no answer")
         )
-
-
-def _record(services: Services, request: Request) -> WorkflowRecord:
-    now = time.time_ns() // 1000
-    return WorkflowRecord(
-        workflow_id=request.workflow_id,
-        name=request.name,
-        state=WorkflowState.PENDING,
-        executor_id=services.executor.id,
-        attempts=1,
-        parent_id=None,
-        parent_step=None,
-        awaited=True,
-        request_id=request.request_id,
-        fingerprint=request.fingerprint,
-        input=None,
-        output=None,
-        error=None,
-        created_at_us=now,
-        updated_at_us=now,
-        trace_context=services.telemetry.observer.trace_context(),
-    )

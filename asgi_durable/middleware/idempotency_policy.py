@@ -24,6 +24,7 @@ _CHOICES = {
     "on_expired": ("forget", "reject"),
     "on_store_error": ("reject", "bypass"),
     "oversize": ("reject", "hash"),
+    "stream": ("bypass", "record"),
 }
 _AMOUNTS = (
     "max_wait",
@@ -35,6 +36,7 @@ _AMOUNTS = (
     "max_lifetime",
     "max_request_body",
     "max_response_body",
+    "max_stream",
 )
 _DAY = 24 * 3600.0
 
@@ -93,6 +95,11 @@ class IdempotencyPolicy:
         stream_after: Seconds without a further piece of a body that is not complete, after
             which what there is of it is sent; it is sent as well after four times as long,
             however fast the pieces follow each other.
+        stream: What is done with an answer that is sent while it is produced, an event stream or
+            one that takes long or is long: ``"bypass"`` passes it through; ``"record"`` makes
+            each piece durable before it is sent, gives the whole to retries, and lets twins
+            follow it.
+        max_stream: Bytes; a longer stream passes through from there on and is not kept.
         max_request_body: Bytes; of a body up to this length all is read before the app is
             called.
         oversize: What becomes of a request with a longer body: ``"reject"`` answers 413;
@@ -132,6 +139,8 @@ class IdempotencyPolicy:
     max_request_body: int = 1024 * 1024
     oversize: Literal["reject", "hash"] = "reject"
     max_response_body: int = 1024 * 1024
+    stream: Literal["bypass", "record"] = "bypass"
+    max_stream: int = 16 * 1024 * 1024
     # The header's name as it is in a scope.
     header: bytes = field(init=False, repr=False, compare=False)
 

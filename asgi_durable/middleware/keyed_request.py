@@ -7,25 +7,19 @@ import time
 from dataclasses import replace
 
 from asgi_durable.context import current_request
-from asgi_durable.engine.refusals import whole_seconds_until
+from asgi_durable.engine.refusals import Refused
 from asgi_durable.engine.requests import (
     Answered,
-    Cancelled,
-    Claim,
     Claimed,
-    Expired,
     FingerprintWanted,
+    Followed,
     InProgress,
-    KeyReused,
     Request,
     Requests,
-    RetryLater,
 )
 from asgi_durable.engine.sleepers import asleep_until_us
 from asgi_durable.errors import (
     DurableError,
-    KeyExpiredError,
-    KeyReusedError,
     RequestInProgressError,
     StorageError,
 )
@@ -41,7 +35,8 @@ from asgi_durable.middleware.idempotency_policy import IdempotencyPolicy
 from asgi_durable.middleware.long_body import LongBody, Pieces, SpentBody, SpooledBody
 from asgi_durable.middleware.prefer import preferences
 from asgi_durable.middleware.problem_details import AboutKey, current_key, send_problem
-from asgi_durable.middleware.replay import send_answer
+from asgi_durable.middleware.refusal_errors import refusal_error
+from asgi_durable.middleware.replay import RecordedAnswer, send_answer, send_stream
 from asgi_durable.middleware.request_attempt import Connection, RequestAttempt, Waited
 from asgi_durable.middleware.request_body import (
     ClientGoneError,
@@ -50,9 +45,13 @@ from asgi_durable.middleware.request_body import (
     too_large,
 )
 from asgi_durable.middleware.request_status import StatusPages, send_accepted
-from asgi_durable.middleware.response_recording import IGNORED, with_marks
-from asgi_durable.request_errors import RequestCancelledError, RetryLaterError
-from asgi_durable.storage.records import PENDING_FINGERPRINT, is_pending
+from asgi_durable.middleware.response_headers import IGNORED, with_marks
+from asgi_durable.storage.records import (
+    PENDING_FINGERPRINT,
+    ResponseRecord,
+    WorkflowRecord,
+    is_pending,
+)
 
 __all__ = ["KeyedRequest"]
 
@@ -166,6 +165,7 @@ class KeyedRequest:
             fingerprint=fingerprint,
             request_id=context.request_id if context is not None else new_id(),
             retention=policy.kept_for,
+            follows=policy.stream == "record" and policy.dialect == "default",
         )
 
     async def _try(self, request: Request) -> bool:
@@ -260,37 +260,39 @@ class KeyedRequest:
             return None
         return self._wanted.wait_at_most(self._policy.max_wait)
 
-    async def _answer(self, claim: Claim, workflow_id: str) -> None:
+    async def _answer(self, claim: Refused | Followed | Answered, workflow_id: str) -> None:
         """Answer for a request that is not carried out here and now."""
         self._close_body()
         logger.debug("Request %s: asked for again, %s", workflow_id, type(claim).__name__)
         match claim:
-            case Answered():
+            case Answered() if claim.response.stream_end is None:
                 self._about.members["run"] = claim.workflow.attempts
-                await send_answer(self._send, claim.response, self._marks, links=self._policy.links)
+                links = self._policy.links
+                await send_answer(self._send, claim.response, self._marks, links=links)
+            case Answered():
+                await self._send_stream(claim.workflow, claim.response)
+            case Followed():
+                await self._send_stream(claim.workflow, None)
             case InProgress() if self._may_accept(claim):
                 await self._accept(workflow_id, claim.sleeps_until_us)
-            case InProgress():
-                self._about.members["run"] = claim.workflow.attempts
-                self._marks += self._location
-                message = "the first request with this key is still running; try again later"
-                error = RequestInProgressError(message)
-                error.retry_after_seconds = whole_seconds_until(claim.sleeps_until_us or 0)
-                await self._refuse(error)
-            case KeyReused():
-                message = "this key was used for a request with another method, path or body"
-                await self._refuse(
-                    KeyReusedError(message, status_code=self._policy.status_of_reuse)
-                )
-            case Cancelled():
-                message = "the request with this key was cancelled; do not send it again"
-                await self._refuse(RequestCancelledError(message))
-            case RetryLater():
-                message = "the request failed, and it is too soon to try it again"
-                await self._refuse(RetryLaterError(message, claim.seconds))
-            case Expired():
-                message = "the request with this key was carried out; its answer has expired"
-                await self._refuse(KeyExpiredError(message))
+            case _:
+                if isinstance(claim, InProgress):
+                    self._about.members["run"] = claim.workflow.attempts
+                    self._marks += self._location
+                status = self._policy.status_of_reuse
+                await self._refuse(refusal_error(claim, status_of_reuse=status))
+
+    async def _send_stream(self, workflow: WorkflowRecord, response: ResponseRecord | None) -> None:
+        answer = RecordedAnswer(workflow.workflow_id, workflow.created_at_us, response)
+        streams = self._requests.streams
+        try:
+            is_sent = await send_stream(self._scope, self._send, streams, answer, self._marks)
+        except StorageError as error:
+            await self._refuse(error)
+            return
+        if not is_sent:
+            # It was given up or forgotten a moment ago.
+            await self._refuse(RequestInProgressError("the answer has just changed; try again"))
 
     def _may_accept(self, twin: InProgress) -> bool:
         # Of one without a fingerprint nobody knows whether it is the same request.

@@ -1,21 +1,29 @@
-"""Answering a finished request again."""
+"""Answering a request again that is finished, or that is recorded as a stream."""
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
+from contextlib import aclosing
+from dataclasses import dataclass
 from typing import Any
 
-from asgi_durable.errors import ResponseNotKeptError
-from asgi_durable.middleware.asgi import Headers, Send, header_values
+from asgi_durable.engine.streams import StreamLostError, Streams
+from asgi_durable.errors import ResponseNotKeptError, StorageError
+from asgi_durable.middleware.asgi import Headers, Scope, Send, header_values
+from asgi_durable.middleware.event_stream import StreamIds, last_event_id
 from asgi_durable.middleware.problem_details import problem_response
-from asgi_durable.middleware.response_recording import (
+from asgi_durable.middleware.response_headers import (
     REPLAYED_HEADER,
     decode_headers,
     with_marks,
 )
+from asgi_durable.middleware.stream_sending import StreamCutError, StreamSender, decode_start
 from asgi_durable.storage.records import ResponseRecord
 
-__all__ = ["send_answer"]
+__all__ = ["RecordedAnswer", "send_answer", "send_stream"]
+
+logger = logging.getLogger(__name__)
 
 _WITHOUT_BODY = frozenset({204, 304})
 
@@ -53,3 +61,56 @@ async def send_answer(
         {"type": "http.response.start", "status": status, "headers": with_marks(headers, marks)}
     )
     await send({"type": "http.response.body", "body": body})
+
+
+@dataclass(frozen=True, slots=True)
+class RecordedAnswer:
+    """An answer that is recorded as a stream.
+
+    Attributes:
+        created_at_us: When its request was claimed.
+        response: ``None`` while it is recorded still.
+    """
+
+    workflow_id: str
+    created_at_us: int
+    response: ResponseRecord | None
+
+    @property
+    def is_whole(self) -> bool:
+        """True if the whole of it is recorded."""
+        return self.response is not None and self.response.stream_end is not None
+
+
+async def send_stream(
+    scope: Scope, send: Send, streams: Streams, answer: RecordedAnswer, marks: Headers
+) -> bool:
+    """Send a stream, behind what the client has seen of it; return False if there is none.
+
+    What is not recorded yet is sent as soon as it is. Where the recording ends before the whole
+    is there, so does the answer, unfinished: servers close the connection.
+
+    Raises:
+        StorageError: The storage failed before anything was sent.
+    """
+    workflow_id, response = answer.workflow_id, answer.response
+    start = await streams.start_of(workflow_id)
+    if start is None:
+        return False
+    sender = StreamSender(send, StreamIds(answer.created_at_us), last_event_id(scope))
+    message = decode_start(start.data, [*marks, (REPLAYED_HEADER, b"true")])
+    await sender.begin(message, start.end_offset)
+    if response is None or response.stream_end is None:
+        pieces = streams.follow(workflow_id, sender.position)
+    else:
+        pieces = streams.replay(workflow_id, sender.position, response.stream_end)
+    try:
+        if scope["method"] != "HEAD":
+            async with aclosing(pieces):
+                async for piece in pieces:
+                    await sender.take(piece)
+    except (StreamLostError, StreamCutError, StorageError) as error:
+        logger.info("The stream of request %s ends unfinished: %r", workflow_id, error)
+        return True
+    await sender.end()
+    return True

@@ -17,11 +17,13 @@ from asgi_durable.engine.run import Run
 from asgi_durable.engine.sleepers import asleep_until_us, seconds_until, sleeping_of
 from asgi_durable.errors import AttemptsExhaustedError, DurableError, WorkflowInterruptedError
 from asgi_durable.middleware.asgi import ASGIApp, Headers, Message, Receive, Scope, Send
+from asgi_durable.middleware.event_stream import last_event_id
 from asgi_durable.middleware.idempotency_policy import IdempotencyPolicy
 from asgi_durable.middleware.long_body import LongBody, Pieces
 from asgi_durable.middleware.problem_details import current_key, send_problem
 from asgi_durable.middleware.request_body import ReplayedBody
-from asgi_durable.middleware.response_recording import REPLAYED_HEADER, ResponseRecorder
+from asgi_durable.middleware.response_headers import REPLAYED_HEADER
+from asgi_durable.middleware.response_recording import ResponseRecorder
 from asgi_durable.middleware.retry_delay import retry_delay
 
 __all__ = ["Connection", "RequestAttempt", "Waited"]
@@ -78,6 +80,7 @@ class RequestAttempt:
         self._scope = connection.scope
         self._send = connection.send
         self._marks = marks
+        self._seen = last_event_id(connection.scope)
         self._is_cancelled_by_client = False
         self._body = ReplayedBody(
             body, connection.receive, is_watched=policy.on_disconnect == "cancel"
@@ -100,6 +103,7 @@ class RequestAttempt:
     async def handle(self, request: RequestRun) -> None:
         """Call the app; this is the body of the request's workflow."""
         recorder = self._recorder = self._begin(request)
+        recorder.seen = self._seen
         try:
             await self._call_app(request, recorder)
         except Exception as error:  # raised again by `wait`, in the server's own task

@@ -14,7 +14,7 @@ from asgi_durable.errors import DurableError, RequestInProgressError, WorkflowNo
 from asgi_durable.middleware.asgi import Headers, Scope, Send, route_path
 from asgi_durable.middleware.fingerprint import REQUEST_ID_PATTERN, is_request_of
 from asgi_durable.middleware.problem_details import send_problem
-from asgi_durable.middleware.replay import send_answer
+from asgi_durable.middleware.replay import RecordedAnswer, send_answer, send_stream
 from asgi_durable.request_errors import RequestCancelledError, RequestFinishedError
 
 __all__ = ["StatusPages", "send_accepted"]
@@ -73,6 +73,14 @@ class StatusPages:
         if progress is None:
             raise WorkflowNotFoundError(workflow_id)
         location = self.location(scope, workflow_id)
+        marks = [(b"durable-id", workflow_id.encode())]
+        answer = RecordedAnswer(workflow_id, progress.created_at_us, progress.response)
+        streams = requests.streams
+        is_streamed = answer.is_whole or (
+            progress.response is None and streams.may_follow(workflow_id)
+        )
+        if wants_result and is_streamed and await send_stream(scope, send, streams, answer, marks):
+            return
         if progress.response is None:
             if wants_result:
                 members = {"instance": location[1].decode("ascii"), "run": progress.attempts}
@@ -81,7 +89,7 @@ class StatusPages:
                 return
             await _send_progress(send, 200, workflow_id, progress, [])
         elif wants_result:
-            await send_answer(send, progress.response, [(b"durable-id", workflow_id.encode())])
+            await send_answer(send, progress.response, marks)
         else:
             result = (location[0], location[1] + b"/result")
             await _send_progress(send, 303, workflow_id, progress, [result])

@@ -4,51 +4,25 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
 import logging
-from collections.abc import Iterable
 
 from asgi_durable.engine.requests import RequestRun
 from asgi_durable.errors import DurableError, OutcomeUnknownError, StorageError
 from asgi_durable.middleware.asgi import Headers, Message, Send, header_values
+from asgi_durable.middleware.event_stream import is_event_stream
 from asgi_durable.middleware.idempotency_policy import IdempotencyPolicy
 from asgi_durable.middleware.long_body import Pieces
 from asgi_durable.middleware.problem_details import current_key, send_problem
 from asgi_durable.middleware.request_body import ReplayedBody
+from asgi_durable.middleware.response_headers import IGNORED, encode_headers, with_marks
 from asgi_durable.middleware.retry_delay import RETRY_AFTER, retry_delay, whole_seconds
+from asgi_durable.middleware.stream_recording import RecordedStream
+from asgi_durable.storage.records import PieceRecord
 
-__all__ = [
-    "IGNORED",
-    "REPLAYED_HEADER",
-    "ResponseRecorder",
-    "decode_headers",
-    "encode_headers",
-    "with_marks",
-]
+__all__ = ["ResponseRecorder"]
 
 logger = logging.getLogger(__name__)
 
-# What only concerns the connection, the moment or one client's session.
-_NOT_KEPT = frozenset(
-    {
-        b"connection",
-        b"content-length",
-        b"date",
-        b"keep-alive",
-        b"proxy-authenticate",
-        b"proxy-connection",
-        b"server",
-        b"server-timing",
-        b"set-cookie",
-        b"te",
-        b"traceparent",
-        b"tracestate",
-        b"trailer",
-        b"transfer-encoding",
-        b"upgrade",
-        b"x-request-id",
-    }
-)
 # Answers about the moment or the sender, not about the request.
 _NEVER_FINAL = frozenset({401, 403, 407, 408, 421, 425, 429})
 # The client is to send the same request elsewhere, with the same key: another path is another
@@ -57,9 +31,6 @@ _NEVER_FINAL = frozenset({401, 403, 407, 408, 421, 425, 429})
 _ASKS_AGAIN = frozenset({307, 308})
 # For how long pieces are held that follow each other without a pause, as a multiple of the pause.
 HELD_PAUSES = 4
-REPLAYED_HEADER = b"idempotent-replayed"
-# On the answer to a request that was served without any protection.
-IGNORED = (b"idempotency-status", b"ignored")
 
 
 class ResponseRecorder:
@@ -68,7 +39,7 @@ class ResponseRecorder:
     Nothing of an answer reaches the client before it is committed, except where its body comes
     in pieces, with pauses in between or for long: they are passed on as they come, and the last
     one when the whole is committed. An event stream, and a body longer than the limit, are not
-    kept.
+    kept; where the policy is to record streams, all three are recorded piece by piece instead.
 
     Args:
         request: What the answer is committed to.
@@ -82,6 +53,7 @@ class ResponseRecorder:
         complete: True once nothing more is to be sent than what is on its way.
         is_ending: True once the app's answer is whole.
         is_taken_over: True if another executor has the request, and this answer is void.
+        seen: Id of the last event of a stream that the client has seen.
     """
 
     def __init__(
@@ -107,6 +79,10 @@ class ResponseRecorder:
         self._held_until: float | None = None
         self._pause: asyncio.TimerHandle | None = None
         self._passing_on: asyncio.Task[None] | None = None
+        self._stream: RecordedStream | None = None
+        # Of what earlier executions have recorded as a stream.
+        self._recorded: list[PieceRecord] = []
+        self.seen: bytes | None = None
         self.complete = False
         self.is_ending = False
         self.is_taken_over = False
@@ -114,7 +90,7 @@ class ResponseRecorder:
     @property
     def has_sent(self) -> bool:
         """True once the client has seen a part of an answer."""
-        return self._start_sent
+        return self._start_sent or (self._stream is not None and self._stream.has_sent)
 
     async def send(self, message: Message) -> None:
         """Take the app's next message."""
@@ -124,7 +100,9 @@ class ResponseRecorder:
             return
         if kind == "http.response.start":
             self._start = message
-            if _is_event_stream(message):
+            if await self._is_streamed(message):
+                await self._begin_stream(message)
+            elif is_event_stream(message.get("headers", ())):
                 self._is_kept = False
                 # At once: its first event may be long in coming, or never come.
                 await self._send_body(message, more=True)
@@ -138,7 +116,7 @@ class ResponseRecorder:
         await self._end_pause()
         self.complete = True
         self._may_tell.set()
-        if not self._start_sent:
+        if not self.has_sent:
             self._start_sent = True
             headers = [*self._added_headers, *self._policy.links]
             await send_problem(self._send, error, headers=headers)
@@ -147,19 +125,20 @@ class ResponseRecorder:
         """Pass nothing on any more by itself: the app has ended."""
         with contextlib.suppress(OSError):
             await self._end_pause()
+            if self._stream is not None:
+                await self._stream.close()
 
     async def _take(self, start: Message, message: Message) -> None:
         """Take a piece of the body."""
-        piece = message.get("body", b"")
-        self._unsent += piece
-        if self._is_kept:
-            self._body += piece
-            if len(self._body) > self._policy.max_response_body:
-                self._is_kept = False
-                self._body.clear()
-        if not message.get("more_body", False):
+        is_last = not message.get("more_body", False)
+        await self._add(start, message.get("body", b""))
+        if is_last:
             self.is_ending = True
+            if self._stream is not None:
+                await self._stream.finish()
             await self._complete(start)
+        elif self._stream is not None:
+            return
         elif self._start_sent or not self._is_kept:
             await self._send_body(start, more=True)
         else:
@@ -176,8 +155,59 @@ class ResponseRecorder:
         else:
             self._pause = loop.call_at(min(now + pause, self._held_until), self._pass_on, start)
 
+    async def _add(self, start: Message, piece: bytes) -> None:
+        if self._stream is not None:
+            await self._write(self._stream, piece)
+            return
+        self._unsent += piece
+        if self._is_kept:
+            self._body += piece
+            if len(self._body) > self._policy.max_response_body:
+                self._is_kept = False
+                self._body.clear()
+                if self._may_be_recorded(start):
+                    await self._begin_stream(start)
+
     def _pass_on(self, start: Message) -> None:
-        self._passing_on = asyncio.get_running_loop().create_task(self._send_body(start, more=True))
+        is_recorded = self._may_be_recorded(start)
+        passing = self._begin_stream(start) if is_recorded else self._send_body(start, more=True)
+        self._passing_on = asyncio.get_running_loop().create_task(passing)
+
+    async def _is_streamed(self, start: Message) -> bool:
+        """Tell whether an answer is recorded as a stream from its start on."""
+        if self._policy.stream == "bypass":
+            return False
+        if self._request.attempts > 1:
+            self._recorded = await self._request.stream.read(-1)
+        # What was recorded so far was shown: whatever is the answer now goes on from there.
+        is_wanted = bool(self._recorded) or is_event_stream(start.get("headers", ()))
+        return is_wanted and self._may_be_recorded(start)
+
+    def _may_be_recorded(self, start: Message) -> bool:
+        is_wanted = self._policy.stream == "record" and not self._start_sent
+        return is_wanted and self._is_final(start["status"])
+
+    async def _begin_stream(self, start: Message) -> None:
+        """Record and send what there is of the answer, and from now on each piece of it."""
+        stream = self._stream = RecordedStream(
+            self._request.stream,
+            self._send,
+            seen=self.seen,
+            max_bytes=self._policy.max_stream,
+            stops_with_client=self._policy.on_disconnect == "cancel",
+        )
+        self._is_kept = False
+        body = bytes(self._unsent)
+        self._unsent.clear()
+        self._body.clear()
+        await stream.begin(start, self._added_headers, self._recorded)
+        await self._write(stream, body)
+
+    async def _write(self, stream: RecordedStream, piece: bytes) -> None:
+        if piece:
+            await stream.write(piece)
+        if not stream.is_kept:
+            self._may_tell.set()
 
     async def _end_pause(self) -> None:
         if self._pause is not None:
@@ -213,7 +243,11 @@ class ResponseRecorder:
         self._added_headers = headers
         # Invariant: complete before it is sent. Whatever that raises, it stands.
         self.complete = True
-        await self._send_body(start, more=False)
+        if self._stream is None:
+            await self._send_body(start, more=False)
+        else:
+            self._may_tell.set()
+            await self._stream.end()
 
     def _retry_delay(self, start: Message) -> float:
         """Return for how long the request is not tried again."""
@@ -226,24 +260,31 @@ class ResponseRecorder:
         return retry_delay(self._policy, said, self._request.attempts)
 
     async def _commit(self, start: Message, delay: float) -> None:
-        status = start["status"]
-        pieces = self._request_pieces
-        if self._is_final(status) and (pieces is None or await _is_whole(pieces)):
+        status, stream, pieces = start["status"], self._stream, self._request_pieces
+        is_final = self._is_final(status)
+        if is_final and (pieces is None or await _is_whole(pieces)):
+            if stream is not None and stream.is_kept:
+                await self._request.finish(status, stream.headers, None, stream.end_offset)
+                return
             body = bytes(self._body) if self._is_kept else None
             await self._request.finish(status, encode_headers(start.get("headers", ())), body)
-        elif status >= 500 or self._request.has_recorded or self._is_final(status):
+        elif status >= 500 or self._has_recorded or is_final:
             await self._request.leave_for_retry(delay)
         else:
             await self._request.forget()
+
+    @property
+    def _has_recorded(self) -> bool:
+        return self._request.has_recorded or bool(self._recorded)
 
     def _is_final(self, status: int) -> bool:
         if self._request.has_final_answer:
             return True
         if status in _ASKS_AGAIN:
-            return self._request.has_recorded
+            return self._has_recorded
         if status in _NEVER_FINAL or status >= 500:
             return False
-        return status < 400 or self._policy.store_4xx or self._request.has_recorded
+        return status < 400 or self._policy.store_4xx or self._has_recorded
 
     async def _send_body(self, start: Message, *, more: bool) -> None:
         if not self._is_kept or not more:
@@ -269,29 +310,3 @@ async def _is_whole(pieces: Pieces) -> bool:
     """Read what the app has left of a long request: only the whole has a fingerprint."""
     await pieces.read_to_end()
     return not pieces.is_cut
-
-
-def _is_event_stream(start: Message) -> bool:
-    media_type = header_values(start.get("headers", ()), b"content-type")
-    return bool(media_type) and media_type[0].lower().startswith(b"text/event-stream")
-
-
-def with_marks(headers: Iterable[tuple[bytes, bytes]], marks: Headers) -> Headers:
-    """Return an answer's headers with those of the library's, which an app may pass on."""
-    ours = {REPLAYED_HEADER, *(name for name, _ in marks)}
-    return [*((name, value) for name, value in headers if name.lower() not in ours), *marks]
-
-
-def encode_headers(headers: Iterable[tuple[bytes, bytes]]) -> bytes:
-    """Return the headers that are kept with an answer, in order, as JSON."""
-    kept = [
-        (name.lower().decode("latin-1"), value.decode("latin-1"))
-        for name, value in headers
-        if name.lower() not in _NOT_KEPT
-    ]
-    return json.dumps(kept).encode("ascii")
-
-
-def decode_headers(data: bytes) -> Headers:
-    """Return what :func:`encode_headers` was given, without what is not kept."""
-    return [(name.encode("latin-1"), value.encode("latin-1")) for name, value in json.loads(data)]

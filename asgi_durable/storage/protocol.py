@@ -206,11 +206,11 @@ class StepLog(Protocol):
         """Forget requests whose time is over, in one transaction; the longest expired first.
 
         One that is finished, from its answer's ``forgotten_at_us`` on, is deleted with all
-        below it: its steps, its answer with the pieces of it, and the workflows that it has
+        below it: its steps, its answer and the pieces of that, and the workflows that it has
         called or started, with theirs. From ``expires_at_us`` until then it is a *tombstone*:
-        its own row stays, and of its answer the time, with ``TOMBSTONE_STATUS``, headers
-        ``[]`` and no body or pieces. One that
-        waits for its retry, as nobody alive owns it, is deleted if it has not changed for long.
+        its own row stays, and of its answer the time, with ``TOMBSTONE_STATUS``, headers ``[]``
+        and neither body nor pieces. One that waits for its retry, as nobody alive owns it, is
+        deleted if it has not changed for long.
 
         Where a workflow below it is PENDING a request stays: its answer expires
         ``PUT_OFF_US`` after *now_us*, or it counts as abandoned that much later. What others

@@ -1,0 +1,56 @@
+"""Headers of answers: which are kept, and which are the library's own."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+
+from asgi_durable.middleware.asgi import Headers
+
+__all__ = ["IGNORED", "REPLAYED_HEADER", "decode_headers", "encode_headers", "with_marks"]
+
+# What only concerns the connection, the moment or one client's session.
+_NOT_KEPT = frozenset(
+    {
+        b"connection",
+        b"content-length",
+        b"date",
+        b"keep-alive",
+        b"proxy-authenticate",
+        b"proxy-connection",
+        b"server",
+        b"server-timing",
+        b"set-cookie",
+        b"te",
+        b"traceparent",
+        b"tracestate",
+        b"trailer",
+        b"transfer-encoding",
+        b"upgrade",
+        b"x-request-id",
+    }
+)
+REPLAYED_HEADER = b"idempotent-replayed"
+# On the answer to a request that was served without any protection.
+IGNORED = (b"idempotency-status", b"ignored")
+
+
+def with_marks(headers: Iterable[tuple[bytes, bytes]], marks: Headers) -> Headers:
+    """Return an answer's headers with those of the library's, which an app may pass on."""
+    ours = {REPLAYED_HEADER, *(name for name, _ in marks)}
+    return [*((name, value) for name, value in headers if name.lower() not in ours), *marks]
+
+
+def encode_headers(headers: Iterable[tuple[bytes, bytes]]) -> bytes:
+    """Return the headers that are kept with an answer, in order, as JSON."""
+    kept = [
+        (name.lower().decode("latin-1"), value.decode("latin-1"))
+        for name, value in headers
+        if name.lower() not in _NOT_KEPT
+    ]
+    return json.dumps(kept).encode("ascii")
+
+
+def decode_headers(data: bytes) -> Headers:
+    """Return what :func:`encode_headers` was given, without what is not kept."""
+    return [(name.encode("latin-1"), value.encode("latin-1")) for name, value in json.loads(data)]
