@@ -76,8 +76,8 @@ class StreamIds:
         return bool(_OUR_ID.fullmatch(event_id)) and self.offset_of(event_id) is None
 
     def added_to(self, data: bytes, end_offset: int) -> bytes:
-        """Return whole events, each with an id that has data and no id of its own."""
-        offset = end_offset - len(data)
+        """Return events, each with an id that has data, no id of its own, and is whole."""
+        begin = offset = end_offset - len(data)
         parts = []
         for event in _events(data):
             offset += len(event)
@@ -89,7 +89,7 @@ class StreamIds:
                 parts.append(content)
             else:
                 parts.append(event)
-        return b"".join(parts)
+        return b"".join([*parts, data[offset - begin :]])
 
     def last_of(self, data: bytes, end_offset: int) -> bytes | None:
         """Return the last id of whole events, those that are added included."""
@@ -109,8 +109,6 @@ def _events(data: bytes) -> Iterator[bytes]:
     for found in _END_OF_EVENT.finditer(data):
         yield data[begin : found.end()]
         begin = found.end()
-    if begin < len(data):
-        yield data[begin:]
 
 
 def _says_nothing(event: bytes) -> bool:
