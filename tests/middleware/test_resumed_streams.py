@@ -11,6 +11,7 @@ from support.asgi import Exchange
 from support.executors import storage_of, until
 from support.interruption import Gate
 from support.scripts import (
+    Client,
     Item,
     Script,
     ask,
@@ -263,34 +264,6 @@ async def test_a_service_that_a_step_asked_is_not_asked_again(url: str) -> None:
 
     assert asked == ["a", "b", "broken"]
     assert without_ids(first.body + again.body) == event("aa") + event("bb")
-
-
-class Client:
-    """What a client makes of events: those that stand, in order."""
-
-    def __init__(self) -> None:
-        self._events: list[tuple[bytes, str]] = []
-        self.seen: str | None = None
-
-    @property
-    def names(self) -> str:
-        return "".join(name for _, name in self._events)
-
-    def take(self, body: bytes) -> Client:
-        """Take what one connection brought; a part of an event at its end does not count."""
-        for part in body.split(b"\n\n")[:-1]:
-            lines = [line.partition(b": ") for line in part.split(b"\n")]
-            fields = {name: value for name, _, value in lines}
-            event_id = fields.get(b"id", b"")
-            self.seen = event_id.decode() or self.seen
-            if fields.get(b"event") == b"rollback":
-                ids = [known for known, _ in self._events]
-                to = fields[b"data"]
-                assert not to or to in ids
-                del self._events[ids.index(to) + 1 if to else 0 :]
-            else:
-                self._events.append((event_id, fields[b"data"].decode()))
-        return self
 
 
 @pytest.mark.parametrize("seed", range(20))

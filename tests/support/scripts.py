@@ -85,6 +85,39 @@ def last_id(body: bytes) -> str:
     return re.findall(rb"id: ([^\n]+)\n", body)[-1].decode()
 
 
+class Client:
+    """What a client makes of events: those that stand, in order.
+
+    Attributes:
+        seen: The last id that it has seen.
+    """
+
+    def __init__(self) -> None:
+        self._events: list[tuple[bytes, str]] = []
+        self.seen: str | None = None
+
+    @property
+    def names(self) -> str:
+        """The data of the events, one after the other."""
+        return "".join(name for _, name in self._events)
+
+    def take(self, body: bytes) -> Client:
+        """Take what one connection brought; a part of an event at its end does not count."""
+        for part in body.split(b"\n\n")[:-1]:
+            lines = [line.partition(b": ") for line in part.split(b"\n")]
+            fields = {name: value for name, _, value in lines}
+            event_id = fields.get(b"id", b"")
+            self.seen = event_id.decode() or self.seen
+            if fields.get(b"event") == b"rollback":
+                ids = [known for known, _ in self._events]
+                to = fields[b"data"]
+                assert not to or to in ids
+                del self._events[ids.index(to) + 1 if to else 0 :]
+            else:
+                self._events.append((event_id, fields[b"data"].decode()))
+        return self
+
+
 def begin(app, exchanged: Exchange, seen: str | None = None, **more) -> asyncio.Task[None]:  # type: ignore[no-untyped-def]
     """Send a keyed request; its client has seen the event with an id, if that is given."""
     headers = [("Last-Event-ID", seen)] if seen is not None else []
