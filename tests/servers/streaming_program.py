@@ -1,6 +1,7 @@
 """Applications whose answers come in pieces, each produced when a test allows it.
 
-``starlette`` and ``raw`` do the same below ``/events`` and ``/download``. Below ``/control``,
+``starlette`` and ``raw`` do the same below ``/events`` and ``/download``, and ``recorded`` records
+streams. Below ``/control``,
 outside of the library, a test allows pieces of an answer, and reads what was noted about it.
 The database is that of ``ASGI_DURABLE_URL``.
 """
@@ -34,11 +35,17 @@ class Stream:
     def __init__(self) -> None:
         self.noted: list[str] = []
         self._allowed = 0
+        self._fails = False
         self._changed = asyncio.Event()
 
     def allow(self, pieces: int) -> None:
         """Let so many pieces be produced, counted from the first."""
         self._allowed = pieces
+        self._changed.set()
+
+    def fail(self) -> None:
+        """Let the app fail where it waits, once."""
+        self._fails = True
         self._changed.set()
 
     async def pieces(self, kind: str) -> AsyncIterator[bytes]:
@@ -47,6 +54,9 @@ class Stream:
             while number >= self._allowed:
                 self._changed.clear()
                 await self._changed.wait()
+                if self._fails:
+                    self._fails = False
+                    raise RuntimeError
             self.noted.append(f"piece {number}")
             yield piece(kind, number)
 
@@ -102,6 +112,8 @@ def controlled(app: ASGIApp) -> ASGIApp:
         stream = streams[scope["path"].rpartition("/")[2]]
         for allowed in parse_qs(scope["query_string"].decode()).get("allow", ()):
             stream.allow(int(allowed))
+        if scope["query_string"] == b"fail":
+            stream.fail()
         await answer(send, json.dumps(stream.noted).encode())
 
     return serve
@@ -114,3 +126,7 @@ durable = Durable(idempotency=policy)
 route = Route("/{kind}/{name}", answer_by_starlette, methods=["GET", "POST"])
 starlette = controlled(durable.wrap(Starlette(routes=[route])))
 raw = controlled(durable.wrap(answer_raw))
+recording = IdempotencyPolicy(
+    max_response_body=MAX_RESPONSE_BODY, stream_after=NEVER_SECONDS, stream="record"
+)
+recorded = controlled(Durable(idempotency=recording).wrap(Starlette(routes=[route])))
