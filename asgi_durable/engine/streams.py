@@ -132,7 +132,7 @@ class Streams:
             StreamLostError: The request was interrupted, or the stream is not kept.
             StorageError: The storage failed.
         """
-        delay, is_over = FIRST_POLL_SECONDS, False
+        delay, end, is_over = FIRST_POLL_SECONDS, None, False
         with self._following(workflow_id) as waiter:
             while True:
                 page = await self._storage.read_pieces(workflow_id, after)
@@ -140,16 +140,16 @@ class Streams:
                     raise StreamLostError
                 for piece in page:
                     yield piece
+                    after, delay = piece.end_offset, FIRST_POLL_SECONDS
+                if end is not None and after >= end:
+                    return
                 if page:
-                    after, delay = page[-1].end_offset, FIRST_POLL_SECONDS
                     continue
                 # Invariant: read once more when it is known to be over. The last pieces may have
                 # come in between.
                 if is_over:
                     raise StreamLostError
                 end, is_over = await self._state(workflow_id)
-                if end is not None and after >= end:
-                    return
                 if not is_over:
                     await waiter.wait(delay)
                     delay = min(delay * 2, LONGEST_POLL_SECONDS)

@@ -311,5 +311,8 @@ class RecordedStream:
 
 def _is_like(recorded: Message, start: Message) -> bool:
     """Tell whether a recorded start may stand for another one: of the same kind of body."""
-    types = [header_values(each.get("headers", ()), b"content-type") for each in (recorded, start)]
-    return bool(recorded["status"] == start["status"]) and types[0] == types[1]
+    headers, recorded_headers = start.get("headers", ()), recorded["headers"]
+    return bool(recorded["status"] == start["status"]) and all(
+        header_values(headers, name) == header_values(recorded_headers, name)
+        for name in (b"content-type", b"content-encoding")
+    )

@@ -410,6 +410,30 @@ async def test_a_client_that_goes_away_can_stop_the_app(url: str) -> None:
     assert app.calls == 2
 
 
+async def test_what_an_app_says_about_its_cancellation_is_not_recorded(url: str) -> None:
+    durable, gate, exchanged = recording(url, on_disconnect="cancel"), Gate(), Exchange(b"")
+    app = Script([event("a"), gate])
+
+    async def serve(scope, receive, send) -> None:
+        try:
+            await app(scope, receive, send)
+        except asyncio.CancelledError:
+            await send({"type": "http.response.body", "body": event("bye"), "more_body": True})
+            for _ in range(100):
+                await asyncio.sleep(0)
+            raise
+
+    async with durable:
+        call = begin(durable.wrap(serve), exchanged)
+        await until(has(exchanged, event("a")))
+        exchanged.disconnected.set()
+        await call
+        await durable.engine._running.services.committer.flush()
+        kept = await pieces_of(durable, exchanged)
+
+    assert kept == [event("a")]
+
+
 @pytest.mark.parametrize("media_type", [b"text/event-stream", b"text/plain"])
 async def test_a_stream_that_is_too_long_passes_through_and_is_not_kept(
     url: str, media_type: bytes

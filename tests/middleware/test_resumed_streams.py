@@ -26,6 +26,7 @@ from support.scripts import (
 
 from asgi_durable import Durable
 from asgi_durable.engine import streams
+from asgi_durable.storage.records import PieceRecord
 
 pytestmark = pytest.mark.anyio
 
@@ -264,6 +265,62 @@ async def test_a_service_that_a_step_asked_is_not_asked_again(url: str) -> None:
 
     assert asked == ["a", "b", "broken"]
     assert without_ids(first.body + again.body) == event("aa") + event("bb")
+
+
+async def test_who_follows_gets_what_came_just_before_the_end(url: str) -> None:
+    here, there = recording(url), recording(url)
+    gate, first, twin = Gate(), Exchange(b""), Exchange(b"")
+    app = Script([event("a"), gate, event("b")])
+    async with here, there:
+        call = begin(here.wrap(app), first)
+        await until(lambda: first.body)
+        storage = storage_of(there)
+        read_pieces = storage.read_pieces
+
+        async def read_late(workflow_id: str, after: int) -> list[PieceRecord]:
+            page = await read_pieces(workflow_id, after)
+            if not page and not gate.is_open:
+                gate.open()
+                await call
+            return page
+
+        storage.read_pieces = read_late  # type: ignore[method-assign]
+        await begin(there.wrap(app), twin)
+
+    assert (twin.body, twin.is_complete) == (first.body, True)
+
+
+async def test_what_is_encoded_otherwise_is_another_answer(url: str) -> None:
+    durable, encodings = recording(url), [b"gzip", b"identity"]
+
+    async def serve(scope, receive, send) -> None:
+        encoding = encodings.pop(0)
+        headers = [(b"content-type", b"text/event-stream"), (b"content-encoding", encoding)]
+        await send({"type": "http.response.start", "status": 200, "headers": headers})
+        await send({"type": "http.response.body", "body": event("a"), "more_body": True})
+        if encodings:
+            raise BROKEN
+        await send({"type": "http.response.body"})
+
+    wrapped = durable.wrap(serve)
+    async with durable:
+        await fail(wrapped)
+        again = await ask(wrapped)
+
+    assert again.headers("content-encoding") == ["identity"]
+
+
+async def test_attempts_that_are_used_up_end_a_stream(url: str) -> None:
+    durable = recording(url, max_attempts=1)
+    wrapped = durable.wrap(Script([event("a"), BROKEN]))
+    async with durable:
+        first = await fail(wrapped)
+        again = await ask(wrapped, last_id(first.body))
+        replayed = await ask(wrapped, last_id(first.body))
+
+    assert (again.status, again.is_complete, replayed.status) == (500, True, 500)
+    assert again.body == replayed.body
+    assert b"ATTEMPTS_EXHAUSTED" in replayed.body
 
 
 @pytest.mark.parametrize("seed", range(20))

@@ -97,18 +97,8 @@ class SettleStatements:
             "FROM unnest($1::text[], $2::int4[]) AS wanted(id, step_number) "
             f"{each_of(steps, place, 's')}"
         )
-        place = "p.workflow_id = wanted.id AND p.end_offset = wanted.end_offset"
-        self.find_pieces = (
-            f"SELECT {list_of(tables.pieces, 'p')} "
-            "FROM unnest($1::text[], $2::int8[]) AS wanted(id, end_offset) "
-            f"{each_of(names.pieces, place, 'p')}"
-        )
-        place = "p.workflow_id = cut.id AND p.end_offset > cut.till AND p.end_offset < cut.at"
-        self.cut_pieces = (
-            f"DELETE FROM {names.pieces} AS target "
-            "USING unnest($1::text[], $2::int8[], $3::int8[]) AS cut(id, till, at) "
-            f"{each_of(names.pieces, place, 'p')} WHERE target.ctid = p.place"
-        )
+        self.find_pieces = _find_pieces(names)
+        self.cut_pieces = _cut_pieces(names)
         owned = f"{wanted} WHERE target.ctid = w.place AND {OWNED}"
         # Whatever its log will have then is more than nothing, and the next crash the first.
         self.acquit = f"UPDATE {workflows} AS target SET crashed_at_entry = -1 FROM {owned}"
@@ -170,6 +160,26 @@ def _find_answers(names: PostgresNames, found: str, owner_lives: str) -> str:
         f"SELECT {list_of(tables.workflows, 'w')}, {owner_lives} AS owner_lives, "
         "r.status_code, r.headers, r.body, r.expires_at_us, r.forgotten_at_us, r.stream_end "
         f"FROM unnest($1::text[], $2::text[]) AS wanted(id, fingerprint) {found} {answer}"
+    )
+
+
+def _find_pieces(names: PostgresNames) -> str:
+    """Return the statement that finds pieces by their workflows, $1, and where they end, $2."""
+    place = "p.workflow_id = wanted.id AND p.end_offset = wanted.end_offset"
+    return (
+        f"SELECT {list_of(tables.pieces, 'p')} "
+        "FROM unnest($1::text[], $2::int8[]) AS wanted(id, end_offset) "
+        f"{each_of(names.pieces, place, 'p')}"
+    )
+
+
+def _cut_pieces(names: PostgresNames) -> str:
+    """Return the statement that deletes pieces of workflows, $1, from $2 up to $3, both apart."""
+    place = "p.workflow_id = cut.id AND p.end_offset > cut.till AND p.end_offset < cut.at"
+    return (
+        f"DELETE FROM {names.pieces} AS target "
+        "USING unnest($1::text[], $2::int8[], $3::int8[]) AS cut(id, till, at) "
+        f"{each_of(names.pieces, place, 'p')} WHERE target.ctid = p.place"
     )
 
 

@@ -21,17 +21,15 @@ from asgi_durable.storage.sqlite.cancel import cancel_workflow
 from asgi_durable.storage.sqlite.errors import storage_error
 from asgi_durable.storage.sqlite.executors import LIVING
 from asgi_durable.storage.sqlite.file import SQLiteFile, write_transaction
+from asgi_durable.storage.sqlite.pieces import DELETE_PIECES, record_piece
 from asgi_durable.storage.sqlite.resume import drop_trailing_failures
 from asgi_durable.storage.sqlite.rows import (
     INSERT_RESPONSE,
-    SELECT_PIECE,
     SELECT_RESPONSE,
     SELECT_STEP,
     SELECT_WORKFLOW,
     columns,
     insert,
-    piece_from,
-    piece_values,
     response_from,
     response_values,
     step_from,
@@ -83,13 +81,6 @@ COMPLETE_STEP = (
     "WHERE workflow_id = ? AND step_number = ? AND output IS NULL AND error IS NULL "
     f"AND EXISTS (SELECT 1 FROM {tables.workflows.name} WHERE {_OWNED})"
 )
-INSERT_PIECE = (
-    f"INSERT INTO {tables.pieces.name} ({', '.join(columns(tables.pieces))}) "
-    f"SELECT ?, ?, ?, ? FROM {tables.workflows.name} WHERE {_OWNED} ON CONFLICT DO NOTHING"
-)
-CUT_PIECES = (
-    f"DELETE FROM {tables.pieces.name} WHERE workflow_id = ? AND end_offset > ? AND end_offset < ?"
-)
 # How many steps a statement inserts; the largest number that is left.
 STEPS_AT_ONCE = (64, 8)
 FINISH_WORKFLOW = (
@@ -100,7 +91,6 @@ FIND_WORKFLOW = f"{SELECT_WORKFLOW} WHERE workflow_id = ?"
 FIND_RESPONSE = (
     f"{SELECT_RESPONSE} WHERE workflow_id = ? AND ifnull(length(body), 0) <= {MAX_TOLD_BYTES}"
 )
-FIND_PIECE = f"{SELECT_PIECE} WHERE workflow_id = ? AND end_offset = ?"
 FIND_STEP = f"{SELECT_STEP} WHERE workflow_id = ? AND step_number = ?"
 TAKE_REQUEST = (
     f"UPDATE {tables.workflows.name} SET executor_id = ?, attempts = attempts + 1, "
@@ -125,7 +115,6 @@ FORGET_REQUEST = (
     f"AND NOT EXISTS (SELECT 1 FROM {tables.workflows.name} AS child"
     f" WHERE child.parent_id = {tables.workflows.name}.workflow_id)"
 )
-DELETE_PIECES = f"DELETE FROM {tables.pieces.name} WHERE workflow_id = ?"
 
 # What the driver raises for a row that it cannot bind or the database cannot hold.
 _BAD_ROW = (sqlite3.Error, OverflowError, ValueError)
@@ -218,7 +207,9 @@ class SQLiteWriter:
         self._insert_steps(by_kind.get(RecordStep, ()))
         completions = by_kind.get(CompleteStep, ())
         self._execute_all(COMPLETE_STEP, map(_completion_parameters, completions))
-        self._insert_pieces(by_kind.get(RecordPiece, ()))
+        for write in by_kind.get(RecordPiece, ()):
+            if record_piece(self._cursor, write) is not DONE:
+                raise _NotAllAppliedError
         ends = by_kind.get(FinishWorkflow, ())
         self._execute_all(FINISH_WORKFLOW, map(_finish_parameters, ends))
         answers = [response_values(end.response) for end in ends if end.response is not None]
@@ -253,17 +244,6 @@ class SQLiteWriter:
                     raise _NotAllAppliedError
                 done += count
         self._execute_all(INSERT_STEP, map(_step_parameters, writes[done:]))
-
-    def _insert_pieces(self, writes: Sequence[RecordPiece]) -> None:
-        self._execute_all(INSERT_PIECE, map(_piece_parameters, writes))
-        for write in writes:
-            self._cut(write)
-
-    def _cut(self, write: RecordPiece) -> None:
-        if write.cuts:
-            piece = write.piece
-            place = (piece.workflow_id, piece.cut_to, piece.end_offset)
-            self._cursor.execute(CUT_PIECES, place)
 
     def _apply_alone(self, write: Write) -> Outcome:
         self._cursor.execute("SAVEPOINT alone")
@@ -334,15 +314,7 @@ class SQLiteWriter:
         return of_refused_step(write, self._step(write.step))
 
     def _record_piece(self, write: RecordPiece) -> Outcome:
-        if self._changes(INSERT_PIECE, _piece_parameters(write)):
-            self._cut(write)
-            return DONE
-        piece = write.piece
-        place = (piece.workflow_id, piece.end_offset)
-        found = self._cursor.execute(FIND_PIECE, place).fetchone()
-        if found is None:
-            return FENCED
-        return DONE if piece_from(found) == piece else Outcome(OutcomeKind.CONFLICT)
+        return record_piece(self._cursor, write)
 
     def _resume(self, write: ResumeWorkflow) -> Outcome:
         existing = self._workflow(write.workflow_id)
@@ -417,10 +389,6 @@ _APPLY: dict[type, Callable[[SQLiteWriter, Any], Outcome]] = {
 
 def _step_parameters(write: RecordStep) -> tuple[Any, ...]:
     return (*step_values(write.step), write.step.workflow_id, write.executor_id)
-
-
-def _piece_parameters(write: RecordPiece) -> tuple[Any, ...]:
-    return (*piece_values(write.piece), write.piece.workflow_id, write.executor_id)
 
 
 @cache

@@ -1,0 +1,35 @@
+"""Recording the pieces of streams in a SQLite file."""
+
+from __future__ import annotations
+
+import sqlite3
+
+from asgi_durable.storage import tables
+from asgi_durable.storage.sqlite.rows import SELECT_PIECE, columns, piece_from, piece_values
+from asgi_durable.storage.writes import DONE, FENCED, Outcome, OutcomeKind, RecordPiece
+
+__all__ = ["DELETE_PIECES", "record_piece"]
+
+DELETE_PIECES = f"DELETE FROM {tables.pieces.name} WHERE workflow_id = ?"
+_INSERT = (
+    f"INSERT INTO {tables.pieces.name} ({', '.join(columns(tables.pieces))}) "
+    f"SELECT ?, ?, ?, ? FROM {tables.workflows.name} "
+    "WHERE workflow_id = ? AND executor_id = ? AND state = 'PENDING' ON CONFLICT DO NOTHING"
+)
+_CUT = f"{DELETE_PIECES} AND end_offset > ? AND end_offset < ?"
+_FIND = f"{SELECT_PIECE} WHERE workflow_id = ? AND end_offset = ?"
+
+
+def record_piece(cursor: sqlite3.Cursor, write: RecordPiece) -> Outcome:
+    """Insert a piece, and delete what it cuts."""
+    piece = write.piece
+    owned = (piece.workflow_id, write.executor_id)
+    if cursor.execute(_INSERT, (*piece_values(piece), *owned)).rowcount == 1:
+        if write.cuts:
+            cursor.execute(_CUT, (piece.workflow_id, piece.cut_to, piece.end_offset))
+        return DONE
+    found = cursor.execute(_FIND, (piece.workflow_id, piece.end_offset)).fetchone()
+    if found is None:
+        return FENCED
+    # The same piece is this very write, whose answer got lost.
+    return DONE if piece_from(found) == piece else Outcome(OutcomeKind.CONFLICT)
