@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from opentelemetry.metrics import Meter
+from opentelemetry.metrics import Histogram, Meter
 
 __all__ = ["Metrics"]
 
@@ -28,20 +28,27 @@ _WRITES = (1.0, 2.0, 5.0, 10.0, 20.0, 50.0, 100.0, 200.0, 500.0, 1000.0)
 
 
 class Metrics:
-    """The instruments; a histogram's count is the number of runs, steps or commits."""
+    """The instruments; a histogram's count is the number of requests, runs, steps or commits."""
 
     def __init__(self, meter: Meter) -> None:
-        self.run_duration = meter.create_histogram(
-            "durable.run.duration",
-            unit="s",
-            description="Executions of workflows, by workflow and outcome.",
-            explicit_bucket_boundaries_advisory=_SECONDS,
+        self._meter = meter
+        self.run_duration = self._seconds(
+            "durable.run.duration", "Executions of workflows, by workflow and outcome."
         )
-        self.step_duration = meter.create_histogram(
+        self.step_duration = self._seconds(
             "durable.step.duration",
-            unit="s",
-            description="Steps and transactions that really ran, by name, kind and outcome.",
-            explicit_bucket_boundaries_advisory=_SECONDS,
+            "Steps and transactions that really ran, by name, kind and outcome.",
+        )
+        self.resume_lag = self._seconds(
+            "durable.resume.lag",
+            "How long workflows taken over had been nobody's before they went on.",
+        )
+        self.store_duration = self._seconds(
+            "durable.store.duration",
+            "Work of the database for the step log, by operation: commits.",
+        )
+        self.request_duration = self._seconds(
+            "http.server.request.duration", "Duration of HTTP server requests.", _REQUEST_SECONDS
         )
         self.commit_writes = meter.create_histogram(
             "durable.commit.writes",
@@ -64,26 +71,15 @@ class Metrics:
             unit="{lease}",
             description="How often this process was declared dead while it was not.",
         )
-        self.resume_lag = meter.create_histogram(
-            "durable.resume.lag",
-            unit="s",
-            description="How long workflows taken over had been nobody's before they went on.",
-            explicit_bucket_boundaries_advisory=_SECONDS,
-        )
-        self.store_duration = meter.create_histogram(
-            "durable.store.duration",
-            unit="s",
-            description="Work of the database for the step log, by operation: commits.",
-            explicit_bucket_boundaries_advisory=_SECONDS,
-        )
-        self.request_duration = meter.create_histogram(
-            "http.server.request.duration",
-            unit="s",
-            description="Duration of HTTP server requests.",
-            explicit_bucket_boundaries_advisory=_REQUEST_SECONDS,
-        )
         self.idempotency_requests = meter.create_counter(
             "idempotency.requests",
             unit="{request}",
             description="Requests with an idempotency key, by outcome.",
+        )
+
+    def _seconds(
+        self, name: str, description: str, bounds: tuple[float, ...] = _SECONDS
+    ) -> Histogram:
+        return self._meter.create_histogram(
+            name, unit="s", description=description, explicit_bucket_boundaries_advisory=bounds
         )

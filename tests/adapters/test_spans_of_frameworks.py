@@ -10,6 +10,7 @@ from fastapi import APIRouter, FastAPI
 from litestar import Litestar, get
 from opentelemetry.trace import SpanKind
 from starlette.applications import Starlette
+from starlette.middleware.errors import ServerErrorMiddleware
 from starlette.responses import PlainTextResponse
 from starlette.routing import Mount, Route
 from support.asgi import exchange, http_scope, keyed
@@ -204,6 +205,19 @@ async def test_a_wrapped_application_itself_does_not_meet_the_stack(url: str) ->
 
     assert alone.headers("x-request-id") == []
     assert len(mounted.headers("x-request-id")) == len(both.headers("x-request-id")) == 1
+
+
+@opens_its_own
+async def test_who_looks_for_a_middleware_of_the_application_finds_it(durable: Durable) -> None:
+    app = FastAPI(telemetry=QUIET)
+    async with durable:
+        await exchange(durable.wrap(app), http_scope())
+
+    found, kinds = app.middleware_stack, []
+    while found is not None:
+        kinds.append(type(found))
+        found = getattr(found, "app", None)
+    assert ServerErrorMiddleware in kinds
 
 
 @opens_its_own

@@ -6,7 +6,13 @@ from typing import Any
 
 import pytest
 from opentelemetry.sdk.trace.sampling import ALWAYS_OFF, ALWAYS_ON, Sampler
-from opentelemetry.trace import SpanKind, get_current_span
+from opentelemetry.trace import (
+    NonRecordingSpan,
+    SpanContext,
+    SpanKind,
+    get_current_span,
+    use_span,
+)
 from support.asgi import answer, exchange, http_scope
 from support.figures import Figures
 from support.spans import Spans
@@ -121,6 +127,13 @@ async def test_a_client_of_this_process_does_not() -> None:
         assert await taken(app, http_scope()) == {("GET", "http", 200): 1}
         # Without a tracer provider there is no other span to be in.
         assert seen == [client]
+
+
+async def test_the_trace_of_another_process_says_nothing_about_this_one() -> None:
+    theirs = SpanContext(1, 2, is_remote=True)
+
+    with use_span(NonRecordingSpan(theirs)):
+        assert await taken(ok, http_scope()) == {("GET", "http", 200): 1}
 
 
 async def test_one_middleware_inside_another_takes_no_second_time() -> None:
