@@ -15,6 +15,7 @@ PROBLEM_MEDIA_TYPE = "application/problem+json"
 _WRONG_KEY = "The key is missing or malformed"
 _KEY_REUSED = "The key was used for another request"
 _IN_PROGRESS = "A request with the key is still running"
+_GONE = "The request was carried out, and its answer was not kept or has expired"
 
 
 def key_parameter(policy: IdempotencyPolicy) -> dict[str, Any]:
@@ -35,6 +36,7 @@ def problem_descriptions(policy: IdempotencyPolicy) -> dict[str, str]:
     for status, description in (
         (HTTPStatus.BAD_REQUEST.value, _WRONG_KEY),
         (policy.status_of_reuse, _KEY_REUSED),
+        (HTTPStatus.GONE.value, _GONE),
     ):
         known = described.get(str(status))
         described[str(status)] = f"{known}, or: {description}" if known else description
@@ -58,6 +60,11 @@ def problem_schema() -> dict[str, Any]:
         "properties": {
             **{name: {"type": kind} for name, kind in members.items()},
             "request_id": {"type": ["string", "null"]},
+            # Where they are known.
+            "idempotency_key": {"type": "string"},
+            "instance": {"type": "string"},
+            "run": {"type": "integer"},
+            "retry_after": {"type": "integer"},
         },
         "required": [*members, "request_id"],
     }

@@ -30,6 +30,8 @@ _NOT_KEPT = frozenset(
         b"x-request-id",
     }
 )
+# How much the sender may send still.
+_OF_RATE_LIMITS = (b"ratelimit", b"x-ratelimit-", b"x-rate-limit-")
 REPLAYED_HEADER = b"idempotent-replayed"
 # On the answer to a request that was served without any protection.
 IGNORED = (b"idempotency-status", b"ignored")
@@ -43,10 +45,18 @@ def with_marks(headers: Iterable[tuple[bytes, bytes]], marks: Headers) -> Header
 
 def encode_headers(headers: Iterable[tuple[bytes, bytes]]) -> bytes:
     """Return the headers that are kept with an answer, in order, as JSON."""
+    lower = [(name.lower(), value) for name, value in headers]
+    # What else only concerns the connection (RFC 9110, section 7.6.1).
+    named = {
+        option.strip().lower()
+        for name, value in lower
+        if name == b"connection"
+        for option in value.split(b",")
+    }
     kept = [
-        (name.lower().decode("latin-1"), value.decode("latin-1"))
-        for name, value in headers
-        if name.lower() not in _NOT_KEPT
+        (name.decode("latin-1"), value.decode("latin-1"))
+        for name, value in lower
+        if name not in _NOT_KEPT and name not in named and not name.startswith(_OF_RATE_LIMITS)
     ]
     return json.dumps(kept).encode("ascii")
 

@@ -96,7 +96,7 @@ def test_a_covered_operation_takes_a_key_and_may_be_refused(
     parameter = headers_of(operation)["Idempotency-Key"]
     assert parameter.get("required", False) is False
     assert parameter["schema"]["maxLength"] == 255
-    for status in ("400", "409", "422"):
+    for status in ("400", "409", "410", "422"):
         schema = operation["responses"][status]["content"][PROBLEM]["schema"]
         assert {"type", "code", "retryable"} <= set(schema["properties"])
 

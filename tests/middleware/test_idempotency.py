@@ -708,6 +708,30 @@ async def test_an_answer_without_a_body_is_replayed_without_a_length(durable: Du
     assert [(r.status, r.headers("content-length")) for r in results] == [(204, [])] * 2
 
 
+async def test_headers_of_the_connection_and_of_the_moment_are_not_replayed(
+    durable: Durable,
+) -> None:
+    passing = {
+        b"Connection": b"X-Hop , keep-alive",
+        b"X-Hop": b"1",
+        b"RateLimit": b'"default";r=50',
+        b"RateLimit-Policy": b'"default";q=100',
+        b"X-RateLimit-Remaining": b"50",
+        b"X-Rate-Limit-Reset": b"9",
+    }
+
+    async def handle(scope, receive, send) -> None:
+        await answer(send, headers=[*passing.items(), (b"X-Rated", b"5"), (b"ETag", b'"1"')])
+
+    wrapped = durable.wrap(App(handle))
+    first, again = [await exchange(wrapped, keyed()) for _ in range(2)]
+
+    for name, value in passing.items():
+        assert first.headers(name.decode()) == [value.decode()]
+        assert again.headers(name.decode()) == []
+    assert (again.headers("x-rated"), again.headers("etag")) == (["5"], ['"1"'])
+
+
 async def test_marks_that_the_app_passes_on_are_not_taken_for_ours(durable: Durable) -> None:
     async def handle(scope, receive, send) -> None:
         marks = [(b"Idempotent-Replayed", b"true"), (b"Idempotency-Key", b"upstream")]
