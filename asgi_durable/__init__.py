@@ -6,26 +6,15 @@ from asgi_durable.context import RequestContext
 from asgi_durable.durable import Durable
 from asgi_durable.engine.handle import WorkflowHandle, WorkflowStatus
 from asgi_durable.errors import (
-    AttemptsExhaustedError,
     DecodeError,
     DurableError,
     DurableUsageError,
     EncodeError,
     FinalError,
     IdempotencyError,
-    KeyExpiredError,
-    KeyMalformedError,
-    KeyMissingError,
-    KeyReusedError,
     NonDeterministicWorkflowError,
-    OutcomeUnknownError,
-    PolicyFailedError,
-    PrincipalUnavailableError,
     RecoveryAttemptsExceededError,
     RemoteError,
-    RequestInProgressError,
-    RequestTooLargeError,
-    ResponseNotKeptError,
     StepInterruptedError,
     StepRetriesExhaustedError,
     StepTimeoutError,
@@ -44,8 +33,19 @@ from asgi_durable.middleware.problem_details import ProblemDetailsMiddleware
 from asgi_durable.middleware.request_context import RequestContextMiddleware
 from asgi_durable.middleware.tracing import TracingMiddleware
 from asgi_durable.request_errors import (
+    AttemptsExhaustedError,
+    KeyExpiredError,
+    KeyMalformedError,
+    KeyMissingError,
+    KeyReusedError,
+    OutcomeUnknownError,
+    PolicyFailedError,
+    PrincipalUnavailableError,
     RequestCancelledError,
     RequestFinishedError,
+    RequestInProgressError,
+    RequestTooLargeError,
+    ResponseNotKeptError,
     RetryLaterError,
 )
 from asgi_durable.retry import RetryPolicy

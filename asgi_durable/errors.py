@@ -39,26 +39,15 @@ from __future__ import annotations
 from typing import ClassVar
 
 __all__ = [
-    "AttemptsExhaustedError",
     "DecodeError",
     "DurableError",
     "DurableUsageError",
     "EncodeError",
     "FinalError",
     "IdempotencyError",
-    "KeyExpiredError",
-    "KeyMalformedError",
-    "KeyMissingError",
-    "KeyReusedError",
     "NonDeterministicWorkflowError",
-    "OutcomeUnknownError",
-    "PolicyFailedError",
-    "PrincipalUnavailableError",
     "RecoveryAttemptsExceededError",
     "RemoteError",
-    "RequestInProgressError",
-    "RequestTooLargeError",
-    "ResponseNotKeptError",
     "StepInterruptedError",
     "StepRetriesExhaustedError",
     "StepTimeoutError",
@@ -335,101 +324,3 @@ class IdempotencyError(DurableError):
     default_code = "IDEMPOTENCY_ERROR"
     default_status = 400
     title = "The idempotent request cannot be served"
-
-
-class KeyMissingError(IdempotencyError):
-    """The request has no ``Idempotency-Key``, and has to have one."""
-
-    default_code = "KEY_MISSING"
-    title = "The request needs an idempotency key"
-
-
-class KeyMalformedError(IdempotencyError):
-    """The ``Idempotency-Key`` is empty, too long, repeated, not legal or not accepted."""
-
-    default_code = "KEY_MALFORMED"
-    title = "The idempotency key is malformed"
-
-
-class KeyReusedError(IdempotencyError):
-    """The key belongs to a request with another method, path, query or body."""
-
-    default_code = "KEY_REUSED"
-    default_status = 422
-    title = "The idempotency key was used for another request"
-
-
-class RequestInProgressError(IdempotencyError):
-    """The first request with this key still runs."""
-
-    default_code = "IN_PROGRESS"
-    default_status = 409
-    title = "A request with this key is still running"
-    retryable = True
-
-
-class RequestTooLargeError(IdempotencyError):
-    """The body is longer than that of a keyed request may be."""
-
-    default_code = "BODY_TOO_LARGE"
-    default_status = 413
-    title = "The request body is too large"
-
-
-class ResponseNotKeptError(IdempotencyError):
-    """The request is done, but its answer was streamed or too large to be kept."""
-
-    default_code = "RESPONSE_NOT_KEPT"
-    default_status = 410
-    title = "The request is done, and its answer was not kept"
-
-
-class KeyExpiredError(IdempotencyError):
-    """The request was carried out long ago; its answer has expired."""
-
-    default_code = "KEY_EXPIRED"
-    default_status = 410
-    title = "The idempotency key has expired"
-
-
-class AttemptsExhaustedError(IdempotencyError):
-    """The request has failed or was interrupted as often as its policy allows."""
-
-    default_code = "ATTEMPTS_EXHAUSTED"
-    default_status = 500
-    title = "The request failed in every attempt"
-
-
-class OutcomeUnknownError(IdempotencyError):
-    """The handler came to its end, and it is not known whether its answer is kept."""
-
-    default_code = "OUTCOME_UNKNOWN"
-    default_status = 503
-    title = "The request's outcome is not known"
-    retryable = True
-
-
-class PolicyFailedError(IdempotencyError):
-    """A function that the policy was given has raised; the request is not served at all.
-
-    What such a function raises as a ``DurableError`` is the answer itself.
-    """
-
-    default_code = "POLICY_FAILED"
-    default_status = 500
-    title = "The policy of the request cannot be applied"
-    shows_message = False
-
-    @classmethod
-    def of(cls, error: Exception, function: str) -> PolicyFailedError:
-        """Return the answer to what a function has raised."""
-        return cls(f"{function} raised {type(error).__name__}: {error}")
-
-
-class PrincipalUnavailableError(IdempotencyError):
-    """It cannot be told whose request it is, so it is not served at all."""
-
-    default_code = "PRINCIPAL_UNAVAILABLE"
-    default_status = 500
-    title = "The sender of the request cannot be determined"
-    shows_message = False

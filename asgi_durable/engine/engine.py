@@ -13,7 +13,7 @@ from asgi_durable.codec import Codec
 from asgi_durable.engine.call import Call, WorkflowOptions
 from asgi_durable.engine.event_loops import require_asyncio
 from asgi_durable.engine.frame import Frame, current_frame
-from asgi_durable.engine.handle import WorkflowStatus, workflow_status
+from asgi_durable.engine.handle import WorkflowStatus
 from asgi_durable.engine.home_loop import HomeLoop
 from asgi_durable.engine.limits import Limits
 from asgi_durable.engine.outbox import Outbox
@@ -28,9 +28,9 @@ from asgi_durable.engine.run import Run
 from asgi_durable.engine.running import Running, assemble
 from asgi_durable.engine.sleep import checked_seconds, run_sleep
 from asgi_durable.engine.step import run_step
-from asgi_durable.engine.step_options import StepOptions
 from asgi_durable.engine.transaction import run_plain_transaction, run_transaction
-from asgi_durable.errors import DurableUsageError, WorkflowNotFoundError
+from asgi_durable.engine.workflow_questions import WorkflowQuestions
+from asgi_durable.errors import DurableUsageError
 from asgi_durable.ids import child_workflow_id
 from asgi_durable.storage.protocol import ApplicationDatabase, Storage
 from asgi_durable.telemetry_port import NO_TELEMETRY, TelemetrySource
@@ -71,10 +71,7 @@ class Engine:
         self._running: Running | None = None
         self._starting = threading.Lock()
         codec.register(WorkflowStatus)
-        self._status_step = self._own_step(self._read_status, "durable.get_status")
-        self._result_step = self._own_step(self._wait_for_result, "durable.get_result")
-        self._cancel_step = self._own_step(self._cancel, "durable.cancel_workflow")
-        self._exists_step = self._own_step(self._refuse_missing, "durable.retrieve_workflow")
+        self._questions = WorkflowQuestions(self.registry, self.running, self.frame)
 
     # Life
 
@@ -288,23 +285,23 @@ class Engine:
 
     def find_workflow(self, workflow_id: str) -> Coroutine[Any, Any, None]:
         """Raise ``WorkflowNotFoundError`` unless there is a workflow with this id."""
-        return self.call_step(self._exists_step, (workflow_id,), {})
+        return self.call_step(self._questions.exists, (workflow_id,), {})
 
     def workflow_status(self, workflow_id: str) -> Coroutine[Any, Any, WorkflowStatus]:
         """Return a workflow's status; recorded where a workflow asks."""
-        return self.call_step(self._status_step, (workflow_id,), {})
+        return self.call_step(self._questions.status, (workflow_id,), {})
 
     def workflow_result(
         self, workflow_id: str, timeout_seconds: float | None
     ) -> Coroutine[Any, Any, Any]:
         """Wait for a workflow's outcome; recorded where a workflow asks."""
         self._refuse_in_transaction("waits for")
-        return self.call_step(self._result_step, (workflow_id, timeout_seconds), {})
+        return self.call_step(self._questions.result, (workflow_id, timeout_seconds), {})
 
     def cancel_workflow(self, workflow_id: str) -> Coroutine[Any, Any, bool]:
         """Cancel a workflow, wherever it runs; recorded where a workflow asks."""
         self._refuse_in_transaction("cancels")
-        return self.call_step(self._cancel_step, (workflow_id,), {})
+        return self.call_step(self._questions.cancel, (workflow_id,), {})
 
     def _refuse_in_transaction(self, what: str) -> None:
         frame = self.frame()
@@ -377,36 +374,6 @@ class Engine:
             )
             raise DurableUsageError(msg)
         return frame.run if frame.step_name is None else None
-
-    # What handles ask
-
-    def _own_step(self, function: Callable[..., Any], name: str) -> StepDefinition:
-        return StepDefinition(function, name=name, registry=self.registry, options=StepOptions())
-
-    async def _refuse_missing(self, workflow_id: str) -> None:
-        running = self.running()
-        if running.active.find(workflow_id) is not None:
-            return
-        if await running.services.storage.get_workflow(workflow_id) is None:
-            raise WorkflowNotFoundError(workflow_id)
-
-    async def _read_status(self, workflow_id: str) -> WorkflowStatus:
-        record = await self.running().services.storage.get_workflow(workflow_id)
-        if record is None:
-            raise WorkflowNotFoundError(workflow_id)
-        is_asleep = not record.is_final and await self.running().is_asleep(workflow_id)
-        self.registry.prepare()
-        return workflow_status(record, self.registry.codec, is_asleep=is_asleep)
-
-    async def _wait_for_result(self, workflow_id: str, timeout_seconds: float | None) -> Any:
-        running = self.running()
-        async with asyncio.timeout(timeout_seconds):
-            in_run = (frame := self.frame()) is not None and frame.run is not None
-            outcome = await running.outcomes.wait(workflow_id, in_run=in_run)
-        return running.workflows.value_of(outcome, workflow_id)
-
-    async def _cancel(self, workflow_id: str) -> bool:
-        return await self.running().cancellation.cancel(workflow_id)
 
 
 async def _known(workflow_id: str) -> str:

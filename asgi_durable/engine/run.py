@@ -34,8 +34,7 @@ __all__ = ["Run", "Services"]
 
 
 # Of a fresh run.
-_NO_STEPS: Mapping[int, StepRecord] = MappingProxyType({})
-_NO_CHILDREN: Mapping[int, WorkflowRecord] = MappingProxyType({})
+_NOTHING: Mapping[int, Any] = MappingProxyType({})
 
 
 class Run:
@@ -103,8 +102,7 @@ class Run:
     ) -> None:
         self.services = services
         self.workflow = workflow
-        # The process may be going on as another executor just now: where the row names its
-        # owner already, the run is that one's.
+        # Where the row names its owner already: the process may go on as another one just now.
         self.executor_id = executor_id or services.executor.id
         self.loop = loop
         self.claimed: Signal[bool] = Signal(loop)
@@ -116,8 +114,8 @@ class Run:
         self.closed = False
         self._guard = services.guards.watch(loop)
         self._lane = services.committer.lane(loop)
-        self._steps: Mapping[int, StepRecord] = _NO_STEPS
-        self._children: Mapping[int, WorkflowRecord] = _NO_CHILDREN
+        self._steps: Mapping[int, StepRecord] = _NOTHING
+        self._children: Mapping[int, WorkflowRecord] = _NOTHING
         self.calls = 0
         self.outbox: Outbox | None = None
         self._log_length = 0
@@ -224,11 +222,9 @@ class Run:
         if child is None:
             self._refuse_other(number, self._steps.get(number), f"workflow {name!r}")
             return None
-        if child.name != name:
-            raise self._diverged(number, f"workflow {child.name!r}", f"workflow {name!r}")
-        if child.input != data:
-            recorded = f"workflow {name!r} with other arguments"
-            raise self._diverged(number, recorded, f"workflow {name!r}")
+        if (child.name, child.input) != (name, data):
+            what = " with other arguments" if child.name == name else ""
+            raise self._diverged(number, f"workflow {child.name!r}{what}", f"workflow {name!r}")
         return child
 
     def unused_log(self) -> Interrupted | None:
@@ -301,13 +297,11 @@ class Run:
         self._not_durable.extend(other._not_durable)
 
     def is_all_durable(self) -> bool:
-        """Tell whether everything submitted so far is known to be durable.
-
-        Raises:
-            RunStopped: Part of it is not, and will not be.
-        """
-        self._forget_durable_writes()
-        return not self._not_durable
+        """Tell whether everything submitted so far is known to be durable."""
+        with contextlib.suppress(RunStopped):
+            self._forget_durable_writes()
+            return not self._not_durable
+        return False
 
     async def settle(self) -> None:
         """Wait until everything submitted is durable.
@@ -360,8 +354,7 @@ class Run:
         if outcome is DONE or outcome.kind in (OutcomeKind.DONE, OutcomeKind.RESUMED):
             return
         if outcome.kind is OutcomeKind.UNAVAILABLE:
-            error = outcome.error or StorageError("the storage is not available")
-            raise self.stop(error, goes_on=True)
+            raise self.stop(outcome.error or StorageError("no storage"), goes_on=True)
         if outcome.kind is OutcomeKind.REJECTED:
             msg = f"workflow {self.workflow_id!r}: the database cannot hold a record"
             raise self.stop(StorageError(f"{msg}: {outcome.error}"))

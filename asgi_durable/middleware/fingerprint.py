@@ -11,13 +11,13 @@ import re
 from collections.abc import Callable
 from typing import Any
 
-from asgi_durable.errors import (
-    DurableError,
+from asgi_durable.errors import DurableError
+from asgi_durable.middleware.asgi import Scope, header_values
+from asgi_durable.request_errors import (
     KeyMalformedError,
     PolicyFailedError,
     PrincipalUnavailableError,
 )
-from asgi_durable.middleware.asgi import Scope, header_values
 
 __all__ = [
     "REQUEST_ID_PATTERN",

@@ -11,12 +11,7 @@ from collections.abc import Callable, Mapping
 from typing import Protocol
 
 from asgi_durable.engine.requests import Requests
-from asgi_durable.errors import (
-    DurableError,
-    KeyMalformedError,
-    KeyMissingError,
-    PolicyFailedError,
-)
+from asgi_durable.errors import DurableError
 from asgi_durable.middleware.asgi import ASGIApp, Receive, Scope, Send
 from asgi_durable.middleware.fingerprint import idempotency_key, principal_of
 from asgi_durable.middleware.idempotency_policy import IdempotencyPolicy
@@ -26,6 +21,7 @@ from asgi_durable.middleware.problem_details import send_problem
 from asgi_durable.middleware.request_attempt import Connection
 from asgi_durable.middleware.request_body import ClientGoneError
 from asgi_durable.middleware.request_status import StatusPages
+from asgi_durable.request_errors import KeyMalformedError, KeyMissingError, PolicyFailedError
 
 __all__ = ["IdempotencyMiddleware"]
 

@@ -18,11 +18,7 @@ from asgi_durable.engine.requests import (
     Requests,
 )
 from asgi_durable.engine.sleepers import asleep_until_us
-from asgi_durable.errors import (
-    DurableError,
-    RequestInProgressError,
-    StorageError,
-)
+from asgi_durable.errors import DurableError, StorageError
 from asgi_durable.ids import new_id
 from asgi_durable.middleware.asgi import ASGIApp, Headers, Message, header_values
 from asgi_durable.middleware.fingerprint import (
@@ -46,6 +42,7 @@ from asgi_durable.middleware.request_body import (
 )
 from asgi_durable.middleware.request_status import StatusPages, send_accepted
 from asgi_durable.middleware.response_headers import IGNORED, with_marks
+from asgi_durable.request_errors import RequestInProgressError
 from asgi_durable.storage.records import (
     PENDING_FINGERPRINT,
     ResponseRecord,

@@ -6,9 +6,10 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
-from asgi_durable.errors import DurableError, DurableUsageError, PolicyFailedError
+from asgi_durable.errors import DurableError, DurableUsageError
 from asgi_durable.middleware.asgi import Scope, route_path
 from asgi_durable.middleware.idempotency_policy import IdempotencyPolicy
+from asgi_durable.request_errors import PolicyFailedError
 
 __all__ = ["NOT_COVERED", "PolicyFinder", "PolicyRoutes"]
 

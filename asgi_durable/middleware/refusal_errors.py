@@ -11,13 +11,14 @@ from asgi_durable.engine.refusals import (
     RetryLater,
     whole_seconds_until,
 )
-from asgi_durable.errors import (
-    DurableError,
+from asgi_durable.errors import DurableError
+from asgi_durable.request_errors import (
     KeyExpiredError,
     KeyReusedError,
+    RequestCancelledError,
     RequestInProgressError,
+    RetryLaterError,
 )
-from asgi_durable.request_errors import RequestCancelledError, RetryLaterError
 
 __all__ = ["refusal_error"]
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from asgi_durable.engine.streams import StreamLostError, Streams
-from asgi_durable.errors import ResponseNotKeptError, StorageError
+from asgi_durable.errors import StorageError
 from asgi_durable.middleware.asgi import Headers, Scope, Send, header_values
 from asgi_durable.middleware.event_stream import StreamIds, last_event_id
 from asgi_durable.middleware.problem_details import problem_response
@@ -19,6 +19,7 @@ from asgi_durable.middleware.response_headers import (
     with_marks,
 )
 from asgi_durable.middleware.stream_sending import StreamCutError, StreamSender, decode_start
+from asgi_durable.request_errors import ResponseNotKeptError
 from asgi_durable.storage.records import ResponseRecord
 
 __all__ = ["RecordedAnswer", "send_answer", "send_stream"]

@@ -15,7 +15,7 @@ from asgi_durable.engine.endings import Ending, Interrupted, RunStopped
 from asgi_durable.engine.requests import Claimed, RequestRun
 from asgi_durable.engine.run import Run
 from asgi_durable.engine.sleepers import asleep_until_us, seconds_until, sleeping_of
-from asgi_durable.errors import AttemptsExhaustedError, DurableError, WorkflowInterruptedError
+from asgi_durable.errors import DurableError, WorkflowInterruptedError
 from asgi_durable.middleware.asgi import ASGIApp, Headers, Message, Receive, Scope, Send
 from asgi_durable.middleware.event_stream import last_event_id
 from asgi_durable.middleware.idempotency_policy import IdempotencyPolicy
@@ -25,6 +25,7 @@ from asgi_durable.middleware.request_body import ReplayedBody
 from asgi_durable.middleware.response_headers import REPLAYED_HEADER
 from asgi_durable.middleware.response_recording import ResponseRecorder
 from asgi_durable.middleware.retry_delay import retry_delay
+from asgi_durable.request_errors import AttemptsExhaustedError
 
 __all__ = ["Connection", "RequestAttempt", "Waited"]
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import asyncio
 
-from asgi_durable.errors import RequestTooLargeError
 from asgi_durable.middleware.asgi import Message, Receive, Scope, header_values
 from asgi_durable.middleware.long_body import Pieces
+from asgi_durable.request_errors import RequestTooLargeError
 
 __all__ = ["ClientGoneError", "ReplayedBody", "read_start", "too_large"]
 

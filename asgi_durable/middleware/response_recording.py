@@ -7,7 +7,7 @@ import contextlib
 import logging
 
 from asgi_durable.engine.requests import RequestRun
-from asgi_durable.errors import DurableError, OutcomeUnknownError, StorageError
+from asgi_durable.errors import DurableError, StorageError
 from asgi_durable.middleware.asgi import Headers, Message, Send, header_values
 from asgi_durable.middleware.event_stream import is_event_stream
 from asgi_durable.middleware.idempotency_policy import IdempotencyPolicy
@@ -17,6 +17,7 @@ from asgi_durable.middleware.request_body import ReplayedBody
 from asgi_durable.middleware.response_headers import IGNORED, encode_headers, with_marks
 from asgi_durable.middleware.retry_delay import RETRY_AFTER, retry_delay, whole_seconds
 from asgi_durable.middleware.stream_recording import RecordedStream
+from asgi_durable.request_errors import OutcomeUnknownError
 from asgi_durable.storage.records import PieceRecord
 
 __all__ = ["ResponseRecorder"]

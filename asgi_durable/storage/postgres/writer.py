@@ -10,11 +10,8 @@ from asgi_durable.storage.postgres.batch import BatchStatements, Rows
 from asgi_durable.storage.postgres.errors import ChangedMeanwhileError, is_bad_row
 from asgi_durable.storage.postgres.link import Link, Wire
 from asgi_durable.storage.postgres.rows import PostgresNames
-from asgi_durable.storage.postgres.settle import (
-    SettleStatements,
-    refused_claims,
-    settle,
-)
+from asgi_durable.storage.postgres.settle import refused_claims, settle
+from asgi_durable.storage.postgres.settle_statements import SettleStatements
 from asgi_durable.storage.write_order import is_one_group, write_order
 from asgi_durable.storage.writes import (
     DONE,

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import Callable, Iterable, Sequence
-from functools import cache
 from itertools import chain
 from typing import Any
 
@@ -25,23 +24,37 @@ from asgi_durable.storage.sqlite.pieces import DELETE_PIECES, record_piece
 from asgi_durable.storage.sqlite.resume import drop_trailing_failures
 from asgi_durable.storage.sqlite.rows import (
     INSERT_RESPONSE,
-    SELECT_RESPONSE,
-    SELECT_STEP,
-    SELECT_WORKFLOW,
-    columns,
-    insert,
     response_from,
     response_values,
     step_from,
-    step_values,
     workflow_from,
     workflow_values,
+)
+from asgi_durable.storage.sqlite.write_statements import (
+    ACQUIT_WORKFLOW,
+    COMPLETE_STEP,
+    FIND_RESPONSE,
+    FIND_STEP,
+    FIND_WORKFLOW,
+    FINISH_WORKFLOW,
+    FORGET_REQUEST,
+    INSERT_STEP,
+    INSERT_WORKFLOW,
+    RELEASE_WORKFLOW,
+    RESUME_WORKFLOW,
+    SET_FINGERPRINT,
+    STEPS_AT_ONCE,
+    TAKE_REQUEST,
+    completion_parameters,
+    finish_parameters,
+    insert_steps,
+    owned_step_values,
+    step_parameters,
 )
 from asgi_durable.storage.write_order import is_one_group
 from asgi_durable.storage.writes import (
     DONE,
     FENCED,
-    MAX_TOLD_BYTES,
     AcquitWorkflow,
     CancelWorkflow,
     ClaimRequest,
@@ -65,56 +78,6 @@ from asgi_durable.storage.writes import (
 
 __all__ = ["SQLiteWriter"]
 
-
-# Both ends of a claim: the row must be pending and the executor's own.
-_OWNED = "workflow_id = ? AND executor_id = ? AND state = 'PENDING'"
-
-INSERT_WORKFLOW = f"{insert(tables.workflows)} ON CONFLICT DO NOTHING"
-INSERT_STEP = (
-    f"INSERT INTO {tables.steps.name} ({', '.join(columns(tables.steps))}) "
-    f"SELECT ?, ?, ?, ?, ?, ?, ? FROM {tables.workflows.name} WHERE {_OWNED} "
-    "ON CONFLICT DO NOTHING"
-)
-# As long as it has none: the first outcome stands.
-COMPLETE_STEP = (
-    f"UPDATE {tables.steps.name} SET output = ?, error = ?, finished_at_us = ? "
-    "WHERE workflow_id = ? AND step_number = ? AND output IS NULL AND error IS NULL "
-    f"AND EXISTS (SELECT 1 FROM {tables.workflows.name} WHERE {_OWNED})"
-)
-# How many steps a statement inserts; the largest number that is left.
-STEPS_AT_ONCE = (64, 8)
-FINISH_WORKFLOW = (
-    f"UPDATE {tables.workflows.name} SET state = ?, output = ?, error = ?, updated_at_us = ? "
-    f"WHERE {_OWNED}"
-)
-FIND_WORKFLOW = f"{SELECT_WORKFLOW} WHERE workflow_id = ?"
-FIND_RESPONSE = (
-    f"{SELECT_RESPONSE} WHERE workflow_id = ? AND ifnull(length(body), 0) <= {MAX_TOLD_BYTES}"
-)
-FIND_STEP = f"{SELECT_STEP} WHERE workflow_id = ? AND step_number = ?"
-TAKE_REQUEST = (
-    f"UPDATE {tables.workflows.name} SET executor_id = ?, attempts = attempts + 1, "
-    "request_id = ?, updated_at_us = ?, retry_at_us = NULL, fingerprint = ? WHERE workflow_id = ?"
-)
-SET_FINGERPRINT = (
-    f"UPDATE {tables.workflows.name} SET fingerprint = ? WHERE {_OWNED} AND fingerprint = ?"
-)
-RESUME_WORKFLOW = (
-    f"UPDATE {tables.workflows.name} SET executor_id = ?, attempts = attempts + 1, "
-    "updated_at_us = ? WHERE workflow_id = ?"
-)
-# Whatever its log will have then is more than nothing: see `SQLiteExecutors.take_over`.
-ACQUIT_WORKFLOW = f"UPDATE {tables.workflows.name} SET crashed_at_entry = -1 WHERE {_OWNED}"
-RELEASE_WORKFLOW = (
-    f"UPDATE {tables.workflows.name} SET executor_id = NULL, retry_at_us = ? WHERE {_OWNED}"
-)
-FORGET_REQUEST = (
-    f"DELETE FROM {tables.workflows.name} WHERE {_OWNED} "
-    f"AND NOT EXISTS (SELECT 1 FROM {tables.steps.name} AS step"
-    f" WHERE step.workflow_id = {tables.workflows.name}.workflow_id) "
-    f"AND NOT EXISTS (SELECT 1 FROM {tables.workflows.name} AS child"
-    f" WHERE child.parent_id = {tables.workflows.name}.workflow_id)"
-)
 
 # What the driver raises for a row that it cannot bind or the database cannot hold.
 _BAD_ROW = (sqlite3.Error, OverflowError, ValueError)
@@ -206,12 +169,12 @@ class SQLiteWriter:
         )
         self._insert_steps(by_kind.get(RecordStep, ()))
         completions = by_kind.get(CompleteStep, ())
-        self._execute_all(COMPLETE_STEP, map(_completion_parameters, completions))
+        self._execute_all(COMPLETE_STEP, map(completion_parameters, completions))
         for write in by_kind.get(RecordPiece, ()):
             if record_piece(self._cursor, write) is not DONE:
                 raise _NotAllAppliedError
         ends = by_kind.get(FinishWorkflow, ())
-        self._execute_all(FINISH_WORKFLOW, map(_finish_parameters, ends))
+        self._execute_all(FINISH_WORKFLOW, map(finish_parameters, ends))
         answers = [response_values(end.response) for end in ends if end.response is not None]
         self._execute_all(INSERT_RESPONSE, answers)
         starts = [workflow_values(start) for end in ends for start in end.starts]
@@ -238,12 +201,12 @@ class SQLiteWriter:
         done = 0
         for count in STEPS_AT_ONCE:
             while done + count <= len(writes):
-                rows = map(_owned_step_values, writes[done : done + count])
-                self._cursor.execute(_insert_steps(count), tuple(chain.from_iterable(rows)))
+                rows = map(owned_step_values, writes[done : done + count])
+                self._cursor.execute(insert_steps(count), tuple(chain.from_iterable(rows)))
                 if self._cursor.rowcount != count:
                     raise _NotAllAppliedError
                 done += count
-        self._execute_all(INSERT_STEP, map(_step_parameters, writes[done:]))
+        self._execute_all(INSERT_STEP, map(step_parameters, writes[done:]))
 
     def _apply_alone(self, write: Write) -> Outcome:
         self._cursor.execute("SAVEPOINT alone")
@@ -304,12 +267,12 @@ class SQLiteWriter:
         return not existing.is_final and (owner == executor_id or owner not in self._living)
 
     def _record(self, write: RecordStep) -> Outcome:
-        if self._changes(INSERT_STEP, _step_parameters(write)):
+        if self._changes(INSERT_STEP, step_parameters(write)):
             return DONE
         return of_refused_step(write, self._step(write.step))
 
     def _complete(self, write: CompleteStep) -> Outcome:
-        if self._changes(COMPLETE_STEP, _completion_parameters(write)):
+        if self._changes(COMPLETE_STEP, completion_parameters(write)):
             return DONE
         return of_refused_step(write, self._step(write.step))
 
@@ -333,7 +296,7 @@ class SQLiteWriter:
         return DONE if is_there else FENCED
 
     def _finish(self, write: FinishWorkflow) -> Outcome:
-        if not self._changes(FINISH_WORKFLOW, _finish_parameters(write)):
+        if not self._changes(FINISH_WORKFLOW, finish_parameters(write)):
             existing = self._workflow(write.workflow_id)
             return DONE if existing is not None and is_same_end(existing, write) else FENCED
         if write.response is not None:
@@ -385,44 +348,3 @@ _APPLY: dict[type, Callable[[SQLiteWriter, Any], Outcome]] = {
     ForgetRequest: SQLiteWriter._forget,
     CancelWorkflow: SQLiteWriter._cancel,
 }
-
-
-def _step_parameters(write: RecordStep) -> tuple[Any, ...]:
-    return (*step_values(write.step), write.step.workflow_id, write.executor_id)
-
-
-@cache
-def _insert_steps(count: int) -> str:
-    """Return the statement for so many steps, each with its executor behind it."""
-    names = columns(tables.steps)
-    row = f"({', '.join('?' * (len(names) + 1))})"
-    # SQLite calls the columns of VALUES column1 and so on.
-    values = ", ".join(f"new.column{number}" for number in range(1, len(names) + 1))
-    return (
-        f"INSERT INTO {tables.steps.name} ({', '.join(names)}) SELECT {values} "
-        f"FROM (VALUES {', '.join([row] * count)}) AS new "
-        f"CROSS JOIN {tables.workflows.name} AS owner WHERE owner.workflow_id = new.column1 "
-        f"AND owner.executor_id = new.column{len(names) + 1} AND owner.state = 'PENDING' "
-        "ON CONFLICT DO NOTHING"
-    )
-
-
-def _owned_step_values(write: RecordStep) -> tuple[Any, ...]:
-    return (*step_values(write.step), write.executor_id)
-
-
-def _completion_parameters(write: CompleteStep) -> tuple[Any, ...]:
-    step = write.step
-    outcome = (step.output, step.error, step.finished_at_us)
-    return (*outcome, step.workflow_id, step.step_number, step.workflow_id, write.executor_id)
-
-
-def _finish_parameters(write: FinishWorkflow) -> tuple[Any, ...]:
-    return (
-        write.state.value,
-        write.output,
-        write.error,
-        write.finished_at_us,
-        write.workflow_id,
-        write.executor_id,
-    )

@@ -1,0 +1,199 @@
+"""What the handler of a request commits its answer with."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from dataclasses import replace
+
+from asgi_durable.engine.active_runs import ActiveRuns
+from asgi_durable.engine.endings import Ending, Finished, Interrupted, RunStopped
+from asgi_durable.engine.request_log import note
+from asgi_durable.engine.retention import Retention
+from asgi_durable.engine.run import Run
+from asgi_durable.engine.streams import StreamLog
+from asgi_durable.errors import StorageError, WorkflowInterruptedError
+from asgi_durable.storage.records import ResponseRecord, WorkflowState
+from asgi_durable.storage.writes import (
+    FinishWorkflow,
+    ForgetRequest,
+    OutcomeKind,
+    ReleaseWorkflow,
+    SetFingerprint,
+    Write,
+)
+
+__all__ = ["RequestRun"]
+
+
+class RequestRun:
+    """What a request's handler commits its answer with."""
+
+    def __init__(
+        self, run: Run, active: ActiveRuns, retention: Retention, stream: StreamLog
+    ) -> None:
+        self._run = run
+        self._active = active
+        self._retention = retention
+        self._has_durable_log = False
+        self._is_given_up = False
+        self.stream = stream
+        self.ending: Ending | None = None
+
+    @property
+    def has_recorded(self) -> bool:
+        """True once something durable was called on behalf of the request."""
+        return self._run.has_recorded
+
+    @property
+    def can_answer_again(self) -> bool:
+        """True if a retry comes to the same answer although this one could not be committed.
+
+        The log was durable before: the retry finds all that the answer is made of.
+        """
+        outbox = self._run.outbox
+        if outbox is not None and not outbox.is_empty:
+            # Who is answered does not ask again, and nothing of it would be started.
+            return False
+        return self.has_recorded and self._has_durable_log
+
+    @property
+    def has_final_answer(self) -> bool:
+        """True once the handler has said that its answer is final, whatever its status."""
+        return self._run.has_final_answer
+
+    @property
+    def attempts(self) -> int:
+        """How often the request was begun or gone on with, this time included."""
+        return self._run.workflow.attempts
+
+    @property
+    def is_elsewhere(self) -> bool:
+        """True once another executor has the request, or its outcome."""
+        stopped = self._run.stopped
+        return stopped is not None and stopped.is_elsewhere
+
+    def give_up(self) -> None:
+        """Make the next answer final, whatever is recorded."""
+        self._is_given_up = True
+        self._run.has_final_answer = True
+
+    def set_fingerprint(self, fingerprint: str) -> None:
+        """Put the fingerprint, now that it is known, in the place of what stands for it.
+
+        What is called next waits until that is durable, and so does the answer.
+        """
+        run = self._run
+        pending = run.workflow.fingerprint
+        if run.closed or run.stopped is not None or pending is None:
+            return
+        run.workflow = replace(run.workflow, fingerprint=fingerprint)
+        # A run that is stopped by that notices in what it writes next.
+        with contextlib.suppress(RunStopped):
+            run.submit(SetFingerprint(run.workflow_id, run.executor_id, pending, fingerprint))
+
+    async def finish(
+        self, status_code: int, headers: bytes, body: bytes | None, stream_end: int | None = None
+    ) -> None:
+        """Commit the answer: the request's outcome, from now on until it expires.
+
+        Args:
+            status_code: Of the answer.
+            headers: Encoded.
+            body: ``None`` if it is not kept, or is recorded as a stream.
+            stream_end: Where that ends.
+
+        Raises:
+            StorageError: It is not known to be committed.
+            WorkflowInterruptedError: The request is not this executor's any more.
+            NonDeterministicWorkflowError: The handler left the request's log.
+        """
+        run = self._run
+        finished_at_us = time.time_ns() // 1000
+        expires_at_us, forgotten_at_us = self._retention.ends_of(finished_at_us)
+        response = ResponseRecord(
+            workflow_id=run.workflow_id,
+            status_code=status_code,
+            headers=headers,
+            body=body,
+            expires_at_us=expires_at_us,
+            forgotten_at_us=forgotten_at_us,
+            stream_end=stream_end,
+        )
+        unused = None if self._is_given_up else run.unused_log()
+        if unused is not None:
+            raise unused.error
+        self._has_durable_log = self._run.is_all_durable()
+        await self._commit(
+            FinishWorkflow(
+                workflow_id=run.workflow_id,
+                executor_id=run.executor_id,
+                state=WorkflowState.SUCCESS,
+                output=None,
+                error=None,
+                finished_at_us=finished_at_us,
+                response=response,
+                starts=run.outbox.close() if run.outbox is not None else (),
+            )
+        )
+        if run.outbox is not None:
+            run.outbox.on_committed()
+        self._close(Finished(WorkflowState.SUCCESS, None, None), f"answered {status_code}")
+
+    async def leave_for_retry(self, after_seconds: float = 0.0) -> None:
+        """Commit what is recorded so far; a retry of the request goes on after it, anywhere.
+
+        Args:
+            after_seconds: How long a retry is refused.
+        """
+        run = self._run
+        retry_at_us = None
+        if after_seconds > 0:
+            retry_at_us = time.time_ns() // 1000 + round(after_seconds * 1_000_000)
+        await self._commit(ReleaseWorkflow(run.workflow_id, run.executor_id, retry_at_us))
+        reason = "it failed and waits for its retry"
+        interrupted = WorkflowInterruptedError(run.workflow_id, reason)
+        self._close(Interrupted(interrupted, is_released=True), "left for its retry")
+
+    def stop(self, reason: str) -> None:
+        """Let nothing more be recorded: not what the handler does about it either."""
+        interrupted = WorkflowInterruptedError(self._run.workflow_id, reason)
+        self._run.stop(interrupted, goes_on=True)
+
+    async def let_go(self) -> None:
+        """Do the same where the run was stopped, and nobody is answered.
+
+        It need not be known what is durable: the retry finds what is.
+        """
+        run = self._run
+        outcome = await run.commit(ReleaseWorkflow(run.workflow_id, run.executor_id))
+        # Else it is left to the next sweep.
+        if outcome.kind is OutcomeKind.DONE:
+            interrupted = WorkflowInterruptedError(run.workflow_id, "its client has gone")
+            self._close(Interrupted(interrupted, is_released=True), "left for its retry")
+
+    async def forget(self) -> None:
+        """Take the claim back: nothing was recorded, and the next try starts afresh."""
+        run = self._run
+        await self._commit(ForgetRequest(run.workflow_id, run.executor_id))
+        reason = "it was refused before it began"
+        interrupted = WorkflowInterruptedError(run.workflow_id, reason)
+        self._close(Interrupted(interrupted, is_released=True), "forgotten")
+
+    async def _commit(self, write: Write) -> None:
+        """Make a write durable, and all that was written before it."""
+        try:
+            self._run.submit(write)
+            await self._run.settle()
+        except RunStopped:
+            stopped = self._run.stopped
+            raise (stopped.error if stopped is not None else StorageError()) from None
+
+    def _close(self, ending: Ending, what: str) -> None:
+        note(self._run, what)
+        # What the handler calls from now on, in a background task say, is not the request's.
+        self.ending = ending
+        self._run.end(ending)
+        self._active.release(self._run)
+        # Twins wait for the answer, not for what follows it.
+        self._active.on_ended(self._run)
