@@ -154,7 +154,7 @@ class ResponseRecorder:
         if now > self._held_until:
             await self._send_body(start, more=True)
         else:
-            self._pause = loop.call_at(min(now + pause, self._held_until), self._pass_on, start)
+            self._pause = loop.call_at(now + pause, self._pass_on, start)
 
     async def _add(self, start: Message, piece: bytes) -> None:
         if self._stream is not None:
@@ -262,17 +262,31 @@ class ResponseRecorder:
 
     async def _commit(self, start: Message, delay: float) -> None:
         status, stream, pieces = start["status"], self._stream, self._request_pieces
-        is_final = self._is_final(status)
-        if is_final and (pieces is None or await _is_whole(pieces)):
+        if self._is_final(status):
+            if pieces is not None:
+                await self._read_request(pieces)
             if stream is not None and stream.is_kept:
                 await self._request.finish(status, stream.headers, None, stream.end_offset)
                 return
             body = bytes(self._body) if self._is_kept else None
             await self._request.finish(status, encode_headers(start.get("headers", ())), body)
-        elif status >= 500 or self._has_recorded or is_final:
+        elif status >= 500 or self._has_recorded:
             await self._request.leave_for_retry(delay)
         else:
             await self._request.forget()
+
+    async def _read_request(self, pieces: Pieces) -> None:
+        """Read what the app has left of a long request: only the whole has a fingerprint.
+
+        Raises:
+            OutcomeUnknownError: It is not to be had, and the request is left for its retry.
+        """
+        await pieces.read_to_end()
+        if pieces.is_cut:
+            # Invariant: without a fingerprint there is no answer for ever; none is shown then.
+            await self._request.leave_for_retry()
+            msg = "send the request again"
+            raise OutcomeUnknownError(msg)
 
     @property
     def _has_recorded(self) -> bool:
@@ -305,9 +319,3 @@ class ResponseRecorder:
         chunk = bytes(self._unsent)
         self._unsent.clear()
         await self._send({"type": "http.response.body", "body": chunk, "more_body": more})
-
-
-async def _is_whole(pieces: Pieces) -> bool:
-    """Read what the app has left of a long request: only the whole has a fingerprint."""
-    await pieces.read_to_end()
-    return not pieces.is_cut

@@ -17,7 +17,7 @@ from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route
 from support.asgi import Exchange, answer, answered, keyed, read_all
-from support.executors import declared_dead, kill, query, until
+from support.executors import declared_dead, executor_of, is_another, kill, query, until
 from support.interruption import Gate
 
 from asgi_durable import Durable, DurableError, DurableUsageError, FinalError, IdempotencyPolicy
@@ -363,6 +363,8 @@ async def test_who_looks_later_is_told_only_when_the_body_is_there(url: str) -> 
     async with upload.durable:
         call = asyncio.create_task(upload.app(scope, sender.receive, sender.send))
         await sender.gate.reached.wait()
+        # It has every chance to be told too early.
+        await asyncio.wait([call], timeout=0.1)
         early = list(sender.sent)
         sender.gate.open()
         await call
@@ -449,9 +451,13 @@ async def test_the_client_of_a_long_body_may_still_stop_the_work_after_it(url: s
         await gate.wait()
         await answer(send, str(len(body)).encode())
 
-    upload.app = upload.durable.wrap(serve)
-    async with upload.durable:
+    upload.app, sender.gate = upload.durable.wrap(serve), Gate()
+    async with upload.durable, asyncio.timeout(60):
         call = asyncio.create_task(upload.post(sender=sender))
+        await sender.gate.reached.wait()
+        # Whoever watches the client has every chance to take a piece of the body.
+        await asyncio.wait([call], timeout=0.1)
+        sender.gate.open()
         await gate.reached.wait()
         sender.disconnected.set()
         await call
@@ -500,6 +506,31 @@ async def test_a_request_that_others_have_is_not_begun_again_without_its_body(ur
     )
 
 
+async def test_a_body_is_not_given_again_to_a_request_that_is_begun_again(url: str) -> None:
+    here, there, gate = Upload(url), Upload(url), Gate()
+
+    async def serve(scope, receive, send) -> None:
+        body = await read_all(receive)
+        here.calls += 1
+        await gate.wait()
+        await answer(send, str(len(body)).encode())
+
+    here.app = here.durable.wrap(serve)
+    async with here.durable, there.durable, asyncio.timeout(60):
+        old_id = executor_of(here.durable).id
+        call = asyncio.create_task(here.post())
+        await gate.reached.wait()
+        async with declared_dead(here.durable):
+            pass
+        await is_another(here.durable, old_id)
+        gate.open()
+        late = await call
+        retry = await here.post()
+
+    assert (late.status, late.headers("retry-after")) == (503, ["1"])
+    assert (retry.body, here.calls) == (b"3500", 2)
+
+
 # What a body is kept in
 
 
@@ -528,12 +559,14 @@ async def test_the_file_of_a_body_is_closed_whatever_becomes_of_it(
     assert leaving.sent == []
 
 
+@pytest.mark.parametrize("reads", [True, False])
 async def test_an_answer_that_expires_while_a_body_is_compared_is_not_made_without_the_body(
-    url: str,
+    url: str, *, reads: bool
 ) -> None:
     upload, sender = Upload(url, retention=1000.0), Sender()
-    async with upload.durable:
+    async with upload.durable, asyncio.timeout(60):
         first = await upload.post()
+        upload.reads = reads
         sender.gate = Gate()
         call = asyncio.create_task(upload.post(sender=sender))
         await sender.gate.reached.wait()
@@ -543,8 +576,9 @@ async def test_an_answer_that_expires_while_a_body_is_compared_is_not_made_witho
         late = await call
         retry = await upload.post()
 
+    size = 3500 if reads else 0
     assert (late.status, late.headers("retry-after")) == (503, ["1"])
-    assert (first.body, retry.body) == (b"3500 in call 1", b"3500 in call 3")
+    assert (first.body, retry.body) == (b"3500 in call 1", f"{size} in call 3".encode())
 
 
 async def query_write(url: str, sql: str) -> None:
