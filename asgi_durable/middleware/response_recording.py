@@ -101,7 +101,7 @@ class ResponseRecorder:
             return
         if kind == "http.response.start":
             self._start = message
-            if await self._is_streamed(message):
+            if self._policy.stream == "record" and await self._is_streamed(message):
                 await self._begin_stream(message)
             elif is_event_stream(message.get("headers", ())):
                 self._is_kept = False
@@ -176,8 +176,6 @@ class ResponseRecorder:
 
     async def _is_streamed(self, start: Message) -> bool:
         """Tell whether an answer is recorded as a stream from its start on."""
-        if self._policy.stream == "bypass":
-            return False
         if self._request.attempts > 1:
             self._recorded = await self._request.stream.read(-1)
         # What was recorded so far was shown: whatever is the answer now goes on from there.

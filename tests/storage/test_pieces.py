@@ -50,7 +50,8 @@ async def test_pieces_are_read_in_order_behind_an_offset(storage: Storage, other
     assert await other.read_pieces("r", -1) == [START, piece(4), piece(8, b"more")]
     assert await other.read_pieces("r", 4) == [piece(8, b"more")]
     assert await other.read_pieces("r", 8) == []
-    assert await other.read_pieces("unknown", -1) == []
+    for unknown in ("unknown", "zero\0", "\ud800"):
+        assert await other.read_pieces(unknown, -1) == []
 
 
 async def test_a_page_is_so_long_or_one_piece(storage: Storage) -> None:

@@ -175,8 +175,8 @@ class BatchStatements:
             is_alive=row["is_alive"],
             is_whole=False,
             started=started,
-            recorded=frozenset(zip(row["recorded_ids"], row["recorded_numbers"], strict=True)),
-            streamed=frozenset(zip(row["streamed_ids"], row["streamed_ends"], strict=True)),
+            recorded=_places(row, "recorded_ids", "recorded_numbers"),
+            streamed=_places(row, "streamed_ids", "streamed_ends") if rows.pieces else frozenset(),
             ended=started.intersection(rows.folded) | frozenset(row["ended"]),
         )
 
@@ -247,6 +247,12 @@ class _Builder:
         count = " + ".join(
             f"(SELECT count(*) FROM {name})" for name in [*started, *recorded, *streamed, *ended]
         )
+        told_pieces = (
+            f", {_returned(streamed, 'workflow_id')} AS streamed_ids, "
+            f"{_returned(streamed, 'end_offset')} AS streamed_ends"
+            if streamed
+            else ""
+        )
         return (
             f"WITH {', '.join(self._parts)}, "
             f"result AS MATERIALIZED (SELECT {count} = $2::int8 AS is_whole) "
@@ -254,9 +260,7 @@ class _Builder:
             f"{_returned(started, 'workflow_id')} AS started, "
             f"{_returned(recorded, 'workflow_id')} AS recorded_ids, "
             f"{_returned(recorded, 'step_number', 'int4[]')} AS recorded_numbers, "
-            f"{_returned(streamed, 'workflow_id')} AS streamed_ids, "
-            f"{_returned(streamed, 'end_offset', 'int8[]')} AS streamed_ends, "
-            f"{_returned(ended, 'workflow_id')} AS ended FROM result"
+            f"{_returned(ended, 'workflow_id')} AS ended{told_pieces} FROM result"
         )
 
     def _add_starts(self) -> None:
@@ -360,6 +364,10 @@ def _returned(parts: Sequence[str], column: str, array_type: str = "text[]") -> 
     # What everybody knows is not sent.
     arrays = " || ".join(f"ARRAY(SELECT {column} FROM {part})" for part in parts)
     return f"CASE WHEN NOT is_whole THEN {arrays} END"
+
+
+def _places(row: Any, ids: str, numbers: str) -> frozenset[tuple[str, int]]:
+    return frozenset(zip(row[ids], row[numbers], strict=True))
 
 
 def _end_values(end: FinishWorkflow) -> tuple[Any, ...]:

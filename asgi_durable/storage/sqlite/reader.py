@@ -99,7 +99,11 @@ class SQLiteReader:
     def read_pieces(self, workflow_id: str, after: int) -> list[PieceRecord]:
         """See ``StepLog.read_pieces``."""
         parameters = {"id": workflow_id, "after": after}
-        return [piece_from(row) for row in self.connection.execute(_READ_PIECES, parameters)]
+        try:
+            rows = self.connection.execute(_READ_PIECES, parameters).fetchall()
+        except UnicodeEncodeError:  # no row can have such an id
+            return []
+        return [piece_from(row) for row in rows]
 
     def load_runs(self, workflow_ids: Sequence[str]) -> list[StoredRun]:
         """See ``StepLog.load_runs``."""
