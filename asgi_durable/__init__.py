@@ -31,6 +31,7 @@ from asgi_durable.middleware.idempotency_policy import IdempotencyPolicy
 from asgi_durable.middleware.lifespan import LifespanMiddleware
 from asgi_durable.middleware.problem_details import ProblemDetailsMiddleware
 from asgi_durable.middleware.request_context import RequestContextMiddleware
+from asgi_durable.middleware.request_server import ResumedRequest
 from asgi_durable.middleware.tracing import TracingMiddleware
 from asgi_durable.request_errors import (
     AttemptsExhaustedError,
@@ -89,6 +90,7 @@ __all__ = [
     "RequestInProgressError",
     "RequestTooLargeError",
     "ResponseNotKeptError",
+    "ResumedRequest",
     "RetryLaterError",
     "RetryPolicy",
     "StepInterruptedError",

@@ -14,6 +14,7 @@ from asgi_durable.errors import StorageError, StorageUnavailableError
 from asgi_durable.per_loop import PerLoop
 from asgi_durable.storage.protocol import StepLog
 from asgi_durable.storage.writes import (
+    ClaimRequest,
     CompleteStep,
     FinishWorkflow,
     Outcome,
@@ -158,6 +159,6 @@ def _payload_bytes(write: Write) -> int:
         body = write.response.body if write.response is not None else None
         inputs = sum(len(start.input or b"") for start in write.starts)
         return len(write.output or write.error or b"") + len(body or b"") + inputs
-    if isinstance(write, StartWorkflow):
+    if isinstance(write, (StartWorkflow, ClaimRequest)):
         return len(write.workflow.input or b"")
     return 0

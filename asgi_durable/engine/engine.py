@@ -23,6 +23,7 @@ from asgi_durable.engine.registry import (
     TransactionDefinition,
     WorkflowDefinition,
 )
+from asgi_durable.engine.request_servers import RequestServers
 from asgi_durable.engine.requests import Requests
 from asgi_durable.engine.run import Run
 from asgi_durable.engine.running import Running, assemble
@@ -162,6 +163,7 @@ class Engine:
 
     def _forget_running(self) -> None:
         self._running = None
+        self.registry.request_servers.clear()
 
     async def _build(self) -> Running:
         self.registry.prepare()
@@ -207,6 +209,11 @@ class Engine:
             # Says why it could not be started.
             require_asyncio()
         return self.running().requests
+
+    @property
+    def request_servers(self) -> RequestServers:
+        """Who can serve requests without their clients."""
+        return self.registry.request_servers
 
     def call_step(
         self, definition: StepDefinition, args: tuple[Any, ...], kwargs: Mapping[str, Any]

@@ -104,7 +104,7 @@ def workflow_status(record: WorkflowRecord, codec: Codec, *, is_asleep: bool) ->
         workflow_id=record.workflow_id,
         name=record.name,
         status=WorkflowState.SUSPENDED if is_asleep else record.state,
-        input=_decoded(codec, record.input),
+        input=None if record.is_request else _decoded(codec, record.input),
         output=_decoded(codec, record.output),
         error=error,
         attempts=record.attempts,

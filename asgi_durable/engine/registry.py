@@ -12,6 +12,7 @@ from typing import Any, Protocol, Self, TypeVar
 
 from asgi_durable.codec import Codec
 from asgi_durable.engine.body_threads import BodyThreads
+from asgi_durable.engine.request_servers import RequestServers
 from asgi_durable.engine.step_options import StepOptions
 from asgi_durable.errors import DecodeError, DurableUsageError, EncodeError
 from asgi_durable.type_registry import function_hints
@@ -272,11 +273,13 @@ class Registry:
 
     Attributes:
         threads: Where functions that are not async run, unless a thread waits for them.
+        request_servers: The apps of this process.
     """
 
     def __init__(self, codec: Codec) -> None:
         self.codec = codec
         self.threads = BodyThreads()
+        self.request_servers = RequestServers()
         self._workflows: dict[str, WorkflowDefinition] = {}
         self._unprepared: list[Definition] = []
         self._ambient_rules: list[AmbientParameter] = []

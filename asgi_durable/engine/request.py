@@ -24,6 +24,8 @@ class Request:
         request_id: Of this try.
         retention: For how long its answer is kept.
         follows: True if it is to follow the stream that a twin's answer is recorded as.
+        input: All that a process needs to go on with it without its client; ``None`` where that
+            is left to the client.
     """
 
     workflow_id: str
@@ -32,6 +34,7 @@ class Request:
     request_id: str
     retention: Retention = Retention()  # noqa: RUF009  frozen
     follows: bool = False
+    input: bytes | None = None
 
 
 def record_of(services: Services, request: Request) -> WorkflowRecord:
@@ -48,7 +51,7 @@ def record_of(services: Services, request: Request) -> WorkflowRecord:
         awaited=True,
         request_id=request.request_id,
         fingerprint=request.fingerprint,
-        input=None,
+        input=request.input,
         output=None,
         error=None,
         created_at_us=now,

@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import contextvars
 import time
-from collections.abc import Coroutine, Iterable, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Sequence
 from typing import Any
 
 from asgi_durable.engine.active_runs import ActiveRuns
@@ -19,14 +19,26 @@ from asgi_durable.storage.writes import CancelWorkflow, OutcomeKind
 
 __all__ = ["Resumption"]
 
+DriveRequest = Callable[[Run], Coroutine[Any, Any, Ending]]
+
 
 class Resumption:
-    """Resumes or releases workflows that no run of this process has."""
+    """Resumes or releases workflows that no run of this process has.
 
-    def __init__(self, services: Services, active: ActiveRuns, drives: Drives) -> None:
+    Args:
+        services: What all runs share.
+        active: The runs of this process.
+        drives: What a run of a function does.
+        drive_request: What a run of a request does.
+    """
+
+    def __init__(
+        self, services: Services, active: ActiveRuns, drives: Drives, drive_request: DriveRequest
+    ) -> None:
         self._services = services
         self._active = active
         self._drives = drives
+        self._drive_request = drive_request
 
     async def load_idle(self, workflow_ids: list[str]) -> list[StoredRun]:
         """Return the logs of unfinished workflows that no run of this process has.
@@ -90,6 +102,8 @@ class Resumption:
         )
         run.load(stored)
         run.claimed.set(True)
+        if run.workflow.is_request:
+            return self._launch_alone(run, self._drive_request(run))
         return self._launch_alone(run, self._drives.resumed(run, is_counted=is_counted))
 
     def begin(self, workflows: Iterable[WorkflowRecord]) -> None:

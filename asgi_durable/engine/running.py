@@ -12,6 +12,7 @@ from asgi_durable.engine.executor import Executor
 from asgi_durable.engine.limits import Limits
 from asgi_durable.engine.loop_guard import LoopGuards
 from asgi_durable.engine.outcomes import Outcomes
+from asgi_durable.engine.recovered_requests import RecoveredRequests
 from asgi_durable.engine.recovery import Recovery
 from asgi_durable.engine.registry import Registry
 from asgi_durable.engine.requests import Requests
@@ -74,10 +75,12 @@ def assemble(
     )
     active = ActiveRuns()
     drives = Drives(services)
-    resumption = Resumption(services, active, drives)
+    recovered = RecoveredRequests(services, active)
+    resumption = Resumption(services, active, drives, recovered.drive)
     recovery = Recovery(services, active, resumption)
     takeover = Takeover(services, resumption, recovery)
     outcomes = Outcomes(services, active, recovery)
+    recovered.on_recorded = outcomes.wake
     workflows = Workflows(services, active, drives, outcomes)
     cancellation = Cancellation(services, active, outcomes, limits.cancelled_requests)
     running = Running(

@@ -74,6 +74,7 @@ class Takeover:
             names=names,
             bound_names=bound_names,
             excluded_ids=self._recovery.parked_ids | self._resumption.stale_ids(),
+            requests=self._services.registry.request_servers.only is not None,
         )
 
     def _sweep_soon(self) -> None:

@@ -8,8 +8,10 @@ asked to come back, or interrupted and goes on after what is recorded.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Protocol
 
+from asgi_durable.engine.request_servers import RequestServers
 from asgi_durable.engine.requests import Requests
 from asgi_durable.errors import DurableError
 from asgi_durable.middleware.asgi import ASGIApp, Receive, Scope, Send
@@ -20,6 +22,7 @@ from asgi_durable.middleware.policy_routes import PolicyFinder, PolicyRoutes
 from asgi_durable.middleware.problem_details import send_problem
 from asgi_durable.middleware.request_attempt import Connection
 from asgi_durable.middleware.request_body import ClientGoneError
+from asgi_durable.middleware.request_server import ServingApp
 from asgi_durable.middleware.request_status import StatusPages
 from asgi_durable.request_errors import KeyMalformedError, KeyMissingError, PolicyFailedError
 
@@ -32,6 +35,10 @@ class RequestSource(Protocol):
     @property
     def requests(self) -> Requests:
         """Workflows that are requests."""
+
+    @property
+    def request_servers(self) -> RequestServers:
+        """Who in this process can serve requests without their clients."""
 
     @property
     def is_in_request(self) -> bool:
@@ -70,6 +77,7 @@ class IdempotencyMiddleware:
         self.policy = policy or IdempotencyPolicy()
         self._policies = PolicyRoutes(self.policy, routes or {}, find_policy)
         prefix = self.policy.status_prefix
+        self._serving = ServingApp(app, self._policies)
         self._pages = (
             StatusPages(prefix, may_cancel=self.policy.client_may_cancel)
             if prefix is not None
@@ -80,7 +88,7 @@ class IdempotencyMiddleware:
         """Serve a request."""
         # A stack inside another one, as of a mounted application, leaves the request to it.
         if scope["type"] != "http" or self.engine.is_in_request:
-            await self.app(scope, receive, send)
+            await self._pass(scope, receive, send)
         elif scope["method"] in self._policies.methods and not self._is_cancellation(scope):
             try:
                 policy = self._policies.find(scope)
@@ -105,6 +113,12 @@ class IdempotencyMiddleware:
         method: str = scope["method"]
         return method == "DELETE" and self._pages is not None and bool(self._pages.find(scope))
 
+    async def _pass(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "lifespan":
+            await self._serving.live(scope, receive, send, self.engine.request_servers)
+        else:
+            await self.app(scope, receive, send)
+
     async def _serve_covered(
         self, scope: Scope, receive: Receive, send: Send, policy: IdempotencyPolicy
     ) -> None:
@@ -114,6 +128,9 @@ class IdempotencyMiddleware:
         except DurableError as error:
             await send_problem(send, error, headers=policy.links)
             return
+        if policy.recover == "server" and not self._serving.is_started:
+            # No process could call the app that has not seen its lifespan.
+            policy = replace(policy, recover="client")
         connection = Connection(scope, receive, send)
         request = KeyedRequest(self.app, requests, policy, self._pages, connection)
         try:

@@ -25,6 +25,7 @@ _CHOICES = {
     "on_store_error": ("reject", "bypass"),
     "oversize": ("reject", "hash"),
     "stream": ("bypass", "record"),
+    "recover": ("client", "server"),
 }
 _AMOUNTS = (
     "max_wait",
@@ -86,6 +87,9 @@ class IdempotencyPolicy:
         on_store_error: ``"reject"`` answers 503 where the storage is not available;
             ``"bypass"`` serves the request without any protection, and says so in the answer
             (``Idempotency-Status: ignored``).
+        recover: Who goes on with a request whose process died or stopped: with ``"client"`` its
+            retry; with ``"server"`` any process that serves the application, without waiting for
+            one. The request is kept for that, without ``Authorization`` and ``Cookie``.
         retention: Seconds that an answer is kept, from its completion.
         on_expired: ``"forget"`` frees the key at the end of the retention; ``"reject"`` answers
             410 for ``tombstone_retention`` seconds more, and carries nothing out again.
@@ -131,6 +135,7 @@ class IdempotencyPolicy:
     client_may_cancel: bool = False
     on_disconnect: Literal["finish", "cancel"] = "finish"
     on_store_error: Literal["reject", "bypass"] = "reject"
+    recover: Literal["client", "server"] = "client"
     retention: float = _DAY
     on_expired: Literal["forget", "reject"] = "forget"
     tombstone_retention: float = 30 * _DAY

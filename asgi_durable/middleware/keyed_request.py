@@ -40,6 +40,7 @@ from asgi_durable.middleware.request_body import (
     read_start,
     too_large,
 )
+from asgi_durable.middleware.request_server import encode_request
 from asgi_durable.middleware.request_status import StatusPages, send_accepted
 from asgi_durable.middleware.response_headers import IGNORED, with_marks
 from asgi_durable.request_errors import RequestInProgressError
@@ -84,6 +85,7 @@ class KeyedRequest:
         self._marks: Headers = []
         self._location: Headers = []
         self._about = AboutKey()
+        self._principal = b""
         self._body: bytes | Pieces = b""
         self._waited_seconds = 0.0
         self._lost_at: float | None = None
@@ -141,6 +143,7 @@ class KeyedRequest:
         """Return the id of the request's workflow, and take note of what answers say of it."""
         scope, policy = self._scope, self._policy
         principal = principal_of(scope, policy.principal, policy.session_cookie)
+        self._principal = principal
         endpoint = None
         if policy.scope == "endpoint":
             endpoint = f"{scope['method']} {scope['path']}".encode("utf-8", "surrogatepass")
@@ -156,6 +159,11 @@ class KeyedRequest:
     def _request(self, workflow_id: str, fingerprint: str) -> Request:
         scope, policy = self._scope, self._policy
         context = current_request.get()
+        body = self._body
+        data = None
+        # A body that is not kept can only be sent again by its client.
+        if policy.recover == "server" and isinstance(body, bytes):
+            data = encode_request(scope, body, self._principal)
         return Request(
             workflow_id=workflow_id,
             name=f"{scope['method']} {scope['path']}",
@@ -163,6 +171,7 @@ class KeyedRequest:
             request_id=context.request_id if context is not None else new_id(),
             retention=policy.kept_for,
             follows=policy.stream == "record" and policy.dialect == "default",
+            input=data,
         )
 
     async def _try(self, request: Request) -> bool:

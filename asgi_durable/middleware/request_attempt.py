@@ -101,6 +101,10 @@ class RequestAttempt:
             self._client_gone = True
             raise
 
+    def has_no_client(self) -> None:
+        """Send nothing: nobody is there."""
+        self._client_gone = True
+
     async def handle(self, request: RequestRun) -> None:
         """Call the app; this is the body of the request's workflow."""
         recorder = self._recorder = self._begin(request)

@@ -75,11 +75,14 @@ class Runnable:
         names: The functions that it knows.
         bound_names: Those among them that need their request: not where they are its children.
         excluded_ids: Workflows that it has tried in vain.
+        requests: True for requests as well: those that have an input, and whose owner died or
+            left. One that was released waits for its client.
     """
 
     names: frozenset[str]
     bound_names: frozenset[str] = frozenset()
     excluded_ids: frozenset[str] = frozenset()
+    requests: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,7 +131,7 @@ class Executors(Protocol):
     async def take_over(
         self, executor_id: str, *, runnable: Runnable, limit: int, suspects: bool
     ) -> list[TakenWorkflow]:
-        """Make free workflows of functions the executor's, and count an execution of each.
+        """Make free workflows that can be run the executor's, and count an execution of each.
 
         Where the last owner died, and not just left, its death is counted in ``crashes``: 1
         if the log has entries that were not there at the crash before, else one more. A

@@ -67,7 +67,8 @@ class WorkflowRecord:
         awaited: True if the parent called it, False if it only started it.
         fingerprint: Set on a request's own workflow: a digest of the request, or what stands
             for it (:func:`is_pending`).
-        input: Encoded arguments, absent for a request.
+        input: Encoded arguments; of a request all that a process needs to go on with it without
+            its client, and absent where it may not.
         output: Encoded result, once the state is SUCCESS; absent for a request.
         error: Encoded exception, once the state is ERROR or RETRIES_EXCEEDED.
         created_at_us: Microseconds since 1970, UTC, by the writer's clock.

@@ -95,6 +95,19 @@ Index(
     sqlite_where=workflows.c.state == "PENDING",
     postgresql_where=workflows.c.state == "PENDING",
 )
+# Requests that any process may go on with: their input is kept.
+_is_recoverable = and_(
+    workflows.c.state == "PENDING",
+    workflows.c.fingerprint.is_not(None),
+    workflows.c.input.is_not(None),
+)
+Index(
+    "ix_asgi_durable_workflows_recoverable",
+    workflows.c.executor_id,
+    workflows.c.workflow_id,
+    sqlite_where=_is_recoverable,
+    postgresql_where=_is_recoverable,
+)
 # Requests without an answer: which of them nobody has gone on with for long.
 _is_unanswered = and_(workflows.c.state == "PENDING", workflows.c.fingerprint.is_not(None))
 Index(

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 from asgi_durable.storage import tables
 from asgi_durable.storage.postgres.rows import NOW_US, PostgresNames, list_of
 from asgi_durable.storage.postgres.session import LOCK_CLASS
 
-__all__ = ["ExecutorStatements"]
+__all__ = ["REQUESTS", "ExecutorStatements"]
 
 # The advisory locks that executors hold in this database.
 _HELD_KEYS = (
@@ -16,10 +18,17 @@ _HELD_KEYS = (
 )
 # Of a function, not of a request: that waits for its client.
 _PENDING = "w.state = 'PENDING' AND w.fingerprint IS NULL"
+# Of a request that goes on without its client.
+_RECOVERABLE = "w.state = 'PENDING' AND w.fingerprint IS NOT NULL AND w.input IS NOT NULL"
+# Among the excluded ids, if a process can serve requests: no id has a line's end in it.
+REQUESTS = "requests\n"
 # What a process can run: $2 names, $3 bound names, $4 excluded ids.
 _RUNNABLE = (
     f"{_PENDING} AND w.name = ANY($2::text[]) "
     "AND (w.parent_id IS NULL OR w.name <> ALL($3::text[])) AND w.workflow_id <> ALL($4::text[])"
+)
+_RUNNABLE_REQUEST = (
+    f"{_RECOVERABLE} AND '{REQUESTS}' = ANY($4::text[]) AND w.workflow_id <> ALL($4::text[])"
 )
 
 
@@ -49,9 +58,10 @@ class ExecutorStatements:
         )
 
     def _is_forgettable(self) -> str:
+        owned = f"SELECT 1 FROM {self._names.workflows} AS w WHERE w.executor_id = e.executor_id"
         return (
-            "e.state <> 'ALIVE' AND NOT EXISTS (SELECT 1 "
-            f"FROM {self._names.workflows} AS w WHERE w.executor_id = e.executor_id AND {_PENDING})"
+            f"e.state <> 'ALIVE' AND NOT EXISTS ({owned} AND {_PENDING}) "
+            f"AND NOT EXISTS ({owned} AND {_RECOVERABLE})"
         )
 
     def _register(self) -> str:
@@ -83,6 +93,8 @@ class ExecutorStatements:
         )
         own = "renewed" if renews else f"{executors} WHERE executor_id = $1 AND state = 'ALIVE'"
         orphans = f"EXISTS (SELECT 1 FROM {workflows} AS w WHERE {_RUNNABLE} AND w.executor_id"
+        # One that nobody owns has failed, and waits for its client.
+        requests = f"EXISTS (SELECT 1 FROM {workflows} AS w WHERE {_RUNNABLE_REQUEST} "
         return (
             f"WITH {renewed if renews else ''}"
             "others AS MATERIALIZED (SELECT executor_id, lease_expires_at_us, session_lock "
@@ -94,7 +106,8 @@ class ExecutorStatements:
             "AS expired, "
             "ARRAY(SELECT executor_id FROM unlocked) AS unlocked_ids, "
             "ARRAY(SELECT session_lock FROM unlocked) AS unlocked_keys, "
-            f"{orphans} IS NULL) OR {orphans} = ANY(ARRAY({self._free_owners()}))) AS has_orphans, "
+            f"{orphans} IS NULL) OR {orphans} = ANY(ARRAY({self._free_owners()}))) "
+            f"OR {requests} AND w.executor_id = ANY(ARRAY({self._free_owners()}))) AS has_orphans, "
             f"EXISTS (SELECT 1 FROM {self._names.fences} AS f WHERE {self._is_obsolete()}) "
             "AS has_obsolete_fences, "
             f"EXISTS (SELECT 1 FROM {executors} AS e WHERE {self._is_forgettable()}) "
@@ -158,17 +171,22 @@ class ExecutorStatements:
         # As the index has them, of one owner: no more are read than are taken.
         first = (
             f"SELECT w.workflow_id FROM {workflows} AS w WHERE w.executor_id {{owner}} "
-            f"AND {_RUNNABLE} AND EXISTS (SELECT 1 FROM me) AND ({crashes} >= 2) = $6::bool "
-            "ORDER BY w.executor_id, w.fingerprint, w.workflow_id LIMIT $5::int8 "
+            f"AND {{runnable}} AND EXISTS (SELECT 1 FROM me) AND ({crashes} >= 2) = $6::bool "
+            "ORDER BY w.executor_id, {then}w.workflow_id LIMIT $5::int8 "
             "FOR UPDATE OF w SKIP LOCKED"
         )
+        functions = partial(first.format, runnable=_RUNNABLE, then="w.fingerprint, ")
+        requests = partial(first.format, runnable=_RUNNABLE_REQUEST, then="")
+        of_owner = {"owner": "= owners.executor_id"}
         return (
             f"WITH me AS MATERIALIZED ({self._names.fence('$1::text')}), "
             f"owners AS MATERIALIZED ({self._free_owners()}), "
             "taken AS MATERIALIZED (SELECT workflow_id, owner FROM (SELECT found.workflow_id, "
             "owners.executor_id AS owner FROM owners "
-            f"CROSS JOIN LATERAL ({first.format(owner='= owners.executor_id')}) AS found UNION ALL "
-            f"SELECT workflow_id, NULL FROM ({first.format(owner='IS NULL')}) AS released) AS free "
+            f"CROSS JOIN LATERAL ({functions(**of_owner)}) AS found UNION ALL "
+            "SELECT found.workflow_id, owners.executor_id FROM owners "
+            f"CROSS JOIN LATERAL ({requests(**of_owner)}) AS found UNION ALL "
+            f"SELECT workflow_id, NULL FROM ({functions(owner='IS NULL')}) AS released) AS free "
             "ORDER BY workflow_id LIMIT $5::int8) "
             f"UPDATE {workflows} AS w SET executor_id = $1, attempts = w.attempts + 1, "
             f"crashes = {crashes}, updated_at_us = {NOW_US}, "
@@ -198,6 +216,8 @@ class ExecutorStatements:
             f"SELECT o.executor_id, 'DEAD', {NOW_US} FROM owners AS o "
             "WHERE o.executor_id IS NOT NULL AND NOT EXISTS "
             f"(SELECT 1 FROM {executors} AS e WHERE e.executor_id = o.executor_id) "
-            f"AND EXISTS (SELECT 1 FROM {workflows} AS w "
-            f"WHERE w.executor_id = o.executor_id AND {_PENDING}) ON CONFLICT DO NOTHING"
+            f"AND (EXISTS (SELECT 1 FROM {workflows} AS w "
+            f"WHERE w.executor_id = o.executor_id AND {_PENDING}) "
+            f"OR EXISTS (SELECT 1 FROM {workflows} AS w "
+            f"WHERE w.executor_id = o.executor_id AND {_RECOVERABLE})) ON CONFLICT DO NOTHING"
         )

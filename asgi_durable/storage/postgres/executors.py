@@ -11,7 +11,7 @@ from __future__ import annotations
 import time
 from typing import Any
 
-from asgi_durable.storage.postgres.executor_statements import ExecutorStatements
+from asgi_durable.storage.postgres.executor_statements import REQUESTS, ExecutorStatements
 from asgi_durable.storage.postgres.link import Wire
 from asgi_durable.storage.postgres.rows import PostgresNames, workflow_from
 from asgi_durable.storage.postgres.session import PostgresSession, Registration, new_lock_key
@@ -157,4 +157,6 @@ class PostgresExecutors:
 
 
 def _lists_of(runnable: Runnable) -> tuple[list[str], list[str], list[str]]:
-    return (list(runnable.names), list(runnable.bound_names), list(runnable.excluded_ids))
+    requests = [REQUESTS] if runnable.requests else []
+    excluded_ids = [*runnable.excluded_ids, *requests]
+    return (list(runnable.names), list(runnable.bound_names), excluded_ids)

@@ -41,16 +41,27 @@ _END = (
 _FORGET = (
     f"DELETE FROM {_EXECUTORS} WHERE state <> 'ALIVE' AND NOT EXISTS "
     f"(SELECT 1 FROM {_WORKFLOWS} AS w WHERE w.executor_id = {_EXECUTORS}.executor_id"
-    " AND w.fingerprint IS NULL AND w.state = 'PENDING')"
+    " AND w.fingerprint IS NULL AND w.state = 'PENDING') AND NOT EXISTS "
+    f"(SELECT 1 FROM {_WORKFLOWS} AS r WHERE r.executor_id = {_EXECUTORS}.executor_id"
+    " AND r.fingerprint IS NOT NULL AND r.input IS NOT NULL AND r.state = 'PENDING')"
 )
 # Free workflows of one owner, or of nobody, that a process can run.
-_RUNNABLE = (
+_FUNCTIONS = (
     "executor_id IS :owner AND fingerprint IS NULL AND state = 'PENDING' "
     "AND name IN (SELECT value FROM json_each(:names)) "
     "AND (parent_id IS NULL OR name NOT IN (SELECT value FROM json_each(:bound))) "
     "AND workflow_id NOT IN (SELECT value FROM json_each(:excluded))"
 )
-_HAS_RUNNABLE = f"SELECT EXISTS (SELECT 1 FROM {_WORKFLOWS} WHERE {_RUNNABLE})"
+# Free requests of one owner. One of nobody has failed and waits for its client.
+_REQUESTS = (
+    "executor_id = :owner AND fingerprint IS NOT NULL AND input IS NOT NULL "
+    "AND state = 'PENDING' AND :requests "
+    "AND workflow_id NOT IN (SELECT value FROM json_each(:excluded))"
+)
+_HAS_RUNNABLE = (
+    f"SELECT EXISTS (SELECT 1 FROM {_WORKFLOWS} WHERE {_FUNCTIONS}) "
+    f"OR EXISTS (SELECT 1 FROM {_WORKFLOWS} WHERE {_REQUESTS})"
+)
 _ENTRIES = (
     f"(SELECT count(*) FROM {_STEPS} AS s WHERE s.workflow_id = {_WORKFLOWS}.workflow_id)"
     f" + (SELECT count(*) FROM {_WORKFLOWS} AS c WHERE c.parent_id = {_WORKFLOWS}.workflow_id)"
@@ -59,11 +70,12 @@ _CRASHES = (
     f"CASE WHEN NOT :crashed THEN crashes WHEN {_ENTRIES} > crashed_at_entry THEN 1 "
     "ELSE crashes + 1 END"
 )
-_SELECT_RUNNABLE = (
+_SELECT_RUNNABLE = [
     f"SELECT workflow_id, {_CRASHES}, CASE WHEN :crashed THEN {_ENTRIES} ELSE crashed_at_entry END "
-    f"FROM {_WORKFLOWS} WHERE {_RUNNABLE} AND (({_CRASHES}) >= 2) = :suspects "
+    f"FROM {_WORKFLOWS} WHERE {runnable} AND (({_CRASHES}) >= 2) = :suspects "
     "ORDER BY workflow_id LIMIT :limit"
-)
+    for runnable in (_FUNCTIONS, _REQUESTS)
+]
 _TAKE = (
     f"UPDATE {_WORKFLOWS} SET executor_id = :executor_id, attempts = attempts + 1, "
     "crashes = :crashes, crashed_at_entry = :entries, updated_at_us = :now "
@@ -163,8 +175,9 @@ class SQLiteExecutors:
                     "suspects": suspects,
                     "limit": limit,
                 }
-                rows = self._writer.execute(_SELECT_RUNNABLE, parameters).fetchall()
-                found += [(*row, ends.get(owner)) for row in rows]
+                for select in _SELECT_RUNNABLE:
+                    rows = self._writer.execute(select, parameters).fetchall()
+                    found += [(*row, ends.get(owner)) for row in rows]
             # By id, of which each is there once.
             found = sorted(found)[:limit]
             now = _now_us()
@@ -255,4 +268,5 @@ def _parameters(owner: str | None, runnable: Runnable) -> dict[str, Any]:
         "names": json_list(runnable.names),
         "bound": json_list(runnable.bound_names),
         "excluded": json_list(runnable.excluded_ids),
+        "requests": runnable.requests,
     }

@@ -1,0 +1,60 @@
+"""Requests that go on without their client: their process died, or stopped."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+
+from asgi_durable.engine.active_runs import ActiveRuns
+from asgi_durable.engine.endings import Ending, Interrupted
+from asgi_durable.engine.request_run import RequestRun
+from asgi_durable.engine.retention import Retention
+from asgi_durable.engine.run import Run, Services
+from asgi_durable.engine.streams import StreamLog
+from asgi_durable.errors import WorkflowInterruptedError
+
+__all__ = ["RecoveredRequests"]
+
+logger = logging.getLogger(__name__)
+
+# How many processes in a row a request may kill; from then on it waits for its client.
+MAX_CRASHES = 20
+
+
+class RecoveredRequests:
+    """Runs requests of other executors, once each: one that fails waits for its client.
+
+    Attributes:
+        on_recorded: Told of a request whose answer is recorded as a stream, piece by piece.
+    """
+
+    def __init__(self, services: Services, active: ActiveRuns) -> None:
+        self._services = services
+        self._active = active
+        self.on_recorded: Callable[[str], None] = lambda _: None
+
+    async def drive(self, run: Run) -> Ending:
+        """Go on after the log."""
+        server, data = self._services.registry.request_servers.only, run.workflow.input
+        requests: list[RequestRun] = []
+
+        def begin(retention: Retention) -> RequestRun:
+            stream = StreamLog(run, self.on_recorded)
+            requests.append(RequestRun(run, self._active, retention, stream))
+            return requests[-1]
+
+        if server is None or data is None or run.workflow.crashes > MAX_CRASHES:
+            logger.error("Request %s is left to its client", run.workflow_id)
+            await begin(Retention()).leave_for_retry()
+        else:
+            logger.info("Request %s goes on without its client", run.workflow_id)
+            observer = self._services.telemetry.observer
+            with observer.run(run.workflow, entries=run.entries) as observed:
+                run.observed = observed
+                await server.resume(data, begin)
+        ending = requests[-1].ending if requests else None
+        return ending or run.stopped or Interrupted(_unanswered(run))
+
+
+def _unanswered(run: Run) -> WorkflowInterruptedError:
+    return WorkflowInterruptedError(run.workflow_id, "its handler gave no answer")
