@@ -43,7 +43,8 @@ class Sender(Exchange):
 
     Attributes:
         asked: How many pieces the server has taken.
-        gate: Where the last piece waits; open at first.
+        gate: Where it waits before a piece; open at first.
+        waits_with: How many pieces it has left then.
         leaves: True to go away in its place.
     """
 
@@ -52,11 +53,12 @@ class Sender(Exchange):
         self.asked = 0
         self.gate = Gate()
         self.gate.open()
+        self.waits_with = 1
         self.leaves = False
 
     async def receive(self) -> Message:
         self.asked += 1
-        if len(self._chunks) == 1:
+        if len(self._chunks) == self.waits_with:
             await self.gate.wait()
             if self.leaves:
                 self._chunks.clear()
@@ -451,7 +453,7 @@ async def test_the_client_of_a_long_body_may_still_stop_the_work_after_it(url: s
         await gate.wait()
         await answer(send, str(len(body)).encode())
 
-    upload.app, sender.gate = upload.durable.wrap(serve), Gate()
+    upload.app, sender.gate, sender.waits_with = upload.durable.wrap(serve), Gate(), 2
     async with upload.durable, asyncio.timeout(60):
         call = asyncio.create_task(upload.post(sender=sender))
         await sender.gate.reached.wait()
