@@ -10,7 +10,13 @@ from collections.abc import Callable, Coroutine, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
-from asgi_durable.engine.endings import Ending, Interrupted, OwnedElsewhereError, RunStopped
+from asgi_durable.engine.endings import (
+    CancelledElsewhereError,
+    Ending,
+    Interrupted,
+    OwnedElsewhereError,
+    RunStopped,
+)
 from asgi_durable.engine.frame import Frame, current_frame
 from asgi_durable.engine.run import Run
 from asgi_durable.engine.signal import Signal
@@ -189,7 +195,7 @@ class ActiveRuns:
                     run.loop.call_soon_threadsafe(self._cancel, run)
 
     def _cancel(self, run: Run) -> None:
-        _drop(run, OwnedElsewhereError(run.workflow_id, "it was cancelled"))
+        _drop(run, CancelledElsewhereError(run.workflow_id))
         run.loop.call_later(CANCEL_TIMEOUT_SECONDS, self._leave, run)
 
     def _leave(self, run: Run) -> None:

@@ -7,6 +7,7 @@ from asgi_durable.storage.records import WorkflowRecord, WorkflowState
 from asgi_durable.value_class import value_class
 
 __all__ = [
+    "CancelledElsewhereError",
     "Ending",
     "Finished",
     "Interrupted",
@@ -61,6 +62,13 @@ class OwnedElsewhereError(WorkflowInterruptedError):
 
     def __init__(self, workflow_id: str, reason: str = "another executor owns it") -> None:
         super().__init__(workflow_id, reason)
+
+
+class CancelledElsewhereError(OwnedElsewhereError):
+    """The workflow was cancelled, and its row says so."""
+
+    def __init__(self, workflow_id: str) -> None:
+        super().__init__(workflow_id, "it was cancelled")
 
 
 def finished(workflow: WorkflowRecord) -> Finished:

@@ -14,7 +14,7 @@ from dataclasses import replace
 from asgi_durable.engine.active_runs import ActiveRuns, wait_for
 from asgi_durable.engine.cancellation import Cancellation
 from asgi_durable.engine.claimed import Claimed
-from asgi_durable.engine.endings import Ending, Interrupted
+from asgi_durable.engine.endings import CancelledElsewhereError, Ending, Interrupted
 from asgi_durable.engine.outcomes import Outcomes
 from asgi_durable.engine.refusals import (
     Answered,
@@ -202,6 +202,9 @@ class Requests:
                 return await explain(ending.error, fingerprint, self._services.storage)
             if isinstance(ending.error, StorageError):
                 raise ending.error
+            if isinstance(ending.error, CancelledElsewhereError):
+                # The row tells it, which this claim was stopped from reading.
+                return None
             if ending.is_elsewhere:
                 # A dead executor claims nothing; the process goes on as another one soon.
                 executor, left = self._services.executor, rename_by - time.monotonic()
