@@ -63,6 +63,8 @@ class Sender(Exchange):
             if self.leaves:
                 self._chunks.clear()
                 self.disconnected.set()
+        # As on a network, others run in between.
+        await asyncio.sleep(0)
         return await super().receive()
 
 
