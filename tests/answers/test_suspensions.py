@@ -22,7 +22,7 @@ from support.executors import PATIENCE_SECONDS, kill, until
 from support.interruption import Gate
 
 from asgi_durable.engine import request_progress, sleep, sleepers
-from asgi_durable.middleware import request_attempt, request_status
+from asgi_durable.middleware import request_attempt
 
 pytestmark = pytest.mark.anyio
 
@@ -38,7 +38,7 @@ def wake_up(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
 
     def wake_up() -> None:
         real = sleepers.seconds_until
-        for module in (sleep, request_progress, request_attempt, request_status):
+        for module in (sleep, request_progress, request_attempt):
             monkeypatch.setattr(
                 module, "seconds_until", lambda time_us: real(time_us) - ENDLESS_SECONDS
             )

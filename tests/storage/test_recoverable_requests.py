@@ -52,8 +52,9 @@ async def test_what_an_executor_left_is_taken_over_by_who_serves_requests(
     assert await take_over(storage, runnable=WORK) == ["w"]
     assert not (await beat(storage, runnable=WORK)).has_orphans
     assert (await beat(storage, runnable=ALL)).has_orphans
-    (taken,) = await storage.take_over(EXECUTOR, runnable=ALL, limit=9, suspects=False)
+    (found,) = await storage.take_over(EXECUTOR, runnable=ALL, limit=9, suspects=False)
 
+    taken = found.workflow
     assert (taken.executor_id, taken.attempts, taken.crashes) == (EXECUTOR, 2, 0)
     assert taken.input == b"all of it"
     answered = success("r", output=None, response=response())
@@ -127,7 +128,7 @@ async def test_deaths_of_its_owners_are_counted(
 
     assert await take_over(storage, runnable=ALL) == []
     (taken,) = await storage.take_over(EXECUTOR, runnable=ALL, limit=9, suspects=True)
-    assert (taken.attempts, taken.crashes) == (3, 2)
+    assert (taken.workflow.attempts, taken.workflow.crashes) == (3, 2)
 
 
 async def test_an_executor_that_left_nothing_else_is_not_forgotten_before_it(
