@@ -52,6 +52,7 @@ class ActiveRuns:
         self._runs: dict[str, Run] = {}
         self._tasks: dict[asyncio.Task[None], Run] = {}
         self._launched: list[set[str]] = []
+        self._cancelled: set[Run] = set()
         self._closed = False
         self._is_draining = False
         # One method object for all tasks.
@@ -195,6 +196,10 @@ class ActiveRuns:
                     run.loop.call_soon_threadsafe(self._cancel, run)
 
     def _cancel(self, run: Run) -> None:
+        # Once, however often it is told: its code may take its time to clean up.
+        if run in self._cancelled or run.task not in self._tasks:
+            return
+        self._cancelled.add(run)
         _drop(run, CancelledElsewhereError(run.workflow_id))
         run.loop.call_later(CANCEL_TIMEOUT_SECONDS, self._leave, run)
 
@@ -216,7 +221,10 @@ class ActiveRuns:
 
     def _on_done(self, task: asyncio.Task[None]) -> None:
         run = self._tasks.pop(task, None)
-        if run is None or run.done.is_set():
+        if run is None:
+            return
+        self._cancelled.discard(run)
+        if run.done.is_set():
             return
         # Cancelled before its first turn: nothing of `_supervise` has run.
         if run.drive is not None:
@@ -238,6 +246,7 @@ class ActiveRuns:
     def _abandon(self, task: asyncio.Task[None], run: Run) -> None:
         logger.warning("The run of workflow %s does not end; left to itself", run.workflow_id)
         self._tasks.pop(task, None)
+        self._cancelled.discard(run)
         self.release(run)
         if run.stopped is not None:
             run.finish(run.stopped)

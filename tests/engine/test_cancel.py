@@ -65,7 +65,11 @@ async def no_run(durable: Durable, workflow_id: str = "w") -> None:
 # In one process
 
 
-async def test_the_code_is_cancelled_where_it_waits_and_nothing_more_runs(url: str) -> None:
+async def test_the_code_is_cancelled_where_it_waits_and_nothing_more_runs(
+    url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # At once, and not as the heartbeat looks.
+    monkeypatch.setattr(cancellation, "LOOK_INTERVAL_SECONDS", 600.0)
     durable, gate = Durable(url, drain_timeout=0.0), Gate()
     seen: list[str] = []
 
@@ -206,6 +210,32 @@ async def test_nobody_waits_for_a_code_that_does_not_end(
         for _ in range(10):
             await asyncio.sleep(0)
     assert ran == []
+
+
+async def test_its_cleaning_up_is_not_cancelled_as_well(
+    url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cancellation, "LOOK_INTERVAL_SECONDS", 0.0)
+    durable, gate, cleaning = Durable(url, drain_timeout=0.0), Gate(), Gate()
+    cleaned: list[str] = []
+
+    @durable.workflow
+    async def work() -> None:
+        try:
+            await gate.wait()
+        finally:
+            await cleaning.wait()
+            cleaned.append("all")
+
+    async with durable:
+        await durable.options(workflow_id="w").start_workflow(work)
+        await gate.reached.wait()
+        looks = note_calls(durable, "list_cancelled")
+        assert [await durable.cancel_workflow("w") for _ in range(3)] == [True] * 3
+        await until(lambda: len(looks) >= 3)
+        cleaning.open()
+        await until(lambda: cleaned)
+    assert cleaned == ["all"]
 
 
 async def test_a_workflow_may_cancel_itself(url: str) -> None:
