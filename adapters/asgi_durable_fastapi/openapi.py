@@ -11,6 +11,7 @@ from asgi_durable import Durable, IdempotencyPolicy
 from asgi_durable.middleware.handler_policy import policy_of
 from asgi_durable.middleware.openapi import (
     PROBLEM_MEDIA_TYPE,
+    answer_headers,
     key_parameter,
     problem_descriptions,
     problem_schema,
@@ -66,6 +67,11 @@ def _describe_operation(operation: dict[str, Any], policy: IdempotencyPolicy) ->
     if all(known.get("name", "").lower() != name for known in parameters):
         parameters.append(parameter)
     responses = operation.setdefault("responses", {})
+    for status, response in responses.items():
+        if status[:1] in "23":
+            headers = response.setdefault("headers", {})
+            for name, description in answer_headers().items():
+                headers.setdefault(name, {"description": description, "schema": {"type": "string"}})
     for status, description in problem_descriptions(policy).items():
         response = responses.setdefault(status, {"description": description})
         content = response.setdefault("content", {})

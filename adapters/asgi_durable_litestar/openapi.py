@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from litestar.openapi.spec import (
+    OpenAPIHeader,
     OpenAPIMediaType,
     OpenAPIResponse,
     OpenAPIType,
@@ -18,6 +19,7 @@ from litestar.routes import HTTPRoute
 from asgi_durable import Durable, IdempotencyPolicy
 from asgi_durable.middleware.openapi import (
     PROBLEM_MEDIA_TYPE,
+    answer_headers,
     key_parameter,
     problem_descriptions,
     problem_schema,
@@ -83,12 +85,23 @@ def _with_key(parameters: list[Any], policy: IdempotencyPolicy) -> list[Any]:
 
 def _with_problems(responses: dict[str, Any], policy: IdempotencyPolicy) -> dict[str, Any]:
     described = dict(responses)
+    for status, response in described.items():
+        if status[:1] in "23":
+            response.headers = _answer_headers() | (response.headers or {})
     for status, description in problem_descriptions(policy).items():
         response = described.setdefault(status, OpenAPIResponse(description=description))
         content = dict(response.content or {})
         content.setdefault(PROBLEM_MEDIA_TYPE, OpenAPIMediaType(schema=_schema(problem_schema())))
         response.content = content
     return described
+
+
+def _answer_headers() -> dict[str, Any]:
+    schema = Schema(type=OpenAPIType.STRING)
+    return {
+        name: OpenAPIHeader(description=description, schema=schema)
+        for name, description in answer_headers().items()
+    }
 
 
 def _schema(said: dict[str, Any]) -> Schema:

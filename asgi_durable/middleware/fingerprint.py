@@ -22,6 +22,7 @@ from asgi_durable.request_errors import (
 __all__ = [
     "REQUEST_ID_PATTERN",
     "RequestHash",
+    "canonical_json",
     "idempotency_key",
     "is_request_of",
     "principal_of",
@@ -207,7 +208,7 @@ def request_fingerprint(
     if configured is not None:
         return "own:" + _digest(_own_fingerprint(scope, body, configured)).hex()
     hashing = RequestHash(scope)
-    hashing.add(_canonical_json(body) if hashing.is_plain_json else body)
+    hashing.add(canonical_json(body) if hashing.is_plain_json else body)
     return hashing.fingerprint()
 
 
@@ -225,7 +226,7 @@ def _is_json(media_type: bytes) -> bool:
     return name == b"application/json" or name.endswith(b"+json")
 
 
-def _canonical_json(body: bytes) -> bytes:
+def canonical_json(body: bytes) -> bytes:
     """Return a JSON text in one of its spellings; as it is if it is long, or no plain JSON."""
     if len(body) > MAX_CANONICAL_BYTES:
         return body

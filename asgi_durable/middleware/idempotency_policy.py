@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
 from asgi_durable.engine.retention import Retention
 from asgi_durable.errors import DurableUsageError
 from asgi_durable.middleware.asgi import Headers, Scope
+from asgi_durable.middleware.json_members import JsonMembers
 from asgi_durable.retry import RetryPolicy
 
 __all__ = ["IdempotencyPolicy"]
@@ -62,8 +63,9 @@ class IdempotencyPolicy:
             who sends none of them.
         session_cookie: Name of the cookie that says whose request it is.
         fingerprint: Returns what must not change between retries, from the ASGI scope and the
-            body. By default the method, path, query, media type and body; a JSON body is
-            compared by what it says.
+            body; or JSON pointers to the members of a JSON body that must not, ``["/id"]`` say,
+            where others may. By default the method, path, query, media type and body; a JSON
+            body is compared by what it says.
         store_4xx: True to keep an answer of 4xx even where nothing was recorded before it.
             Never kept: 401, 403, 407, 408, 421, 425 and 429.
         max_attempts: How often a request is tried that fails or is interrupted again and
@@ -124,7 +126,7 @@ class IdempotencyPolicy:
     scope: Literal["principal", "endpoint"] = "principal"
     principal: Callable[[Scope], str | None] | None = None
     session_cookie: str | None = None
-    fingerprint: Callable[[Scope, bytes], str] | None = None
+    fingerprint: Callable[[Scope, bytes], str] | Sequence[str] | None = None
     store_4xx: bool = False
     max_attempts: int | None = None
     retry_delay: float | RetryPolicy | None = None
@@ -146,12 +148,19 @@ class IdempotencyPolicy:
     max_response_body: int = 1024 * 1024
     stream: Literal["bypass", "record"] = "bypass"
     max_stream: int = 16 * 1024 * 1024
-    # The header's name as it is in a scope.
+    # The header's name as it is in a scope, and what makes the fingerprint.
     header: bytes = field(init=False, repr=False, compare=False)
+    make_fingerprint: Callable[[Scope, bytes], str] | None = field(
+        init=False, repr=False, compare=False
+    )
 
     def __post_init__(self) -> None:
         """Refuse what cannot be meant."""
         object.__setattr__(self, "header", self.header_name.lower().encode("ascii"))
+        made = self.fingerprint
+        if made is not None and not callable(made):
+            made = JsonMembers(made)
+        object.__setattr__(self, "make_fingerprint", made)
         if safe := sorted(_SAFE_METHODS.intersection(self.methods)):
             msg = f"{safe[0]} changes nothing: a key has no meaning there"
             raise DurableUsageError(msg)

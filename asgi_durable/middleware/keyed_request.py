@@ -129,7 +129,7 @@ class KeyedRequest:
         start, is_whole = await read_start(scope, self._connection.receive, policy.max_request_body)
         self._body = start
         if is_whole and len(start) <= policy.max_request_body:
-            return request_fingerprint(scope, start, policy.fingerprint)
+            return request_fingerprint(scope, start, policy.make_fingerprint)
         if policy.oversize == "reject":
             raise too_large(policy.max_request_body)
         hashing = RequestHash(scope)

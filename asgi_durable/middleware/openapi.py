@@ -8,7 +8,13 @@ from typing import Any
 from asgi_durable.middleware.fingerprint import MAX_KEY_BYTES
 from asgi_durable.middleware.idempotency_policy import IdempotencyPolicy
 
-__all__ = ["PROBLEM_MEDIA_TYPE", "key_parameter", "problem_descriptions", "problem_schema"]
+__all__ = [
+    "PROBLEM_MEDIA_TYPE",
+    "answer_headers",
+    "key_parameter",
+    "problem_descriptions",
+    "problem_schema",
+]
 
 PROBLEM_MEDIA_TYPE = "application/problem+json"
 
@@ -41,6 +47,14 @@ def problem_descriptions(policy: IdempotencyPolicy) -> dict[str, str]:
         known = described.get(str(status))
         described[str(status)] = f"{known}, or: {description}" if known else description
     return dict(sorted(described.items()))
+
+
+def answer_headers() -> dict[str, str]:
+    """Return what the headers mean that are on answers to a key, by name; all are strings."""
+    return {
+        "Durable-Id": "The id of the request's workflow",
+        "Idempotent-Replayed": "Is true, and there, if the request was carried out before",
+    }
 
 
 def problem_schema() -> dict[str, Any]:

@@ -99,6 +99,8 @@ def test_a_covered_operation_takes_a_key_and_may_be_refused(
     for status in ("400", "409", "410", "422"):
         schema = operation["responses"][status]["content"][PROBLEM]["schema"]
         assert {"type", "code", "retryable"} <= set(schema["properties"])
+    (success,) = {"200", "201"}.intersection(operation["responses"])
+    assert {"Durable-Id", "Idempotent-Replayed"} <= set(operation["responses"][success]["headers"])
 
 
 @on_both

@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from support.asgi import http_scope, keyed
 
-from asgi_durable import KeyMalformedError, PrincipalUnavailableError
+from asgi_durable import (
+    DurableUsageError,
+    IdempotencyPolicy,
+    KeyMalformedError,
+    PrincipalUnavailableError,
+)
 from asgi_durable.middleware.fingerprint import (
     idempotency_key,
     principal_of,
     request_fingerprint,
     request_workflow_id,
 )
+from asgi_durable.middleware.json_members import JsonMembers
 
 
 def key_of(value: str) -> bytes | None:
@@ -235,3 +243,41 @@ def test_a_session_cookie_says_whose_request_it_is_where_that_is_configured() ->
     assert b"x" * 20 not in principal("sid=" + "x" * 20)
     assert principal("sid=x", user=User("a")) == principal_of(keyed(user=User("a")), None)
     assert principal_of(keyed(headers=[("cookie", "sid=x")]), None) == b"anonymous"
+
+
+POINTERS = ["/order/id", "/items/0/a~1b~0c", "/note"]
+ORDER = b'{"order": {"id": 1, "at": 2}, "items": [{"a/b~c": 3}], "note": null}'
+
+
+@pytest.mark.parametrize(
+    ("body", "is_same"),
+    [
+        (b'{"items": [{"a/b~c": 3, "d": 4}, 5], "note": null, "order": {"id": 1.0}}', False),
+        (b'{"items": [{"a/b~c": 3, "d": 4}, 5], "note": null, "order": {"id": 1}}', True),
+        (ORDER.replace(b'"at": 2', b'"at": 3'), True),
+        (ORDER.replace(b'"id": 1', b'"id": 2'), False),
+        (ORDER.replace(b": 3", b": 4"), False),
+        (ORDER.replace(b', "note": null', b""), False),
+        (b'{"order": [1]}', False),
+        (b"not JSON", False),
+    ],
+)
+def test_only_the_members_count_that_are_pointed_at(body: bytes, is_same: bool) -> None:
+    scope = http_scope("POST", "/a", headers=JSON)
+    members = JsonMembers(POINTERS)
+
+    assert (members(scope, body) == members(scope, ORDER)) is is_same
+    assert members(http_scope("POST", "/b", headers=JSON), ORDER) != members(scope, ORDER)
+
+
+def test_a_body_that_is_not_json_counts_as_a_whole() -> None:
+    scope = http_scope("POST", "/a")
+    members = JsonMembers(POINTERS)
+
+    assert members(scope, ORDER) != members(scope, ORDER + b" ")
+
+
+@pytest.mark.parametrize("pointers", ["/id", ["id"], ["/a", "b/c"]])
+def test_what_is_no_pointer_is_refused(pointers: Any) -> None:
+    with pytest.raises(DurableUsageError, match="JSON pointers"):
+        IdempotencyPolicy(fingerprint=pointers)
