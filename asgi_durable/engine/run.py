@@ -179,7 +179,7 @@ class Run:
         """Take note that one of its calls is over."""
         self.settled_calls += 1
         if self.sleeping is not None:
-            self.sleeping.look_soon()
+            self.sleeping.look_soon(self)
 
     def recorded_step(self, number: int, name: str, digest: bytes) -> StepRecord | None:
         """Return what is recorded at a place of the log, ``None`` for nothing.

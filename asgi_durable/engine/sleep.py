@@ -59,7 +59,7 @@ async def _sleep_until(run: Run, number: int, ends_at_us: int) -> None:
         woken: asyncio.Future[None] = run.loop.create_future()
         timer = run.loop.call_later(min(left, LONGEST_NAP_SECONDS), sleeping.wake_one, number)
         sleeping.sleeps[number] = (ends_at_us, woken)
-        sleeping.look_soon()
+        sleeping.look_soon(run)
         try:
             await woken
         finally:

@@ -33,20 +33,19 @@ class Sleeping:
     and workflows that it waits for.
     """
 
-    __slots__ = ("_is_looked_at_soon", "_run", "_waiters", "sleeps")
+    __slots__ = ("_is_looked_at_soon", "_waiters", "sleeps")
 
-    def __init__(self, run: Run) -> None:
-        self._run = run
+    def __init__(self) -> None:
         # By their places in the log: when they end, and what is set to wake them up.
         self.sleeps: dict[int, tuple[int, asyncio.Future[None]]] = {}
         self._waiters: list[asyncio.Future[None]] = []
         self._is_looked_at_soon = False
 
-    def look_soon(self) -> None:
+    def look_soon(self, run: Run) -> None:
         """Look whether the run is asleep, once its code has had its turn."""
-        if (self.sleeps or self._run.awaited) and not self._is_looked_at_soon:
+        if (self.sleeps or run.awaited) and not self._is_looked_at_soon:
             self._is_looked_at_soon = True
-            self._run.loop.call_soon(self._look)
+            run.loop.call_soon(self._look, run)
 
     def wake(self) -> None:
         """End all sleeps: the run was stopped, and its code is to learn of it."""
@@ -60,7 +59,7 @@ class Sleeping:
 
     async def change(self, over: Signal[Any]) -> None:
         """Wait until the run falls asleep, or a signal of it is set."""
-        waiter: asyncio.Future[None] = self._run.loop.create_future()
+        waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         over.add_waiter(waiter)
         self._waiters.append(waiter)
         try:
@@ -69,9 +68,8 @@ class Sleeping:
             if waiter in self._waiters:
                 self._waiters.remove(waiter)
 
-    def _look(self) -> None:
+    def _look(self, run: Run) -> None:
         self._is_looked_at_soon = False
-        run = self._run
         if asleep_until_us(run) is None:
             return
         waiters, self._waiters = self._waiters, []
@@ -79,13 +77,13 @@ class Sleeping:
             _set(waiter)
         run.services.sleepers.on_asleep(run)
         if run.caller is not None:
-            sleeping_of(run.caller).look_soon()
+            sleeping_of(run.caller).look_soon(run.caller)
 
 
 def sleeping_of(run: Run) -> Sleeping:
     """Return the sleeps of a run."""
     if run.sleeping is None:
-        run.sleeping = Sleeping(run)
+        run.sleeping = Sleeping()
     return run.sleeping
 
 
