@@ -68,6 +68,7 @@ class IdempotencyPolicy:
             body is compared by what it says.
         store_4xx: True to keep an answer of 4xx even where nothing was recorded before it.
             Never kept: 401, 403, 407, 408, 421, 425 and 429.
+        keep_cookies: True to keep ``Set-Cookie`` with an answer, and to set it again with a replay.
         max_attempts: How often a request is tried that fails or is interrupted again and
             again; from then on it is answered 500 ``ATTEMPTS_EXHAUSTED``. ``None`` for ever.
         retry_delay: Seconds that a retry of a request that failed is refused, 503
@@ -128,6 +129,7 @@ class IdempotencyPolicy:
     session_cookie: str | None = None
     fingerprint: Callable[[Scope, bytes], str] | Sequence[str] | None = None
     store_4xx: bool = False
+    keep_cookies: bool = False
     max_attempts: int | None = None
     retry_delay: float | RetryPolicy | None = None
     max_wait: float = 5.0

@@ -20,7 +20,6 @@ _NOT_KEPT = frozenset(
         b"proxy-connection",
         b"server",
         b"server-timing",
-        b"set-cookie",
         b"te",
         b"traceparent",
         b"tracestate",
@@ -32,6 +31,7 @@ _NOT_KEPT = frozenset(
 )
 # How much the sender may send still.
 _OF_RATE_LIMITS = (b"ratelimit", b"x-ratelimit-", b"x-rate-limit-")
+_COOKIE = b"set-cookie"
 REPLAYED_HEADER = b"idempotent-replayed"
 # On the answer to a request that was served without any protection.
 IGNORED = (b"idempotency-status", b"ignored")
@@ -43,7 +43,7 @@ def with_marks(headers: Iterable[tuple[bytes, bytes]], marks: Headers) -> Header
     return [*((name, value) for name, value in headers if name.lower() not in ours), *marks]
 
 
-def encode_headers(headers: Iterable[tuple[bytes, bytes]]) -> bytes:
+def encode_headers(headers: Iterable[tuple[bytes, bytes]], *, keeps_cookies: bool = False) -> bytes:
     """Return the headers that are kept with an answer, in order, as JSON."""
     lower = [(name.lower(), value) for name, value in headers]
     # What else only concerns the connection (RFC 9110, section 7.6.1).
@@ -53,6 +53,8 @@ def encode_headers(headers: Iterable[tuple[bytes, bytes]]) -> bytes:
         if name == b"connection"
         for option in value.split(b",")
     }
+    if not keeps_cookies:
+        named.add(_COOKIE)
     kept = [
         (name.decode("latin-1"), value.decode("latin-1"))
         for name, value in lower

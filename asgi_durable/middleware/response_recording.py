@@ -189,11 +189,7 @@ class ResponseRecorder:
     async def _begin_stream(self, start: Message) -> None:
         """Record and send what there is of the answer, and from now on each piece of it."""
         stream = self._stream = RecordedStream(
-            self._request.stream,
-            self._send,
-            seen=self.seen,
-            max_bytes=self._policy.max_stream,
-            stops_with_client=self._policy.on_disconnect == "cancel",
+            self._request.stream, self._send, self._policy, seen=self.seen
         )
         self._is_kept = False
         body = bytes(self._unsent)
@@ -267,7 +263,10 @@ class ResponseRecorder:
                 await self._request.finish(status, stream.headers, None, stream.end_offset)
                 return
             body = bytes(self._body) if self._is_kept else None
-            await self._request.finish(status, encode_headers(start.get("headers", ())), body)
+            headers = encode_headers(
+                start.get("headers", ()), keeps_cookies=self._policy.keep_cookies
+            )
+            await self._request.finish(status, headers, body)
         elif status >= 500 or self._has_recorded:
             await self._request.leave_for_retry(delay)
         else:

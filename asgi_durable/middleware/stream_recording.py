@@ -14,6 +14,7 @@ from asgi_durable.middleware.event_stream import (
     is_event_stream,
     without_comments,
 )
+from asgi_durable.middleware.idempotency_policy import IdempotencyPolicy
 from asgi_durable.middleware.response_headers import with_marks
 from asgi_durable.middleware.stream_sending import (
     StreamCutError,
@@ -38,10 +39,9 @@ class RecordedStream:
     Args:
         log: Of the request.
         send: Where the messages go.
+        policy: The request's. A stream longer than its ``max_stream``, with all that was cut,
+            passes through from there on, and nothing of it is kept.
         seen: Id of the last event that the client has seen.
-        max_bytes: How long the stream may be, with all that was cut. From there on the answer
-            passes through, and nothing of it is kept.
-        stops_with_client: True if a client that has gone shall stop the app.
 
     Attributes:
         has_sent: True once the client has seen a part of the answer.
@@ -52,18 +52,16 @@ class RecordedStream:
         self,
         log: StreamLog,
         send: Send,
+        policy: IdempotencyPolicy,
         *,
         seen: bytes | None,
-        max_bytes: int,
-        stops_with_client: bool,
     ) -> None:
         self._log = log
         self._send = send
         self._seen = seen
         self._ids = StreamIds(log.created_at_us)
         self._sender = StreamSender(send, self._ids, seen)
-        self._max_bytes = max_bytes
-        self._stops_with_client = stops_with_client
+        self._policy = policy
         self._is_event_stream = False
         # Recorded before and still to be met; and whether that is all.
         self._recorded: deque[PieceRecord] = deque()
@@ -106,7 +104,7 @@ class RecordedStream:
         """
         headers = start.get("headers", ())
         self._is_event_stream = is_event_stream(headers)
-        self._start = encode_start(start)
+        self._start = encode_start(start, keeps_cookies=self._policy.keep_cookies)
         if self._is_event_stream:
             # Ids are added.
             headers = [pair for pair in headers if pair[0].lower() != b"content-length"]
@@ -144,7 +142,7 @@ class RecordedStream:
         known = len(self._begun)
         self._begun += data
         size = self._position + len(self._waiting) + len(self._begun)
-        if size > self._max_bytes:
+        if size > self._policy.max_stream:
             await self._give_up()
             return
         end = end_of_events(self._begun, known) if self._is_event_stream else len(self._begun)
@@ -284,7 +282,7 @@ class RecordedStream:
             await sending
         except OSError:
             # As servers say that the client has gone. It does not stop the recording.
-            if not self.is_kept or self._stops_with_client:
+            if not self.is_kept or self._policy.on_disconnect == "cancel":
                 raise
 
     async def _record_start(self, offset: int) -> None:

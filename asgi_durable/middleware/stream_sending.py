@@ -82,9 +82,10 @@ class StreamSender:
             await self.send(self._ids.added_to(data, end) if is_event_stream else data)
 
 
-def encode_start(start: Message) -> bytes:
+def encode_start(start: Message, *, keeps_cookies: bool) -> bytes:
     """Return what is recorded of an answer's start."""
-    return b"%d " % start["status"] + encode_headers(start.get("headers", ()))
+    headers = encode_headers(start.get("headers", ()), keeps_cookies=keeps_cookies)
+    return b"%d " % start["status"] + headers
 
 
 def decode_start(data: bytes, marks: Headers) -> Message:

@@ -79,6 +79,27 @@ async def test_a_retry_is_answered_the_same_byte_for_byte(durable: Durable) -> N
     assert again.is_complete
 
 
+@pytest.mark.parametrize("media_type", [b"text/plain", b"text/event-stream"])
+async def test_cookies_are_replayed_where_that_is_wanted(
+    database_url: str, media_type: bytes
+) -> None:
+    policy = IdempotencyPolicy(keep_cookies=True, stream="record")
+    durable = Durable(database_url, idempotency=policy)
+    headers = [(b"content-type", media_type), (b"Set-Cookie", b"a=1"), (b"Set-Cookie", b"b=2")]
+
+    async def handle(scope, receive, send) -> None:
+        await answer(send, b"data: x\n\n", headers=headers)
+
+    app = App(handle)
+    wrapped = durable.wrap(app)
+    async with durable:
+        answers = [await exchange(wrapped, keyed(), b"{}") for _ in range(2)]
+
+    assert [one.headers("set-cookie") for one in answers] == [["a=1", "b=2"]] * 2
+    assert answers[1].headers("idempotent-replayed") == ["true"]
+    assert app.calls == 1
+
+
 async def test_the_answer_is_there_after_a_restart(url: str) -> None:
     app = App()
     durable = Durable(url)
