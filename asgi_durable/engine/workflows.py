@@ -271,8 +271,13 @@ class Workflows:
         return Run(self._services, record, call.loop, executor_id=record.executor_id)
 
     def _new_record(self, call: Call, data: bytes, workflow_id: str) -> WorkflowRecord:
-        request = current_request.get()
+        request_id, request = None, current_request.get()
         parent, number = call.parent or (None, None)
+        if parent is not None:
+            # In a run that goes on without its caller there is no request still.
+            request_id = parent.workflow.request_id
+        elif request is not None:
+            request_id = request.request_id
         trace_context = self._services.telemetry.observer.trace_context()
         if trace_context is None and parent is not None:
             trace_context = parent.workflow.trace_context
@@ -286,7 +291,7 @@ class Workflows:
             parent_id=parent.workflow_id if parent is not None else None,
             parent_step=number,
             awaited=call.awaited,
-            request_id=request.request_id if request is not None else None,
+            request_id=request_id,
             fingerprint=None,
             input=data,
             output=None,

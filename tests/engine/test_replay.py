@@ -15,6 +15,7 @@ from asgi_durable import (
     NonDeterministicWorkflowError,
     WorkflowInterruptedError,
 )
+from asgi_durable.context import RequestContext, current_request
 
 pytestmark = pytest.mark.anyio
 
@@ -471,3 +472,35 @@ async def test_a_context_of_the_first_caller_does_not_reach_what_is_resumed(url:
     async with durable:
         await (await durable.retrieve_workflow("w")).get_result()
     assert seen == [("w", None), ("w", None)]
+
+
+async def test_what_a_resumed_workflow_calls_belongs_to_the_request_that_began_it(
+    url: str,
+) -> None:
+    gate = Gate()
+    durable = Durable(url, drain_timeout=0.0)
+
+    @durable.step
+    async def wait() -> None:
+        await gate.wait()
+
+    @durable.workflow
+    async def called() -> str | None:
+        return durable.request_id
+
+    @durable.workflow
+    async def work() -> str | None:
+        await wait()
+        return await called()
+
+    context = RequestContext(request_id="r1", method="POST", url="http://shop/", client=None)
+    async with durable:
+        token = current_request.set(context)
+        handle = await durable.start_workflow(work)
+        current_request.reset(token)
+        await gate.reached.wait()
+    gate.open()
+
+    async with durable:
+        again = await durable.retrieve_workflow(handle.workflow_id)
+        assert await again.get_result(timeout=60) == "r1"
