@@ -45,6 +45,10 @@ if PYENV.is_dir():
 # Processes are started by the hundred: where nothing is kept each compiles all that it imports.
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 
+# uv shall trust whom the system trusts, as pip does; the second name is the older one.
+os.environ.setdefault("UV_SYSTEM_CERTS", "1")
+os.environ.setdefault("UV_NATIVE_TLS", "1")
+
 
 def is_here(python: str) -> bool:
     """Return whether the machine has a Python that starts; what pyenv calls one may not."""
