@@ -43,7 +43,7 @@ URL_VARIABLE = "ASGI_DURABLE_URL"
 DEFAULT_URL = "sqlite:///asgi_durable.db"
 
 
-class Durable(Decorators, CurrentContext):
+class Durable(Decorators, CurrentContext, WorkflowCalls):
     """Makes an application's functions and requests durable.
 
     Nothing connects before the application starts, so decorators can run at import. Several
@@ -101,7 +101,7 @@ class Durable(Decorators, CurrentContext):
         self.telemetry = telemetry or Telemetry()
         # Tells at once that there is none; which one, the start does, as tests change the URL.
         find_storage(self.url)
-        self.engine = Engine(
+        engine = Engine(
             lambda: find_storage(self.url).load()(self.url),
             self._open_application_database,
             codec or JsonCodec(),
@@ -114,8 +114,9 @@ class Durable(Decorators, CurrentContext):
             ),
             self.telemetry,
         )
-        self.thread_calls = ThreadCalls(self.engine)
-        self.blocking = Blocking(self.engine, self.thread_calls)
+        super().__init__(engine, WorkflowOptions())
+        self.thread_calls = ThreadCalls(engine)
+        self.blocking = Blocking(engine, self.thread_calls)
 
     def _open_application_database(self) -> ApplicationDatabase | None:
         url = self.application_url
@@ -133,41 +134,6 @@ class Durable(Decorators, CurrentContext):
             workflow_id: The workflow's id; one that exists is attached to instead of run.
         """
         return WorkflowCalls(self.engine, WorkflowOptions(workflow_id=workflow_id))
-
-    @overload
-    def run_workflow(
-        self, function: Callable[P, Coroutine[Any, Any, R]], *args: P.args, **kwargs: P.kwargs
-    ) -> Coroutine[Any, Any, R]: ...
-
-    @overload
-    def run_workflow(
-        self, function: Callable[P, R], *args: P.args, **kwargs: P.kwargs
-    ) -> Coroutine[Any, Any, R]: ...
-
-    def run_workflow(
-        self, function: Callable[..., Any], *args: Any, **kwargs: Any
-    ) -> Coroutine[Any, Any, Any]:
-        """Run a workflow and return its result; the same as calling it.
-
-        A ``def`` function runs in a thread of the engine's, so the event loop goes on.
-        """
-        return self.options().run_workflow(function, *args, **kwargs)
-
-    @overload
-    def start_workflow(
-        self, function: Callable[P, Coroutine[Any, Any, R]], *args: P.args, **kwargs: P.kwargs
-    ) -> Coroutine[Any, Any, WorkflowHandle[R]]: ...
-
-    @overload
-    def start_workflow(
-        self, function: Callable[P, R], *args: P.args, **kwargs: P.kwargs
-    ) -> Coroutine[Any, Any, WorkflowHandle[R]]: ...
-
-    def start_workflow(
-        self, function: Callable[..., Any], *args: Any, **kwargs: Any
-    ) -> Coroutine[Any, Any, WorkflowHandle[Any]]:
-        """Start a workflow in the background; return its handle once the start is durable."""
-        return self.options().start_workflow(function, *args, **kwargs)
 
     @overload
     def background(

@@ -17,10 +17,14 @@ R = TypeVar("R")
 
 
 class WorkflowCalls:
-    """Calls of workflows, all with the same options; see :meth:`Durable.options`."""
+    """Calls of workflows, all with the same options; see :meth:`Durable.options`.
+
+    Attributes:
+        engine: What runs them.
+    """
 
     def __init__(self, engine: Engine, options: WorkflowOptions) -> None:
-        self._engine = engine
+        self.engine = engine
         self._options = options
 
     @overload
@@ -36,9 +40,12 @@ class WorkflowCalls:
     def run_workflow(
         self, function: Callable[..., Any], *args: Any, **kwargs: Any
     ) -> Coroutine[Any, Any, Any]:
-        """Run a workflow and return its result; a ``def`` function in a thread."""
-        definition, args = called_workflow(self._engine, function, args)
-        return self._engine.call_workflow(definition, args, kwargs, self._options)
+        """Run a workflow and return its result; the same as calling it.
+
+        A ``def`` function runs in a thread of the engine's, so the event loop goes on.
+        """
+        definition, args = called_workflow(self.engine, function, args)
+        return self.engine.call_workflow(definition, args, kwargs, self._options)
 
     @overload
     def start_workflow(
@@ -54,9 +61,9 @@ class WorkflowCalls:
         self, function: Callable[..., Any], *args: Any, **kwargs: Any
     ) -> Coroutine[Any, Any, WorkflowHandle[Any]]:
         """Start a workflow in the background; return its handle once the start is durable."""
-        definition, args = called_workflow(self._engine, function, args)
-        started = self._engine.start_workflow(definition, args, kwargs, self._options)
+        definition, args = called_workflow(self.engine, function, args)
+        started = self.engine.start_workflow(definition, args, kwargs, self._options)
         return self._handle(started)
 
     async def _handle(self, started: Coroutine[Any, Any, str]) -> WorkflowHandle[Any]:
-        return WorkflowHandle(self._engine, await started)
+        return WorkflowHandle(self.engine, await started)

@@ -65,7 +65,7 @@ async def progress_of(workflow_id: str, storage: StepLog, active: ActiveRuns) ->
 
 
 async def sleep_of(workflow_id: str, storage: StepLog, active: ActiveRuns) -> int | None:
-    """Return when a request wakes up that runs here or elsewhere, ``None`` if it is awake.
+    """Return when a workflow wakes up that runs here or elsewhere, ``None`` if it is awake.
 
     Returns:
         Microseconds since 1970, UTC.

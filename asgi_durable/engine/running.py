@@ -20,7 +20,7 @@ from asgi_durable.engine.resumption import Resumption
 from asgi_durable.engine.retention import Sweeper
 from asgi_durable.engine.run import Run
 from asgi_durable.engine.services import Services
-from asgi_durable.engine.sleepers import Sleepers, asleep_until_us, seconds_until
+from asgi_durable.engine.sleepers import Sleepers
 from asgi_durable.engine.takeover import Takeover
 from asgi_durable.engine.workflows import Workflows
 from asgi_durable.storage.protocol import ApplicationDatabase, Beat, Storage
@@ -42,15 +42,6 @@ class Running:
     outcomes: Outcomes
     cancellation: Cancellation
     resumption: Resumption
-
-    async def is_asleep(self, workflow_id: str) -> bool:
-        """Tell whether all that a workflow does, here or elsewhere, is to sleep."""
-        run = self.active.find(workflow_id)
-        if run is not None:
-            return asleep_until_us(run) is not None
-        progress = await self.services.storage.get_progress(workflow_id)
-        ends_at_us = progress.sleeps_until_us if progress is not None else None
-        return ends_at_us is not None and seconds_until(ends_at_us) > 0
 
 
 def assemble(

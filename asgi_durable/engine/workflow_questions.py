@@ -9,6 +9,7 @@ from typing import Any
 from asgi_durable.engine.frame import Frame
 from asgi_durable.engine.handle import WorkflowStatus, workflow_status
 from asgi_durable.engine.registry import Registry, StepDefinition
+from asgi_durable.engine.request_progress import sleep_of
 from asgi_durable.engine.running import Running
 from asgi_durable.engine.step_options import StepOptions
 from asgi_durable.errors import WorkflowNotFoundError
@@ -60,9 +61,12 @@ class WorkflowQuestions:
         record = await running.services.storage.get_workflow(workflow_id)
         if record is None:
             raise WorkflowNotFoundError(workflow_id)
-        is_asleep = not record.is_final and await running.is_asleep(workflow_id)
+        wakes_at_us = None
+        if not record.is_final:
+            storage, active = running.services.storage, running.active
+            wakes_at_us = await sleep_of(workflow_id, storage, active)
         self._registry.prepare()
-        return workflow_status(record, self._registry.codec, is_asleep=is_asleep)
+        return workflow_status(record, self._registry.codec, is_asleep=wakes_at_us is not None)
 
     async def _wait_for_result(self, workflow_id: str, timeout_seconds: float | None) -> Any:
         running = self._running()

@@ -24,7 +24,7 @@ from asgi_durable.middleware.problem_details import current_key, send_problem
 from asgi_durable.middleware.request_body import ReplayedBody
 from asgi_durable.middleware.response_headers import REPLAYED_HEADER
 from asgi_durable.middleware.response_recording import ResponseRecorder
-from asgi_durable.middleware.retry_delay import retry_delay
+from asgi_durable.middleware.retry_delay import policys_delay
 from asgi_durable.request_errors import AttemptsExhaustedError
 
 __all__ = ["Connection", "RequestAttempt", "Waited"]
@@ -122,29 +122,32 @@ class RequestAttempt:
             await request.let_go()
         elif not recorder.complete:
             # Invariant: an error is never an answer for ever; what is recorded is kept.
-            await request.leave_for_retry(retry_delay(self._policy, [], request.attempts))
+            await request.leave_for_retry(recorder.retry_delay)
         self._is_handled = True
 
     def _begin(self, request: RequestRun) -> ResponseRecorder:
         _hide_extensions(self._scope)
         is_used_up = self._is_used_up(request)
+        delay = policys_delay(self._policy, request.attempts)
         about = current_key.get()
         if about is not None:
             about.is_resumed = not is_used_up
             about.members["run"] = request.attempts
-            about.retry_delay = retry_delay(self._policy, [], request.attempts)
+            about.retry_delay = delay
         if isinstance(self._body.pieces, LongBody):
             self._body.pieces.on_whole = request.set_fingerprint
             self._body.pieces.on_cut = partial(self._stop_with_body, request)
         # Nothing was carried out for this answer; it is that of the attempts before.
         marks = [*self._marks, (REPLAYED_HEADER, b"true")] if is_used_up else self._marks
-        return ResponseRecorder(
+        recorder = ResponseRecorder(
             request,
             self._forward,
             policy=self._policy,
             added_headers=marks,
             request_body=self._body,
         )
+        recorder.retry_delay = delay
+        return recorder
 
     def _stop_with_body(self, request: RequestRun) -> None:
         """Take note that the client has gone before its request was complete.

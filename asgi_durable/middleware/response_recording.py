@@ -15,7 +15,7 @@ from asgi_durable.middleware.long_body import Pieces
 from asgi_durable.middleware.problem_details import current_key, send_problem
 from asgi_durable.middleware.request_body import ReplayedBody
 from asgi_durable.middleware.response_headers import IGNORED, encode_headers, with_marks
-from asgi_durable.middleware.retry_delay import RETRY_AFTER, retry_delay, whole_seconds
+from asgi_durable.middleware.retry_delay import RETRY_AFTER, said_delay, whole_seconds
 from asgi_durable.middleware.stream_recording import RecordedStream
 from asgi_durable.request_errors import OutcomeUnknownError
 from asgi_durable.storage.records import PieceRecord
@@ -55,6 +55,8 @@ class ResponseRecorder:
         is_ending: True once the app's answer is whole.
         is_taken_over: True if another executor has the request, and this answer is void.
         seen: Id of the last event of a stream that the client has seen.
+        retry_delay: Seconds that the policy gives before the next try. Drawn once for each try:
+            what its client is told is what counts.
     """
 
     def __init__(
@@ -84,6 +86,7 @@ class ResponseRecorder:
         # Of what earlier executions have recorded as a stream.
         self._recorded: list[PieceRecord] = []
         self.seen: bytes | None = None
+        self.retry_delay = 0.0
         self.complete = False
         self.is_ending = False
         self.is_taken_over = False
@@ -214,7 +217,7 @@ class ResponseRecorder:
             await passing_on
 
     async def _complete(self, start: Message) -> None:
-        headers, delay = self._added_headers, self._retry_delay(start)
+        headers, delay = self._added_headers, self._delay(start)
         try:
             # Invariant: committed first, then sent: the answer, or all that it is made of. What
             # is not known to be durable is not shown, and who asks again is answered the same.
@@ -244,15 +247,17 @@ class ResponseRecorder:
             self._may_tell.set()
             await self._stream.end()
 
-    def _retry_delay(self, start: Message) -> float:
+    def _delay(self, start: Message) -> float:
         """Return for how long the request is not tried again."""
         status = start["status"]
         if status < 500 or self._is_final(status):
             return 0.0
         about = current_key.get()
         # What the library itself tells a client, the app has not said.
-        said = [] if about is not None and about.is_told_when else start.get("headers", ())
-        return retry_delay(self._policy, said, self._request.attempts)
+        if about is not None and about.is_told_when:
+            return self.retry_delay
+        said = said_delay(self._policy, start.get("headers", ()))
+        return self.retry_delay if said is None else said
 
     async def _commit(self, start: Message, delay: float) -> None:
         status, stream, pieces = start["status"], self._stream, self._request_pieces

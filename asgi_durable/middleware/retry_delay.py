@@ -11,7 +11,7 @@ from asgi_durable.middleware.asgi import Headers, header_values
 from asgi_durable.middleware.idempotency_policy import IdempotencyPolicy
 from asgi_durable.retry import RetryPolicy
 
-__all__ = ["RETRY_AFTER", "retry_delay", "whole_seconds"]
+__all__ = ["RETRY_AFTER", "policys_delay", "said_delay", "whole_seconds"]
 
 RETRY_AFTER = b"retry-after"
 _SECONDS = re.compile(rb"[0-9]+")
@@ -19,20 +19,27 @@ _SECONDS = re.compile(rb"[0-9]+")
 _MOST_DIGITS = 18
 
 
-def retry_delay(policy: IdempotencyPolicy, headers: Headers, attempts: int) -> float:
-    """Return the seconds from now, 0.0 for none; ``policy.max_lifetime`` at most.
-
-    What the answer itself says counts, then the policy.
+def policys_delay(policy: IdempotencyPolicy, attempts: int) -> float:
+    """Return the seconds that a policy gives, 0.0 for none; ``policy.max_lifetime`` at most.
 
     Args:
         policy: The request's.
-        headers: Of the answer, if it has one.
         attempts: How often the request was tried.
     """
+    delay = policy.retry_delay
+    seconds = delay.delay_seconds(attempts) if isinstance(delay, RetryPolicy) else delay or 0.0
+    return min(seconds, policy.max_lifetime)
+
+
+def said_delay(policy: IdempotencyPolicy, headers: Headers) -> float | None:
+    """Return the seconds that an answer says itself, ``None`` if it says none.
+
+    Args:
+        policy: The request's; ``max_lifetime`` is the longest.
+        headers: Of the answer.
+    """
     seconds = _said_seconds(headers)
-    if seconds is None:
-        seconds = _policys_seconds(policy, attempts)
-    return min(max(seconds, 0.0), policy.max_lifetime)
+    return None if seconds is None else min(max(seconds, 0.0), policy.max_lifetime)
 
 
 def whole_seconds(seconds: float) -> bytes:
@@ -55,10 +62,3 @@ def _said_seconds(headers: Headers) -> float | None:
     # A date of no time zone is one of UTC.
     now = datetime.datetime.now(datetime.UTC)
     return (at.replace(tzinfo=at.tzinfo or datetime.UTC) - now).total_seconds()
-
-
-def _policys_seconds(policy: IdempotencyPolicy, attempts: int) -> float:
-    delay = policy.retry_delay
-    if isinstance(delay, RetryPolicy):
-        return delay.delay_seconds(attempts)
-    return delay or 0.0

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import signal
-from collections.abc import AsyncIterator
-from contextlib import ExitStack, asynccontextmanager
+from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 
 import httpx
 import pytest
-from support.asgi_servers import TESTS, importing_from
 from support.counting import post_anywhere
 from support.executors import query, until
+from support.killed_services import places_of, served
 from support.server import Server
 
 pytestmark = [
@@ -67,28 +66,11 @@ class Service:
 
     def places(self, process: str) -> list[str]:
         """Return which places a process has reached, in this order."""
-        return (self._folder / process / "ledger").read_text().splitlines()
+        return places_of(self._folder / process)
 
-    @asynccontextmanager
-    async def process(self, name: str, kill_at: str = "") -> AsyncIterator[Server]:
+    def process(self, name: str, kill_at: str = "") -> AbstractAsyncContextManager[Server]:
         """Serve, until the end of the block or a kill."""
-        folder = self._folder / name
-        folder.mkdir()
-        environment = {
-            "ASGI_DURABLE_URL": self._url,
-            "KILL_POINT_LEDGER": str(folder / "ledger"),
-            "KILL_AT": kill_at,
-        }
-        server = Server(
-            folder,
-            "background_program:app",
-            app_dir=Path(__file__).parent,
-            environment=importing_from(TESTS) | environment,
-        )
-        with ExitStack() as stack:
-            stack.push(server)
-            await asyncio.to_thread(server.start)
-            yield server
+        return served(self._folder / name, "background_program", self._url, kill_at)
 
 
 async def test_a_kill_before_the_answer_is_durable_starts_nothing_until_the_retry(

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import signal
-from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import ExitStack, asynccontextmanager
+from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 
 import httpx
 import pytest
-from support.asgi_servers import TESTS, importing_from
 from support.counting import post_anywhere
-from support.postgres import temporary_schema, with_schema
+from support.killed_services import NewURL, places_of, served
 from support.scripts import Client
 from support.server import Server
 
@@ -27,43 +25,11 @@ AT_ONCE = 4
 # The claim, the start, an event and a step twice, the last event, the end.
 FEWEST_COMMITS = 6
 
-NewURL = Callable[[Path], str]
 
-
-@pytest.fixture(params=["sqlite", "postgres"])
-def new_url(request: pytest.FixtureRequest) -> Iterator[NewURL]:
-    """Gives the URL of a database that does not exist yet, each time another one."""
-    if request.param == "sqlite":
-        yield lambda folder: f"sqlite:///{folder}/test.db"
-        return
-    server = request.getfixturevalue("postgres")
-    with ExitStack() as schemas:
-        yield lambda _: with_schema(server.url, schemas.enter_context(temporary_schema(server.url)))
-
-
-@asynccontextmanager
-async def served(folder: Path, url: str, voice: str, kill_at: str) -> AsyncIterator[Server]:
-    await asyncio.to_thread(folder.mkdir)
-    environment = {
-        "ASGI_DURABLE_URL": url,
-        "KILL_POINT_LEDGER": str(folder / "ledger"),
-        "KILL_AT": kill_at,
-        "VOICE": voice,
-    }
-    server = Server(
-        folder,
-        "stream_kill_point_program:app",
-        app_dir=Path(__file__).parent,
-        environment=importing_from(TESTS) | environment,
-    )
-    with ExitStack() as stack:
-        stack.push(server)
-        await asyncio.to_thread(server.start)
-        yield server
-
-
-def places(folder: Path) -> list[str]:
-    return (folder / "ledger").read_text().splitlines()
+def program(
+    folder: Path, url: str, voice: str, kill_at: str
+) -> AbstractAsyncContextManager[Server]:
+    return served(folder, "stream_kill_point_program", url, kill_at, VOICE=voice)
 
 
 async def until_killed(url: str) -> bytes:
@@ -80,20 +46,20 @@ async def until_killed(url: str) -> bytes:
 async def ended_after_kill(folder: Path, url: str, place: str) -> tuple[str, str, list[str]]:
     """Return what the client has in the end, what another one gets, and which steps ran again."""
     client = Client()
-    async with served(folder / "killed", url, "low ", place) as server:
+    async with program(folder / "killed", url, "low ", place) as server:
         client.take(await until_killed(server.url))
         assert await asyncio.to_thread(server.wait) == -signal.SIGKILL
-    assert places(folder / "killed")[-1] == place
+    assert places_of(folder / "killed")[-1] == place
     seen = {"Last-Event-ID": client.seen} if client.seen is not None else {}
     async with (
-        served(folder / "answers", url, "high ", "nowhere") as server,
+        program(folder / "answers", url, "high ", "nowhere") as server,
         httpx.AsyncClient(timeout=60.0, headers=seen) as http,
     ):
         again = await post_anywhere(http, [server.url], "/", key="k", json=SENT)
         http.headers.pop("Last-Event-ID", None)
         other = await http.post(server.url, headers=KEY, json=SENT)
     assert other.headers["idempotent-replayed"] == "true"
-    steps = [place for place in places(folder / "answers") if place.startswith("step")]
+    steps = [place for place in places_of(folder / "answers") if place.startswith("step")]
     return client.take(again.content).names, Client().take(other.content).names, steps
 
 
@@ -102,11 +68,11 @@ async def test_a_kill_before_or_after_any_commit_leaves_one_answer(
 ) -> None:
     undisturbed = tmp_path / "undisturbed"
     async with (
-        served(undisturbed, new_url(tmp_path), "low ", "nowhere") as server,
+        program(undisturbed, new_url(tmp_path), "low ", "nowhere") as server,
         httpx.AsyncClient(timeout=60.0) as http,
     ):
         await post_anywhere(http, [server.url], "/", key="k", json=SENT)
-    found = [place for place in places(undisturbed) if " commit " in place]
+    found = [place for place in places_of(undisturbed) if " commit " in place]
     at_once = asyncio.Semaphore(AT_ONCE)
 
     async def ended(number: int, place: str) -> tuple[str, str, list[str]]:

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import signal
-from collections.abc import AsyncIterator
-from contextlib import ExitStack, asynccontextmanager, nullcontext, suppress
+from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 
 import httpx
 import pytest
-from support.asgi_servers import TESTS, importing_from
 from support.counting import post_anywhere
 from support.executors import query, until
+from support.killed_services import places_of, served
 from support.server import Server
 
 pytestmark = [
@@ -63,32 +62,14 @@ class Service:
 
     def places(self, process: str) -> list[str]:
         """Return which places a process has reached, in this order."""
-        ledger = self._folder / process / "ledger"
-        return ledger.read_text().splitlines() if ledger.exists() else []
+        return places_of(self._folder / process)
 
-    @asynccontextmanager
-    async def process(
+    def process(
         self, name: str, kill_at: str = "", *, may_die: bool = False
-    ) -> AsyncIterator[Server]:
+    ) -> AbstractAsyncContextManager[Server]:
         """Serve, until the end of the block or a kill, which may come before it serves."""
         folder = self._folder / name
-        folder.mkdir()
-        environment = {
-            "ASGI_DURABLE_URL": self._url,
-            "KILL_POINT_LEDGER": str(folder / "ledger"),
-            "KILL_AT": kill_at,
-        }
-        server = Server(
-            folder,
-            "recovered_request_program:app",
-            app_dir=Path(__file__).parent,
-            environment=importing_from(TESTS) | environment,
-        )
-        with ExitStack() as stack:
-            stack.push(server)
-            with suppress(AssertionError) if may_die else nullcontext():
-                await asyncio.to_thread(server.start)
-            yield server
+        return served(folder, "recovered_request_program", self._url, kill_at, may_die=may_die)
 
 
 async def test_a_living_process_finishes_it_and_the_retry_is_told(tmp_path: Path, url: str) -> None:

@@ -4,18 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import signal
-from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import ExitStack, asynccontextmanager
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
-from support.asgi_servers import TESTS, importing_from
 from support.counting import post_anywhere
 from support.executors import query
-from support.postgres import temporary_schema, with_schema
+from support.killed_services import NewURL, places_of, served
 from support.server import Server
 
 pytestmark = [
@@ -33,20 +31,8 @@ AT_ONCE = 4
 # What is about the moment or the try, and not about the request.
 FRESH_HEADERS = frozenset({b"date", b"idempotent-replayed", b"x-request-id"})
 
-NewURL = Callable[[Path], str]
 # A path, and what is sent there, as a client takes it.
 Sent = tuple[str, dict[str, Any]]
-
-
-@pytest.fixture(params=["sqlite", "postgres"])
-def new_url(request: pytest.FixtureRequest) -> Iterator[NewURL]:
-    """Gives the URL of a database that does not exist yet, each time another one."""
-    if request.param == "sqlite":
-        yield lambda folder: f"sqlite:///{folder}/test.db"
-        return
-    server = request.getfixturevalue("postgres")
-    with ExitStack() as schemas:
-        yield lambda _: with_schema(server.url, schemas.enter_context(temporary_schema(server.url)))
 
 
 @dataclass(frozen=True)
@@ -111,27 +97,10 @@ class Case:
 
     def places(self, process: str) -> list[str]:
         """Return which places a process has reached, in this order."""
-        return (self._folder / process / "ledger").read_text().splitlines()
+        return places_of(self._folder / process)
 
-    @asynccontextmanager
-    async def _server(self, name: str, kill_at: str = "") -> AsyncIterator[Server]:
-        folder = self._folder / name
-        folder.mkdir()
-        environment = {
-            "ASGI_DURABLE_URL": self._url,
-            "KILL_POINT_LEDGER": str(folder / "ledger"),
-            "KILL_AT": kill_at,
-        }
-        server = Server(
-            folder,
-            "request_kill_point_program:app",
-            app_dir=Path(__file__).parent,
-            environment=importing_from(TESTS) | environment,
-        )
-        with ExitStack() as stack:
-            stack.push(server)
-            await asyncio.to_thread(server.start)
-            yield server
+    def _server(self, name: str, kill_at: str = "") -> AbstractAsyncContextManager[Server]:
+        return served(self._folder / name, "request_kill_point_program", self._url, kill_at)
 
     async def _recorded_steps(self) -> set[str]:
         if not (self._folder / "killed").exists():

@@ -9,8 +9,8 @@ from email.utils import format_datetime
 import pytest
 from support.asgi import Exchange, answer, exchange, keyed
 
-from asgi_durable import Durable, DurableUsageError, IdempotencyPolicy, RetryPolicy
-from asgi_durable.middleware.retry_delay import retry_delay
+from asgi_durable import Durable, DurableError, DurableUsageError, IdempotencyPolicy, RetryPolicy
+from asgi_durable.middleware.retry_delay import policys_delay, said_delay
 
 pytestmark = pytest.mark.anyio
 
@@ -20,7 +20,8 @@ EXPONENTIAL = RetryPolicy(initial_interval=2.0, backoff=3.0, max_interval=20.0, 
 
 def delay(value: str | None, policy: IdempotencyPolicy = POLICY, attempts: int = 1) -> float:
     headers = [] if value is None else [(b"Retry-After", value.encode("latin-1"))]
-    return retry_delay(policy, headers, attempts)
+    said = said_delay(policy, headers)
+    return policys_delay(policy, attempts) if said is None else said
 
 
 def from_now(seconds: float) -> datetime.datetime:
@@ -117,6 +118,23 @@ async def test_what_the_answer_says_is_passed_on_as_it_is(url: str) -> None:
     assert failed.headers("retry-after") == ["0"]
     assert again.headers("retry-after") == ["000000000000000000000000000000000000007"]
     assert flaky.calls == 2
+
+
+async def test_what_a_client_is_told_is_what_counts(url: str) -> None:
+    jittery = RetryPolicy(initial_interval=100.0, jitter=1.0)
+    durable = Durable(url, idempotency=IdempotencyPolicy(retry_delay=jittery))
+
+    async def fail(scope, receive, send) -> None:
+        raise DurableError("down", status_code=503)
+
+    app = durable.wrap(fail)
+    async with durable:
+        tries = [[await exchange(app, keyed(f"k{n}"), b"{}") for _ in range(2)] for n in range(20)]
+
+    for failed, again in tries:
+        assert json.loads(again.body)["code"] == "RETRY_LATER"
+        told, left = (int(one.headers("retry-after")[0]) for one in (failed, again))
+        assert told - 30 < left <= told
 
 
 async def test_an_absurd_time_ends_with_the_requests_lifetime(url: str) -> None:
