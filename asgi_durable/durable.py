@@ -27,7 +27,7 @@ from asgi_durable.middleware.problem_details import ProblemDetailsMiddleware
 from asgi_durable.middleware.request_context import RequestContextMiddleware
 from asgi_durable.middleware.tracing import TracingMiddleware
 from asgi_durable.storage.entry_point import find_storage
-from asgi_durable.storage.protocol import ApplicationDatabase
+from asgi_durable.storage.transaction_port import ApplicationDatabase
 from asgi_durable.telemetry import Telemetry
 from asgi_durable.workflow_calls import WorkflowCalls
 

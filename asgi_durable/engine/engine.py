@@ -33,7 +33,8 @@ from asgi_durable.engine.transaction import run_plain_transaction, run_transacti
 from asgi_durable.engine.workflow_questions import WorkflowQuestions
 from asgi_durable.errors import DurableUsageError
 from asgi_durable.ids import child_workflow_id
-from asgi_durable.storage.protocol import ApplicationDatabase, Storage
+from asgi_durable.storage.protocol import Storage
+from asgi_durable.storage.transaction_port import ApplicationDatabase
 from asgi_durable.telemetry_port import NO_TELEMETRY, TelemetrySource
 
 __all__ = ["Engine"]

@@ -23,7 +23,8 @@ from asgi_durable.engine.services import Services
 from asgi_durable.engine.sleepers import Sleepers
 from asgi_durable.engine.takeover import Takeover
 from asgi_durable.engine.workflows import Workflows
-from asgi_durable.storage.protocol import ApplicationDatabase, Beat, Storage
+from asgi_durable.storage.protocol import Beat, Storage
+from asgi_durable.storage.transaction_port import ApplicationDatabase
 from asgi_durable.telemetry_port import TelemetrySource
 
 __all__ = ["Running", "assemble"]

@@ -9,7 +9,8 @@ from asgi_durable.engine.executor import Executor
 from asgi_durable.engine.loop_guard import LoopGuards
 from asgi_durable.engine.registry import Registry
 from asgi_durable.engine.sleepers import Sleepers
-from asgi_durable.storage.protocol import ApplicationDatabase, Storage
+from asgi_durable.storage.protocol import Storage
+from asgi_durable.storage.transaction_port import ApplicationDatabase
 from asgi_durable.telemetry_port import NO_TELEMETRY, TelemetrySource
 
 __all__ = ["Services"]

@@ -23,8 +23,8 @@ from asgi_durable.engine.values import (
     infrastructure_error_in,
 )
 from asgi_durable.errors import DurableUsageError, StorageUnavailableError
-from asgi_durable.storage.protocol import SlotTakenError
 from asgi_durable.storage.records import StepRecord
+from asgi_durable.storage.transaction_port import SlotTakenError
 
 __all__ = ["run_plain_transaction", "run_transaction"]
 

@@ -7,7 +7,8 @@ from typing import Protocol
 
 from asgi_durable.engine.endings import OwnedElsewhereError
 from asgi_durable.engine.run import Run
-from asgi_durable.storage.protocol import (
+from asgi_durable.storage.records import StepRecord
+from asgi_durable.storage.transaction_port import (
     ApplicationDatabase,
     ApplicationSlot,
     BlockingTransaction,
@@ -15,7 +16,6 @@ from asgi_durable.storage.protocol import (
     StepSlot,
     StoredTransaction,
 )
-from asgi_durable.storage.records import StepRecord
 
 __all__ = ["PlaceBesideTheData", "PlaceInTheLog", "TransactionPlace", "place_of"]
 

@@ -22,8 +22,8 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession
 from sqlalchemy.orm import Session
 
 from asgi_durable.errors import DurableUsageError
-from asgi_durable.storage.protocol import ApplicationSlot, SlotTakenError
 from asgi_durable.storage.records import StepRecord
+from asgi_durable.storage.transaction_port import ApplicationSlot, SlotTakenError
 
 __all__ = [
     "SESSION_OPTIONS",
@@ -129,7 +129,7 @@ def end_blocking_session(
 
 
 class _Transaction:
-    """See :class:`asgi_durable.storage.protocol.StoredTransaction`."""
+    """See :class:`asgi_durable.storage.transaction_port.StoredTransaction`."""
 
     def __init__(
         self,
@@ -151,7 +151,7 @@ class _Transaction:
 
 
 class _BlockingTransaction:
-    """See :class:`asgi_durable.storage.protocol.BlockingTransaction`."""
+    """See :class:`asgi_durable.storage.transaction_port.BlockingTransaction`."""
 
     def __init__(
         self,
@@ -173,7 +173,7 @@ class _BlockingTransaction:
 
 
 class SQLApplicationDatabase:
-    """See :class:`asgi_durable.storage.protocol.ApplicationDatabase`.
+    """See :class:`asgi_durable.storage.transaction_port.ApplicationDatabase`.
 
     Args:
         sessions: Its connections.

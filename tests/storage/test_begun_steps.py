@@ -8,8 +8,9 @@ import pytest
 from support.records import EXECUTOR, OTHER, record, request, response, step, success, workflow
 from support.storages import kinds
 
-from asgi_durable.storage.protocol import SlotTakenError, StepSlot, Storage
+from asgi_durable.storage.protocol import Storage
 from asgi_durable.storage.records import NO_OUTPUT, StepRecord, WorkflowState
+from asgi_durable.storage.transaction_port import SlotTakenError, StepSlot
 from asgi_durable.storage.writes import (
     ClaimRequest,
     CompleteStep,

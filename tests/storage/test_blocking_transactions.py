@@ -15,7 +15,8 @@ from support.records import EXECUTOR, OTHER, record, step, success, workflow
 from support.storages import Adapter, kinds
 
 from asgi_durable import DurableUsageError, StorageUnavailableError
-from asgi_durable.storage.protocol import SlotTakenError, StepSlot, Storage
+from asgi_durable.storage.protocol import Storage
+from asgi_durable.storage.transaction_port import SlotTakenError, StepSlot
 from asgi_durable.storage.writes import OutcomeKind, ReleaseWorkflow, StartWorkflow, Write
 
 pytestmark = pytest.mark.anyio

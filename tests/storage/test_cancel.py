@@ -9,8 +9,9 @@ import sqlalchemy as sa
 from support.records import EXECUTOR, OTHER, record, request, response, step, success, workflow
 from support.storages import WORK, Adapter, OpenStorage, kinds
 
-from asgi_durable.storage.protocol import SlotTakenError, StepSlot, Storage
+from asgi_durable.storage.protocol import Storage
 from asgi_durable.storage.records import WorkflowState
+from asgi_durable.storage.transaction_port import SlotTakenError, StepSlot
 from asgi_durable.storage.writes import (
     AcquitWorkflow,
     CancelWorkflow,

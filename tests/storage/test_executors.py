@@ -26,7 +26,8 @@ from support.storages import (
 )
 
 from asgi_durable import StorageUnavailableError
-from asgi_durable.storage.protocol import Runnable, SlotTakenError, StepSlot, Storage
+from asgi_durable.storage.protocol import Runnable, Storage
+from asgi_durable.storage.transaction_port import SlotTakenError, StepSlot
 from asgi_durable.storage.writes import (
     ClaimRequest,
     ForgetRequest,

@@ -27,7 +27,8 @@ from support.storages import (
 
 from asgi_durable import DurableUsageError, StorageError, StorageUnavailableError
 from asgi_durable.storage.postgres import PostgresStorage
-from asgi_durable.storage.protocol import StepSlot, Storage
+from asgi_durable.storage.protocol import Storage
+from asgi_durable.storage.transaction_port import StepSlot
 from asgi_durable.storage.writes import OutcomeKind, StartWorkflow, Write
 
 pytestmark = pytest.mark.anyio

@@ -31,7 +31,8 @@ from support.storages import (
 )
 
 from asgi_durable import StorageUnavailableError
-from asgi_durable.storage.protocol import StepSlot, Storage
+from asgi_durable.storage.protocol import Storage
+from asgi_durable.storage.transaction_port import StepSlot
 from asgi_durable.storage.writes import ClaimRequest, OutcomeKind, StartWorkflow
 
 pytestmark = pytest.mark.anyio

@@ -15,7 +15,8 @@ from asgi_durable import Durable, StorageUnavailableError
 from asgi_durable.storage.postgres.database import PostgresDatabase
 from asgi_durable.storage.postgres.rows import PostgresNames
 from asgi_durable.storage.postgres.transactions import PostgresTransactions
-from asgi_durable.storage.protocol import StepSlot, Storage
+from asgi_durable.storage.protocol import Storage
+from asgi_durable.storage.transaction_port import StepSlot
 from asgi_durable.storage.writes import StartWorkflow
 
 pytestmark = pytest.mark.anyio

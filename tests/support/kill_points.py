@@ -10,7 +10,8 @@ from contextlib import ExitStack, asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Any
 
-from asgi_durable.storage.protocol import Storage, StoredTransaction
+from asgi_durable.storage.protocol import Storage
+from asgi_durable.storage.transaction_port import StoredTransaction
 from asgi_durable.storage.writes import Outcome, Write
 
 

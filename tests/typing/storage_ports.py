@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from asgi_durable.storage.application import SQLApplicationDatabase
 from asgi_durable.storage.postgres import PostgresStorage
-from asgi_durable.storage.protocol import ApplicationDatabase, Storage
+from asgi_durable.storage.protocol import Storage
 from asgi_durable.storage.sqlite import SQLiteStorage
+from asgi_durable.storage.transaction_port import ApplicationDatabase
 
 
 def each_adapter_is_a_storage(sqlite: SQLiteStorage, postgres: PostgresStorage) -> list[Storage]:

@@ -27,7 +27,7 @@ from asgi_durable.storage.postgres.session import PostgresSession, Registration
 from asgi_durable.storage.postgres.sessions import PostgresSessions
 from asgi_durable.storage.postgres.transactions import PostgresTransaction, PostgresTransactions
 from asgi_durable.storage.postgres.writer import PostgresWriter
-from asgi_durable.storage.protocol import Beat, Runnable, StepSlot
+from asgi_durable.storage.protocol import Beat, Runnable
 from asgi_durable.storage.records import (
     PieceRecord,
     ResponseRecord,
@@ -36,6 +36,7 @@ from asgi_durable.storage.records import (
     TakenWorkflow,
     WorkflowRecord,
 )
+from asgi_durable.storage.transaction_port import StepSlot
 from asgi_durable.storage.writes import Outcome, Write
 
 __all__ = ["PostgresStorage"]

@@ -16,14 +16,14 @@ from asgi_durable.storage.postgres.blocking_sessions import PostgresBlockingSess
 from asgi_durable.storage.postgres.database import PostgresDatabase
 from asgi_durable.storage.postgres.rows import PostgresNames, step_values
 from asgi_durable.storage.postgres.slots import SlotStatements, slot_taken
-from asgi_durable.storage.protocol import StepSlot
 from asgi_durable.storage.records import StepRecord
+from asgi_durable.storage.transaction_port import StepSlot
 
 __all__ = ["PostgresBlockingTransaction", "PostgresBlockingTransactions"]
 
 
 class PostgresBlockingTransaction:
-    """See :class:`asgi_durable.storage.protocol.BlockingTransaction`."""
+    """See :class:`asgi_durable.storage.transaction_port.BlockingTransaction`."""
 
     def __init__(
         self,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from asgi_durable.storage import tables
 from asgi_durable.storage.postgres.rows import OWNED, PostgresNames, columns
-from asgi_durable.storage.protocol import SlotTakenError, StepSlot
+from asgi_durable.storage.transaction_port import SlotTakenError, StepSlot
 
 __all__ = ["SlotStatements", "slot_taken"]
 

@@ -15,14 +15,14 @@ from asgi_durable.storage.postgres.database import PostgresDatabase
 from asgi_durable.storage.postgres.rows import PostgresNames, step_values
 from asgi_durable.storage.postgres.sessions import PostgresSessions
 from asgi_durable.storage.postgres.slots import SlotStatements, slot_taken
-from asgi_durable.storage.protocol import StepSlot
 from asgi_durable.storage.records import StepRecord
+from asgi_durable.storage.transaction_port import StepSlot
 
 __all__ = ["PostgresTransaction", "PostgresTransactions"]
 
 
 class PostgresTransaction:
-    """See :class:`asgi_durable.storage.protocol.StoredTransaction`."""
+    """See :class:`asgi_durable.storage.transaction_port.StoredTransaction`."""
 
     def __init__(
         self,

@@ -11,13 +11,7 @@ from typing import TypeVar
 
 from asgi_durable.errors import StorageError
 from asgi_durable.storage.application import SQLApplicationDatabase
-from asgi_durable.storage.protocol import (
-    Beat,
-    BlockingTransaction,
-    Runnable,
-    StepSlot,
-    StoredTransaction,
-)
+from asgi_durable.storage.protocol import Beat, Runnable
 from asgi_durable.storage.records import (
     PieceRecord,
     ResponseRecord,
@@ -38,6 +32,7 @@ from asgi_durable.storage.sqlite.transactions import blocking_transaction, trans
 from asgi_durable.storage.sqlite.work_thread import WorkThread
 from asgi_durable.storage.sqlite.write_turn import WriteTurn
 from asgi_durable.storage.sqlite.writer import SQLiteWriter
+from asgi_durable.storage.transaction_port import BlockingTransaction, StepSlot, StoredTransaction
 from asgi_durable.storage.writes import Outcome, Write
 
 __all__ = ["SQLiteStorage"]

@@ -11,16 +11,16 @@ from sqlalchemy.orm import Session
 
 from asgi_durable.storage import tables
 from asgi_durable.storage.application import SESSION_OPTIONS, end_blocking_session, end_session
-from asgi_durable.storage.protocol import SlotTakenError, StepSlot
 from asgi_durable.storage.records import StepRecord, WorkflowState
 from asgi_durable.storage.sqlite.blocking_sessions import SQLiteBlockingSessions
 from asgi_durable.storage.sqlite.sessions import SQLiteSessions
+from asgi_durable.storage.transaction_port import SlotTakenError, StepSlot
 
 __all__ = ["blocking_transaction", "transaction"]
 
 
 class SQLiteTransaction:
-    """See :class:`asgi_durable.storage.protocol.StoredTransaction`."""
+    """See :class:`asgi_durable.storage.transaction_port.StoredTransaction`."""
 
     def __init__(
         self, sessions: SQLiteSessions, connection: AsyncConnection, session: AsyncSession
@@ -37,7 +37,7 @@ class SQLiteTransaction:
 
 
 class SQLiteBlockingTransaction:
-    """See :class:`asgi_durable.storage.protocol.BlockingTransaction`."""
+    """See :class:`asgi_durable.storage.transaction_port.BlockingTransaction`."""
 
     def __init__(
         self, sessions: SQLiteBlockingSessions, connection: sa.Connection, session: Session
