@@ -12,6 +12,7 @@ from asgi_durable.storage.application import SQLApplicationDatabase
 from asgi_durable.storage.loop_thread import LoopThread
 from asgi_durable.storage.postgres.blocking_sessions import PostgresBlockingSessions
 from asgi_durable.storage.postgres.blocking_transactions import (
+    PostgresBlockingRequestTransaction,
     PostgresBlockingTransaction,
     PostgresBlockingTransactions,
 )
@@ -25,7 +26,11 @@ from asgi_durable.storage.postgres.rows import PostgresNames
 from asgi_durable.storage.postgres.schema import prepare_schema
 from asgi_durable.storage.postgres.session import PostgresSession, Registration
 from asgi_durable.storage.postgres.sessions import PostgresSessions
-from asgi_durable.storage.postgres.transactions import PostgresTransaction, PostgresTransactions
+from asgi_durable.storage.postgres.transactions import (
+    PostgresRequestTransaction,
+    PostgresTransaction,
+    PostgresTransactions,
+)
 from asgi_durable.storage.postgres.writer import PostgresWriter
 from asgi_durable.storage.protocol import Beat, Runnable
 from asgi_durable.storage.records import (
@@ -36,7 +41,7 @@ from asgi_durable.storage.records import (
     TakenWorkflow,
     WorkflowRecord,
 )
-from asgi_durable.storage.transaction_port import StepSlot
+from asgi_durable.storage.transaction_port import RequestSlot, StepSlot
 from asgi_durable.storage.writes import Outcome, Write
 
 __all__ = ["PostgresStorage"]
@@ -208,6 +213,16 @@ class PostgresStorage:
         self, slot: StepSlot | None, *, isolation_level: str | None = None
     ) -> AbstractContextManager[PostgresBlockingTransaction]:
         return self._given().blocking_transactions.transaction(slot, isolation_level)
+
+    def request_transaction(
+        self, slot: RequestSlot, *, isolation_level: str | None = None
+    ) -> AbstractAsyncContextManager[PostgresRequestTransaction]:
+        return self._given().transactions.request_transaction(slot, isolation_level)
+
+    def blocking_request_transaction(
+        self, slot: RequestSlot, *, isolation_level: str | None = None
+    ) -> AbstractContextManager[PostgresBlockingRequestTransaction]:
+        return self._given().blocking_transactions.request_transaction(slot, isolation_level)
 
     async def _open(self) -> _Parts:
         database, names = self._database, self._names

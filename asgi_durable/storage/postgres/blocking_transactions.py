@@ -14,15 +14,56 @@ from asgi_durable.storage.application import SESSION_OPTIONS, ended_behind_the_s
 from asgi_durable.storage.isolation import checked_isolation_level
 from asgi_durable.storage.postgres.blocking_sessions import PostgresBlockingSessions, is_idle
 from asgi_durable.storage.postgres.database import PostgresDatabase
-from asgi_durable.storage.postgres.rows import PostgresNames, step_values
-from asgi_durable.storage.postgres.slots import SlotStatements, slot_taken
-from asgi_durable.storage.records import StepRecord
-from asgi_durable.storage.transaction_port import StepSlot
+from asgi_durable.storage.postgres.rows import (
+    PostgresNames,
+    response_values,
+    step_values,
+    workflow_values,
+)
+from asgi_durable.storage.postgres.slots import (
+    RequestStatements,
+    SlotStatements,
+    claiming,
+    request_taken,
+    slot_taken,
+    whole_milliseconds,
+)
+from asgi_durable.storage.records import ResponseRecord, StepRecord, WorkflowRecord
+from asgi_durable.storage.transaction_port import RequestSlot, StepSlot
 
-__all__ = ["PostgresBlockingTransaction", "PostgresBlockingTransactions"]
+__all__ = [
+    "PostgresBlockingRequestTransaction",
+    "PostgresBlockingTransaction",
+    "PostgresBlockingTransactions",
+]
 
 
-class PostgresBlockingTransaction:
+class _OpenTransaction:
+    """A transaction, and the application's session in it."""
+
+    def __init__(
+        self, connection: sa.Connection, transaction: sa.RootTransaction, session: Session
+    ) -> None:
+        self.session = session
+        self._connection = connection
+        self._transaction = transaction
+        self._has_begun = False
+        # The driver's BEGIN comes with the first statement, which is this savepoint's.
+        sa.event.listen(session, "after_begin", self._note_begin)
+
+    def flush(self) -> None:
+        """Write what the session holds, so that ours can be written after it."""
+        if not self._transaction.is_active or (self._has_begun and is_idle(self._connection)):
+            # There is no savepoint left to go back to, which the session would trip over.
+            self._connection.invalidate()
+            raise ended_behind_the_session()
+        self.session.commit()
+
+    def _note_begin(self, *_: object) -> None:
+        self._has_begun = True
+
+
+class PostgresBlockingTransaction(_OpenTransaction):
     """See :class:`asgi_durable.storage.transaction_port.BlockingTransaction`."""
 
     def __init__(
@@ -32,32 +73,45 @@ class PostgresBlockingTransaction:
         session: Session,
         record: tuple[str, StepSlot] | None,
     ) -> None:
-        self.session = session
-        self._connection = connection
-        self._transaction = transaction
+        super().__init__(connection, transaction, session)
         self._record = record
-        self._has_begun = False
-        # The driver's BEGIN comes with the first statement, which is this savepoint's.
-        sa.event.listen(session, "after_begin", self._note_begin)
 
     def record(self, step: StepRecord) -> None:
         if self._record is None:
             msg = "this transaction has no place in a step log"
             raise DurableUsageError(msg)
         statement, slot = self._record
-        if not self._transaction.is_active or (self._has_begun and is_idle(self._connection)):
-            # There is no savepoint left to go back to, which the session would trip over.
-            self._connection.invalidate()
-            raise ended_behind_the_session()
         # Invariant: the application's rows are flushed before the record, and both are in the
         # transaction that `PostgresBlockingTransactions.transaction` commits.
-        self.session.commit()
+        self.flush()
         cursor = _execute(self._connection, statement, (slot.executor_id, *step_values(step)))
         if cursor.rowcount != 1:
             raise slot_taken(slot)
 
-    def _note_begin(self, *_: object) -> None:
+
+class PostgresBlockingRequestTransaction(_OpenTransaction):
+    """See :class:`asgi_durable.storage.transaction_port.BlockingRequestTransaction`."""
+
+    def __init__(
+        self,
+        connection: sa.Connection,
+        transaction: sa.RootTransaction,
+        session: Session,
+        answering: tuple[RequestStatements, RequestSlot],
+    ) -> None:
+        super().__init__(connection, transaction, session)
+        self._statements, self._slot = answering
+        # With the claim.
         self._has_begun = True
+
+    def answer(self, response: ResponseRecord, starts: Sequence[WorkflowRecord]) -> None:
+        # Again: what was read of an object meanwhile may have begun something.
+        self.flush()
+        for start in starts:
+            _execute(self._connection, self._statements.start, workflow_values(start))
+        values = (self._slot.workflow.executor_id, *response_values(response))
+        if _execute(self._connection, self._statements.answer, values).rowcount != 1:
+            raise request_taken(self._slot)
 
 
 class PostgresBlockingTransactions:
@@ -71,6 +125,7 @@ class PostgresBlockingTransactions:
     def __init__(self, database: PostgresDatabase, names: PostgresNames) -> None:
         self._sessions = PostgresBlockingSessions(database)
         self._statements = SlotStatements(names)
+        self._request_statements = RequestStatements(names)
 
     def close(self) -> None:
         """Close all connections that are not in use."""
@@ -91,6 +146,29 @@ class PostgresBlockingTransactions:
             with Session(connection, **SESSION_OPTIONS) as session:
                 record = (self._statements.record, slot) if slot is not None else None
                 yield PostgresBlockingTransaction(connection, transaction, session, record)
+                session.commit()
+            connection.commit()
+
+    @contextmanager
+    def request_transaction(
+        self, slot: RequestSlot, isolation_level: str | None
+    ) -> Iterator[PostgresBlockingRequestTransaction]:
+        """See ``Transactions.blocking_request_transaction``."""
+        level, statements = checked_isolation_level(isolation_level), self._request_statements
+        with self._sessions.connect() as connection:
+            if level is not None:
+                connection.execution_options(isolation_level=level)
+            transaction = connection.begin()
+            with claiming(slot):
+                values = (whole_milliseconds(slot), *workflow_values(slot.workflow))
+                (inserted, _) = _execute(connection, statements.claim, values).fetchone()
+            if inserted != 1:
+                raise request_taken(slot)
+            with Session(connection, **SESSION_OPTIONS) as session:
+                answering = (statements, slot)
+                yield PostgresBlockingRequestTransaction(
+                    connection, transaction, session, answering
+                )
                 session.commit()
             connection.commit()
 

@@ -35,6 +35,7 @@ __all__ = [
     "response_values",
     "step_from",
     "step_values",
+    "type_of",
     "workflow_from",
     "workflow_values",
 ]
@@ -45,12 +46,12 @@ OWNED = "w.executor_id = $1 AND w.state = 'PENDING'"
 # By the database's clock, as of now and not of the transaction's beginning.
 NOW_US = "(extract(epoch FROM clock_timestamp()) * 1000000)::int8"
 
-_ARRAY_TYPES: dict[type[Any], str] = {
-    sa.Text: "text[]",
-    sa.LargeBinary: "bytea[]",
-    sa.Integer: "int4[]",
-    sa.BigInteger: "int8[]",
-    sa.Boolean: "bool[]",
+_TYPES: dict[type[Any], str] = {
+    sa.Text: "text",
+    sa.LargeBinary: "bytea",
+    sa.Integer: "int4",
+    sa.BigInteger: "int8",
+    sa.Boolean: "bool",
 }
 
 
@@ -137,13 +138,18 @@ class Parameters:
         for column in table_columns:
             self._count += 1
             names.append(column.name)
-            marks.append(f"${self._count}::{_ARRAY_TYPES[type(column.type)]}")
+            marks.append(f"${self._count}::{type_of(column)}[]")
         return f"unnest({', '.join(marks)}) AS {alias}({', '.join(names)})"
 
     def next(self) -> str:
         """Return one more parameter."""
         self._count += 1
         return f"${self._count}"
+
+
+def type_of(column: sa.Column[Any]) -> str:
+    """Return the server's name of a column's type."""
+    return _TYPES[type(column.type)]
 
 
 def each_of(table: str, condition: str, alias: str = "w") -> str:

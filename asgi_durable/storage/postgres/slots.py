@@ -1,15 +1,34 @@
-"""The statements that check the place of a transaction's record, and that fill it."""
+"""The statements with which an application's transaction becomes part of the step log."""
 
 from __future__ import annotations
 
-from asgi_durable.storage import tables
-from asgi_durable.storage.postgres.rows import OWNED, PostgresNames, columns
-from asgi_durable.storage.transaction_port import SlotTakenError, StepSlot
+from collections.abc import Iterator
+from contextlib import contextmanager
 
-__all__ = ["SlotStatements", "slot_taken"]
+import sqlalchemy as sa
+
+from asgi_durable.storage import tables
+from asgi_durable.storage.postgres.errors import sqlstate_of
+from asgi_durable.storage.postgres.rows import OWNED, PostgresNames, columns, type_of
+from asgi_durable.storage.transaction_port import (
+    RequestSlot,
+    SlotBusyError,
+    SlotTakenError,
+    StepSlot,
+)
+
+__all__ = [
+    "RequestStatements",
+    "SlotStatements",
+    "claiming",
+    "request_taken",
+    "slot_taken",
+    "whole_milliseconds",
+]
 
 # Only from a transaction's record to its COMMIT, which follows at once.
 LONGEST_PAUSE = "15s"
+LOCK_NOT_AVAILABLE = "55P03"
 
 
 class SlotStatements:
@@ -41,6 +60,79 @@ class SlotStatements:
             f"FROM {names.workflows} AS w, executor, pause WHERE w.workflow_id = $2::text "
             f"AND {OWNED} FOR SHARE OF w ON CONFLICT DO NOTHING"
         )
+
+
+class RequestStatements:
+    """SQL for a transaction that claims a request and answers it.
+
+    Attributes:
+        claim: Inserts the request's row: for how long to wait for another transaction, in
+            milliseconds, and the row. Its result is how many were inserted.
+        answer: Inserts the answer, if the executor is alive: the executor, and the row.
+        start: Inserts a workflow that follows.
+    """
+
+    def __init__(self, names: PostgresNames) -> None:
+        workflows, responses = columns(tables.workflows), columns(tables.responses)
+        changes = ", ".join(f"{name} = excluded.{name}" for name in responses[1:])
+        # Invariant: the application's own statements have its own lock_timeout again. What is
+        # counted is inserted before that is set back.
+        self.claim = (
+            "WITH setting AS MATERIALIZED (SELECT current_setting('lock_timeout') AS value), "
+            "patience AS MATERIALIZED ("
+            "SELECT value, set_config('lock_timeout', $1::text, true) FROM setting), "
+            f"claimed AS (INSERT INTO {names.workflows} ({', '.join(workflows)}) "
+            f"SELECT {_typed(tables.workflows, first=2)} FROM patience "
+            "ON CONFLICT DO NOTHING RETURNING 1), "
+            "counted AS MATERIALIZED (SELECT count(*) AS inserted FROM claimed) "
+            "SELECT inserted, set_config('lock_timeout', value, true) FROM counted, patience"
+        )
+        # Invariant: as for a record, the fence is locked by the last statement of all.
+        self.answer = (
+            f"WITH executor AS MATERIALIZED ({names.fence('$1::text')}), pause AS MATERIALIZED ("
+            f"SELECT set_config('idle_in_transaction_session_timeout', '{LONGEST_PAUSE}', true)) "
+            f"INSERT INTO {names.responses} ({', '.join(responses)}) "
+            f"SELECT {_typed(tables.responses, first=2)} FROM executor, pause "
+            f"ON CONFLICT (workflow_id) DO UPDATE SET {changes}"
+        )
+        self.start = (
+            f"INSERT INTO {names.workflows} ({', '.join(workflows)}) "
+            f"SELECT {_typed(tables.workflows, first=1)} ON CONFLICT DO NOTHING"
+        )
+
+
+def _typed(table: sa.Table, *, first: int) -> str:
+    """Return one parameter for each column of a table."""
+    return ", ".join(
+        f"${number}::{type_of(column)}" for number, column in enumerate(table.columns, first)
+    )
+
+
+@contextmanager
+def claiming(slot: RequestSlot) -> Iterator[None]:
+    """Let a claim that has waited for too long be its own error.
+
+    Raises:
+        SlotBusyError: It has.
+    """
+    try:
+        yield
+    except Exception as error:
+        if sqlstate_of(getattr(error, "orig", error)) != LOCK_NOT_AVAILABLE:
+            raise
+        workflow_id = slot.workflow.workflow_id
+        msg = f"another transaction is at the request {workflow_id!r}"
+        raise SlotBusyError(msg) from None
+
+
+def whole_milliseconds(slot: RequestSlot) -> str:
+    """Return for how long a claim waits, as ``lock_timeout`` has it; 0 would be for ever."""
+    return str(max(1, round(slot.wait_seconds * 1000)))
+
+
+def request_taken(slot: RequestSlot) -> SlotTakenError:
+    """Return the error of a request that is there, or whose executor is not alive."""
+    return SlotTakenError(f"the request {slot.workflow.workflow_id!r} cannot be claimed")
 
 
 def slot_taken(slot: StepSlot) -> SlotTakenError:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -12,16 +12,55 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession, AsyncTransacti
 from asgi_durable.errors import DurableUsageError
 from asgi_durable.storage.application import SESSION_OPTIONS, ended_behind_the_session
 from asgi_durable.storage.postgres.database import PostgresDatabase
-from asgi_durable.storage.postgres.rows import PostgresNames, step_values
+from asgi_durable.storage.postgres.rows import (
+    PostgresNames,
+    response_values,
+    step_values,
+    workflow_values,
+)
 from asgi_durable.storage.postgres.sessions import PostgresSessions
-from asgi_durable.storage.postgres.slots import SlotStatements, slot_taken
-from asgi_durable.storage.records import StepRecord
-from asgi_durable.storage.transaction_port import StepSlot
+from asgi_durable.storage.postgres.slots import (
+    RequestStatements,
+    SlotStatements,
+    claiming,
+    request_taken,
+    slot_taken,
+    whole_milliseconds,
+)
+from asgi_durable.storage.records import ResponseRecord, StepRecord, WorkflowRecord
+from asgi_durable.storage.transaction_port import RequestSlot, StepSlot
 
-__all__ = ["PostgresTransaction", "PostgresTransactions"]
+__all__ = ["PostgresRequestTransaction", "PostgresTransaction", "PostgresTransactions"]
 
 
-class PostgresTransaction:
+class _OpenTransaction:
+    """A transaction, and the application's session in it."""
+
+    def __init__(
+        self, connection: AsyncConnection, transaction: AsyncTransaction, session: AsyncSession
+    ) -> None:
+        self.session = session
+        self._connection = connection
+        self._transaction = transaction
+        self._has_begun = False
+        # The driver's BEGIN comes with the first statement, which is this savepoint's.
+        sa.event.listen(session.sync_session, "after_begin", self._note_begin)
+
+    async def flush(self) -> None:
+        """Write what the session holds, so that ours can be written after it."""
+        raw = await self._connection.get_raw_connection()
+        driver: Any = raw.driver_connection
+        if not self._transaction.is_active or (self._has_begun and not driver.is_in_transaction()):
+            # There is no savepoint left to go back to, which the session would trip over.
+            await self._connection.invalidate()
+            raise ended_behind_the_session()
+        await self.session.commit()
+
+    def _note_begin(self, *_: object) -> None:
+        self._has_begun = True
+
+
+class PostgresTransaction(_OpenTransaction):
     """See :class:`asgi_durable.storage.transaction_port.StoredTransaction`."""
 
     def __init__(
@@ -31,35 +70,47 @@ class PostgresTransaction:
         session: AsyncSession,
         record: tuple[str, StepSlot] | None,
     ) -> None:
-        self.session = session
-        self._connection = connection
-        self._transaction = transaction
+        super().__init__(connection, transaction, session)
         self._record = record
-        self._has_begun = False
-        # The driver's BEGIN comes with the first statement, which is this savepoint's.
-        sa.event.listen(session.sync_session, "after_begin", self._note_begin)
 
     async def record(self, step: StepRecord) -> None:
         if self._record is None:
             msg = "this transaction has no place in a step log"
             raise DurableUsageError(msg)
         statement, slot = self._record
-        raw = await self._connection.get_raw_connection()
-        driver: Any = raw.driver_connection
-        if not self._transaction.is_active or (self._has_begun and not driver.is_in_transaction()):
-            # There is no savepoint left to go back to, which the session would trip over.
-            await self._connection.invalidate()
-            raise ended_behind_the_session()
         # Invariant: the application's rows are flushed before the record, and both are in the
         # transaction that `PostgresTransactions.transaction` commits.
-        await self.session.commit()
+        await self.flush()
         values = (slot.executor_id, *step_values(step))
         result = await self._connection.exec_driver_sql(statement, values)
         if result.rowcount != 1:
             raise slot_taken(slot)
 
-    def _note_begin(self, *_: object) -> None:
+
+class PostgresRequestTransaction(_OpenTransaction):
+    """See :class:`asgi_durable.storage.transaction_port.RequestTransaction`."""
+
+    def __init__(
+        self,
+        connection: AsyncConnection,
+        transaction: AsyncTransaction,
+        session: AsyncSession,
+        answering: tuple[RequestStatements, RequestSlot],
+    ) -> None:
+        super().__init__(connection, transaction, session)
+        self._statements, self._slot = answering
+        # With the claim.
         self._has_begun = True
+
+    async def answer(self, response: ResponseRecord, starts: Sequence[WorkflowRecord]) -> None:
+        # Again: what was read of an object meanwhile may have begun something.
+        await self.flush()
+        for start in starts:
+            await self._connection.exec_driver_sql(self._statements.start, workflow_values(start))
+        values = (self._slot.workflow.executor_id, *response_values(response))
+        result = await self._connection.exec_driver_sql(self._statements.answer, values)
+        if result.rowcount != 1:
+            raise request_taken(self._slot)
 
 
 class PostgresTransactions:
@@ -74,6 +125,7 @@ class PostgresTransactions:
         self._database = database
         self._sessions = PostgresSessions(database)
         self._statements = SlotStatements(names)
+        self._request_statements = RequestStatements(names)
 
     async def open(self) -> None:
         """Make ready for any number of event loops."""
@@ -95,6 +147,25 @@ class PostgresTransactions:
             async with AsyncSession(connection, **SESSION_OPTIONS) as session:
                 record = (self._statements.record, slot) if slot is not None else None
                 yield PostgresTransaction(connection, transaction, session, record)
+                await session.commit()
+            await connection.commit()
+
+    @asynccontextmanager
+    async def request_transaction(
+        self, slot: RequestSlot, isolation_level: str | None
+    ) -> AsyncIterator[PostgresRequestTransaction]:
+        """See ``Transactions.request_transaction``."""
+        statements = self._request_statements
+        async with self._sessions.connect(isolation_level) as connection:
+            transaction = await connection.begin()
+            with claiming(slot):
+                values = (whole_milliseconds(slot), *workflow_values(slot.workflow))
+                claimed = await connection.exec_driver_sql(statements.claim, values)
+            if claimed.one().inserted != 1:
+                raise request_taken(slot)
+            async with AsyncSession(connection, **SESSION_OPTIONS) as session:
+                answering = (statements, slot)
+                yield PostgresRequestTransaction(connection, transaction, session, answering)
                 await session.commit()
             await connection.commit()
 

@@ -26,13 +26,24 @@ from asgi_durable.storage.sqlite.errors import naming_errors, translating_errors
 from asgi_durable.storage.sqlite.executors import SQLiteExecutors
 from asgi_durable.storage.sqlite.file import SQLiteFile
 from asgi_durable.storage.sqlite.reader import SQLiteReader
+from asgi_durable.storage.sqlite.request_transactions import (
+    blocking_request_transaction,
+    request_transaction,
+)
 from asgi_durable.storage.sqlite.retention import SQLiteRetention
 from asgi_durable.storage.sqlite.sessions import SQLiteSessions
 from asgi_durable.storage.sqlite.transactions import blocking_transaction, transaction
 from asgi_durable.storage.sqlite.work_thread import WorkThread
 from asgi_durable.storage.sqlite.write_turn import WriteTurn
 from asgi_durable.storage.sqlite.writer import SQLiteWriter
-from asgi_durable.storage.transaction_port import BlockingTransaction, StepSlot, StoredTransaction
+from asgi_durable.storage.transaction_port import (
+    BlockingRequestTransaction,
+    BlockingTransaction,
+    RequestSlot,
+    RequestTransaction,
+    StepSlot,
+    StoredTransaction,
+)
 from asgi_durable.storage.writes import Outcome, Write
 
 __all__ = ["SQLiteStorage"]
@@ -212,6 +223,17 @@ class SQLiteStorage:
     ) -> AbstractContextManager[BlockingTransaction]:
         _given(self._opened)
         return blocking_transaction(self._blocking_sessions, slot, isolation_level)
+
+    def request_transaction(
+        self, slot: RequestSlot, *, isolation_level: str | None = None
+    ) -> AbstractAsyncContextManager[RequestTransaction]:
+        return request_transaction(self._sessions, slot, isolation_level)
+
+    def blocking_request_transaction(
+        self, slot: RequestSlot, *, isolation_level: str | None = None
+    ) -> AbstractContextManager[BlockingRequestTransaction]:
+        _given(self._opened)
+        return blocking_request_transaction(self._blocking_sessions, slot, isolation_level)
 
     def _open(self) -> None:
         file = self._file

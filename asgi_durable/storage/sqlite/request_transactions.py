@@ -1,0 +1,106 @@
+"""Transactions of the application that claim a request and answer it, in one commit."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager
+
+import sqlalchemy as sa
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession
+from sqlalchemy.orm import Session
+
+from asgi_durable.storage.application import SESSION_OPTIONS, end_blocking_session, end_session
+from asgi_durable.storage.records import ResponseRecord, WorkflowRecord
+from asgi_durable.storage.sqlite.blocking_sessions import SQLiteBlockingSessions
+from asgi_durable.storage.sqlite.executors import LIVING
+from asgi_durable.storage.sqlite.rows import INSERT_RESPONSE, response_values, workflow_values
+from asgi_durable.storage.sqlite.sessions import SQLiteSessions
+from asgi_durable.storage.sqlite.write_statements import INSERT_WORKFLOW
+from asgi_durable.storage.transaction_port import RequestSlot, SlotTakenError
+
+__all__ = ["blocking_request_transaction", "request_transaction"]
+
+
+class SQLiteRequestTransaction:
+    """See :class:`asgi_durable.storage.transaction_port.RequestTransaction`."""
+
+    def __init__(
+        self, sessions: SQLiteSessions, connection: AsyncConnection, session: AsyncSession
+    ) -> None:
+        self.session = session
+        self._sessions = sessions
+        self._connection = connection
+
+    async def flush(self) -> None:
+        await end_session(self._sessions, self._connection, self.session)
+
+    async def answer(self, response: ResponseRecord, starts: Sequence[WorkflowRecord]) -> None:
+        # Again: what was read of an object meanwhile may have begun something.
+        await self.flush()
+        await self._connection.run_sync(_answer, response, starts)
+
+
+class SQLiteBlockingRequestTransaction:
+    """See :class:`asgi_durable.storage.transaction_port.BlockingRequestTransaction`."""
+
+    def __init__(
+        self, sessions: SQLiteBlockingSessions, connection: sa.Connection, session: Session
+    ) -> None:
+        self.session = session
+        self._sessions = sessions
+        self._connection = connection
+
+    def flush(self) -> None:
+        end_blocking_session(self._sessions, self._connection, self.session)
+
+    def answer(self, response: ResponseRecord, starts: Sequence[WorkflowRecord]) -> None:
+        # Again, as above.
+        self.flush()
+        _answer(self._connection, response, starts)
+
+
+@asynccontextmanager
+async def request_transaction(
+    sessions: SQLiteSessions, slot: RequestSlot, isolation_level: str | None
+) -> AsyncIterator[SQLiteRequestTransaction]:
+    """See ``Transactions.request_transaction``."""
+    async with sessions.begin(isolation_level) as connection:
+        await connection.run_sync(_claim, slot)
+        async with AsyncSession(connection, **SESSION_OPTIONS) as session:
+            yield SQLiteRequestTransaction(sessions, connection, session)
+            await session.commit()
+        await connection.commit()
+
+
+@contextmanager
+def blocking_request_transaction(
+    sessions: SQLiteBlockingSessions, slot: RequestSlot, isolation_level: str | None
+) -> Iterator[SQLiteBlockingRequestTransaction]:
+    """See ``Transactions.blocking_request_transaction``."""
+    with sessions.begin(isolation_level) as connection:
+        _claim(connection, slot)
+        with Session(connection, **SESSION_OPTIONS) as session:
+            yield SQLiteBlockingRequestTransaction(sessions, connection, session)
+            session.commit()
+        connection.commit()
+
+
+def _claim(connection: sa.Connection, slot: RequestSlot) -> None:
+    """Invariant: under the write lock, so both hold still at this transaction's commit."""
+    workflow = slot.workflow
+    living = {row[0] for row in connection.exec_driver_sql(LIVING)}
+    if workflow.executor_id not in living:
+        msg = f"the executor {workflow.executor_id!r} is not alive"
+        raise SlotTakenError(msg)
+    inserted = connection.exec_driver_sql(INSERT_WORKFLOW, workflow_values(workflow))
+    if inserted.rowcount != 1:
+        msg = f"there is a workflow {workflow.workflow_id!r}"
+        raise SlotTakenError(msg)
+
+
+def _answer(
+    connection: sa.Connection, response: ResponseRecord, starts: Sequence[WorkflowRecord]
+) -> None:
+    connection.exec_driver_sql(INSERT_RESPONSE, response_values(response))
+    for start in starts:
+        connection.exec_driver_sql(INSERT_WORKFLOW, workflow_values(start))
