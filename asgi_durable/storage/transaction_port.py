@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from contextlib import AbstractAsyncContextManager, AbstractContextManager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
-from asgi_durable.storage.records import ResponseRecord, StepRecord, WorkflowRecord
+from asgi_durable.storage.records import StepRecord, WorkflowRecord
+from asgi_durable.storage.writes import FinishWorkflow
 
 if TYPE_CHECKING:
     from sqlalchemy.ext.asyncio import AsyncSession
@@ -42,7 +42,7 @@ class RequestSlot:
     """A request that a transaction will claim and answer.
 
     Attributes:
-        workflow: Its row as it will be, finished.
+        workflow: The row that claims it, pending.
         wait_seconds: For how long at most to wait for another transaction that has its id.
     """
 
@@ -71,11 +71,12 @@ class RequestTransaction(Protocol):
             DurableUsageError: The application has ended the transaction itself.
         """
 
-    async def answer(self, response: ResponseRecord, starts: Sequence[WorkflowRecord]) -> None:
+    async def answer(self, end: FinishWorkflow) -> None:
         """Write the answer, and what follows it; the last thing before the commit.
 
         Raises:
             SlotTakenError: The executor is not alive any more.
+            DurableUsageError: As for :meth:`flush`.
         """
 
 
@@ -96,7 +97,7 @@ class BlockingRequestTransaction(Protocol):
     def flush(self) -> None:
         """See :meth:`RequestTransaction.flush`."""
 
-    def answer(self, response: ResponseRecord, starts: Sequence[WorkflowRecord]) -> None:
+    def answer(self, end: FinishWorkflow) -> None:
         """See :meth:`RequestTransaction.answer`."""
 
 

@@ -4,26 +4,27 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, ExitStack, asynccontextmanager
+from dataclasses import replace
 from typing import Any, Protocol
 from urllib.parse import urlsplit
 
 import pytest
 import sqlalchemy as sa
-from support.records import EXECUTOR, OTHER, request, response, workflow
+from support.records import EXECUTOR, OTHER, request, response, success, workflow
 from support.storages import Adapter
 
 from asgi_durable import DurableUsageError, StorageUnavailableError
 from asgi_durable.storage.protocol import Storage
-from asgi_durable.storage.records import ResponseRecord, WorkflowRecord, WorkflowState
+from asgi_durable.storage.records import WorkflowRecord, WorkflowState
 from asgi_durable.storage.transaction_port import RequestSlot, SlotBusyError, SlotTakenError
-from asgi_durable.storage.writes import ClaimRequest, OutcomeKind, StartWorkflow
+from asgi_durable.storage.writes import ClaimRequest, FinishWorkflow, OutcomeKind, StartWorkflow
 
 pytestmark = pytest.mark.anyio
 
-ROW = request(state=WorkflowState.SUCCESS)
-SLOT = RequestSlot(workflow=ROW, wait_seconds=30.0)
+SLOT = RequestSlot(workflow=request(), wait_seconds=30.0)
+END = success("r", response=response())
 INSERT = sa.text("INSERT INTO effects VALUES ('x')")
 
 
@@ -34,9 +35,7 @@ class Opened(Protocol):
 
     async def flush(self) -> None: ...
 
-    async def answer(
-        self, response: ResponseRecord, starts: Sequence[WorkflowRecord] = ()
-    ) -> None: ...
+    async def answer(self, *starts: WorkflowRecord, end: FinishWorkflow = ...) -> None: ...
 
 
 Open = Callable[..., AbstractAsyncContextManager[Opened]]
@@ -50,8 +49,8 @@ class InTask:
     async def execute(self, statement: sa.TextClause) -> Any:
         return await self._transaction.session.execute(statement)
 
-    async def answer(self, response: ResponseRecord, starts: Sequence[WorkflowRecord] = ()) -> None:
-        await self._transaction.answer(response, starts)
+    async def answer(self, *starts: WorkflowRecord, end: FinishWorkflow = END) -> None:
+        await self._transaction.answer(replace(end, starts=starts))
 
 
 class InThreads:
@@ -66,8 +65,8 @@ class InThreads:
     async def flush(self) -> None:
         await asyncio.to_thread(self._transaction.flush)
 
-    async def answer(self, response: ResponseRecord, starts: Sequence[WorkflowRecord] = ()) -> None:
-        await asyncio.to_thread(self._transaction.answer, response, starts)
+    async def answer(self, *starts: WorkflowRecord, end: FinishWorkflow = END) -> None:
+        await asyncio.to_thread(self._transaction.answer, replace(end, starts=starts))
 
 
 @asynccontextmanager
@@ -121,10 +120,11 @@ async def test_claim_rows_and_answer_are_committed_together(
         await transaction.execute(INSERT)
         await transaction.flush()
         assert await other.get_workflow("r") is None
-        await transaction.answer(response())
+        await transaction.answer()
         assert await other.get_response("r") is None
 
-    assert await other.get_workflow("r") == ROW
+    answered = replace(request(), state=WorkflowState.SUCCESS, output=b"9", updated_at_us=3)
+    assert await other.get_workflow("r") == answered
     assert await other.get_response("r") == response()
     assert await effects(other) == 1
 
@@ -133,20 +133,20 @@ async def test_an_exception_leaves_nothing_behind(storage: Storage, begin: Open)
     with pytest.raises(ZeroDivisionError):
         async with begin(storage) as transaction:
             await transaction.execute(INSERT)
-            await transaction.answer(response())
+            await transaction.answer()
             raise ZeroDivisionError
 
     assert await storage.get_workflow("r") is None
     assert await storage.get_response("r") is None
     assert await effects(storage) == 0
     async with begin(storage) as transaction:
-        await transaction.answer(response())
+        await transaction.answer()
 
 
 async def test_what_follows_starts_with_the_answer(storage: Storage, begin: Open) -> None:
     child = workflow("child", parent_id="r", parent_step=0, awaited=False)
     async with begin(storage) as transaction:
-        await transaction.answer(response(), [child])
+        await transaction.answer(child)
 
     assert await storage.get_workflow("child") == child
 
@@ -163,7 +163,7 @@ async def test_what_is_committed_is_told_to_who_asks_again(
     storage: Storage, other: Storage, begin: Open
 ) -> None:
     async with begin(storage) as transaction:
-        await transaction.answer(response())
+        await transaction.answer()
 
     (outcome,) = await other.commit([ClaimRequest(request(executor_id=OTHER))])
     assert outcome.kind is OutcomeKind.CONFLICT
@@ -178,7 +178,7 @@ async def test_an_executor_that_left_claims_nothing(
     with pytest.raises(SlotTakenError):
         async with begin(storage) as transaction:
             await transaction.execute(INSERT)
-            await transaction.answer(response())
+            await transaction.answer()
     assert await other.get_workflow("r") is None
     assert await effects(other) == 0
 
@@ -199,7 +199,7 @@ async def test_a_twin_waits_for_the_end_of_the_first(
     async with begin(storage, SLOT, level) as transaction:
         waiting = asyncio.ensure_future(claim_too())
         await transaction.execute(INSERT)
-        await transaction.answer(response())
+        await transaction.answer()
 
     with pytest.raises(SlotTakenError):
         await waiting
@@ -208,13 +208,12 @@ async def test_a_twin_waits_for_the_end_of_the_first(
 async def test_a_twin_goes_on_where_the_first_is_rolled_back(
     storage: Storage, other: Storage, begin: Open
 ) -> None:
-    twin = RequestSlot(
-        workflow=request(executor_id=OTHER, state=WorkflowState.SUCCESS), wait_seconds=30.0
-    )
+    twin = RequestSlot(workflow=request(executor_id=OTHER), wait_seconds=30.0)
+    end = replace(END, executor_id=OTHER)
 
     async def claim_too() -> None:
         async with begin(other, twin) as transaction:
-            await transaction.answer(response())
+            await transaction.answer(end=end)
 
     with pytest.raises(ZeroDivisionError):
         async with begin(storage):
@@ -222,7 +221,7 @@ async def test_a_twin_goes_on_where_the_first_is_rolled_back(
             raise ZeroDivisionError
 
     await waiting
-    assert await storage.get_workflow("r") == twin.workflow
+    assert await storage.get_response("r") == response()
 
 
 async def test_a_commit_of_the_session_ends_nothing(storage: Storage, begin: Open) -> None:
@@ -243,12 +242,12 @@ async def test_a_transaction_that_was_ended_behind_the_session_is_refused(
     with pytest.raises((DurableUsageError, sa.exc.SQLAlchemyError)):
         async with begin(storage) as transaction:
             await transaction.execute(sa.text(end))
-            await transaction.answer(response())
+            await transaction.answer()
 
     assert await storage.get_response("r") is None
-    # A row without an answer is forgotten when it is asked for, so that it is claimed anew.
-    assert await storage.forget_request("r", now_us=1)
-    assert await storage.get_workflow("r") is None
+    # What a COMMIT leaves behind is no request that is over.
+    left = await storage.get_workflow("r")
+    assert left == (request() if end == "COMMIT" else None)
 
 
 async def test_the_place_of_a_function_is_no_request_of_its_own(
@@ -271,7 +270,7 @@ async def test_on_postgres_a_twin_waits_no_longer_than_it_may(
         with pytest.raises(SlotBusyError):
             async with begin(other, twin):
                 pytest.fail("the application's code ran")
-        await transaction.answer(response())
+        await transaction.answer()
 
 
 async def test_on_postgres_the_applications_statements_wait_as_they_would(
@@ -280,7 +279,7 @@ async def test_on_postgres_the_applications_statements_wait_as_they_would(
     async with begin(postgres_storages[0]) as transaction:
         found = await transaction.execute(sa.text("SELECT current_setting('lock_timeout')"))
         assert found.scalar_one() == "0"
-        await transaction.answer(response())
+        await transaction.answer()
 
 
 @pytest.fixture

@@ -16,20 +16,21 @@ from asgi_durable.storage.postgres.blocking_sessions import PostgresBlockingSess
 from asgi_durable.storage.postgres.database import PostgresDatabase
 from asgi_durable.storage.postgres.rows import (
     PostgresNames,
-    response_values,
     step_values,
     workflow_values,
 )
 from asgi_durable.storage.postgres.slots import (
     RequestStatements,
     SlotStatements,
+    answer_values,
     claiming,
     request_taken,
     slot_taken,
     whole_milliseconds,
 )
-from asgi_durable.storage.records import ResponseRecord, StepRecord, WorkflowRecord
+from asgi_durable.storage.records import StepRecord
 from asgi_durable.storage.transaction_port import RequestSlot, StepSlot
+from asgi_durable.storage.writes import FinishWorkflow
 
 __all__ = [
     "PostgresBlockingRequestTransaction",
@@ -104,13 +105,12 @@ class PostgresBlockingRequestTransaction(_OpenTransaction):
         # With the claim.
         self._has_begun = True
 
-    def answer(self, response: ResponseRecord, starts: Sequence[WorkflowRecord]) -> None:
+    def answer(self, end: FinishWorkflow) -> None:
         # Again: what was read of an object meanwhile may have begun something.
         self.flush()
-        for start in starts:
+        for start in end.starts:
             _execute(self._connection, self._statements.start, workflow_values(start))
-        values = (self._slot.workflow.executor_id, *response_values(response))
-        if _execute(self._connection, self._statements.answer, values).rowcount != 1:
+        if _execute(self._connection, self._statements.answer, answer_values(end)).rowcount != 1:
             raise request_taken(self._slot)
 
 

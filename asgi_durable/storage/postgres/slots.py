@@ -4,22 +4,31 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import sqlalchemy as sa
 
 from asgi_durable.storage import tables
 from asgi_durable.storage.postgres.errors import sqlstate_of
-from asgi_durable.storage.postgres.rows import OWNED, PostgresNames, columns, type_of
+from asgi_durable.storage.postgres.rows import (
+    OWNED,
+    PostgresNames,
+    columns,
+    response_values,
+    type_of,
+)
 from asgi_durable.storage.transaction_port import (
     RequestSlot,
     SlotBusyError,
     SlotTakenError,
     StepSlot,
 )
+from asgi_durable.storage.writes import FinishWorkflow
 
 __all__ = [
     "RequestStatements",
     "SlotStatements",
+    "answer_values",
     "claiming",
     "request_taken",
     "slot_taken",
@@ -68,7 +77,8 @@ class RequestStatements:
     Attributes:
         claim: Inserts the request's row: for how long to wait for another transaction, in
             milliseconds, and the row. Its result is how many were inserted.
-        answer: Inserts the answer, if the executor is alive: the executor, and the row.
+        answer: Ends the request and inserts its answer, if the executor is alive: the executor,
+            the end, and the row.
         start: Inserts a workflow that follows.
     """
 
@@ -90,9 +100,12 @@ class RequestStatements:
         # Invariant: as for a record, the fence is locked by the last statement of all.
         self.answer = (
             f"WITH executor AS MATERIALIZED ({names.fence('$1::text')}), pause AS MATERIALIZED ("
-            f"SELECT set_config('idle_in_transaction_session_timeout', '{LONGEST_PAUSE}', true)) "
+            f"SELECT set_config('idle_in_transaction_session_timeout', '{LONGEST_PAUSE}', true)), "
+            f"ended AS (UPDATE {names.workflows} AS w SET state = $3::text, output = $4::bytea, "
+            f"error = $5::bytea, updated_at_us = $6::int8 FROM executor, pause "
+            f"WHERE w.workflow_id = $2::text AND {OWNED} RETURNING 1) "
             f"INSERT INTO {names.responses} ({', '.join(responses)}) "
-            f"SELECT {_typed(tables.responses, first=2)} FROM executor, pause "
+            f"SELECT {_typed(tables.responses, first=7)} FROM ended "
             f"ON CONFLICT (workflow_id) DO UPDATE SET {changes}"
         )
         self.start = (
@@ -123,6 +136,15 @@ def claiming(slot: RequestSlot) -> Iterator[None]:
         workflow_id = slot.workflow.workflow_id
         msg = f"another transaction is at the request {workflow_id!r}"
         raise SlotBusyError(msg) from None
+
+
+def answer_values(end: FinishWorkflow) -> tuple[Any, ...]:
+    """Return the parameters of :attr:`RequestStatements.answer`."""
+    if end.response is None:
+        msg = "a request ends with an answer"
+        raise TypeError(msg)
+    ending = (end.workflow_id, end.state.value, end.output, end.error, end.finished_at_us)
+    return (end.executor_id, *ending, *response_values(end.response))
 
 
 def whole_milliseconds(slot: RequestSlot) -> str:

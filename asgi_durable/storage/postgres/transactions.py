@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -14,7 +14,6 @@ from asgi_durable.storage.application import SESSION_OPTIONS, ended_behind_the_s
 from asgi_durable.storage.postgres.database import PostgresDatabase
 from asgi_durable.storage.postgres.rows import (
     PostgresNames,
-    response_values,
     step_values,
     workflow_values,
 )
@@ -22,13 +21,15 @@ from asgi_durable.storage.postgres.sessions import PostgresSessions
 from asgi_durable.storage.postgres.slots import (
     RequestStatements,
     SlotStatements,
+    answer_values,
     claiming,
     request_taken,
     slot_taken,
     whole_milliseconds,
 )
-from asgi_durable.storage.records import ResponseRecord, StepRecord, WorkflowRecord
+from asgi_durable.storage.records import StepRecord
 from asgi_durable.storage.transaction_port import RequestSlot, StepSlot
+from asgi_durable.storage.writes import FinishWorkflow
 
 __all__ = ["PostgresRequestTransaction", "PostgresTransaction", "PostgresTransactions"]
 
@@ -102,12 +103,12 @@ class PostgresRequestTransaction(_OpenTransaction):
         # With the claim.
         self._has_begun = True
 
-    async def answer(self, response: ResponseRecord, starts: Sequence[WorkflowRecord]) -> None:
+    async def answer(self, end: FinishWorkflow) -> None:
         # Again: what was read of an object meanwhile may have begun something.
         await self.flush()
-        for start in starts:
+        for start in end.starts:
             await self._connection.exec_driver_sql(self._statements.start, workflow_values(start))
-        values = (self._slot.workflow.executor_id, *response_values(response))
+        values = answer_values(end)
         result = await self._connection.exec_driver_sql(self._statements.answer, values)
         if result.rowcount != 1:
             raise request_taken(self._slot)

@@ -2,21 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession
 from sqlalchemy.orm import Session
 
-from asgi_durable.storage.application import SESSION_OPTIONS, end_blocking_session, end_session
-from asgi_durable.storage.records import ResponseRecord, WorkflowRecord
+from asgi_durable.storage.application import (
+    SESSION_OPTIONS,
+    end_blocking_session,
+    end_session,
+    ended_behind_the_session,
+)
 from asgi_durable.storage.sqlite.blocking_sessions import SQLiteBlockingSessions
 from asgi_durable.storage.sqlite.executors import LIVING
 from asgi_durable.storage.sqlite.rows import INSERT_RESPONSE, response_values, workflow_values
 from asgi_durable.storage.sqlite.sessions import SQLiteSessions
-from asgi_durable.storage.sqlite.write_statements import INSERT_WORKFLOW
+from asgi_durable.storage.sqlite.write_statements import (
+    FINISH_WORKFLOW,
+    INSERT_WORKFLOW,
+    finish_parameters,
+)
 from asgi_durable.storage.transaction_port import RequestSlot, SlotTakenError
+from asgi_durable.storage.writes import FinishWorkflow
 
 __all__ = ["blocking_request_transaction", "request_transaction"]
 
@@ -34,10 +43,10 @@ class SQLiteRequestTransaction:
     async def flush(self) -> None:
         await end_session(self._sessions, self._connection, self.session)
 
-    async def answer(self, response: ResponseRecord, starts: Sequence[WorkflowRecord]) -> None:
+    async def answer(self, end: FinishWorkflow) -> None:
         # Again: what was read of an object meanwhile may have begun something.
         await self.flush()
-        await self._connection.run_sync(_answer, response, starts)
+        await self._connection.run_sync(_answer, end)
 
 
 class SQLiteBlockingRequestTransaction:
@@ -53,10 +62,10 @@ class SQLiteBlockingRequestTransaction:
     def flush(self) -> None:
         end_blocking_session(self._sessions, self._connection, self.session)
 
-    def answer(self, response: ResponseRecord, starts: Sequence[WorkflowRecord]) -> None:
+    def answer(self, end: FinishWorkflow) -> None:
         # Again, as above.
         self.flush()
-        _answer(self._connection, response, starts)
+        _answer(self._connection, end)
 
 
 @asynccontextmanager
@@ -98,9 +107,10 @@ def _claim(connection: sa.Connection, slot: RequestSlot) -> None:
         raise SlotTakenError(msg)
 
 
-def _answer(
-    connection: sa.Connection, response: ResponseRecord, starts: Sequence[WorkflowRecord]
-) -> None:
-    connection.exec_driver_sql(INSERT_RESPONSE, response_values(response))
-    for start in starts:
+def _answer(connection: sa.Connection, end: FinishWorkflow) -> None:
+    if connection.exec_driver_sql(FINISH_WORKFLOW, finish_parameters(end)).rowcount != 1:
+        raise ended_behind_the_session()
+    if end.response is not None:
+        connection.exec_driver_sql(INSERT_RESPONSE, response_values(end.response))
+    for start in end.starts:
         connection.exec_driver_sql(INSERT_WORKFLOW, workflow_values(start))
