@@ -18,6 +18,7 @@ from asgi_durable.engine.handle import WorkflowHandle
 from asgi_durable.engine.limits import Limits, positive_seconds
 from asgi_durable.engine.registry import StepDefinition
 from asgi_durable.engine.thread_calls import ThreadCalls
+from asgi_durable.errors import DurableUsageError
 from asgi_durable.middleware.asgi import ASGIApp
 from asgi_durable.middleware.idempotency import IdempotencyMiddleware
 from asgi_durable.middleware.idempotency_policy import IdempotencyPolicy
@@ -76,7 +77,8 @@ class Durable(Decorators, CurrentContext, WorkflowCalls):
         blocking: The verbs for code that is not async, in a thread without an event loop.
 
     Raises:
-        DurableUsageError: No storage adapter is installed for the URL's scheme.
+        DurableUsageError: No storage adapter is installed for the URL's scheme; or a policy asks
+            for a single transaction, which two databases do not have.
     """
 
     def __init__(
@@ -99,6 +101,7 @@ class Durable(Decorators, CurrentContext, WorkflowCalls):
         self.request_id_headers = tuple(request_id_headers)
         self.application_url = application_url
         self.telemetry = telemetry or Telemetry()
+        self._refuse_two_databases_in_one_transaction()
         # Tells at once that there is none; which one, the start does, as tests change the URL.
         find_storage(self.url)
         engine = Engine(
@@ -117,6 +120,14 @@ class Durable(Decorators, CurrentContext, WorkflowCalls):
         super().__init__(engine, WorkflowOptions())
         self.thread_calls = ThreadCalls(engine)
         self.blocking = Blocking(engine, self.thread_calls)
+
+    def _refuse_two_databases_in_one_transaction(self) -> None:
+        policies = [self.idempotency, *self.idempotency_routes.values()]
+        if self.application_url in (None, self.url):
+            return
+        if any(policy is not None and policy.single_transaction for policy in policies):
+            msg = "single_transaction=True needs the step log in the application's database"
+            raise DurableUsageError(msg)
 
     def _open_application_database(self) -> ApplicationDatabase | None:
         url = self.application_url

@@ -233,6 +233,8 @@ class Engine:
         if run is None:
             services = self.running().services
             return run_plain_transaction(services, self.frame(), definition, args, kwargs)
+        if run.single_transaction is not None:
+            return run.single_transaction.call(definition, args, kwargs)
         return run_transaction(run, definition, run.next_number(), args, kwargs)
 
     def call_workflow(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import field, replace
 from itertools import count
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
 
     from asgi_durable.engine.run import Run, Services
 
-__all__ = ["Frame", "begin_attempt", "current_frame"]
+__all__ = ["Frame", "begin_attempt", "current_frame", "entered"]
 
 
 @value_class()
@@ -43,6 +44,16 @@ class Frame:
 
 
 current_frame: ContextVar[Frame | None] = ContextVar("asgi_durable_current_frame", default=None)
+
+
+@contextmanager
+def entered(frame: Frame) -> Iterator[None]:
+    """Let the code inside know where it runs."""
+    token = current_frame.set(frame)
+    try:
+        yield
+    finally:
+        current_frame.reset(token)
 
 
 def begin_attempt() -> None:

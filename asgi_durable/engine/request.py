@@ -26,6 +26,8 @@ class Request:
         follows: True if it is to follow the stream that a twin's answer is recorded as.
         input: All that a process needs to go on with it without its client; ``None`` where that
             is left to the client.
+        is_single_transaction: True for one that is claimed and answered by the commit of the
+            only transaction that it calls.
     """
 
     workflow_id: str
@@ -35,6 +37,7 @@ class Request:
     retention: Retention = Retention()  # noqa: RUF009  frozen
     follows: bool = False
     input: bytes | None = None
+    is_single_transaction: bool = False
 
 
 def record_of(services: Services, request: Request) -> WorkflowRecord:

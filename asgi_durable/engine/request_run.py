@@ -15,11 +15,13 @@ from asgi_durable.engine.streams import StreamLog
 from asgi_durable.errors import StorageError, WorkflowInterruptedError
 from asgi_durable.storage.records import ResponseRecord, WorkflowState
 from asgi_durable.storage.writes import (
+    DONE,
     FinishWorkflow,
     ForgetRequest,
     OutcomeKind,
     ReleaseWorkflow,
     SetFingerprint,
+    StartWorkflow,
     Write,
 )
 
@@ -43,7 +45,16 @@ class RequestRun:
     @property
     def has_recorded(self) -> bool:
         """True once something durable was called on behalf of the request."""
+        if self._run.single_transaction is not None:
+            # One that has failed is rolled back, and leaves nothing.
+            return self.holds_transaction
         return self._run.has_recorded
+
+    @property
+    def holds_transaction(self) -> bool:
+        """True while what the request has done is committed by its answer alone."""
+        single = self._run.single_transaction
+        return single is not None and single.is_held
 
     @property
     def can_answer_again(self) -> bool:
@@ -55,7 +66,7 @@ class RequestRun:
         if outbox is not None and not outbox.is_empty:
             # Who is answered does not ask again, and nothing of it would be started.
             return False
-        return self.has_recorded and self._has_durable_log
+        return self._has_durable_log and self.has_recorded
 
     @property
     def has_final_answer(self) -> bool:
@@ -123,8 +134,7 @@ class RequestRun:
         unused = None if self._is_given_up else run.unused_log()
         if unused is not None:
             raise unused.error
-        self._has_durable_log = self._run.is_all_durable()
-        await self._commit(
+        await self._commit_end(
             FinishWorkflow(
                 workflow_id=run.workflow_id,
                 executor_id=run.executor_id,
@@ -150,7 +160,14 @@ class RequestRun:
         retry_at_us = None
         if after_seconds > 0:
             retry_at_us = time.time_ns() // 1000 + round(after_seconds * 1_000_000)
-        await self._commit(ReleaseWorkflow(run.workflow_id, run.executor_id, retry_at_us))
+        release = ReleaseWorkflow(run.workflow_id, run.executor_id, retry_at_us)
+        if run.single_transaction is not None:
+            await run.single_transaction.roll_back()
+            if retry_at_us is not None:
+                # There is a row only where it has to be known that it is too soon.
+                run.submit(StartWorkflow(run.workflow))
+        # In any case: a COMMIT in SQL may have left a row.
+        await self._commit(release)
         reason = "it failed and waits for its retry"
         interrupted = WorkflowInterruptedError(run.workflow_id, reason)
         self._close(Interrupted(interrupted, is_released=True), "left for its retry")
@@ -166,7 +183,11 @@ class RequestRun:
         It need not be known what is durable: the retry finds what is.
         """
         run = self._run
-        outcome = await run.commit(ReleaseWorkflow(run.workflow_id, run.executor_id))
+        if run.single_transaction is not None:
+            await run.single_transaction.roll_back()
+            outcome = DONE
+        else:
+            outcome = await run.commit(ReleaseWorkflow(run.workflow_id, run.executor_id))
         # Else it is left to the next sweep.
         if outcome.kind is OutcomeKind.DONE:
             interrupted = WorkflowInterruptedError(run.workflow_id, "its client has gone")
@@ -175,10 +196,26 @@ class RequestRun:
     async def forget(self) -> None:
         """Take the claim back: nothing was recorded, and the next try starts afresh."""
         run = self._run
-        await self._commit(ForgetRequest(run.workflow_id, run.executor_id))
+        if run.single_transaction is None:
+            await self._commit(ForgetRequest(run.workflow_id, run.executor_id))
+        else:
+            await run.single_transaction.roll_back()
         reason = "it was refused before it began"
         interrupted = WorkflowInterruptedError(run.workflow_id, reason)
         self._close(Interrupted(interrupted, is_released=True), "forgotten")
+
+    async def _commit_end(self, end: FinishWorkflow) -> None:
+        """Make the answer durable, and with it what the request has done."""
+        single = self._run.single_transaction
+        if single is None:
+            self._has_durable_log = self._run.is_all_durable()
+            await self._commit(end)
+        elif single.is_held:
+            await single.answer(end)
+        else:
+            # In one commit as well: it has not called its transaction, or that has failed.
+            self._run.submit(StartWorkflow(self._run.workflow))
+            await self._commit(end)
 
     async def _commit(self, write: Write) -> None:
         """Make a write durable, and all that was written before it."""

@@ -36,9 +36,16 @@ from asgi_durable.engine.request_progress import DONE, Progress, progress_of, sl
 from asgi_durable.engine.request_run import RequestRun
 from asgi_durable.engine.retention import Retention
 from asgi_durable.engine.run import Run, Services
+from asgi_durable.engine.single_transaction import SingleTransaction
 from asgi_durable.engine.streams import StreamLog, Streams
 from asgi_durable.engine.twins import Twins
-from asgi_durable.errors import StorageError, WorkflowInterruptedError, WorkflowNotFoundError
+from asgi_durable.errors import (
+    DurableUsageError,
+    StorageError,
+    StorageUnavailableError,
+    WorkflowInterruptedError,
+    WorkflowNotFoundError,
+)
 from asgi_durable.storage.writes import (
     ClaimRequest,
     OutcomeKind,
@@ -108,6 +115,8 @@ class Requests:
         Raises:
             StorageError: Nothing is known to be claimed.
             WorkflowInterruptedError: Nothing is claimed: this process cannot for now.
+            DurableUsageError: It is to be a single transaction, in a database that the step log
+                is not in.
         """
         now = time.monotonic()
         patience = self._services.patience_seconds
@@ -115,7 +124,7 @@ class Requests:
         give_up_at = now + wait_seconds
         delay, has_waited = FIRST_POLL_SECONDS, False
         while True:
-            claim = await self._claim_now(request, handler, rename_by)
+            claim = await self._claim_now(request, handler, rename_by, give_up_at)
             if not isinstance(claim, InProgress):
                 break
             left_seconds = give_up_at - time.monotonic()
@@ -174,7 +183,9 @@ class Requests:
                 await self._outcomes.wait_while_it_runs(workflow_id, left_seconds, poll_seconds)
         return may_wait
 
-    async def _claim_now(self, request: Request, handler: Handler, rename_by: float) -> Claim:
+    async def _claim_now(
+        self, request: Request, handler: Handler, rename_by: float, give_up_at: float
+    ) -> Claim:
         loop = asyncio.get_running_loop()
         workflow_id, fingerprint = request.workflow_id, request.fingerprint
         while True:
@@ -184,12 +195,22 @@ class Requests:
                 if active is self._active.find(workflow_id):
                     return told_of(active.workflow, fingerprint)
                 continue
-            row = record_of(self._services, request)
-            run = Run(self._services, row, loop, executor_id=row.executor_id)
+            run = self._run_of(request, give_up_at)
             if self._active.launch(run, self._drive(run, handler, request.retention)):
                 claim = await self._outcome_of_claim(run, fingerprint, rename_by)
                 if claim is not None:
                     return claim
+
+    def _run_of(self, request: Request, give_up_at: float) -> Run:
+        row = record_of(self._services, request)
+        loop = asyncio.get_running_loop()
+        run = Run(self._services, row, loop, executor_id=row.executor_id)
+        if request.is_single_transaction:
+            if self._services.application is not None:
+                msg = "single_transaction=True needs the step log in the application's database"
+                raise DurableUsageError(msg)
+            run.single_transaction = SingleTransaction(run, give_up_at)
+        return run
 
     async def _outcome_of_claim(self, run: Run, fingerprint: str, rename_by: float) -> Claim | None:
         """Return what became of a claim, ``None`` if it is to be made again."""
@@ -214,21 +235,40 @@ class Requests:
         return Claimed(run)
 
     async def _drive(self, run: Run, handler: Handler, retention: Retention) -> Ending:
-        outcome = await run.commit(ClaimRequest(run.workflow))
-        if outcome.kind is OutcomeKind.CONFLICT and outcome.existing is not None:
-            refused = RefusedError(outcome.existing, outcome.response)
-            return Interrupted(refused, is_released=True)
-        run.check(outcome)
-        if outcome.kind is OutcomeKind.RESUMED:
-            for stored in await self._services.storage.load_runs([run.workflow_id]):
-                run.load(stored)
+        if not await self._may_begin_unclaimed(run):
+            run.single_transaction = None
+            outcome = await run.commit(ClaimRequest(run.workflow))
+            if outcome.kind is OutcomeKind.CONFLICT and outcome.existing is not None:
+                refused = RefusedError(outcome.existing, outcome.response)
+                return Interrupted(refused, is_released=True)
+            run.check(outcome)
+            if outcome.kind is OutcomeKind.RESUMED:
+                for stored in await self._services.storage.load_runs([run.workflow_id]):
+                    run.load(stored)
         stream = StreamLog(run, self._outcomes.wake)
         request = RequestRun(run, self._active, retention, stream)
         run.claimed.set(True)
-        note(run, "claimed")
-        await handler(request)
+        note(run, "claimed" if run.single_transaction is None else "begun")
+        try:
+            await handler(request)
+        finally:
+            if run.single_transaction is not None:
+                await run.single_transaction.roll_back()
         if request.ending is not None:
             return request.ending
         return run.stopped or Interrupted(
             WorkflowInterruptedError(run.workflow_id, "its handler gave no answer")
         )
+
+    async def _may_begin_unclaimed(self, run: Run) -> bool:
+        """Tell whether a request is claimed with its answer, and not before.
+
+        One that has a row is answered by that, or goes on as any other does.
+        """
+        if run.single_transaction is None:
+            return False
+        try:
+            return await self._services.storage.get_workflow(run.workflow_id) is None
+        except StorageUnavailableError:
+            # The claim has more patience.
+            return False

@@ -13,6 +13,7 @@ from asgi_durable.engine.endings import Ending, Interrupted, OwnedElsewhereError
 from asgi_durable.engine.outbox import Outbox
 from asgi_durable.engine.services import Services
 from asgi_durable.engine.signal import Signal
+from asgi_durable.engine.single_transaction import SingleTransaction
 from asgi_durable.engine.sleepers import Sleeping
 from asgi_durable.errors import (
     NonDeterministicWorkflowError,
@@ -33,6 +34,7 @@ from asgi_durable.telemetry_port import UNSEEN_RUN, ObservedRun
 __all__ = ["Run", "Services"]
 
 
+Entry = StepRecord | WorkflowRecord
 # Of a fresh run.
 _NOTHING: Mapping[int, Any] = MappingProxyType({})
 
@@ -42,25 +44,21 @@ class Run:
 
     Attributes:
         workflow: Its row, as of this execution.
-        executor_id: On whose behalf it writes, to its end: as another executor the process
-            does not own the workflow any more.
-        claimed: True once the workflow is durable and this execution's to run; False if it
-            ended before that.
+        executor_id: On whose behalf it writes, to its end.
+        claimed: True once it is this execution's to run; False if it ended before that.
         ended: The ending once the body is over; it may not be durable yet.
         done: The ending once it is durable.
-        task: What it runs in.
-        drive: What the task runs.
+        task: What it runs in; drive: what that runs.
         stopped: Set when the execution must not go on.
         has_progressed: True once this execution has recorded a step.
         observed: What is told of this execution.
         has_final_answer: True once a request's handler has said that its answer is final.
         closed: True once calls made in its context do not belong to it any more.
-        calls: How many places in the log this execution has given out.
-        settled_calls: How many of its calls are over.
+        calls: How many places in its log are given out; settled_calls: how many are over.
         sleeping: Its sleeps, once it has any.
-        awaited: Runs of this process whose ends it waits for.
-        caller: The run of this process that waits for its end.
+        awaited: Runs of this process whose ends it waits for; caller: the one that waits for its.
         outbox: What is to be started with its end, if there is any.
+        single_transaction: What a request is that makes no other durable call.
     """
 
     __slots__ = (
@@ -86,6 +84,7 @@ class Run:
         "outbox",
         "services",
         "settled_calls",
+        "single_transaction",
         "sleeping",
         "stopped",
         "task",
@@ -118,6 +117,7 @@ class Run:
         self._children: Mapping[int, WorkflowRecord] = _NOTHING
         self.calls = 0
         self.outbox: Outbox | None = None
+        self.single_transaction: SingleTransaction | None = None
         self._log_length = 0
         self.observed: ObservedRun = UNSEEN_RUN
         self.has_progressed = False
@@ -169,6 +169,8 @@ class Run:
         Invariant: called when a step is *called*, before its coroutine runs, so that steps
         under ``asyncio.gather`` have the same numbers in whatever order they finish.
         """
+        if self.single_transaction is not None:
+            raise self.single_transaction.refusal()
         if self.outbox is not None:
             self.outbox.record_places()
         number = self.calls
@@ -384,9 +386,7 @@ class Run:
         self.end(ending)
         self.done.set(ending)
 
-    def _refuse_other(
-        self, number: int, other: StepRecord | WorkflowRecord | None, called: str
-    ) -> None:
+    def _refuse_other(self, number: int, other: Entry | None, called: str) -> None:
         if other is not None:
             kind = "step" if isinstance(other, StepRecord) else "workflow"
             raise self._diverged(number, f"{kind} {other.name!r}", called)

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import asyncio
 import functools
-import random
-import time
-from collections.abc import Awaitable, Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
 from asgi_durable.engine.endings import OwnedElsewhereError
-from asgi_durable.engine.frame import Frame, current_frame
+from asgi_durable.engine.frame import Frame, entered
+from asgi_durable.engine.patience import while_unavailable
 from asgi_durable.engine.registry import TransactionDefinition
 from asgi_durable.engine.replay import replayed
 from asgi_durable.engine.run import Run, Services
@@ -27,9 +24,6 @@ from asgi_durable.storage.records import StepRecord
 from asgi_durable.storage.transaction_port import SlotTakenError
 
 __all__ = ["run_plain_transaction", "run_transaction"]
-
-FIRST_RETRY_SECONDS = 0.05
-LONGEST_RETRY_SECONDS = 1.0
 
 
 async def run_plain_transaction(
@@ -52,14 +46,14 @@ async def run_plain_transaction(
     def in_thread() -> Any:
         with (
             database.blocking_transaction(None, isolation_level=level) as transaction,
-            _entered(replace(place, session=transaction.session, in_thread=True)),
+            entered(replace(place, session=transaction.session, in_thread=True)),
         ):
             return definition.call_decorated(*args, **kwargs)
 
     if not definition.is_async:
         return await definition.thread.run(in_thread)
     async with database.transaction(None, isolation_level=level) as transaction:
-        with _entered(replace(place, session=transaction.session, in_thread=False)):
+        with entered(replace(place, session=transaction.session, in_thread=False)):
             return await definition.function(*args, **kwargs)
 
 
@@ -140,9 +134,8 @@ class _Transaction:
 
     async def with_patience(self, once: Callable[[], Awaitable[StepRecord]]) -> StepRecord:
         """Do it, again while the database is unavailable; return the record at the place."""
-        give_up_at = time.monotonic() + self._run.services.patience_seconds
-        delay = FIRST_RETRY_SECONDS
-        while True:
+
+        async def attempt() -> StepRecord:
             try:
                 return await once()
             except SlotTakenError as error:
@@ -153,10 +146,9 @@ class _Transaction:
             except StorageUnavailableError:
                 # Its commit may have been done all the same.
                 self._may_be_recorded = True
-                if time.monotonic() + delay > give_up_at:
-                    raise
-            await asyncio.sleep(delay * (1.0 + random.random() * 0.2))
-            delay = min(delay * 2, LONGEST_RETRY_SECONDS)
+                raise
+
+        return await while_unavailable(attempt, self._run.services.patience_seconds)
 
     async def commit(self) -> StepRecord:
         """Run the body and commit its rows with its record."""
@@ -169,7 +161,7 @@ class _Transaction:
             return await definition.thread.run(self._commit_in_thread)
         async with self.place.open(definition.isolation_level) as transaction:
             frame = Frame(run.services, run, definition.name, self._number, transaction.session)
-            with _entered(frame):
+            with entered(frame):
                 value = await self._body()
             step = self._success(value)
             await transaction.record(step)
@@ -179,7 +171,7 @@ class _Transaction:
         run, definition = self._run, self._definition
         with self.place.open_blocking(definition.isolation_level) as transaction:
             session = transaction.session
-            with _entered(
+            with entered(
                 Frame(run.services, run, definition.name, self._number, session, in_thread=True)
             ):
                 value = self._body()
@@ -204,16 +196,6 @@ class _Transaction:
         return self._run.step_record(
             self._number, self._definition.name, self._digest, output=output, error=error
         )
-
-
-@contextmanager
-def _entered(frame: Frame) -> Iterator[None]:
-    """Let the code inside know where it runs."""
-    token = current_frame.set(frame)
-    try:
-        yield
-    finally:
-        current_frame.reset(token)
 
 
 def _other_session(definition: TransactionDefinition, frame: Frame) -> DurableUsageError:

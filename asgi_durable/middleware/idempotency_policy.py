@@ -93,6 +93,9 @@ class IdempotencyPolicy:
         recover: Who goes on with a request whose process died or stopped: with ``"client"`` its
             retry; with ``"server"`` any process that serves the application, without waiting for
             one. The request is kept for that, without ``Authorization`` and ``Cookie``.
+        single_transaction: True for handlers that are one ``durable.transaction`` and call
+            nothing else of the library's: the request is claimed, the transaction's rows are
+            written and the answer is kept by one commit, or none of them.
         retention: Seconds that an answer is kept, from its completion.
         on_expired: ``"forget"`` frees the key at the end of the retention; ``"reject"`` answers
             410 for ``tombstone_retention`` seconds more, and carries nothing out again.
@@ -116,7 +119,8 @@ class IdempotencyPolicy:
 
     Raises:
         DurableUsageError: A method is safe, a word is unknown, a number is negative, or a
-            fingerprint of the application's own is to be made of bodies that are not kept.
+            fingerprint of the application's own is to be made of bodies that are not kept; or
+            a single transaction cannot do what is asked for besides.
     """
 
     methods: frozenset[str] = frozenset({"POST", "PATCH"})
@@ -140,6 +144,7 @@ class IdempotencyPolicy:
     on_disconnect: Literal["finish", "cancel"] = "finish"
     on_store_error: Literal["reject", "bypass"] = "reject"
     recover: Literal["client", "server"] = "client"
+    single_transaction: bool = False
     retention: float = _DAY
     on_expired: Literal["forget", "reject"] = "forget"
     tombstone_retention: float = 30 * _DAY
@@ -167,6 +172,7 @@ class IdempotencyPolicy:
             msg = f"{safe[0]} changes nothing: a key has no meaning there"
             raise DurableUsageError(msg)
         self._refuse_unknown_words()
+        self._refuse_before_the_commit()
         if self.oversize == "hash" and self.fingerprint is not None:
             msg = 'a fingerprint= is made of a whole body, and oversize="hash" keeps no long ones'
             raise DurableUsageError(msg)
@@ -183,6 +189,21 @@ class IdempotencyPolicy:
         if self.max_attempts is not None and not self.max_attempts >= 1:
             msg = f"max_attempts must be at least 1, got {self.max_attempts!r}"
             raise DurableUsageError(msg)
+
+    def _refuse_before_the_commit(self) -> None:
+        """Refuse what needs something durable before the commit of a single transaction."""
+        needs = {
+            "max_attempts": self.max_attempts is not None,
+            "async_after": self.async_after is not None,
+            'on_store_error="bypass"': self.on_store_error == "bypass",
+            'recover="server"': self.recover == "server",
+            'oversize="hash"': self.oversize == "hash",
+            'stream="record"': self.stream == "record",
+        }
+        for option, is_wanted in needs.items():
+            if self.single_transaction and is_wanted:
+                msg = f"{option} has no meaning for a single_transaction, which is all or nothing"
+                raise DurableUsageError(msg)
 
     def _refuse_unknown_words(self) -> None:
         for name, choices in _CHOICES.items():

@@ -172,6 +172,7 @@ class KeyedRequest:
             retention=policy.kept_for,
             follows=policy.stream == "record" and policy.dialect == "default",
             input=data,
+            is_single_transaction=policy.single_transaction,
         )
 
     async def _try(self, request: Request) -> bool:
@@ -238,7 +239,8 @@ class KeyedRequest:
 
     def _accepted_after(self) -> float | None:
         """Return after how many seconds the client is told where to look, ``None`` for never."""
-        if self._pages is None:
+        # A single transaction may be gone with its process: nothing is accepted before it is done.
+        if self._pages is None or self._policy.single_transaction:
             return None
         if self._wanted.respond_async:
             return self._wanted.wait_at_most(self._policy.max_wait)

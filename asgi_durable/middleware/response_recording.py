@@ -7,7 +7,7 @@ import contextlib
 import logging
 
 from asgi_durable.engine.requests import RequestRun
-from asgi_durable.errors import DurableError, StorageError
+from asgi_durable.errors import DurableError, DurableUsageError, StorageError
 from asgi_durable.middleware.asgi import Headers, Message, Send, header_values
 from asgi_durable.middleware.event_stream import is_event_stream
 from asgi_durable.middleware.idempotency_policy import IdempotencyPolicy
@@ -150,6 +150,8 @@ class ResponseRecorder:
 
     async def _hold(self, start: Message) -> None:
         """Wait for the next piece, but not for ever: they may come one by one for hours."""
+        if self._request.holds_transaction:
+            return
         loop, pause = asyncio.get_running_loop(), self._policy.stream_after
         now = loop.time()
         if self._held_until is None:
@@ -304,6 +306,10 @@ class ResponseRecorder:
         return status < 400 or self._policy.store_4xx or self._has_recorded
 
     async def _send_body(self, start: Message, *, more: bool) -> None:
+        if more and self._request.holds_transaction:
+            # Invariant: nothing is shown that may be rolled back still.
+            msg = "a single transaction is committed with its answer, which was sent in pieces"
+            raise DurableUsageError(msg)
         if not self._is_kept or not more:
             self._may_tell.set()
         try:
