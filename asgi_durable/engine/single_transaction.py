@@ -95,6 +95,7 @@ class SingleTransaction:
         try:
             await held.answer(end)
         except SlotTakenError as error:
+            await self._stop_as_taken()
             raise OwnedElsewhereError(end.workflow_id) from error
         except StorageUnavailableError:
             # Its commit may have been done all the same.
@@ -126,7 +127,7 @@ class SingleTransaction:
                 opening = functools.partial(self._open, definition, number, body)
                 return await while_unavailable(opening, run.services.patience_seconds)
             except SlotTakenError:
-                raise await self._taken() from None
+                raise await self._stop_as_taken() from None
             except SlotBusyError:
                 busy = RequestInProgressError("another process is at it; try again")
                 raise run.stop(busy) from None
@@ -136,8 +137,8 @@ class SingleTransaction:
                     raise
                 raise run.stop(outage, goes_on=True) from error
 
-    async def _taken(self) -> RunStopped:
-        """Stop the run: what has the request tells what becomes of it."""
+    async def _stop_as_taken(self) -> RunStopped:
+        """Stop the run, as what has the request tells what becomes of it; return what to raise."""
         run, services = self._run, self._run.services
         if await services.storage.get_workflow(run.workflow_id) is None:
             # A dead executor claims nothing; the process goes on as another one soon.

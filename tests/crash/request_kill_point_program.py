@@ -26,7 +26,9 @@ from asgi_durable import Durable, IdempotencyPolicy
 
 UPLOAD = IdempotencyPolicy(oversize="hash", max_request_body=1024)
 
-durable = Durable(idempotency_routes={"POST /uploads": UPLOAD})
+SALE = IdempotencyPolicy(single_transaction=True)
+
+durable = Durable(idempotency_routes={"POST /uploads": UPLOAD, "POST /sales": SALE})
 points = KillPoints(Path(os.environ["KILL_POINT_LEDGER"]), os.environ.get("KILL_AT", ""))
 
 
@@ -64,6 +66,15 @@ async def order(request: Request) -> JSONResponse:
     return answer
 
 
+async def sell(request: Request) -> JSONResponse:
+    """Call a transaction alone, which the answer is committed with."""
+    item = (await request.json())["item"]
+    points.reach("step before the sale")
+    number = await insert(item)
+    points.reach("step after the sale")
+    return JSONResponse({"number": number}, 201, headers={"Location": f"/sales/{number}"})
+
+
 async def upload(request: Request) -> JSONResponse:
     """Call a step before a long body has come, and a transaction and a step after it."""
     reservation = await reserve("a place for it")
@@ -92,5 +103,9 @@ async def lifespan(_: Starlette) -> AsyncIterator[None]:
     yield
 
 
-routes = [Route("/orders", order, methods=["POST"]), Route("/uploads", upload, methods=["POST"])]
+routes = [
+    Route("/orders", order, methods=["POST"]),
+    Route("/sales", sell, methods=["POST"]),
+    Route("/uploads", upload, methods=["POST"]),
+]
 app = durable.wrap(Starlette(lifespan=lifespan, routes=routes))

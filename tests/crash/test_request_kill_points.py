@@ -24,6 +24,7 @@ pytestmark = [
 ORDER = ("/orders", {"json": {"item": "book"}})
 # Longer than what is kept of a body.
 UPLOAD = ("/uploads", {"content": b"0123456789abcdef" * 320 * 1024})
+SALE = ("/sales", {"json": {"item": "book"}})
 KEY = "k"
 # The claim, the first step, the transaction, and the last step with the end.
 FEWEST_COMMITS = 4
@@ -120,6 +121,22 @@ async def test_a_kill_before_or_after_any_commit_changes_neither_answer_nor_effe
     assert len(places) >= 2 * FEWEST_COMMITS, places
     assert expected.answer.status == 201
     assert expected.rows == [("book",)]
+    assert ended == dict.fromkeys(places, expected)
+
+
+async def test_a_kill_anywhere_in_a_single_transaction_changes_neither_answer_nor_effects(
+    tmp_path: Path, new_url: NewURL
+) -> None:
+    undisturbed = Case(tmp_path / "undisturbed", new_url, SALE)
+    expected = await undisturbed.is_answered()
+    places = undisturbed.places("answers")
+    ended = await ended_after_kills(tmp_path, new_url, SALE, places)
+
+    assert [place for place in places if " commit " in place] == [
+        "before commit 1: request",
+        "after commit 1: request",
+    ]
+    assert (expected.answer.status, expected.rows) == (201, [("book",)])
     assert ended == dict.fromkeys(places, expected)
 
 

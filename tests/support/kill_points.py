@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 from asgi_durable.storage.protocol import Storage
-from asgi_durable.storage.transaction_port import StoredTransaction
 from asgi_durable.storage.writes import Outcome, Write
 
 
@@ -38,22 +37,28 @@ class KillPoints:
     def watch(self, storage: Storage) -> None:
         """Make both sides of each commit a place from now on, named after what it holds."""
         commit, transaction = storage.commit, storage.transaction
+        request_transaction = storage.request_transaction
 
         async def watched_commit(batch: Sequence[Write]) -> list[Outcome]:
             with self._both_sides(" ".join(type(write).__name__ for write in batch)):
                 return await commit(batch)
 
-        @asynccontextmanager
-        async def watched_transaction(*args: Any, **kwargs: Any) -> AsyncIterator[Any]:
-            with ExitStack() as sides:
-                opened: StoredTransaction
-                async with transaction(*args, **kwargs) as opened:
-                    yield opened
-                    # All is written, and the COMMIT is what comes next.
-                    sides.enter_context(self._both_sides("transaction"))
+        def watched(opening: Any, what: str) -> Any:
+            @asynccontextmanager
+            async def watched_transaction(*args: Any, **kwargs: Any) -> AsyncIterator[Any]:
+                with ExitStack() as sides:
+                    async with opening(*args, **kwargs) as opened:
+                        yield opened
+                        # All is written, and the COMMIT is what comes next.
+                        sides.enter_context(self._both_sides(what))
+
+            return watched_transaction
 
         storage.commit = watched_commit  # type: ignore[method-assign]
-        storage.transaction = watched_transaction  # type: ignore[method-assign]
+        storage.transaction = watched(transaction, "transaction")  # type: ignore[method-assign]
+        storage.request_transaction = watched(  # type: ignore[method-assign]
+            request_transaction, "request"
+        )
 
     @contextmanager
     def _both_sides(self, what: str) -> Iterator[None]:
