@@ -250,6 +250,17 @@ async def test_a_transaction_that_was_ended_behind_the_session_is_refused(
     assert left == (request() if end == "COMMIT" else None)
 
 
+async def test_a_claim_that_is_gone_is_not_answered(
+    storage: Storage, other: Storage, begin: Open
+) -> None:
+    with pytest.raises((DurableUsageError, SlotTakenError)):
+        async with begin(storage) as transaction:
+            await transaction.execute(sa.text("DELETE FROM asgi_durable_workflows"))
+            await transaction.answer()
+
+    assert await other.get_response("r") is None
+
+
 async def test_the_place_of_a_function_is_no_request_of_its_own(
     storage: Storage, begin: Open
 ) -> None:
