@@ -184,17 +184,6 @@ class SingleTransaction:
         wait_seconds = max(0.0, self._wait_until - time.monotonic())
         return RequestSlot(workflow=self._run.workflow, wait_seconds=wait_seconds)
 
-    def _frame(
-        self,
-        definition: TransactionDefinition,
-        number: int,
-        session: Any,
-        *,
-        in_thread: bool = False,
-    ) -> Frame:
-        run = self._run
-        return Frame(run.services, run, definition.name, number, session, in_thread=in_thread)
-
     def _normal(self, value: object) -> Any:
         """Return a result as it would come back from the log, as a recorded one does."""
         codec = self._run.services.registry.codec
