@@ -25,6 +25,7 @@ from asgi_durable.middleware.inside import Inside, opens_a_span
 from asgi_durable.middleware.lifespan import LifespanMiddleware
 from asgi_durable.middleware.problem_details import ProblemDetailsMiddleware
 from asgi_durable.middleware.request_context import RequestContextMiddleware
+from asgi_durable.middleware.request_id_policy import RequestIdPolicy, checked_header_names
 from asgi_durable.middleware.tracing import TracingMiddleware
 from asgi_durable.storage.entry_point import find_storage
 from asgi_durable.storage.protocol import ApplicationDatabase
@@ -63,6 +64,7 @@ class Durable(Decorators, CurrentContext, WorkflowCalls):
             ``"/hooks/{rest:path}"``; the first that fits counts. ``None`` for a route that keys
             have no effect on.
         request_id_headers: Headers that a request id is read from; the first one is sent.
+        request_ids: Where it comes from otherwise, and which ids are accepted.
         drain_timeout: Seconds that a stop waits for runs before it interrupts them.
         storage_patience: Seconds that a failing storage is tried before a run is given up,
             to be taken up again later.
@@ -76,7 +78,9 @@ class Durable(Decorators, CurrentContext, WorkflowCalls):
         blocking: The verbs for code that is not async, in a thread without an event loop.
 
     Raises:
-        DurableUsageError: No storage adapter is installed for the URL's scheme.
+        DurableUsageError: No storage adapter is installed for the URL's scheme, or a header's
+            name is none.
+        ValueError: There is no header for a request id.
     """
 
     def __init__(
@@ -88,6 +92,7 @@ class Durable(Decorators, CurrentContext, WorkflowCalls):
         idempotency: IdempotencyPolicy | None = None,
         idempotency_routes: Mapping[str, IdempotencyPolicy | None] | None = None,
         request_id_headers: Sequence[str] = ("X-Request-ID",),
+        request_ids: RequestIdPolicy | None = None,
         drain_timeout: float = 5.0,
         storage_patience: float = 30.0,
         lease: float = 15.0,
@@ -96,7 +101,8 @@ class Durable(Decorators, CurrentContext, WorkflowCalls):
         self.url = url or os.environ.get(URL_VARIABLE) or DEFAULT_URL
         self.idempotency = idempotency or IdempotencyPolicy()
         self.idempotency_routes = dict(idempotency_routes or {})
-        self.request_id_headers = tuple(request_id_headers)
+        self.request_id_headers = checked_header_names(request_id_headers)
+        self.request_ids = request_ids or RequestIdPolicy()
         self.application_url = application_url
         self.telemetry = telemetry or Telemetry()
         # Tells at once that there is none; which one, the start does, as tests change the URL.
@@ -254,6 +260,8 @@ class Durable(Decorators, CurrentContext, WorkflowCalls):
         return RequestContextMiddleware(
             TracingMiddleware(LifespanMiddleware(app, self.engine), telemetry=self.telemetry),
             header_names=self.request_id_headers,
+            policy=self.request_ids,
+            baggage_keys=self.telemetry.baggage_keys,
         )
 
     async def migrate(self) -> None:
