@@ -19,6 +19,7 @@ from opentelemetry.trace import (
     set_span_in_context,
 )
 
+from asgi_durable.ids import step_key
 from asgi_durable.otel.baggage import with_kept_baggage
 from asgi_durable.otel.metrics import Metrics
 from asgi_durable.otel.trace_context import format_trace_context, parse_trace_context
@@ -164,6 +165,9 @@ class _Step(_Work):
             attributes["durable.step.seq"] = self._number
             attributes["durable.step.kind"] = self._kind
             span = tracer.start_span(f"durable.step {self._name}", attributes=attributes)
+            if span.is_recording():
+                key = step_key(self._workflow.workflow_id, self._number)
+                span.set_attribute("durable.step.key", key)
         self._enter(span)
         return self
 
