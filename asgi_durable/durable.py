@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Coroutine, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
+from functools import partial
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, ParamSpec, Self, TypeVar, overload
 
@@ -23,6 +24,7 @@ from asgi_durable.middleware.idempotency import IdempotencyMiddleware
 from asgi_durable.middleware.idempotency_policy import IdempotencyPolicy
 from asgi_durable.middleware.inside import Inside, opens_a_span
 from asgi_durable.middleware.lifespan import LifespanMiddleware
+from asgi_durable.middleware.placement import classes_within, warn_of_misplaced
 from asgi_durable.middleware.problem_details import ProblemDetailsMiddleware
 from asgi_durable.middleware.request_context import RequestContextMiddleware
 from asgi_durable.middleware.request_id_policy import RequestIdPolicy, checked_header_names
@@ -240,25 +242,35 @@ class Durable(Decorators, CurrentContext, WorkflowCalls):
         Where the app opens a span for each request itself, as FastAPI does, the stack is inside
         of that and around all else; what calls the app itself does not meet the stack.
         """
-        return Inside(app, self._wrap_all) if opens_a_span(app) else self._wrap_all(app)
 
-    def _wrap_all(self, app: ASGIApp) -> ASGIApp:
-        return self.wrap_outside(
-            IdempotencyMiddleware(
-                ProblemDetailsMiddleware(app),
+        def surround(inner: ASGIApp) -> ASGIApp:
+            keyed = IdempotencyMiddleware(
+                ProblemDetailsMiddleware(inner),
                 self.engine,
                 policy=self.idempotency,
                 routes=self.idempotency_routes,
             )
-        )
+            return self.wrap_outside(keyed, inside=partial(classes_within, app))
 
-    def wrap_outside(self, app: ASGIApp) -> ASGIApp:
+        return Inside(app, surround) if opens_a_span(app) else surround(app)
+
+    def wrap_outside(
+        self, app: ASGIApp, *, inside: Callable[[], Iterable[type]] = tuple
+    ) -> ASGIApp:
         """Return an app with what belongs around everything: request context, span, lifespan.
 
         For adapters whose framework has a better place for the rest.
+
+        Args:
+            app: The app, with idempotency somewhere in it.
+            inside: Returns the classes of what is inside of idempotency, as of the start: a
+                line in the log tells of those that belong outside.
         """
+        policies = [self.idempotency, *filter(None, self.idempotency_routes.values())]
+        look = partial(warn_of_misplaced, policies, inside)
+        lifespan = LifespanMiddleware(app, self.engine, on_start=look)
         return RequestContextMiddleware(
-            TracingMiddleware(LifespanMiddleware(app, self.engine), telemetry=self.telemetry),
+            TracingMiddleware(lifespan, telemetry=self.telemetry),
             header_names=self.request_id_headers,
             policy=self.request_ids,
             baggage_keys=self.telemetry.baggage_keys,

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 from litestar import Litestar
 
-from asgi_durable import Durable
+from asgi_durable import Durable, IdempotencyMiddleware
+from asgi_durable.middleware.placement import class_of
+from asgi_durable_litestar.handlers import handlers_of
 
 __all__ = ["surround"]
 
@@ -30,10 +34,20 @@ def surround(app: Any, durable: Durable) -> None:
     async def serve_inside(scope: Any, receive: Any, send: Any) -> None:
         await base.__call__(app, scope, receive, send)
 
-    stack = durable.wrap_outside(serve_inside)
+    stack = durable.wrap_outside(serve_inside, inside=partial(_inside, app))
 
     async def serve(_app: Litestar, scope: Any, receive: Any, send: Any) -> None:
         await stack(scope, receive, send)
 
     members = {"__slots__": (), "__call__": serve, "__module__": base.__module__}
     app.__class__ = type(base.__name__, (_Surrounded, base), members)
+
+
+def _inside(app: Litestar) -> Iterator[type]:
+    """Return the classes of what is inside of the idempotency middleware, of any handler."""
+    for route in app.routes:
+        for handler in handlers_of(route):
+            # The innermost one comes first.
+            kinds = [class_of(entry) for entry in handler.resolve_middleware()]
+            if IdempotencyMiddleware in kinds:
+                yield from kinds[: kinds.index(IdempotencyMiddleware)]

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import typing
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from typing import Any
 
 from starlette.applications import Starlette
@@ -27,6 +28,7 @@ from asgi_durable import (
 )
 from asgi_durable.ambient import filled_with
 from asgi_durable.middleware.handler_policy import idempotent
+from asgi_durable.middleware.placement import class_of, classes_within
 from asgi_durable.middleware.problem_details import problem_response
 from asgi_durable_starlette.dependencies import (
     STATE_NAME,
@@ -86,9 +88,16 @@ def install(
     build = app.build_middleware_stack
 
     def build_with_durable() -> ASGIApp:
-        return durable.wrap_outside(build())
+        return durable.wrap_outside(build(), inside=partial(_inside, app))
 
     app.build_middleware_stack = build_with_durable  # type: ignore[method-assign]
+
+
+def _inside(app: Starlette) -> Iterable[type]:
+    """Return the classes of what is inside of the idempotency middleware."""
+    kinds = [class_of(entry) for entry in app.user_middleware]
+    own = kinds.index(IdempotencyMiddleware)
+    return [*kinds[own + 1 :], *classes_within(app.router)]
 
 
 async def _answer(connection: HTTPConnection, error: Exception) -> Response | None:
