@@ -26,8 +26,9 @@ _CORS = frozenset(
         "starlette.middleware.cors.CORSMiddleware",
     }
 )
-# Where an application, a router, a route or a middleware has what it calls.
-_INNER = ("app", "router", "middleware_stack")
+# Where an application, a router, a route or a middleware has what it calls; FastAPI keeps an
+# included router as one route.
+_INNER = ("app", "router", "middleware_stack", "original_router")
 # An object may claim to have everything, without an end.
 _MAX_PARTS = 10_000
 

@@ -32,6 +32,8 @@ SCOPE_KEY = "asgi_durable.request"
 
 _TRACE_HEADERS = (b"traceparent", b"tracestate")
 _BAGGAGE = b"baggage"
+Trace = tuple[str | None, str | None]
+_NO_TRACE: Trace = (None, None)
 # RFC 6455, section 7.4.1; before the connection is accepted servers answer 403 instead.
 _POLICY_VIOLATION, _INTERNAL_ERROR = 1008, 1011
 
@@ -74,8 +76,16 @@ class RequestContextMiddleware:
         if scope["type"] not in ("http", "websocket"):
             await self.app(scope, receive, send)
             return
-        context, refusal = self._read(scope)
-        sent_value = context.request_id.encode("ascii")
+        found = self._find_headers(scope)
+        trace = _trace_of(found) if b"traceparent" in found else _NO_TRACE
+        refusal = None
+        try:
+            request_id = self._ids.find(found, trace[0])
+        except DurableError as error:
+            request_id, refusal = self._id_of_refusal(), error
+        baggage = self._baggage_of(found) if self._baggage_keys else None
+        context = _request_context(scope, request_id, found.get(b"host"), trace, baggage)
+        sent_value = request_id.encode("ascii")
 
         async def send_with_id(message: Message) -> None:
             if message["type"] in ("http.response.start", "websocket.http.response.start"):
@@ -92,18 +102,6 @@ class RequestContextMiddleware:
                 await _refuse(scope, receive, send_with_id, refusal)
         finally:
             current_request.reset(token)
-
-    def _read(self, scope: Scope) -> tuple[RequestContext, DurableError | None]:
-        """Return what is known of a request, and why it is not to be served if it is not."""
-        found = self._find_headers(scope)
-        trace = _trace_of(found)
-        baggage = self._baggage_of(found) if self._baggage_keys else None
-        refusal = None
-        try:
-            request_id = self._ids.find(found, trace[0])
-        except DurableError as error:
-            request_id, refusal = self._id_of_refusal(), error
-        return _request_context(scope, request_id, found, trace, baggage), refusal
 
     def _id_of_refusal(self) -> str:
         try:
@@ -129,11 +127,10 @@ class RequestContextMiddleware:
 def _request_context(
     scope: Scope,
     request_id: str,
-    found: dict[bytes, list[bytes]],
-    trace: tuple[str | None, str | None],
+    hosts: list[bytes] | None,
+    trace: Trace,
     baggage: str | None,
 ) -> RequestContext:
-    hosts = found.get(b"host")
     if hosts:
         # No user name or password: a client may write them into its Host header.
         host = hosts[0].decode("latin-1").rpartition("@")[2]
@@ -151,10 +148,8 @@ def _request_context(
     )
 
 
-def _trace_of(found: dict[bytes, list[bytes]]) -> tuple[str | None, str | None]:
-    traces = found.get(b"traceparent")
-    if traces is None:
-        return None, None
+def _trace_of(found: dict[bytes, list[bytes]]) -> Trace:
+    traces = found[b"traceparent"]
     # Of several nobody knows which one counts.
     traceparent = parse_traceparent(traces[0].decode("latin-1")) if len(traces) == 1 else None
     states = found.get(b"tracestate")

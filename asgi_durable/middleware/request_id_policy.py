@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import inspect
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal
 
 from asgi_durable.errors import DurableError, DurableUsageError, RequestIdInvalidError
@@ -101,7 +102,9 @@ class RequestIds:
         self._names_for_people = " or ".join(header_names)
         self._from_trace = policy.source == "trace"
         self._rejects = policy.on_invalid == "reject"
-        self._validator = policy.validator
+        self._accepts: Callable[[bytes], object] = _VALID.fullmatch
+        if policy.validator is not None:
+            self._accepts = partial(_validated, policy.validator)
         self._generator = policy.generator
 
     def find(self, found: Mapping[bytes, list[bytes]], traceparent: str | None) -> str:
@@ -117,11 +120,13 @@ class RequestIds:
         """
         if self._from_trace and traceparent is not None:
             return traceparent[_TRACE_ID]
-        value = None
-        for value in self._sent(found):
-            if self._accepts(value):
-                return value.decode("ascii")
-        if value is not None and self._rejects:
+        is_sent = False
+        for name in self.read_names:
+            for value in found.get(name, ()):
+                is_sent = True
+                if self._accepts(value):
+                    return value.decode("ascii")
+        if is_sent and self._rejects:
             msg = f"the request id in {self._names_for_people} is not accepted"
             raise RequestIdInvalidError(msg)
         return self.new()
@@ -146,21 +151,16 @@ class RequestIds:
             raise PolicyFailedError(msg)
         return made
 
-    def _sent(self, found: Mapping[bytes, list[bytes]]) -> Iterator[bytes]:
-        for name in self.read_names:
-            yield from found.get(name, ())
 
-    def _accepts(self, value: bytes) -> bool:
-        if self._validator is None:
-            return _VALID.fullmatch(value) is not None
-        if _SAFE.fullmatch(value) is None:
-            return False
-        try:
-            return bool(self._validator(value.decode("ascii")))
-        except DurableError:
-            raise
-        except Exception as error:
-            raise PolicyFailedError.of(error, "validator") from error
+def _validated(validator: Callable[[str], bool], value: bytes) -> bool:
+    if _SAFE.fullmatch(value) is None:
+        return False
+    try:
+        return bool(validator(value.decode("ascii")))
+    except DurableError:
+        raise
+    except Exception as error:
+        raise PolicyFailedError.of(error, "validator") from error
 
 
 def _is_plain_function(function: object) -> bool:
