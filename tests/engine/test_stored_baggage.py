@@ -121,15 +121,16 @@ async def test_no_member_is_kept_unless_it_is_named(url: str) -> None:
     assert await leave(url, BAGGAGE, Telemetry()) is None
 
 
-async def test_what_may_be_kept_no_more_is_not_handed_on(url: str) -> None:
+@pytest.mark.parametrize(("keys", "more"), [((), ""), (("plan",), "\nplan=pro")])
+async def test_what_may_be_kept_no_more_is_not_handed_on(url: str, keys, more) -> None:
     await leave(url, [*TRACE, *BAGGAGE])
-    second, gate, _, _ = shop(url, Telemetry())
+    second, gate, _, _ = shop(url, Telemetry(baggage_keys=keys))
     gate.open()
 
     async with second:
         await (await second.retrieve_workflow("w")).get_result()
 
-        assert await kept_by(second, "w~1") == f"{TRACEPARENT} vendor=1 2"
+        assert await kept_by(second, "w~1") == f"{TRACEPARENT} vendor=1 2{more}"
 
 
 async def test_it_is_the_current_baggage_of_runs_and_steps_where_there_is_tracing(
@@ -180,6 +181,30 @@ async def test_what_the_application_has_put_into_its_baggage_counts(durable: Dur
 
     assert seen == [{"tenant": "c, d", "plan": "pro"}]
     assert await kept_by(durable, "w") == "\ntenant=c%2C%20d,plan=pro"
+
+
+async def test_what_a_workflow_has_changed_of_its_baggage_is_current_in_its_steps(url: str) -> None:
+    durable = Durable(url, telemetry=Spans(baggage_keys=KEYS).telemetry)
+    seen = Seen()
+
+    @durable.step
+    async def look() -> None:
+        seen.look(durable)
+
+    @durable.workflow
+    async def work() -> None:
+        token = context.attach(baggage.set_baggage("tenant", "new"))
+        await look()
+        context.detach(token)
+
+    async def handle(scope, receive, send) -> None:
+        await work()
+        await answer(send)
+
+    async with durable:
+        await exchange(durable.wrap(handle), http_scope(headers=BAGGAGE))
+
+    assert (seen.current, seen.baggage) == ([{**KEPT, "tenant": "new"}], [KEPT])
 
 
 async def test_a_keyed_request_keeps_that_of_its_first_try(url: str) -> None:
