@@ -255,7 +255,11 @@ class Durable(Decorators, CurrentContext, WorkflowCalls):
         return Inside(app, surround) if opens_a_span(app) else surround(app)
 
     def wrap_outside(
-        self, app: ASGIApp, *, inside: Callable[[], Iterable[type]] = tuple
+        self,
+        app: ASGIApp,
+        *,
+        inside: Callable[[], Iterable[type]] = tuple,
+        handler_policies: Callable[[], Iterable[IdempotencyPolicy]] = tuple,
     ) -> ASGIApp:
         """Return an app with what belongs around everything: request context, span, lifespan.
 
@@ -265,8 +269,13 @@ class Durable(Decorators, CurrentContext, WorkflowCalls):
             app: The app, with idempotency somewhere in it.
             inside: Returns the classes of what is inside of idempotency, as of the start: a
                 line in the log tells of those that belong outside.
+            handler_policies: Returns the policies that handlers have of their own.
         """
-        policies = [self.idempotency, *filter(None, self.idempotency_routes.values())]
+
+        def policies() -> list[IdempotencyPolicy]:
+            of_routes = filter(None, self.idempotency_routes.values())
+            return [self.idempotency, *of_routes, *handler_policies()]
+
         look = partial(warn_of_misplaced, policies, inside)
         lifespan = LifespanMiddleware(app, self.engine, on_start=look)
         return RequestContextMiddleware(

@@ -8,9 +8,9 @@ from typing import Any
 
 from litestar import Litestar
 
-from asgi_durable import Durable, IdempotencyMiddleware
+from asgi_durable import Durable, IdempotencyMiddleware, IdempotencyPolicy
 from asgi_durable.middleware.placement import class_of
-from asgi_durable_litestar.handlers import handlers_of
+from asgi_durable_litestar.handlers import handler_policy, handlers_of
 
 __all__ = ["surround"]
 
@@ -34,7 +34,8 @@ def surround(app: Any, durable: Durable) -> None:
     async def serve_inside(scope: Any, receive: Any, send: Any) -> None:
         await base.__call__(app, scope, receive, send)
 
-    stack = durable.wrap_outside(serve_inside, inside=partial(_inside, app))
+    inside, policies = partial(_inside, app), partial(_policies, app)
+    stack = durable.wrap_outside(serve_inside, inside=inside, handler_policies=policies)
 
     async def serve(_app: Litestar, scope: Any, receive: Any, send: Any) -> None:
         await stack(scope, receive, send)
@@ -45,9 +46,19 @@ def surround(app: Any, durable: Durable) -> None:
 
 def _inside(app: Litestar) -> Iterator[type]:
     """Return the classes of what is inside of the idempotency middleware, of any handler."""
+    for handler in _handlers(app):
+        # The innermost one comes first.
+        kinds = [class_of(entry) for entry in handler.resolve_middleware()]
+        if IdempotencyMiddleware in kinds:
+            yield from kinds[: kinds.index(IdempotencyMiddleware)]
+
+
+def _policies(app: Litestar) -> Iterator[IdempotencyPolicy]:
+    """Return the policies that handlers have of their own."""
+    given = (handler_policy(handler) for handler in _handlers(app))
+    return (policy for policy in given if policy is not None)
+
+
+def _handlers(app: Litestar) -> Iterator[Any]:
     for route in app.routes:
-        for handler in handlers_of(route):
-            # The innermost one comes first.
-            kinds = [class_of(entry) for entry in handler.resolve_middleware()]
-            if IdempotencyMiddleware in kinds:
-                yield from kinds[: kinds.index(IdempotencyMiddleware)]
+        yield from handlers_of(route)

@@ -75,6 +75,7 @@ def install(
     durable.engine.registry.add_ambient_rule(_is_ambient)
     # Starlette calls it for requests and for WebSockets; its annotation knows one at a time.
     app.add_exception_handler(DurableError, typing.cast("typing.Any", _answer))
+    handler_policies = HandlerPolicies(app, flatten)
     # At the end, which is inside: `add_middleware` puts its middleware at the front.
     app.user_middleware.append(
         Middleware(
@@ -82,13 +83,14 @@ def install(
             engine=durable.engine,
             policy=durable.idempotency,
             routes=durable.idempotency_routes,
-            find_policy=HandlerPolicies(app, flatten),
+            find_policy=handler_policies,
         )
     )
     build = app.build_middleware_stack
 
     def build_with_durable() -> ASGIApp:
-        return durable.wrap_outside(build(), inside=partial(_inside, app))
+        inside, policies = partial(_inside, app), handler_policies.policies
+        return durable.wrap_outside(build(), inside=inside, handler_policies=policies)
 
     app.build_middleware_stack = build_with_durable  # type: ignore[method-assign]
 

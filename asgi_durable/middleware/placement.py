@@ -29,7 +29,7 @@ _CORS = frozenset(
 # Where an application, a router, a route or a middleware has what it calls; FastAPI keeps an
 # included router as one route.
 _INNER = ("app", "router", "middleware_stack", "original_router")
-# An object may claim to have everything, without an end.
+# An object may make up what it has inside, without an end.
 _MAX_PARTS = 10_000
 
 _OF_AUTHENTICATION = (
@@ -47,7 +47,7 @@ _OF_CORS = (
 
 
 def warn_of_misplaced(
-    policies: Iterable[IdempotencyPolicy], inside: Callable[[], Iterable[type]]
+    policies: Callable[[], Iterable[IdempotencyPolicy]], inside: Callable[[], Iterable[type]]
 ) -> None:
     """Write a line to the log for authentication, and for CORS, that is inside.
 
@@ -55,14 +55,12 @@ def warn_of_misplaced(
     all where keys have no effect.
 
     Args:
-        policies: Those that requests may have.
+        policies: Returns those that requests may have.
         inside: Returns the classes of what is inside.
     """
-    covering = [policy for policy in policies if policy.methods]
-    if not covering:
-        return
     try:
-        classes = list(inside())
+        covering = [policy for policy in policies() if policy.methods]
+        classes = list(inside()) if covering else []
     except Exception:
         # It is for advice alone: an application that cannot be looked into starts all the same.
         logger.debug("The application cannot be looked into", exc_info=True)

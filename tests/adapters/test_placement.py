@@ -39,7 +39,7 @@ import asgi_durable_fastapi
 import asgi_durable_starlette
 from asgi_durable import Durable, IdempotencyPolicy
 from asgi_durable_litestar import DurablePlugin
-from asgi_durable_starlette import install
+from asgi_durable_starlette import idempotent, install
 
 pytestmark = pytest.mark.filterwarnings(r"ignore:\[paths=")
 
@@ -254,6 +254,29 @@ def test_nothing_is_told_where_it_makes_no_difference(url, told, options, expect
     assert told() == expected
 
 
+BY_HEADER = IdempotencyPolicy(principal=of_header)
+
+
+@pytest.mark.parametrize(
+    ("policy", "expected"),
+    [(None, []), (IdempotencyPolicy(), [AUTHENTICATION]), (BY_HEADER, [])],
+)
+@pytest.mark.parametrize("makes_litestar", [True, False])
+def test_policies_of_handlers_count(url, told, policy, expected, *, makes_litestar: bool) -> None:
+    durable = Durable(url, idempotency=NO_METHODS)
+    if makes_litestar:
+        opt = {"idempotency": policy}
+        guarded = post("/in", middleware=[LitestarAuthentication], opt=opt)(find_user)
+        start_litestar(Litestar([home, guarded], plugins=[DurablePlugin(durable)]))
+    else:
+        guarded = Route("/in", idempotent(policy)(page), middleware=[AUTH])
+        app = starlette(routes=[guarded])
+        install(app, durable)
+        start(app)
+
+    assert told() == expected
+
+
 class LitestarAuthentication(AbstractAuthenticationMiddleware):
     """Knows everybody."""
 
@@ -360,11 +383,10 @@ def test_an_application_that_cannot_be_looked_into_starts_all_the_same(url, told
     assert told() == []
 
 
-def test_an_application_that_claims_to_have_everything_is_looked_into_for_a_while(
-    url, told
-) -> None:
+def test_an_application_without_an_end_is_looked_into_for_a_while(url, told) -> None:
     class Endless:
-        def __getattr__(self, name: str) -> Any:
+        @property
+        def app(self) -> Endless:
             return Endless()
 
     inner = starlette()
