@@ -15,6 +15,7 @@ from asgi_durable.errors import (
     NonDeterministicWorkflowError,
     RecoveryAttemptsExceededError,
     RemoteError,
+    RequestIdInvalidError,
     StepInterruptedError,
     StepRetriesExhaustedError,
     StepTimeoutError,
@@ -31,6 +32,7 @@ from asgi_durable.middleware.idempotency_policy import IdempotencyPolicy
 from asgi_durable.middleware.lifespan import LifespanMiddleware
 from asgi_durable.middleware.problem_details import ProblemDetailsMiddleware
 from asgi_durable.middleware.request_context import RequestContextMiddleware
+from asgi_durable.middleware.request_id_policy import RequestIdPolicy
 from asgi_durable.middleware.request_server import ResumedRequest
 from asgi_durable.middleware.tracing import TracingMiddleware
 from asgi_durable.request_errors import (
@@ -87,6 +89,8 @@ __all__ = [
     "RequestContext",
     "RequestContextMiddleware",
     "RequestFinishedError",
+    "RequestIdInvalidError",
+    "RequestIdPolicy",
     "RequestInProgressError",
     "RequestTooLargeError",
     "ResponseNotKeptError",

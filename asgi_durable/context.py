@@ -21,6 +21,8 @@ class RequestContext:
         traceparent: The W3C header of the trace that the client belongs to, of version 00, to
             hand on where no OpenTelemetry does; ``None`` without one, or if it is malformed.
         tracestate: What belongs to that; ``None`` without it, or if it is malformed.
+        baggage: The members of the W3C header ``baggage`` that workflows may keep, to hand on;
+            ``None`` without any.
     """
 
     request_id: str
@@ -29,10 +31,11 @@ class RequestContext:
     client: str | None
     traceparent: str | None = None
     tracestate: str | None = None
+    baggage: str | None = None
 
     @property
     def trace_context(self) -> str | None:
-        """Both, as a workflow keeps them: with a space between them."""
+        """The trace as a workflow keeps it: with a space between its two parts."""
         if self.traceparent is None or self.tracestate is None:
             return self.traceparent
         return f"{self.traceparent} {self.tracestate}"

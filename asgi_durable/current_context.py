@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Mapping
 from typing import TYPE_CHECKING, Any, cast
 
+from asgi_durable.baggage import baggage_of, parse_baggage, trace_of
 from asgi_durable.context import RequestContext, current_request
 from asgi_durable.engine.engine import Engine
 from asgi_durable.errors import DurableUsageError
 from asgi_durable.ids import step_key
-from asgi_durable.outgoing import DONE, OutgoingRequest, add_key
+from asgi_durable.outgoing import DONE, OutgoingRequest, add_key, add_trace
 from asgi_durable.telemetry_port import current_request_span
 
 if TYPE_CHECKING:
@@ -71,6 +72,37 @@ class CurrentContext:
         """
         add_key(request, self.engine.frame())
         return DONE
+
+    def add_trace_headers(self, request: OutgoingRequest) -> Awaitable[None]:
+        """Let a request to another service belong to the current trace; a hook of httpx.
+
+        It is for clients that no instrumentation does this for. With OpenTelemetry the
+        propagators of the application say what is sent; else it is the ``traceparent`` and
+        ``tracestate`` that the current workflow or request has, and the ``baggage`` of
+        :attr:`baggage`. Headers that are there are left alone.
+
+        Returns:
+            Something that may be awaited, and need not be.
+        """
+        add_trace(request, *self._kept())
+        return DONE
+
+    @property
+    def baggage(self) -> Mapping[str, str]:
+        """The W3C baggage that the current work keeps, after a restart as well.
+
+        Those members that ``Telemetry(baggage_keys=...)`` names, decoded. Empty outside.
+        """
+        return parse_baggage(self._kept()[1])
+
+    def _kept(self) -> tuple[str | None, str | None]:
+        """Return the trace and the baggage of the current work, as headers have them."""
+        frame = self.engine.frame()
+        if frame is not None and frame.run is not None:
+            kept = frame.run.workflow.trace_context
+            return trace_of(kept), baggage_of(kept)
+        request = current_request.get()
+        return (request.trace_context, request.baggage) if request is not None else (None, None)
 
     @property
     def request_id(self) -> str | None:

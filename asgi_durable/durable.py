@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Coroutine, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
+from functools import partial
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, ParamSpec, Self, TypeVar, overload
 
@@ -24,8 +25,10 @@ from asgi_durable.middleware.idempotency import IdempotencyMiddleware
 from asgi_durable.middleware.idempotency_policy import IdempotencyPolicy
 from asgi_durable.middleware.inside import Inside, opens_a_span
 from asgi_durable.middleware.lifespan import LifespanMiddleware
+from asgi_durable.middleware.placement import classes_within, warn_of_misplaced
 from asgi_durable.middleware.problem_details import ProblemDetailsMiddleware
 from asgi_durable.middleware.request_context import RequestContextMiddleware
+from asgi_durable.middleware.request_id_policy import RequestIdPolicy, checked_header_names
 from asgi_durable.middleware.tracing import TracingMiddleware
 from asgi_durable.storage.entry_point import find_storage
 from asgi_durable.storage.transaction_port import ApplicationDatabase
@@ -64,6 +67,7 @@ class Durable(Decorators, CurrentContext, WorkflowCalls):
             ``"/hooks/{rest:path}"``; the first that fits counts. ``None`` for a route that keys
             have no effect on.
         request_id_headers: Headers that a request id is read from; the first one is sent.
+        request_ids: Where it comes from otherwise, and which ids are accepted.
         drain_timeout: Seconds that a stop waits for runs before it interrupts them.
         storage_patience: Seconds that a failing storage is tried before a run is given up,
             to be taken up again later.
@@ -77,8 +81,9 @@ class Durable(Decorators, CurrentContext, WorkflowCalls):
         blocking: The verbs for code that is not async, in a thread without an event loop.
 
     Raises:
-        DurableUsageError: No storage adapter is installed for the URL's scheme; or a policy asks
-            for a single transaction, which two databases do not have.
+        DurableUsageError: No storage adapter is installed for the URL's scheme; a header's name is
+            none; or a policy asks for a single transaction, which two databases do not have.
+        ValueError: There is no header for a request id.
     """
 
     def __init__(
@@ -90,6 +95,7 @@ class Durable(Decorators, CurrentContext, WorkflowCalls):
         idempotency: IdempotencyPolicy | None = None,
         idempotency_routes: Mapping[str, IdempotencyPolicy | None] | None = None,
         request_id_headers: Sequence[str] = ("X-Request-ID",),
+        request_ids: RequestIdPolicy | None = None,
         drain_timeout: float = 5.0,
         storage_patience: float = 30.0,
         lease: float = 15.0,
@@ -98,7 +104,8 @@ class Durable(Decorators, CurrentContext, WorkflowCalls):
         self.url = url or os.environ.get(URL_VARIABLE) or DEFAULT_URL
         self.idempotency = idempotency or IdempotencyPolicy()
         self.idempotency_routes = dict(idempotency_routes or {})
-        self.request_id_headers = tuple(request_id_headers)
+        self.request_id_headers = checked_header_names(request_id_headers)
+        self.request_ids = request_ids or RequestIdPolicy()
         self.application_url = application_url
         self.telemetry = telemetry or Telemetry()
         self._refuse_two_databases_in_one_transaction()
@@ -245,26 +252,47 @@ class Durable(Decorators, CurrentContext, WorkflowCalls):
         Where the app opens a span for each request itself, as FastAPI does, the stack is inside
         of that and around all else; what calls the app itself does not meet the stack.
         """
-        return Inside(app, self._wrap_all) if opens_a_span(app) else self._wrap_all(app)
 
-    def _wrap_all(self, app: ASGIApp) -> ASGIApp:
-        return self.wrap_outside(
-            IdempotencyMiddleware(
-                ProblemDetailsMiddleware(app),
+        def surround(inner: ASGIApp) -> ASGIApp:
+            keyed = IdempotencyMiddleware(
+                ProblemDetailsMiddleware(inner),
                 self.engine,
                 policy=self.idempotency,
                 routes=self.idempotency_routes,
             )
-        )
+            return self.wrap_outside(keyed, inside=partial(classes_within, app))
 
-    def wrap_outside(self, app: ASGIApp) -> ASGIApp:
+        return Inside(app, surround) if opens_a_span(app) else surround(app)
+
+    def wrap_outside(
+        self,
+        app: ASGIApp,
+        *,
+        inside: Callable[[], Iterable[type]] = tuple,
+        handler_policies: Callable[[], Iterable[IdempotencyPolicy]] = tuple,
+    ) -> ASGIApp:
         """Return an app with what belongs around everything: request context, span, lifespan.
 
         For adapters whose framework has a better place for the rest.
+
+        Args:
+            app: The app, with idempotency somewhere in it.
+            inside: Returns the classes of what is inside of idempotency, as of the start: a
+                line in the log tells of those that belong outside.
+            handler_policies: Returns the policies that handlers have of their own.
         """
+
+        def policies() -> list[IdempotencyPolicy]:
+            of_routes = filter(None, self.idempotency_routes.values())
+            return [self.idempotency, *of_routes, *handler_policies()]
+
+        look = partial(warn_of_misplaced, policies, inside)
+        lifespan = LifespanMiddleware(app, self.engine, on_start=look)
         return RequestContextMiddleware(
-            TracingMiddleware(LifespanMiddleware(app, self.engine), telemetry=self.telemetry),
+            TracingMiddleware(lifespan, telemetry=self.telemetry),
             header_names=self.request_id_headers,
+            policy=self.request_ids,
+            baggage_keys=self.telemetry.baggage_keys,
         )
 
     async def migrate(self) -> None:

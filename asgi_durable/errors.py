@@ -3,6 +3,7 @@
 DurableError                          500  base class; raise it, or catch this one
 ├── FinalError                        500  one to raise: the request's answer for ever
 ├── DurableUsageError                 500  the library was called in a way that cannot work
+├── RequestIdInvalidError             400  the request has an id that is not accepted
 ├── WorkflowNotFoundError             404  no such workflow id
 ├── WorkflowConflictError             409  the workflow id belongs to another function
 ├── WorkflowCancelledError            410  the workflow was cancelled
@@ -48,6 +49,7 @@ __all__ = [
     "NonDeterministicWorkflowError",
     "RecoveryAttemptsExceededError",
     "RemoteError",
+    "RequestIdInvalidError",
     "StepInterruptedError",
     "StepRetriesExhaustedError",
     "StepTimeoutError",
@@ -118,6 +120,14 @@ class DurableUsageError(DurableError):
     default_code = "USAGE"
     title = "The service uses durable execution incorrectly"
     shows_message = False
+
+
+class RequestIdInvalidError(DurableError):
+    """The request has an id that is not accepted, where such requests are refused."""
+
+    default_code = "REQUEST_ID_INVALID"
+    default_status = 400
+    title = "The request id is not valid"
 
 
 class WorkflowNotFoundError(DurableError):

@@ -9,14 +9,19 @@ from typing import Any
 
 from asgi_durable.context import current_request
 from asgi_durable.engine.frame import Frame, current_frame
+from asgi_durable.ids import principal_hash
 
 __all__ = ["DurableLogFilter", "DurableLogProcessor"]
 
 
 class DurableLogFilter(logging.Filter):
-    """Gives log records ``request_id``, ``workflow_id``, ``step`` and ``trace_id``.
+    """Gives log records the fields that name their place.
 
-    All four are always there, ``None`` where there is nothing to name, so that a format can use
+    They are ``request_id``, ``workflow_id``, ``run`` (which execution it is, 1 for the first),
+    ``step``, ``principal_hash`` (of whose keyed request it is, in the workflows below it too:
+    the first characters of its ``Durable-Id``), ``trace_id`` and ``span_id``.
+
+    All are always there, ``None`` where there is nothing to name, so that a format can use
     them. A record that has one of them already, from ``extra=`` say, keeps it. The filter
     belongs on a handler: a logger's sees nothing of the loggers below it.
 
@@ -83,20 +88,26 @@ def _is_replayed(frame: Frame | None) -> bool:
     )
 
 
-def _fields_of(frame: Frame | None) -> dict[str, str | None]:
+def _fields_of(frame: Frame | None) -> dict[str, str | int | None]:
     run = frame.run if frame is not None else None
     request = current_request.get()
     request_id = request.request_id if request is not None else None
+    trace_id, span_id = _span_ids()
     return {
         "request_id": run.workflow.request_id if run is not None else request_id,
         "workflow_id": run.workflow_id if run is not None else None,
+        "run": run.workflow.attempts if run is not None else None,
         "step": frame.step_name if frame is not None else None,
-        "trace_id": _trace_id(),
+        "principal_hash": principal_hash(run.workflow_id) if run is not None else None,
+        "trace_id": trace_id,
+        "span_id": span_id,
     }
 
 
-def _trace_id() -> str | None:
+def _span_ids() -> tuple[str | None, str | None]:
     # Without the API there is no current span.
     trace = sys.modules.get("opentelemetry.trace")
     context = trace.get_current_span().get_span_context() if trace is not None else None
-    return f"{context.trace_id:032x}" if context is not None and context.is_valid else None
+    if context is None or not context.is_valid:
+        return None, None
+    return f"{context.trace_id:032x}", f"{context.span_id:016x}"

@@ -5,11 +5,12 @@ from __future__ import annotations
 import os
 import sys
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from importlib import import_module
 from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
+from asgi_durable.baggage import baggage_keys as checked_keys
 from asgi_durable.errors import DurableUsageError
 from asgi_durable.log_context import DurableLogFilter
 from asgi_durable.telemetry_port import NO_OBSERVER, Observer
@@ -49,10 +50,13 @@ class Telemetry:
             of the same span; ``math.inf`` for always. Later, so by default always, its run is
             the root of a trace of its own, linked to that span. As long as a tail sampler
             waits, 300 say, lets a quick recovery read as one trace.
+        baggage_keys: Keys of the W3C ``baggage`` of requests that their workflows keep, 1 kB of
+            it at most, to be handed on after a restart too. None by default: baggage may hold
+            personal data, and what is kept is in the database as long as the workflow.
 
     Raises:
         DurableUsageError: There are endpoints, and the extra is not installed; or a number of
-            seconds is none.
+            seconds is none; or a key is none.
     """
 
     def __init__(
@@ -64,6 +68,7 @@ class Telemetry:
         tracer_provider: TracerProvider | None = None,
         meter_provider: MeterProvider | None = None,
         continue_trace: float = 0.0,
+        baggage_keys: Iterable[str] = (),
     ) -> None:
         self.otlp_traces_endpoints = tuple(otlp_traces_endpoints)
         self.otlp_logs_endpoints = tuple(otlp_logs_endpoints)
@@ -71,6 +76,7 @@ class Telemetry:
         self.tracer_provider = tracer_provider
         self.meter_provider = meter_provider
         self.continue_trace = _seconds(continue_trace)
+        self.baggage_keys = checked_keys(baggage_keys)
         if self._exports and not _is_installed(_EXPORTER):
             msg = "OTLP endpoints need the extra: pip install 'asgi-durable[otel]'"
             raise DurableUsageError(msg)

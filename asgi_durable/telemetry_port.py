@@ -133,6 +133,10 @@ class TelemetrySource(Protocol):
     def observer(self) -> Observer:
         """Who is told of the engine's work from now on."""
 
+    @property
+    def baggage_keys(self) -> frozenset[str]:
+        """Keys of the W3C baggage that workflows keep."""
+
     def start(self) -> None:
         """Get ready, where that takes more than looking for providers."""
 
@@ -144,6 +148,7 @@ class NoTelemetry:
     """Nobody looks."""
 
     observer = NO_OBSERVER
+    baggage_keys: frozenset[str] = frozenset()
 
     def start(self) -> None:
         """Do nothing."""

@@ -158,6 +158,60 @@ async def has_steps(url: str, count: int) -> bool:
     return await query(url, "SELECT count(*) FROM asgi_durable_steps") == [(count,)]
 
 
+async def test_lines_name_the_execution_the_span_and_whose_keyed_request_it_is(
+    url: str, lines: Lines
+) -> None:
+    lines.setFormatter(
+        logging.Formatter("%(message)s|%(run)s|%(principal_hash)s|%(trace_id)s|%(span_id)s")
+    )
+    spans = Spans()
+    durable = Durable(url, telemetry=spans.telemetry)
+    fails = True
+
+    @durable.workflow(name="pay")
+    async def pay() -> None:
+        LOGGER.info("workflow")
+
+    async def handle(scope, receive, send) -> None:
+        LOGGER.info("handler")
+        if fails:
+            raise ConnectionError
+        await pay()
+        await answer(send)
+
+    async with durable:
+        app = durable.wrap(handle)
+        with pytest.raises(ConnectionError):
+            await exchange(app, keyed(headers=[("Authorization", "secret")]))
+        fails = False
+        spans.clear()
+        result = await exchange(app, keyed(headers=[("Authorization", "secret")]))
+
+    (durable_id,) = result.headers("durable-id")
+    request, run = (spans.take(name).get_span_context() for name in ("POST", "durable.run pay"))
+    trace_id = f"{request.trace_id:032x}"
+    assert lines.lines[0].split("|")[:3] == ["handler", "1", durable_id[:16]]
+    assert lines.lines[1:] == [
+        f"handler|2|{durable_id[:16]}|{trace_id}|{request.span_id:016x}",
+        f"workflow|1|{durable_id[:16]}|{trace_id}|{run.span_id:016x}",
+    ]
+
+
+async def test_a_workflow_of_no_keyed_request_has_no_principal(
+    durable: Durable, lines: Lines
+) -> None:
+    lines.setFormatter(logging.Formatter("%(run)s|%(principal_hash)s|%(span_id)s"))
+
+    @durable.workflow
+    async def work() -> None:
+        LOGGER.info("workflow")
+
+    await durable.options(workflow_id="w").run_workflow(work)
+    await work()
+
+    assert lines.lines == ["1|None|None"] * 2
+
+
 @pytest.mark.parametrize("drops", [True, False])
 async def test_what_a_handler_logs_again_in_a_retry_can_be_dropped(
     durable: Durable, lines: Lines, *, drops: bool
@@ -199,7 +253,7 @@ async def test_structlog_events_have_the_same_fields(durable: Durable) -> None:
     log.info("outside")
 
     assert [call.kwargs for call in kept.calls] == [
-        {"event": "hello", "workflow_id": "w", "step": "mine"},
+        {"event": "hello", "workflow_id": "w", "run": 1, "step": "mine"},
         {"event": "outside"},
     ]
 

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 from litestar import Litestar
 
-from asgi_durable import Durable
+from asgi_durable import Durable, IdempotencyMiddleware, IdempotencyPolicy
+from asgi_durable.middleware.placement import class_of
+from asgi_durable_litestar.handlers import handler_policy, handlers_of
 
 __all__ = ["surround"]
 
@@ -30,10 +34,31 @@ def surround(app: Any, durable: Durable) -> None:
     async def serve_inside(scope: Any, receive: Any, send: Any) -> None:
         await base.__call__(app, scope, receive, send)
 
-    stack = durable.wrap_outside(serve_inside)
+    inside, policies = partial(_inside, app), partial(_policies, app)
+    stack = durable.wrap_outside(serve_inside, inside=inside, handler_policies=policies)
 
     async def serve(_app: Litestar, scope: Any, receive: Any, send: Any) -> None:
         await stack(scope, receive, send)
 
     members = {"__slots__": (), "__call__": serve, "__module__": base.__module__}
     app.__class__ = type(base.__name__, (_Surrounded, base), members)
+
+
+def _inside(app: Litestar) -> Iterator[type]:
+    """Return the classes of what is inside of the idempotency middleware, of any handler."""
+    for handler in _handlers(app):
+        # The innermost one comes first.
+        kinds = [class_of(entry) for entry in handler.resolve_middleware()]
+        if IdempotencyMiddleware in kinds:
+            yield from kinds[: kinds.index(IdempotencyMiddleware)]
+
+
+def _policies(app: Litestar) -> Iterator[IdempotencyPolicy]:
+    """Return the policies that handlers have of their own."""
+    given = (handler_policy(handler) for handler in _handlers(app))
+    return (policy for policy in given if policy is not None)
+
+
+def _handlers(app: Litestar) -> Iterator[Any]:
+    for route in app.routes:
+        yield from handlers_of(route)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import typing
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from typing import Any
 
 from starlette.applications import Starlette
@@ -27,6 +28,7 @@ from asgi_durable import (
 )
 from asgi_durable.ambient import filled_with
 from asgi_durable.middleware.handler_policy import idempotent
+from asgi_durable.middleware.placement import class_of, classes_within
 from asgi_durable.middleware.problem_details import problem_response
 from asgi_durable_starlette.dependencies import (
     STATE_NAME,
@@ -73,6 +75,7 @@ def install(
     durable.engine.registry.add_ambient_rule(_is_ambient)
     # Starlette calls it for requests and for WebSockets; its annotation knows one at a time.
     app.add_exception_handler(DurableError, typing.cast("typing.Any", _answer))
+    handler_policies = HandlerPolicies(app, flatten)
     # At the end, which is inside: `add_middleware` puts its middleware at the front.
     app.user_middleware.append(
         Middleware(
@@ -80,15 +83,23 @@ def install(
             engine=durable.engine,
             policy=durable.idempotency,
             routes=durable.idempotency_routes,
-            find_policy=HandlerPolicies(app, flatten),
+            find_policy=handler_policies,
         )
     )
     build = app.build_middleware_stack
 
     def build_with_durable() -> ASGIApp:
-        return durable.wrap_outside(build())
+        inside, policies = partial(_inside, app), handler_policies.policies
+        return durable.wrap_outside(build(), inside=inside, handler_policies=policies)
 
     app.build_middleware_stack = build_with_durable  # type: ignore[method-assign]
+
+
+def _inside(app: Starlette) -> Iterable[type]:
+    """Return the classes of what is inside of the idempotency middleware."""
+    kinds = [class_of(entry) for entry in app.user_middleware]
+    own = kinds.index(IdempotencyMiddleware)
+    return [*kinds[own + 1 :], *classes_within(app.router)]
 
 
 async def _answer(connection: HTTPConnection, error: Exception) -> Response | None:

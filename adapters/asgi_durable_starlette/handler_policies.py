@@ -42,14 +42,21 @@ class HandlerPolicies:
     def __call__(self, scope: MutableMapping[str, Any]) -> IdempotencyPolicy | None:
         """Return the policy, ``None`` if the handler has none of its own."""
         if self._handlers is None:
-            handlers = list(self._handlers_of(self._app.routes, ""))
-            has_any = any(handler.policy is not None for handler in handlers)
-            self._handlers = handlers if has_any else []
+            has_any = any(True for _ in self.policies())
+            self._handlers = self._all_handlers() if has_any else []
         for handler in self._handlers:
             is_for_method = handler.methods is None or scope["method"] in handler.methods
             if is_for_method and handler.path.match(route_path(scope)):
                 return handler.policy
         return None
+
+    def policies(self) -> Iterator[IdempotencyPolicy]:
+        """Return the policies that handlers have by now."""
+        given = (handler.policy for handler in self._all_handlers())
+        return (policy for policy in given if policy is not None)
+
+    def _all_handlers(self) -> list[_Handler]:
+        return list(self._handlers_of(self._app.routes, ""))
 
     def _handlers_of(self, routes: Sequence[Any], prefix: str) -> Iterator[_Handler]:
         for route in self._flatten(routes):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass
 
+from asgi_durable.engine.kept_context import kept_context
 from asgi_durable.engine.retention import Retention
 from asgi_durable.engine.run import Services
 from asgi_durable.storage.records import WorkflowRecord, WorkflowState
@@ -59,5 +60,5 @@ def record_of(services: Services, request: Request) -> WorkflowRecord:
         error=None,
         created_at_us=now,
         updated_at_us=now,
-        trace_context=services.telemetry.observer.trace_context(),
+        trace_context=kept_context(services.telemetry),
     )

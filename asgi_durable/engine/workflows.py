@@ -11,6 +11,7 @@ from asgi_durable.engine.active_runs import ActiveRuns, wait_for
 from asgi_durable.engine.call import Call
 from asgi_durable.engine.drives import Drives, conflict, missing_ambient
 from asgi_durable.engine.endings import Ending, Finished, Interrupted, OwnedElsewhereError, finished
+from asgi_durable.engine.kept_context import kept_context
 from asgi_durable.engine.outbox import Outbox
 from asgi_durable.engine.outcomes import Outcomes
 from asgi_durable.engine.run import Run, Services
@@ -278,9 +279,7 @@ class Workflows:
             request_id = parent.workflow.request_id
         elif request is not None:
             request_id = request.request_id
-        trace_context = self._services.telemetry.observer.trace_context()
-        if trace_context is None and parent is not None:
-            trace_context = parent.workflow.trace_context
+        caller = parent.workflow if parent is not None else None
         now = time.time_ns() // 1000
         return WorkflowRecord(
             workflow_id=workflow_id,
@@ -298,7 +297,7 @@ class Workflows:
             error=None,
             created_at_us=now,
             updated_at_us=now,
-            trace_context=trace_context,
+            trace_context=kept_context(self._services.telemetry, caller),
         )
 
 

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from typing import Any
 
 from asgi_durable.errors import DurableError
+from asgi_durable.ids import KEY_CHARACTERS, PRINCIPAL_CHARACTERS
 from asgi_durable.middleware.asgi import Scope, header_values
 from asgi_durable.request_errors import (
     KeyMalformedError,
@@ -20,7 +21,6 @@ from asgi_durable.request_errors import (
 )
 
 __all__ = [
-    "REQUEST_ID_PATTERN",
     "RequestHash",
     "canonical_json",
     "idempotency_key",
@@ -31,9 +31,6 @@ __all__ = [
 ]
 
 MAX_KEY_BYTES = 255
-# Of a request's id: 80 bits for whose it is, 130 for the key.
-_PRINCIPAL_CHARACTERS, _KEY_CHARACTERS = 16, 26
-REQUEST_ID_PATTERN = f"[a-z2-7]{{{_PRINCIPAL_CHARACTERS + _KEY_CHARACTERS}}}"
 MAX_CANONICAL_BYTES = 64 * 1024
 # RFC 9651, section 3.3.3, with parameters, which mean nothing here.
 _QUOTED = re.compile(rb'"((?:[\x20\x21\x23-\x5b\x5d-\x7e]|\\["\\])*)"(?: *;[\x20-\x7e]*)?')
@@ -137,19 +134,19 @@ def request_workflow_id(principal: bytes, key: bytes, endpoint: bytes | None = N
     but where each *endpoint* has keys of its own.
     """
     parts = (principal, key) if endpoint is None else (principal, key, endpoint)
-    own = _base32(_digest(b"asgi-durable request", *parts))[:_KEY_CHARACTERS]
+    own = _base32(_digest(b"asgi-durable request", *parts))[:KEY_CHARACTERS]
     return _principal_part(principal) + own
 
 
 def is_request_of(principal: bytes, workflow_id: str) -> bool:
     """Tell whether a request's workflow is a principal's."""
     return hmac.compare_digest(
-        workflow_id[:_PRINCIPAL_CHARACTERS].encode(), _principal_part(principal).encode()
+        workflow_id[:PRINCIPAL_CHARACTERS].encode(), _principal_part(principal).encode()
     )
 
 
 def _principal_part(principal: bytes) -> str:
-    return _base32(_digest(b"asgi-durable principal", principal))[:_PRINCIPAL_CHARACTERS]
+    return _base32(_digest(b"asgi-durable principal", principal))[:PRINCIPAL_CHARACTERS]
 
 
 def _base32(digest: bytes) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from typing import Protocol
 
 from asgi_durable.errors import DurableError, DurableUsageError
@@ -44,14 +45,21 @@ class LifespanMiddleware:
     Args:
         app: The ASGI app to wrap.
         engine: What is started and stopped.
+        on_start: Called once, before either has begun.
     """
 
-    def __init__(self, app: ASGIApp, engine: Lifecycle) -> None:
+    def __init__(
+        self, app: ASGIApp, engine: Lifecycle, *, on_start: Callable[[], None] | None = None
+    ) -> None:
         self.app = app
         self.engine = engine
+        self._on_start = on_start
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve the lifespan, or start the engine where nobody sent one."""
+        if self._on_start is not None:
+            on_start, self._on_start = self._on_start, None
+            on_start()
         if scope["type"] == "lifespan":
             await _Lifespan(self.app, self.engine, receive, send).run(scope)
             return

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
+from asgi_durable.baggage import baggage_keys as checked_keys
+from asgi_durable.baggage import format_baggage, parse_baggage
 from asgi_durable.context import RequestContext, current_request
+from asgi_durable.errors import DurableError
 from asgi_durable.ids import new_id
 from asgi_durable.middleware.asgi import (
     ASGIApp,
@@ -15,38 +17,59 @@ from asgi_durable.middleware.asgi import (
     Send,
     replace_header,
 )
+from asgi_durable.middleware.problem_details import problem_response, send_problem
+from asgi_durable.middleware.request_id_policy import (
+    RequestIdPolicy,
+    RequestIds,
+    checked_header_names,
+)
 from asgi_durable.trace_headers import parse_traceparent, parse_tracestate
 
-__all__ = ["RequestContextMiddleware"]
+__all__ = ["SCOPE_KEY", "RequestContextMiddleware"]
 
-# On bytes, so that only ASCII matches; nothing in it can break a header or a log line.
-_VALID_REQUEST_ID = re.compile(rb"[A-Za-z0-9._~+/=:@-]{1,128}")
+# Where a scope has its context, for code that has the scope and no context variables.
+SCOPE_KEY = "asgi_durable.request"
+
 _TRACE_HEADERS = (b"traceparent", b"tracestate")
+_BAGGAGE = b"baggage"
+Trace = tuple[str | None, str | None]
+_NO_TRACE: Trace = (None, None)
+# RFC 6455, section 7.4.1; before the connection is accepted servers answer 403 instead.
+_POLICY_VIOLATION, _INTERNAL_ERROR = 1008, 1011
 
 
 class RequestContextMiddleware:
     """Take the request id from a header, or make one, and send it back with every answer.
 
     The W3C headers of a trace are read as well, so that traces go on through a process without
-    OpenTelemetry.
+    OpenTelemetry. What is known is ``asgi_durable.context.current_request``, and
+    ``scope["asgi_durable.request"]``, a ``RequestContext``.
 
     Args:
         app: The ASGI app to wrap.
-        header_names: Headers the id is read from; the first one is also written. An id that
-            does not match ``[A-Za-z0-9._~+/=:@-]{1,128}`` is replaced by a UUID version 7.
+        header_names: Headers the id is read from; the first one is also written.
+        policy: Where the id comes from, and which ones are accepted.
+        baggage_keys: Keys of the W3C ``baggage`` that are read; none by default.
 
     Raises:
         ValueError: *header_names* is empty.
+        DurableUsageError: It is one string, a name is none, or a key of the baggage is none.
     """
 
-    def __init__(self, app: ASGIApp, *, header_names: Sequence[str] = ("X-Request-ID",)) -> None:
-        if not header_names:
-            msg = "header_names must name at least one header"
-            raise ValueError(msg)
+    def __init__(
+        self,
+        app: ASGIApp,
+        *,
+        header_names: Sequence[str] = ("X-Request-ID",),
+        policy: RequestIdPolicy | None = None,
+        baggage_keys: Collection[str] = (),
+    ) -> None:
         self.app = app
-        self._read_names = [name.lower().encode("ascii") for name in header_names]
-        self._sent_name = self._read_names[0]
-        self._wanted = frozenset({*self._read_names, b"host", *_TRACE_HEADERS})
+        self._ids = RequestIds(checked_header_names(header_names), policy or RequestIdPolicy())
+        self._sent_name = self._ids.read_names[0]
+        self._baggage_keys = checked_keys(baggage_keys)
+        wanted = {*self._ids.read_names, b"host", *_TRACE_HEADERS}
+        self._wanted = frozenset(wanted | {_BAGGAGE} if self._baggage_keys else wanted)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve a request or a WebSocket."""
@@ -54,7 +77,14 @@ class RequestContextMiddleware:
             await self.app(scope, receive, send)
             return
         found = self._find_headers(scope)
-        request_id = self._request_id(found)
+        trace = _trace_of(found) if b"traceparent" in found else _NO_TRACE
+        refusal = None
+        try:
+            request_id = self._ids.find(found, trace[0])
+        except DurableError as error:
+            request_id, refusal = self._id_of_refusal(), error
+        baggage = self._baggage_of(found) if self._baggage_keys else None
+        context = _request_context(scope, request_id, found.get(b"host"), trace, baggage)
         sent_value = request_id.encode("ascii")
 
         async def send_with_id(message: Message) -> None:
@@ -63,11 +93,25 @@ class RequestContextMiddleware:
                 message = {**message, "headers": headers}
             await send(message)
 
-        token = current_request.set(_request_context(scope, request_id, found))
+        scope[SCOPE_KEY] = context
+        token = current_request.set(context)
         try:
-            await self.app(scope, receive, send_with_id)
+            if refusal is None:
+                await self.app(scope, receive, send_with_id)
+            else:
+                await _refuse(scope, receive, send_with_id, refusal)
         finally:
             current_request.reset(token)
+
+    def _id_of_refusal(self) -> str:
+        try:
+            return self._ids.new()
+        except DurableError:
+            return new_id()
+
+    def _baggage_of(self, found: dict[bytes, list[bytes]]) -> str | None:
+        text = b",".join(found.get(_BAGGAGE, ())).decode("latin-1")
+        return format_baggage(parse_baggage(text, self._baggage_keys))
 
     def _find_headers(self, scope: Scope) -> dict[bytes, list[bytes]]:
         """Return the values of the headers that matter, in one pass over all of them."""
@@ -79,21 +123,14 @@ class RequestContextMiddleware:
                 found.setdefault(name, []).append(value)
         return found
 
-    def _request_id(self, found: dict[bytes, list[bytes]]) -> str:
-        for name in self._read_names:
-            for value in found.get(name, ()):
-                if _VALID_REQUEST_ID.fullmatch(value):
-                    return value.decode("ascii")
-        return new_id()
-
 
 def _request_context(
-    scope: Scope, request_id: str, found: dict[bytes, list[bytes]]
+    scope: Scope,
+    request_id: str,
+    hosts: list[bytes] | None,
+    trace: Trace,
+    baggage: str | None,
 ) -> RequestContext:
-    hosts, traces = found.get(b"host"), found.get(b"traceparent")
-    traceparent = tracestate = None
-    if traces is not None:
-        traceparent, tracestate = _trace_of(traces, found.get(b"tracestate", []))
     if hosts:
         # No user name or password: a client may write them into its Host header.
         host = hosts[0].decode("latin-1").rpartition("@")[2]
@@ -105,14 +142,33 @@ def _request_context(
         method=scope.get("method", "WEBSOCKET"),
         url=f"{scope.get('scheme', 'http')}://{host}{scope.get('path', '')}",
         client=client[0] if client else None,
-        traceparent=traceparent,
-        tracestate=tracestate,
+        traceparent=trace[0],
+        tracestate=trace[1],
+        baggage=baggage,
     )
 
 
-def _trace_of(traces: list[bytes], states: list[bytes]) -> tuple[str | None, str | None]:
+def _trace_of(found: dict[bytes, list[bytes]]) -> Trace:
+    traces = found[b"traceparent"]
     # Of several nobody knows which one counts.
     traceparent = parse_traceparent(traces[0].decode("latin-1")) if len(traces) == 1 else None
+    states = found.get(b"tracestate")
     if traceparent is None or not states:
         return traceparent, None
     return traceparent, parse_tracestate(b",".join(states).decode("latin-1"))
+
+
+async def _refuse(scope: Scope, receive: Receive, send: Send, error: DurableError) -> None:
+    if scope["type"] == "http":
+        await send_problem(send, error)
+        return
+    if (await receive())["type"] != "websocket.connect":
+        return
+    status, headers, body = problem_response(error)
+    if "websocket.http.response" not in (scope.get("extensions") or {}):
+        code = _INTERNAL_ERROR if status >= 500 else _POLICY_VIOLATION
+        await send({"type": "websocket.close", "code": code})
+        return
+    start = {"type": "websocket.http.response.start", "status": status}
+    await send({**start, "headers": headers})
+    await send({"type": "websocket.http.response.body", "body": body})

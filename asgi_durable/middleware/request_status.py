@@ -11,8 +11,9 @@ from asgi_durable.engine.refusals import whole_seconds_until
 from asgi_durable.engine.request_progress import CANCELLED
 from asgi_durable.engine.requests import Progress, Requests
 from asgi_durable.errors import DurableError, WorkflowNotFoundError
+from asgi_durable.ids import REQUEST_ID_PATTERN
 from asgi_durable.middleware.asgi import Headers, Scope, Send, route_path
-from asgi_durable.middleware.fingerprint import REQUEST_ID_PATTERN, is_request_of
+from asgi_durable.middleware.fingerprint import is_request_of
 from asgi_durable.middleware.problem_details import send_problem
 from asgi_durable.middleware.replay import RecordedAnswer, send_answer, send_stream
 from asgi_durable.request_errors import (

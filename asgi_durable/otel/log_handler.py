@@ -12,7 +12,13 @@ __all__ = ["OtelLogHandler"]
 
 _EXCEPTION_FORMAT = logging.Formatter()
 # What every record has, and what we translate ourselves.
-_KNOWN = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName", "trace_id"}
+_KNOWN = frozenset(vars(logging.makeLogRecord({}))) | {
+    "message",
+    "asctime",
+    "taskName",
+    "trace_id",
+    "span_id",
+}
 _SEVERITIES = (
     (logging.CRITICAL, SeverityNumber.FATAL),
     (logging.ERROR, SeverityNumber.ERROR),

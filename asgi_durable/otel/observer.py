@@ -19,6 +19,8 @@ from opentelemetry.trace import (
     set_span_in_context,
 )
 
+from asgi_durable.ids import step_key
+from asgi_durable.otel.baggage import with_kept_baggage
 from asgi_durable.otel.metrics import Metrics
 from asgi_durable.otel.trace_context import format_trace_context, parse_trace_context
 from asgi_durable.storage.records import WorkflowRecord
@@ -117,8 +119,11 @@ class _Work(Observed):
 
     def _enter(self, span: Span | None) -> None:
         """Let the span be the current one; of one that does not record only its context counts."""
+        context = set_span_in_context(span) if span is not None else None
+        context = with_kept_baggage(self._workflow.trace_context, context)
+        if context is not None:
+            self._token = attach(context)
         if span is not None:
-            self._token = attach(set_span_in_context(span))
             self.span = span if span.is_recording() else None
         self._began = time.perf_counter()
 
@@ -160,6 +165,9 @@ class _Step(_Work):
             attributes["durable.step.seq"] = self._number
             attributes["durable.step.kind"] = self._kind
             span = tracer.start_span(f"durable.step {self._name}", attributes=attributes)
+            if span.is_recording():
+                key = step_key(self._workflow.workflow_id, self._number)
+                span.set_attribute("durable.step.key", key)
         self._enter(span)
         return self
 

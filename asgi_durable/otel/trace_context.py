@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from opentelemetry.trace import SpanContext, TraceFlags, TraceState
 
+from asgi_durable.baggage import trace_of
 from asgi_durable.trace_headers import MAX_TRACE_STATE_CHARACTERS, parse_traceparent
 
 __all__ = ["format_trace_context", "parse_trace_context"]
@@ -21,9 +22,10 @@ def format_trace_context(context: SpanContext) -> str | None:
 
 def parse_trace_context(text: str | None) -> SpanContext | None:
     """Return the span context of a text, ``None`` for anything else."""
-    if text is None:
+    trace = trace_of(text)
+    if trace is None:
         return None
-    first, _, state = text.partition(" ")
+    first, _, state = trace.partition(" ")
     traceparent = parse_traceparent(first)
     if traceparent is None:
         return None

@@ -76,7 +76,8 @@ class WorkflowRecord:
         crashes: How many of its executors died in a row without any new entry in its log.
         crashed_at_entry: How many entries its log had when the last of them had died.
         trace_context: Of the span in which it was started, else the one that its request has
-            brought: W3C ``traceparent``, and after a space ``tracestate`` if there is one.
+            brought: W3C ``traceparent``, and after a space ``tracestate`` if there is one. After
+            a line break the ``baggage`` that is kept, if any, also where there is no trace.
         retry_at_us: Set on a request that waits for its retry: that is not made sooner.
     """
 

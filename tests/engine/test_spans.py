@@ -20,6 +20,7 @@ from support.interruption import Gate
 from support.spans import Spans, links_of, span_id
 
 from asgi_durable import Durable, RetryPolicy, StepInterruptedError
+from asgi_durable.ids import step_key
 
 pytestmark = pytest.mark.anyio
 
@@ -106,6 +107,7 @@ async def test_steps_and_children_are_below_their_workflow(url: str) -> None:
         "durable.run": 1,
         "durable.step.seq": 1,
         "durable.step.kind": "step",
+        "durable.step.key": step_key("w", 1),
     }
     insert = spans.take("durable.step insert").attributes or {}
     assert insert["durable.workflow.id"] == "w~2"

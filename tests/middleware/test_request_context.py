@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 import uuid
+from collections.abc import Iterable
 from dataclasses import replace
 
 import pytest
 from support.asgi import answer, exchange, http_scope
 
-from asgi_durable import RequestContext, RequestContextMiddleware
+from asgi_durable import (
+    Durable,
+    DurableUsageError,
+    RequestContext,
+    RequestContextMiddleware,
+    Telemetry,
+)
 from asgi_durable.context import current_request
 
 pytestmark = pytest.mark.anyio
@@ -177,3 +184,43 @@ async def test_without_one_clear_trace_there_is_none(headers: list[tuple[str, st
     request = await context_of(*headers)
 
     assert (request.traceparent, request.tracestate, request.trace_context) == (None, None, None)
+
+
+async def test_the_scope_has_the_context_too() -> None:
+    app, scope = App(), http_scope()
+
+    await exchange(RequestContextMiddleware(app), scope)
+
+    assert scope["asgi_durable.request"] is app.seen[0]
+
+
+async def baggage_of(*headers: str, keys: Iterable[str] = ("tenant", "plan")) -> str | None:
+    """Send a request with lines of baggage; return what may be kept of them."""
+    app = App()
+    middleware = RequestContextMiddleware(app, baggage_keys=list(keys))
+    await exchange(middleware, http_scope(headers=[("Baggage", line) for line in headers]))
+    assert app.seen[0] is not None
+    return app.seen[0].baggage
+
+
+async def test_baggage_is_read_where_its_keys_are_named() -> None:
+    assert await baggage_of("user=ann, tenant=a%20b ", "plan=pro;ttl=1") == "tenant=a%20b,plan=pro"
+    assert await baggage_of("user=ann") is None
+    assert await baggage_of() is None
+    assert await baggage_of("tenant=a", keys=()) is None
+
+
+@pytest.mark.parametrize("keys", ["tenant", ["a b"], [""], [1]])
+def test_keys_that_are_none_are_refused(keys) -> None:
+    with pytest.raises(DurableUsageError, match="baggage"):
+        RequestContextMiddleware(App(), baggage_keys=keys)
+    with pytest.raises(DurableUsageError, match="baggage"):
+        Telemetry(baggage_keys=keys)
+
+
+@pytest.mark.parametrize("names", ["X-Request-ID", [""], ["X Request"], ["é"], [1]])
+def test_names_that_are_no_headers_are_refused(names) -> None:
+    with pytest.raises(DurableUsageError, match="header"):
+        RequestContextMiddleware(App(), header_names=names)
+    with pytest.raises(DurableUsageError, match="header"):
+        Durable("sqlite://", request_id_headers=names)

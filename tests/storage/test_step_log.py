@@ -28,7 +28,7 @@ async def test_what_is_committed_is_read_back(storage: Storage) -> None:
         crashed_at_entry=2,
         request_id=None,
         input=None,
-        trace_context="00-1-2-01 vendor=x",
+        trace_context="00-1-2-01 vendor=x\nkey=value",
     )
 
     assert await kinds(storage, StartWorkflow(started), record(step())) == [DONE, DONE]

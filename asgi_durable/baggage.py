@@ -1,0 +1,116 @@
+"""W3C baggage: the members that an application lets its workflows keep."""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Collection, Iterable, Mapping
+from urllib.parse import quote, unquote
+
+from asgi_durable.errors import DurableUsageError
+
+__all__ = [
+    "MAX_BAGGAGE_BYTES",
+    "baggage_keys",
+    "baggage_of",
+    "current_members",
+    "format_baggage",
+    "parse_baggage",
+    "trace_of",
+    "with_baggage",
+]
+
+# A row of the step log has it: far less than the 8192 that the specification lets a header have.
+MAX_BAGGAGE_BYTES = 1024
+
+_KEY = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
+_VALUE = re.compile(r"[\x21\x23-\x2b\x2d-\x3a\x3c-\x5b\x5d-\x7e]*")
+# What may stand for itself, besides letters and digits; "%" may not.
+_SAFE = "!#$&'()*+-./:<=>?@[]^_`{|}~"
+_BLANKS = " \t"
+# Before the baggage in what a workflow keeps: neither traceparent nor tracestate can have it.
+_SEPARATOR = "\n"
+
+
+def baggage_keys(keys: Iterable[str]) -> frozenset[str]:
+    """Return the keys of members that may be kept.
+
+    Raises:
+        DurableUsageError: One is no key, or the keys are one string.
+    """
+    if isinstance(keys, str):
+        msg = f"baggage keys are several strings, as in [{keys!r}]; got one"
+        raise DurableUsageError(msg)
+    found = frozenset(keys)
+    for key in found:
+        if not isinstance(key, str) or _KEY.fullmatch(key) is None:
+            msg = f"a key of W3C baggage is letters, digits and !#$%&'*+-.^_`|~, got {key!r}"
+            raise DurableUsageError(msg)
+    return found
+
+
+def parse_baggage(text: str | None, keys: Collection[str] | None = None) -> dict[str, str]:
+    """Return the members of a ``baggage``, decoded and without their properties.
+
+    Malformed members are left out. Of two with one key the later one counts.
+
+    Args:
+        text: The header; several lines of it are joined by commas before.
+        keys: Those that are wanted, ``None`` for all.
+
+    Source:
+        W3C Baggage, section 3.3.1.
+    """
+    members: dict[str, str] = {}
+    for member in text.split(",") if text else ():
+        pair, *properties = member.split(";")
+        key, equals, value = _halves(pair)
+        is_wanted = equals and (keys is None or key in keys) and _KEY.fullmatch(key)
+        if is_wanted and _VALUE.fullmatch(value) and all(map(_is_property, properties)):
+            members[key] = unquote(value)
+    return members
+
+
+def format_baggage(members: Mapping[str, str]) -> str | None:
+    """Return members as a ``baggage``: as many as fit into 1 kB, in their order, each whole."""
+    kept: list[str] = []
+    room = MAX_BAGGAGE_BYTES
+    for key, value in members.items():
+        member = f"{key}={quote(value, safe=_SAFE, errors='replace')}"
+        needed = len(member) + bool(kept)
+        if needed <= room:
+            kept.append(member)
+            room -= needed
+    return ",".join(kept) or None
+
+
+def current_members(keys: Collection[str]) -> dict[str, str]:
+    """Return the members of OpenTelemetry's current baggage, where an application uses it."""
+    baggage = sys.modules.get("opentelemetry.baggage")
+    found = baggage.get_all() if baggage is not None else {}
+    return {key: str(value) for key, value in found.items() if key in keys}
+
+
+def with_baggage(trace: str | None, baggage: str | None) -> str | None:
+    """Return what a workflow keeps: the trace, and after a line break the baggage if any."""
+    return trace if baggage is None else f"{trace or ''}{_SEPARATOR}{baggage}"
+
+
+def trace_of(kept: str | None) -> str | None:
+    """Return the trace of what a workflow keeps."""
+    return kept.partition(_SEPARATOR)[0] or None if kept is not None else None
+
+
+def baggage_of(kept: str | None) -> str | None:
+    """Return the baggage of what a workflow keeps."""
+    return kept.partition(_SEPARATOR)[2] or None if kept is not None else None
+
+
+def _halves(pair: str) -> tuple[str, str, str]:
+    key, equals, value = pair.partition("=")
+    return key.strip(_BLANKS), equals, value.strip(_BLANKS)
+
+
+def _is_property(text: str) -> bool:
+    key, _, value = _halves(text)
+    return bool(_KEY.fullmatch(key) and _VALUE.fullmatch(value))

@@ -1,0 +1,171 @@
+"""Where a request's id comes from, and which ones are accepted."""
+
+from __future__ import annotations
+
+import inspect
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Literal
+
+from asgi_durable.errors import DurableError, DurableUsageError, RequestIdInvalidError
+from asgi_durable.ids import new_id
+from asgi_durable.request_errors import PolicyFailedError
+
+__all__ = ["RequestIdPolicy", "RequestIds", "checked_header_names"]
+
+_CHOICES = {"source": ("header", "trace"), "on_invalid": ("replace", "reject")}
+# On bytes, so that only ASCII matches; nothing in it can break a header or a log line.
+_VALID = re.compile(rb"[A-Za-z0-9._~+/=:@-]{1,128}")
+# What no validator can allow more than.
+_SAFE = re.compile(rb"[\x21-\x7e]{1,128}")
+# RFC 9110, section 5.6.2.
+_HEADER_NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
+# Of a traceparent of version 00.
+_TRACE_ID = slice(3, 35)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RequestIdPolicy:
+    """Where a request's id comes from, and which ones are accepted.
+
+    Attributes:
+        source: ``"header"``: the id that is sent counts. ``"trace"``: the trace id of the
+            request's ``traceparent`` does, 32 hexadecimal digits; where there is none, what is
+            sent in a header.
+        on_invalid: What becomes of a request all of whose ids are not accepted: with
+            ``"replace"`` it gets a new one, with ``"reject"`` it is answered 400, and a
+            WebSocket is refused.
+        validator: Returns whether an id is accepted. By default one that matches
+            ``[A-Za-z0-9._~+/=:@-]{1,128}`` is. It is not asked about what is not 1 to 128
+            visible ASCII characters: that never is.
+        generator: Makes a new id, 1 to 128 visible ASCII characters; a UUID version 7 by
+            default.
+
+    Raises:
+        DurableUsageError: A value is none of these.
+    """
+
+    source: Literal["header", "trace"] = "header"
+    on_invalid: Literal["replace", "reject"] = "replace"
+    validator: Callable[[str], bool] | None = None
+    generator: Callable[[], str] = new_id
+
+    def __post_init__(self) -> None:
+        """Refuse what has no meaning."""
+        for name, choices in _CHOICES.items():
+            if getattr(self, name) not in choices:
+                msg = f"{name} is one of {', '.join(choices)}; got {getattr(self, name)!r}"
+                raise DurableUsageError(msg)
+        for name in ("validator", "generator"):
+            function = getattr(self, name)
+            is_missing = function is None and name == "validator"
+            if not is_missing and not _is_plain_function(function):
+                msg = f"{name} is a function that is not async, got {function!r}"
+                raise DurableUsageError(msg)
+
+
+def checked_header_names(names: Sequence[str]) -> tuple[str, ...]:
+    """Return the names of the headers that an id is read from.
+
+    Raises:
+        ValueError: There are none.
+        DurableUsageError: They are one string, or one is no header's name.
+    """
+    if not names:
+        msg = "header_names must name at least one header"
+        raise ValueError(msg)
+    if isinstance(names, str):
+        msg = f"the headers of a request id are several strings, as in [{names!r}]; got one"
+        raise DurableUsageError(msg)
+    for name in names:
+        if not isinstance(name, str) or _HEADER_NAME.fullmatch(name) is None:
+            msg = f"a request id is read from a header, got the name {name!r}"
+            raise DurableUsageError(msg)
+    return tuple(names)
+
+
+class RequestIds:
+    """Tells the id of each request.
+
+    Args:
+        header_names: Headers that it is read from.
+        policy: Which ids are accepted.
+
+    Attributes:
+        read_names: The same names in lower case.
+    """
+
+    def __init__(self, header_names: Sequence[str], policy: RequestIdPolicy) -> None:
+        self.read_names = [name.lower().encode("ascii") for name in header_names]
+        self._names_for_people = " or ".join(header_names)
+        self._from_trace = policy.source == "trace"
+        self._rejects = policy.on_invalid == "reject"
+        self._accepts: Callable[[bytes], object] = _VALID.fullmatch
+        if policy.validator is not None:
+            self._accepts = partial(_validated, policy.validator)
+        self._generator = policy.generator
+
+    def find(self, found: Mapping[bytes, list[bytes]], traceparent: str | None) -> str:
+        """Return the id of a request.
+
+        Args:
+            found: The values of its headers, by names in lower case.
+            traceparent: Of its trace, as ``parse_traceparent`` returns it.
+
+        Raises:
+            RequestIdInvalidError: It has one that is not accepted, and is to be refused.
+            PolicyFailedError: A function of the policy failed.
+        """
+        if self._from_trace and traceparent is not None:
+            return traceparent[_TRACE_ID]
+        is_sent = False
+        for name in self.read_names:
+            for value in found.get(name, ()):
+                is_sent = True
+                if self._accepts(value):
+                    return value.decode("ascii")
+        if is_sent and self._rejects:
+            msg = f"the request id in {self._names_for_people} is not accepted"
+            raise RequestIdInvalidError(msg)
+        return self.new()
+
+    def new(self) -> str:
+        """Return a new id.
+
+        Raises:
+            PolicyFailedError: The policy's function failed.
+        """
+        if self._generator is new_id:
+            return new_id()
+        try:
+            made = self._generator()
+            is_safe = _SAFE.fullmatch(made.encode()) is not None
+        except DurableError:
+            raise
+        except Exception as error:
+            raise PolicyFailedError.of(error, "generator") from error
+        if not is_safe:
+            msg = f"generator returned {made!r}, not 1 to 128 visible ASCII characters"
+            raise PolicyFailedError(msg)
+        return made
+
+
+def _validated(validator: Callable[[str], bool], value: bytes) -> bool:
+    if _SAFE.fullmatch(value) is None:
+        return False
+    try:
+        return bool(validator(value.decode("ascii")))
+    except DurableError:
+        raise
+    except Exception as error:
+        raise PolicyFailedError.of(error, "validator") from error
+
+
+def _is_plain_function(function: object) -> bool:
+    if not callable(function):
+        return False
+    # What is called may be an object's own method.
+    is_async = map(inspect.iscoroutinefunction, (function, type(function).__call__))
+    return not any(is_async)
