@@ -49,6 +49,8 @@ class Telemetry:
             of the same span; ``math.inf`` for always. Later, so by default always, its run is
             the root of a trace of its own, linked to that span. As long as a tail sampler
             waits, 300 say, lets a quick recovery read as one trace.
+        summary_span: True for one more span for each workflow and keyed request that ends, from
+            its start to its end: ``durable.workflow {name}``, a root.
 
     Raises:
         DurableUsageError: There are endpoints, and the extra is not installed; or a number of
@@ -64,6 +66,7 @@ class Telemetry:
         tracer_provider: TracerProvider | None = None,
         meter_provider: MeterProvider | None = None,
         continue_trace: float = 0.0,
+        summary_span: bool = False,
     ) -> None:
         self.otlp_traces_endpoints = tuple(otlp_traces_endpoints)
         self.otlp_logs_endpoints = tuple(otlp_logs_endpoints)
@@ -71,6 +74,7 @@ class Telemetry:
         self.tracer_provider = tracer_provider
         self.meter_provider = meter_provider
         self.continue_trace = _seconds(continue_trace)
+        self.summary_span = summary_span
         if self._exports and not _is_installed(_EXPORTER):
             msg = "OTLP endpoints need the extra: pip install 'asgi-durable[otel]'"
             raise DurableUsageError(msg)

@@ -57,4 +57,5 @@ def record_of(services: Services, request: Request) -> WorkflowRecord:
         created_at_us=now,
         updated_at_us=now,
         trace_context=services.telemetry.observer.trace_context(),
+        last_span=services.telemetry.observer.request_span(),
     )

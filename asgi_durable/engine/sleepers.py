@@ -15,6 +15,10 @@ if TYPE_CHECKING:
 __all__ = ["Sleepers", "Sleeping", "asleep_until_us", "seconds_until", "sleeping_of"]
 
 
+# A shorter sleep is part of the span that it is in.
+SHORTEST_SUSPENSION_SECONDS = 1.0
+
+
 class Sleepers:
     """Tells when a run falls asleep.
 
@@ -70,11 +74,14 @@ class Sleeping:
 
     def _look(self, run: Run) -> None:
         self._is_looked_at_soon = False
-        if asleep_until_us(run) is None:
+        until_us = asleep_until_us(run)
+        if until_us is None:
             return
         waiters, self._waiters = self._waiters, []
         for waiter in waiters:
             _set(waiter)
+        if seconds_until(until_us) >= SHORTEST_SUSPENSION_SECONDS:
+            run.observed.suspended(until_us)
         run.services.sleepers.on_asleep(run)
         if run.caller is not None:
             sleeping_of(run.caller).look_soon(run.caller)
