@@ -19,7 +19,7 @@ from opentelemetry.trace import StatusCode
 from support.interruption import Gate
 from support.spans import Spans, links_by_kind, span_id
 
-from asgi_durable import Durable, RetryPolicy, StepInterruptedError
+from asgi_durable import Durable, RetryPolicy, StepInterruptedError, StorageUnavailableError
 from asgi_durable.ids import step_key
 
 pytestmark = pytest.mark.anyio
@@ -278,6 +278,25 @@ async def test_attempts_of_a_step_are_events_of_its_span(url: str) -> None:
     assert [event.name for event in flaky_span.events] == ["durable.step.retry"] * 2
     assert (flaky_span.attributes or {})["durable.step.attempt"] == 3
     assert flaky_span.status.status_code is StatusCode.UNSET
+
+
+async def test_attempts_of_a_transaction_are_counted(url: str) -> None:
+    spans = Spans()
+    left = [1, 2]
+    async with Durable(url, telemetry=spans.telemetry) as durable:
+
+        @durable.transaction(name="insert")
+        async def insert() -> None:
+            if left:
+                raise StorageUnavailableError(str(left.pop()))
+
+        @durable.workflow(name="work")
+        async def work() -> None:
+            await insert()
+
+        await work()
+
+    assert (spans.take("durable.step insert").attributes or {})["durable.step.attempt"] == 3
 
 
 async def test_concurrent_steps_are_siblings(url: str) -> None:

@@ -250,9 +250,7 @@ async def test_who_is_about_to_be_woken_is_not_suspended(url: str) -> None:
 
 
 @pytest.mark.parametrize("is_killed", [False, True])
-async def test_a_stop_during_a_sleep_makes_no_span(
-    url: str, clock: Clock, is_killed: bool
-) -> None:
+async def test_a_stop_during_a_sleep_makes_no_span(url: str, clock: Clock, is_killed: bool) -> None:
     first, second = Spans(), Spans()
     process = Process(url, first)
     await process.engine.start()
