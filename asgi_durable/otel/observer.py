@@ -144,11 +144,9 @@ class _Step(Work):
             attributes = attributes_of(self._workflow)
             attributes["durable.step.seq"] = self._number
             attributes["durable.step.kind"] = self._kind
+            attributes["durable.step.key"] = step_key(self._workflow.workflow_id, self._number)
+            attributes["durable.step.attempt"] = 1
             span = tracer.start_span(f"durable.step {self._name}", attributes=attributes)
-            if span.is_recording():
-                key = step_key(self._workflow.workflow_id, self._number)
-                span.set_attribute("durable.step.key", key)
-                span.set_attribute("durable.step.attempt", 1)
         self._enter(span)
         return self
 
