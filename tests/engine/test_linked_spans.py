@@ -118,6 +118,21 @@ async def test_a_claim_that_is_refused_leaves_no_span(url: str) -> None:
     assert (spans.trees(), len(others.trees())) == ([], 1)
 
 
+async def test_a_call_that_goes_on_with_what_is_there_has_the_span_of_that(url: str) -> None:
+    first, second = Spans(), Spans()
+    await executed(url, first)
+
+    worker = Worker(url, telemetry=second.telemetry)
+    # It takes nothing over: the call does.
+    await worker.engine.start()
+    await worker.options(workflow_id="w").run_workflow(worker.work)
+    await worker.engine.stop()
+
+    run = second.take("durable.run work")
+    assert (run.attributes or {})["durable.run"] == 2
+    assert links_by_kind(run) == {"previous": span_id(first.take("durable.run work"))}
+
+
 async def test_a_workflow_in_the_background_names_its_span_too(url: str) -> None:
     spans = Spans()
     async with Durable(url, telemetry=spans.telemetry) as durable:
