@@ -53,6 +53,8 @@ class Telemetry:
         baggage_keys: Keys of the W3C ``baggage`` of requests that their workflows keep, 1 kB of
             it at most, to be handed on after a restart too. None by default: baggage may hold
             personal data, and what is kept is in the database as long as the workflow.
+        summary_span: True for one more span for each workflow and keyed request that ends, from
+            its start to its end: ``durable.workflow {name}``, a root.
 
     Raises:
         DurableUsageError: There are endpoints, and the extra is not installed; or a number of
@@ -69,6 +71,7 @@ class Telemetry:
         meter_provider: MeterProvider | None = None,
         continue_trace: float = 0.0,
         baggage_keys: Iterable[str] = (),
+        summary_span: bool = False,
     ) -> None:
         self.otlp_traces_endpoints = tuple(otlp_traces_endpoints)
         self.otlp_logs_endpoints = tuple(otlp_logs_endpoints)
@@ -77,6 +80,7 @@ class Telemetry:
         self.meter_provider = meter_provider
         self.continue_trace = _seconds(continue_trace)
         self.baggage_keys = checked_keys(baggage_keys)
+        self.summary_span = summary_span
         if self._exports and not _is_installed(_EXPORTER):
             msg = "OTLP endpoints need the extra: pip install 'asgi-durable[otel]'"
             raise DurableUsageError(msg)

@@ -54,6 +54,31 @@ class ObservedRun(Observed):
     __slots__ = ()
     span: Any = None
 
+    def begin(self) -> str | None:
+        """Start its span where the workflow is called, before its row is written.
+
+        The block need not be entered after that: then nothing is seen of the span.
+
+        Returns:
+            The span's trace context as a workflow keeps it, ``None`` if nothing is recorded.
+        """
+        return None
+
+    def suspended(self, until_us: int) -> None:
+        """Take note that it sleeps from now on, unless it does already.
+
+        Args:
+            until_us: When its first sleep ends; microseconds since 1970, UTC.
+        """
+
+    def goes_on(self) -> str | None:
+        """Take note that it sleeps no more, if it did.
+
+        Returns:
+            The trace context of the span that begins with it, as of :meth:`begin`.
+        """
+        return None
+
     def failed(self, error: Exception) -> None:
         """Take note of what the workflow has raised."""
 
@@ -75,6 +100,10 @@ class Observer:
         """
         request = current_request.get()
         return request.trace_context if request is not None else None
+
+    def request_span(self) -> str | None:
+        """Return the trace context of the request's span, ``None`` if nothing is recorded."""
+        return None
 
     def run(self, workflow: WorkflowRecord, *, entries: int) -> ObservedRun:
         """Return a block for one execution of a workflow.
@@ -99,6 +128,9 @@ class Observer:
     def step_is_tried_again(self, name: str, error: Exception) -> None:
         """Take note that an attempt of the current step failed and is not the last one."""
 
+    def attempt_begins(self, number: int) -> None:
+        """Take note that another attempt of the current step begins; the first has number 1."""
+
     def committed(self, writes: int, seconds: float) -> None:
         """Take note of one commit of so many writes, and of how long it took."""
 
@@ -110,6 +142,14 @@ class Observer:
             lag_seconds: Since it was free, to the beginning of the execution.
         """
 
+    def workflow_ended(self, workflow: WorkflowRecord, outcome: str) -> None:
+        """Take note of the outcome of a workflow, now that it is durable.
+
+        Args:
+            workflow: Its row, as of its last execution.
+            outcome: Its state.
+        """
+
     def lease_lost(self) -> None:
         """Take note that this process was declared dead, and goes on as another executor."""
 
@@ -119,7 +159,8 @@ class Observer:
         Args:
             outcome: ``executed``, ``resumed``, ``replayed``, ``waited``, ``conflict``,
                 ``mismatch`` or ``expired``.
-            workflow: The workflow that has the key; ``None`` if it is another request's.
+            workflow: The workflow that has the key; ``None`` if it is another request's. Of one
+                that is resumed the last span is that of the execution before.
         """
 
 

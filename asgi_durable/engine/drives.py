@@ -11,6 +11,7 @@ from typing import Any
 
 from asgi_durable.engine.call import Call
 from asgi_durable.engine.endings import Ending, Finished, Interrupted, OwnedElsewhereError, finished
+from asgi_durable.engine.execution_spans import keep_span, observed_run
 from asgi_durable.engine.registry import WorkflowDefinition
 from asgi_durable.engine.run import Run, Services
 from asgi_durable.engine.values import encode_error, infrastructure_error_in
@@ -149,9 +150,8 @@ class Drives:
             raise run.stop(failure) from failure
         codec = run.services.registry.codec
         ending: Ending
-        observer = run.services.telemetry.observer
-        with observer.run(run.workflow, entries=run.entries) as observed:
-            run.observed = observed
+        with observed_run(run) as observed:
+            keep_span(run, observed.begin())
             try:
                 for name in sorted(definition.ambient - arguments.keys()):
                     raise missing_ambient(definition, name)
@@ -194,6 +194,7 @@ class Drives:
         await run.settle()
         if outbox is not None:
             outbox.on_committed()
+        run.services.telemetry.observer.workflow_ended(run.workflow, ending.state.value)
         return ending
 
 

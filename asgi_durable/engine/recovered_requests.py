@@ -6,7 +6,8 @@ import logging
 from collections.abc import Callable
 
 from asgi_durable.engine.active_runs import ActiveRuns
-from asgi_durable.engine.endings import Ending, Interrupted
+from asgi_durable.engine.endings import Ending, Finished, Interrupted
+from asgi_durable.engine.execution_spans import keep_span, observed_run
 from asgi_durable.engine.request_run import RequestRun
 from asgi_durable.engine.retention import Retention
 from asgi_durable.engine.run import Run, Services
@@ -48,10 +49,12 @@ class RecoveredRequests:
             await begin(Retention()).leave_for_retry()
         else:
             logger.info("Request %s goes on without its client", run.workflow_id)
-            observer = self._services.telemetry.observer
-            with observer.run(run.workflow, entries=run.entries) as observed:
-                run.observed = observed
+            with observed_run(run) as observed:
+                keep_span(run, observed.begin())
                 await server.resume(data, begin)
+                ending = requests[-1].ending if requests else None
+                if isinstance(ending, Finished):
+                    observed.ended(ending.state.value)
         ending = requests[-1].ending if requests else None
         return ending or run.stopped or Interrupted(_unanswered(run))
 

@@ -61,4 +61,5 @@ def record_of(services: Services, request: Request) -> WorkflowRecord:
         created_at_us=now,
         updated_at_us=now,
         trace_context=kept_context(services.telemetry),
+        last_span=services.telemetry.observer.request_span(),
     )

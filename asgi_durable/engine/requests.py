@@ -15,6 +15,7 @@ from asgi_durable.engine.active_runs import ActiveRuns, wait_for
 from asgi_durable.engine.cancellation import Cancellation
 from asgi_durable.engine.claimed import Claimed
 from asgi_durable.engine.endings import CancelledElsewhereError, Ending, Interrupted
+from asgi_durable.engine.execution_spans import keep_span
 from asgi_durable.engine.outcomes import Outcomes
 from asgi_durable.engine.refusals import (
     Answered,
@@ -243,8 +244,10 @@ class Requests:
                 return Interrupted(refused, is_released=True)
             run.check(outcome)
             if outcome.kind is OutcomeKind.RESUMED:
+                own_span = run.workflow.last_span
                 for stored in await self._services.storage.load_runs([run.workflow_id]):
                     run.load(stored)
+                keep_span(run, own_span)
         stream = StreamLog(run, self._outcomes.wake)
         request = RequestRun(run, self._active, retention, stream)
         run.claimed.set(True)

@@ -10,6 +10,7 @@ from types import MappingProxyType
 from typing import Any
 
 from asgi_durable.engine.endings import Ending, Interrupted, OwnedElsewhereError, RunStopped
+from asgi_durable.engine.execution_spans import go_on
 from asgi_durable.engine.outbox import Outbox
 from asgi_durable.engine.services import Services
 from asgi_durable.engine.signal import Signal
@@ -32,7 +33,6 @@ from asgi_durable.storage.writes import (
 from asgi_durable.telemetry_port import UNSEEN_RUN, ObservedRun
 
 __all__ = ["Run", "Services"]
-
 
 Entry = StepRecord | WorkflowRecord
 # Of a fresh run.
@@ -115,15 +115,12 @@ class Run:
         self._lane = services.committer.lane(loop)
         self._steps: Mapping[int, StepRecord] = _NOTHING
         self._children: Mapping[int, WorkflowRecord] = _NOTHING
-        self.calls = 0
         self.outbox: Outbox | None = None
         self.single_transaction: SingleTransaction | None = None
-        self._log_length = 0
+        self._log_length = self.calls = self.settled_calls = 0
         self.observed: ObservedRun = UNSEEN_RUN
-        self.has_progressed = False
-        self.has_final_answer = False
+        self.has_progressed = self.has_final_answer = False
         self._not_durable: list[Signal[Outcome]] = []
-        self.settled_calls = 0
         self.sleeping: Sleeping | None = None
         self.awaited: tuple[Run, ...] = ()
         self.caller: Run | None = None
@@ -156,7 +153,7 @@ class Run:
 
     def load(self, stored: StoredRun) -> None:
         """Take up the log of earlier executions, to be replayed from memory."""
-        self.workflow = stored.workflow
+        self.workflow, self.observed = stored.workflow, UNSEEN_RUN
         self._steps = {step.step_number: step for step in stored.steps}
         self._children = {
             child.parent_step: child for child in stored.children if child.parent_step is not None
@@ -173,9 +170,10 @@ class Run:
             raise self.single_transaction.refusal()
         if self.outbox is not None:
             self.outbox.record_places()
-        number = self.calls
+        if self.sleeping is not None:
+            go_on(self)
         self.calls += 1
-        return number
+        return self.calls - 1
 
     def note_settled(self) -> None:
         """Take note that one of its calls is over."""

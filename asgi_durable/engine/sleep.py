@@ -6,6 +6,7 @@ import asyncio
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from asgi_durable.engine.execution_spans import go_on
 from asgi_durable.engine.sleepers import seconds_until, sleeping_of
 from asgi_durable.errors import DurableUsageError
 from asgi_durable.storage.records import SLEEP
@@ -51,6 +52,9 @@ async def run_sleep(run: Run, number: int, seconds: float) -> None:
         await _sleep_until(run, number, recorded.finished_at_us)
     finally:
         run.note_settled()
+        # Whatever has ended the sleep, its code goes on; of what is stopped nothing is seen.
+        if run.interruption() is None:
+            go_on(run)
 
 
 async def _sleep_until(run: Run, number: int, ends_at_us: int) -> None:

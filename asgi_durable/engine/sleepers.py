@@ -15,6 +15,13 @@ if TYPE_CHECKING:
 __all__ = ["Sleepers", "Sleeping", "asleep_until_us", "seconds_until", "sleeping_of"]
 
 
+# A shorter sleep is part of the span that it is in.
+SHORTEST_SUSPENSION_SECONDS = 1.0
+# How long a run must have been asleep: what a branch has just done may wake others of it, whose
+# turns come later.
+SETTLING_SECONDS = 0.05
+
+
 class Sleepers:
     """Tells when a run falls asleep.
 
@@ -33,13 +40,14 @@ class Sleeping:
     and workflows that it waits for.
     """
 
-    __slots__ = ("_is_looked_at_soon", "_waiters", "sleeps")
+    __slots__ = ("_is_looked_at_soon", "_suspends_soon", "_waiters", "sleeps")
 
     def __init__(self) -> None:
         # By their places in the log: when they end, and what is set to wake them up.
         self.sleeps: dict[int, tuple[int, asyncio.Future[None]]] = {}
         self._waiters: list[asyncio.Future[None]] = []
         self._is_looked_at_soon = False
+        self._suspends_soon = False
 
     def look_soon(self, run: Run) -> None:
         """Look whether the run is asleep, once its code has had its turn."""
@@ -68,13 +76,23 @@ class Sleeping:
             if waiter in self._waiters:
                 self._waiters.remove(waiter)
 
+    def _suspend(self, run: Run) -> None:
+        self._suspends_soon = False
+        until_us = asleep_until_us(run)
+        if until_us is not None and not run.closed and run.stopped is None:
+            run.observed.suspended(until_us)
+
     def _look(self, run: Run) -> None:
         self._is_looked_at_soon = False
-        if asleep_until_us(run) is None:
+        until_us = asleep_until_us(run)
+        if until_us is None:
             return
         waiters, self._waiters = self._waiters, []
         for waiter in waiters:
             _set(waiter)
+        if seconds_until(until_us) >= SHORTEST_SUSPENSION_SECONDS and not self._suspends_soon:
+            self._suspends_soon = True
+            run.loop.call_later(SETTLING_SECONDS, self._suspend, run)
         run.services.sleepers.on_asleep(run)
         if run.caller is not None:
             sleeping_of(run.caller).look_soon(run.caller)

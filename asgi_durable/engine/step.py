@@ -116,6 +116,7 @@ async def _try_again(
         run.services.telemetry.observer.step_is_tried_again(definition.name, error)
         await asyncio.sleep(policy.delay_seconds(attempt))
         begin_attempt()
+        run.services.telemetry.observer.attempt_begins(attempt + 1)
         try:
             return await _attempt(definition, args, kwargs)
         except Exception as next_error:

@@ -131,6 +131,7 @@ class _Transaction:
         self._digest = digest
         self._body = body
         self._may_be_recorded = run.workflow.attempts > 1
+        self._attempts = 0
 
     async def with_patience(self, once: Callable[[], Awaitable[StepRecord]]) -> StepRecord:
         """Do it, again while the database is unavailable; return the record at the place."""
@@ -157,6 +158,9 @@ class _Transaction:
             found = await self.place.find_early()
             if found is not None:
                 return found
+        self._attempts += 1
+        if self._attempts > 1:
+            run.services.telemetry.observer.attempt_begins(self._attempts)
         if not definition.is_async:
             return await definition.thread.run(self._commit_in_thread)
         async with self.place.open(definition.isolation_level) as transaction:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from dataclasses import replace
 from typing import Any
 
 from asgi_durable.context import current_request
@@ -269,7 +270,14 @@ class Workflows:
 
     def _new_run(self, call: Call, data: bytes, workflow_id: str) -> Run:
         record = self._new_record(call, data, workflow_id)
-        return Run(self._services, record, call.loop, executor_id=record.executor_id)
+        observed = self._services.telemetry.observer.run(record, entries=0)
+        # In the very row that is inserted: no write of its own, and none that can get lost.
+        span = observed.begin()
+        if span is not None:
+            record = replace(record, last_span=span)
+        run = Run(self._services, record, call.loop, executor_id=record.executor_id)
+        run.observed = observed
+        return run
 
     def _new_record(self, call: Call, data: bytes, workflow_id: str) -> WorkflowRecord:
         request_id, request = None, current_request.get()

@@ -34,6 +34,7 @@ class Wishes(Protocol):
     tracer_provider: TracerProvider | None
     meter_provider: MeterProvider | None
     continue_trace: float
+    summary_span: bool
 
 
 class Outlets:
@@ -50,8 +51,7 @@ class Outlets:
         tracer_provider: TracerProvider | None,
         meter_provider: MeterProvider | None,
         exporters: Any,
-        *,
-        continue_trace: float,
+        wishes: Wishes,
     ) -> None:
         tracer = tracer_provider.get_tracer(_SCOPE) if tracer_provider is not None else None
         meter = meter_provider.get_meter(_SCOPE) if meter_provider is not None else None
@@ -61,7 +61,12 @@ class Outlets:
         if tracer is not None or meter is not None:
             metrics = Metrics(meter) if meter is not None else None
             times = RequestTimes(metrics) if metrics is not None else None
-            self.observer = OtelObserver(tracer, metrics, continue_trace=continue_trace)
+            self.observer = OtelObserver(
+                tracer,
+                metrics,
+                continue_trace=wishes.continue_trace,
+                summary_span=wishes.summary_span,
+            )
             self.server_spans = ServerSpans(tracer, times)
 
     async def close(self) -> None:
@@ -85,7 +90,7 @@ def open_outlets(wishes: Wishes, log_filter: logging.Filter) -> Outlets:
         if wishes.otlp_logs_endpoints:
             exporters.export_logs(wishes.otlp_logs_endpoints, wishes.log_names, log_filter)
     meter_provider = wishes.meter_provider or _global_meter_provider()
-    return Outlets(tracer_provider, meter_provider, exporters, continue_trace=wishes.continue_trace)
+    return Outlets(tracer_provider, meter_provider, exporters, wishes)
 
 
 def _global_tracer_provider() -> TracerProvider | None:

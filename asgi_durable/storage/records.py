@@ -79,6 +79,8 @@ class WorkflowRecord:
             brought: W3C ``traceparent``, and after a space ``tracestate`` if there is one. After
             a line break the ``baggage`` that is kept, if any, also where there is no trace.
         retry_at_us: Set on a request that waits for its retry: that is not made sooner.
+        last_span: Of the span of its latest execution that had one, in the same form: of a
+            request's, the request's span.
     """
 
     workflow_id: str
@@ -100,6 +102,7 @@ class WorkflowRecord:
     crashed_at_entry: int = 0
     trace_context: str | None = None
     retry_at_us: int | None = None
+    last_span: str | None = None
 
     @property
     def is_request(self) -> bool:

@@ -79,6 +79,7 @@ workflows = Table(
     Column("crashed_at_entry", Integer, nullable=False),
     Column("trace_context", Text),
     Column("retry_at_us", BigInteger),
+    Column("last_span", Text),
     PrimaryKeyConstraint("workflow_id"),
 )
 Index(

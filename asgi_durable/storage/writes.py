@@ -35,6 +35,7 @@ __all__ = [
     "ReleaseWorkflow",
     "ResumeWorkflow",
     "SetFingerprint",
+    "SetLastSpan",
     "StartWorkflow",
     "Write",
     "executor_of",
@@ -89,6 +90,18 @@ class SetFingerprint:
     executor_id: str
     pending: str
     fingerprint: str
+
+
+@value_class()
+class SetLastSpan:
+    """Let a workflow of this executor's name the span of its latest execution; DONE in any case.
+
+    Of a first execution the row that starts it names it already.
+    """
+
+    workflow_id: str
+    executor_id: str
+    last_span: str
 
 
 @value_class()
@@ -210,6 +223,7 @@ Write = (
     StartWorkflow
     | ClaimRequest
     | SetFingerprint
+    | SetLastSpan
     | ResumeWorkflow
     | RecordStep
     | CompleteStep

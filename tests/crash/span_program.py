@@ -38,7 +38,10 @@ class FileExporter(SpanExporter):
                     "trace": context.trace_id,
                     "id": context.span_id,
                     "parent": span.parent.span_id if span.parent else 0,
-                    "links": [link.context.span_id for link in span.links],
+                    "links": {
+                        (link.attributes or {})["durable.link"]: link.context.span_id
+                        for link in span.links
+                    },
                     "run": (span.attributes or {}).get("durable.run"),
                     "pid": os.getpid(),
                 }

@@ -43,7 +43,10 @@ def test_a_workflow_that_was_killed_goes_on_as_a_root_linked_to_its_request(
     assert trees(after) == [("durable.run order", [("durable.step charge", [])])]
     (resumed,) = [span for span in after if span["name"] == "durable.run order"]
     (request,) = [span for span in before if span["name"] == "POST"]
-    assert (resumed["run"], resumed["parent"], resumed["links"]) == (2, 0, [request["id"]])
+    (reserve,) = [span for span in before if span["name"] == "durable.step reserve"]
+    assert (resumed["run"], resumed["parent"]) == (2, 0)
+    # It was in the row that started the workflow; what it has called tells its id.
+    assert resumed["links"] == {"origin": request["id"], "previous": reserve["parent"]}
     assert resumed["trace"] != request["trace"]
 
 
@@ -57,4 +60,5 @@ def test_the_retry_of_a_request_that_was_killed_is_linked_to_the_first_try(tmp_p
     assert trees(after) == [("POST", [("durable.step charge", [])])]
     (retry,) = [span for span in after if span["name"] == "POST"]
     # The first try's span died with its process; what it has called tells its id.
-    assert (retry["run"], retry["links"]) == (2, [reserve["parent"]])
+    first = reserve["parent"]
+    assert (retry["run"], retry["links"]) == (2, {"origin": first, "previous": first})

@@ -17,9 +17,9 @@ from opentelemetry.sdk.trace.sampling import (
 )
 from opentelemetry.trace import StatusCode
 from support.interruption import Gate
-from support.spans import Spans, links_of, span_id
+from support.spans import Spans, links_by_kind, span_id
 
-from asgi_durable import Durable, RetryPolicy, StepInterruptedError
+from asgi_durable import Durable, RetryPolicy, StepInterruptedError, StorageUnavailableError
 from asgi_durable.ids import step_key
 
 pytestmark = pytest.mark.anyio
@@ -108,10 +108,12 @@ async def test_steps_and_children_are_below_their_workflow(url: str) -> None:
         "durable.step.seq": 1,
         "durable.step.kind": "step",
         "durable.step.key": step_key("w", 1),
+        "durable.step.attempt": 1,
     }
     insert = spans.take("durable.step insert").attributes or {}
     assert insert["durable.workflow.id"] == "w~2"
     assert insert["durable.step.kind"] == "transaction"
+    assert insert["durable.step.key"] == step_key("w~2", 0)
 
 
 async def test_a_run_is_the_child_of_the_span_that_it_is_called_in(url: str) -> None:
@@ -147,7 +149,7 @@ async def test_a_resumed_run_is_a_root_linked_to_its_origin_and_replays_nothing(
             ],
         )
     ]
-    assert links_of(run) == [span_id(caller)]
+    assert links_by_kind(run) == {"origin": span_id(caller), "previous": span_id(interrupted)}
     assert run.get_span_context().trace_id != caller.get_span_context().trace_id
     assert (run.attributes or {})["durable.run"] == 2
     assert (run.attributes or {})["durable.replayed_steps"] == 1
@@ -191,7 +193,8 @@ async def test_a_run_that_is_resumed_in_time_goes_on_in_its_trace(url: str, seco
     assert {span.get_span_context().trace_id for span in second.ended} == {
         caller.get_span_context().trace_id
     }
-    assert links_of(run) == []
+    previous = first.take("durable.run order")
+    assert links_by_kind(run) == {"previous": span_id(previous)}
     assert (run.attributes or {})["durable.run"] == 2
     assert second.trees() == [(ORDER[0], ORDER[1][1:])]
 
@@ -204,7 +207,9 @@ async def test_a_run_that_is_resumed_too_late_is_a_root_linked_to_its_origin(url
         await (await shop.retrieve_workflow("w")).get_result()
 
     run = second.take("durable.run order")
-    assert (run.parent, links_of(run)) == (None, [span_id(caller)])
+    previous = first.take("durable.run order")
+    assert run.parent is None
+    assert links_by_kind(run) == {"origin": span_id(caller), "previous": span_id(previous)}
 
 
 async def test_what_was_not_sampled_does_not_go_on_in_its_trace_either(url: str) -> None:
@@ -271,7 +276,27 @@ async def test_attempts_of_a_step_are_events_of_its_span(url: str) -> None:
 
     flaky_span = spans.take("durable.step flaky")
     assert [event.name for event in flaky_span.events] == ["durable.step.retry"] * 2
+    assert (flaky_span.attributes or {})["durable.step.attempt"] == 3
     assert flaky_span.status.status_code is StatusCode.UNSET
+
+
+async def test_attempts_of_a_transaction_are_counted(url: str) -> None:
+    spans = Spans()
+    left = [1, 2]
+    async with Durable(url, telemetry=spans.telemetry) as durable:
+
+        @durable.transaction(name="insert")
+        async def insert() -> None:
+            if left:
+                raise StorageUnavailableError(str(left.pop()))
+
+        @durable.workflow(name="work")
+        async def work() -> None:
+            await insert()
+
+        await work()
+
+    assert (spans.take("durable.step insert").attributes or {})["durable.step.attempt"] == 3
 
 
 async def test_concurrent_steps_are_siblings(url: str) -> None:

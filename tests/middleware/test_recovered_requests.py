@@ -7,6 +7,7 @@ import contextlib
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
+from typing import Any
 
 import pytest
 from starlette.applications import Starlette
@@ -17,6 +18,7 @@ from support.asgi import Exchange, answer, exchange, keyed, read_all
 from support.executors import beats, query, until
 from support.interruption import Gate
 from support.lifespan import lifespan
+from support.spans import Spans, links_by_kind, span_id
 
 from asgi_durable import Durable, IdempotencyPolicy, ResumedRequest
 from asgi_durable_starlette import install
@@ -52,9 +54,14 @@ class Process:
     """
 
     def __init__(
-        self, url: str, policy: IdempotencyPolicy = ON_SERVER, *, waits: bool = False
+        self,
+        url: str,
+        policy: IdempotencyPolicy = ON_SERVER,
+        *,
+        waits: bool = False,
+        **options: Any,
     ) -> None:
-        self.durable = Durable(url, idempotency=policy, drain_timeout=0.0)
+        self.durable = Durable(url, idempotency=policy, drain_timeout=0.0, **options)
         self.url = url
         self.seen: list[tuple[dict[str, object], bytes]] = []
         self.steps: list[int] = []
@@ -131,6 +138,23 @@ async def test_another_process_answers_without_the_client(url: str) -> None:
     assert (again.status, again.body) == (201, b"done")
     assert again.headers("idempotent-replayed") == ["true"]
     assert len(there.seen) == 1
+
+
+async def test_its_span_is_linked_to_the_request_that_its_client_has_sent(url: str) -> None:
+    first, second = Spans(), Spans(summary_span=True)
+    here = Process(url, waits=True, telemetry=first.telemetry)
+    there = Process(url, telemetry=second.telemetry)
+
+    await interrupted(here)
+    async with there.living():
+        await until(lambda: any(span.name.startswith("durable.run ") for span in second.ended))
+
+    (run,) = [span for span in second.ended if span.name.startswith("durable.run ")]
+    (summary,) = [span for span in second.ended if span.name.startswith("durable.workflow ")]
+    sent = span_id(first.take("POST"))
+    assert links_by_kind(run) == {"origin": sent, "previous": sent}
+    for span in (run, summary):
+        assert (span.attributes or {})["durable.outcome"] == "SUCCESS"
 
 
 async def test_the_app_gets_the_request_as_it_was_but_for_who_sent_it(url: str) -> None:

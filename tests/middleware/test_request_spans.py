@@ -11,7 +11,7 @@ from opentelemetry.sdk.trace.sampling import ALWAYS_OFF
 from opentelemetry.trace import SpanKind, StatusCode
 from support.asgi import answer, exchange, keyed
 from support.interruption import Gate
-from support.spans import Spans, links_of, span_id
+from support.spans import Spans, links_by_kind, links_of, span_id
 
 from asgi_durable import Durable
 
@@ -125,8 +125,25 @@ async def test_a_retry_runs_what_is_left_and_is_linked_to_the_first_try(url: str
     retry = spans.take("POST")
     assert attributes_of(retry)["idempotency.outcome"] == "resumed"
     assert attributes_of(retry)["durable.run"] == 2
-    assert links_of(retry) == [span_id(first)]
+    assert links_by_kind(retry) == {"origin": span_id(first), "previous": span_id(first)}
     assert first.status.status_code is StatusCode.ERROR
+
+
+async def test_each_retry_is_linked_to_the_first_try_and_to_the_one_before(url: str) -> None:
+    spans = Spans()
+    shop = Shop(url, spans)
+    shop.failures = 2
+
+    async with shop.durable:
+        for _ in range(2):
+            with pytest.raises(OSError, match="no answer"):
+                await shop.post(path="/charge")
+        await shop.post(path="/charge")
+
+    first, second, third = [span for span in spans.ended if span.name == "POST"]
+    assert links_by_kind(first) == {}
+    assert links_by_kind(second) == {"origin": span_id(first), "previous": span_id(first)}
+    assert links_by_kind(third) == {"origin": span_id(first), "previous": span_id(second)}
 
 
 @pytest.mark.parametrize("seconds", [0, math.inf])
@@ -138,14 +155,14 @@ async def test_a_workflow_that_failed_goes_on_below_the_retry(url: str, seconds:
     async with shop.durable:
         with pytest.raises(OSError, match="no answer"):
             await shop.post()
-        first = spans.take("POST")
+        first, failed = spans.take("POST"), spans.take("durable.run pay")
         spans.clear()
         await shop.post()
 
     assert spans.trees() == [("POST", [("durable.run pay", [("durable.step charge", [])])])]
     run = spans.take("durable.run pay")
     assert attributes_of(run)["durable.run"] == 2
-    assert links_of(run) == [span_id(first)]
+    assert links_by_kind(run) == {"origin": span_id(first), "previous": span_id(failed)}
 
 
 async def test_twins_and_other_requests_under_a_key_say_what_became_of_them(url: str) -> None:

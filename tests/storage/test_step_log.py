@@ -29,6 +29,7 @@ async def test_what_is_committed_is_read_back(storage: Storage) -> None:
         request_id=None,
         input=None,
         trace_context="00-1-2-01 vendor=x\nkey=value",
+        last_span="00-1-3-01",
     )
 
     assert await kinds(storage, StartWorkflow(started), record(step())) == [DONE, DONE]

@@ -65,6 +65,13 @@ def links_of(span: ReadableSpan) -> list[int]:
     return [link.context.span_id for link in span.links]
 
 
+def links_by_kind(span: ReadableSpan) -> dict[str, int]:
+    """Return the ids of the spans that a span is linked to, by what they are to it."""
+    found = {(link.attributes or {})["durable.link"]: link.context.span_id for link in span.links}
+    assert len(found) == len(span.links)
+    return {str(kind): linked for kind, linked in found.items()}
+
+
 def trees_of(spans: list[tuple[str, int, int]]) -> list[Tree]:
     """Return the trees of spans given by name, id and the parent's id."""
     known = {own_id for _, own_id, _ in spans}

@@ -33,6 +33,7 @@ from asgi_durable.storage.writes import (
     ReleaseWorkflow,
     ResumeWorkflow,
     SetFingerprint,
+    SetLastSpan,
     StartWorkflow,
     Write,
     is_same_end,
@@ -70,6 +71,7 @@ async def settle(
         await settlement.begin_workflows(writes)
         await settlement.set_fingerprints(writes)
         await settlement.apply_rows(writes)
+        await settlement.set_last_spans(writes)
         await settlement.give_up_workflows(writes)
         settlement.outcomes |= await cancel_workflows(wire, statements.cancel, writes)
         return [settlement.outcomes.get(id(write), DONE) for write in writes]
@@ -185,6 +187,14 @@ class _Settlement:
         if cuts := [write.piece for write in rows.pieces if write.cuts and applied.has(write)]:
             places = [(piece.workflow_id, piece.cut_to, piece.end_offset) for piece in cuts]
             await self._wire.fetch(self._statements.cut_pieces, *zip(*places, strict=True))
+
+    async def set_last_spans(self, writes: Sequence[Write]) -> None:
+        """Note the spans of executions; before workflows are given up, which are another's then."""
+        spans = [(w.workflow_id, w.last_span) for w in writes if isinstance(w, SetLastSpan)]
+        if spans:
+            await self._wire.fetch(
+                self._statements.set_last_spans, self._executor_id, *arrays_of(sorted(spans))
+            )
 
     async def give_up_workflows(self, writes: Sequence[Write]) -> None:
         """Acquit, release and forget, after all that is written for the same workflows."""

@@ -44,6 +44,12 @@ class SettleStatements:
         self.find_answers = _find_answers(names, found, owner_lives)
         self.take = _take(names, found)
         self.set_fingerprints = _set_fingerprints(names, found)
+        # Of one that is over as well: an outcome may be dropped, and the workflow go on.
+        self.set_last_spans = (
+            f"UPDATE {workflows} AS target SET last_span = wanted.last_span "
+            f"FROM unnest($2::text[], $3::text[]) AS wanted(id, last_span) {found} "
+            "WHERE target.ctid = w.place AND w.executor_id = $1"
+        )
         self.drop = drop_statement(names)
         self.cancel = CancelStatements(names)
         place = "s.workflow_id = wanted.id AND s.step_number = wanted.step_number"

@@ -34,6 +34,7 @@ __all__ = [
     "RELEASE_WORKFLOW",
     "RESUME_WORKFLOW",
     "SET_FINGERPRINT",
+    "SET_LAST_SPAN",
     "STEPS_AT_ONCE",
     "TAKE_REQUEST",
     "completion_parameters",
@@ -75,6 +76,10 @@ TAKE_REQUEST = (
 )
 SET_FINGERPRINT = (
     f"UPDATE {tables.workflows.name} SET fingerprint = ? WHERE {_OWNED} AND fingerprint = ?"
+)
+# Of one that is over as well: an outcome may be dropped, and the workflow go on.
+SET_LAST_SPAN = (
+    f"UPDATE {tables.workflows.name} SET last_span = ? WHERE workflow_id = ? AND executor_id = ?"
 )
 RESUME_WORKFLOW = (
     f"UPDATE {tables.workflows.name} SET executor_id = ?, attempts = attempts + 1, "

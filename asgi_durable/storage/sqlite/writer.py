@@ -43,6 +43,7 @@ from asgi_durable.storage.sqlite.write_statements import (
     RELEASE_WORKFLOW,
     RESUME_WORKFLOW,
     SET_FINGERPRINT,
+    SET_LAST_SPAN,
     STEPS_AT_ONCE,
     TAKE_REQUEST,
     completion_parameters,
@@ -68,6 +69,7 @@ from asgi_durable.storage.writes import (
     ReleaseWorkflow,
     ResumeWorkflow,
     SetFingerprint,
+    SetLastSpan,
     StartWorkflow,
     Write,
     executor_of,
@@ -161,7 +163,7 @@ class SQLiteWriter:
         # the row that the one before left.
         alone = {
             id(write): self._apply_alone(write)
-            for kind in (ClaimRequest, ResumeWorkflow, SetFingerprint)
+            for kind in (ClaimRequest, ResumeWorkflow, SetFingerprint, SetLastSpan)
             for write in by_kind.get(kind, ())
         }
         self._execute_all(
@@ -295,6 +297,11 @@ class SQLiteWriter:
         is_there = existing is not None and existing.fingerprint == write.fingerprint
         return DONE if is_there else FENCED
 
+    def _set_last_span(self, write: SetLastSpan) -> Outcome:
+        parameters = (write.last_span, write.workflow_id, write.executor_id)
+        self._cursor.execute(SET_LAST_SPAN, parameters)
+        return DONE
+
     def _finish(self, write: FinishWorkflow) -> Outcome:
         if not self._changes(FINISH_WORKFLOW, finish_parameters(write)):
             existing = self._workflow(write.workflow_id)
@@ -342,6 +349,7 @@ _APPLY: dict[type, Callable[[SQLiteWriter, Any], Outcome]] = {
     RecordPiece: SQLiteWriter._record_piece,
     ResumeWorkflow: SQLiteWriter._resume,
     SetFingerprint: SQLiteWriter._set_fingerprint,
+    SetLastSpan: SQLiteWriter._set_last_span,
     FinishWorkflow: SQLiteWriter._finish,
     AcquitWorkflow: SQLiteWriter._acquit,
     ReleaseWorkflow: SQLiteWriter._release,
