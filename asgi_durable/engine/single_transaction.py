@@ -47,6 +47,7 @@ class SingleTransaction:
         self._run = run
         self._wait_until = wait_until
         self._is_called = False
+        self._attempts = 0
         self._guard = threading.Lock()
         self._is_over = False
         self._held: _Held | None = None
@@ -149,6 +150,9 @@ class SingleTransaction:
         self, definition: TransactionDefinition, number: int, body: Callable[[], Any]
     ) -> Any:
         """Open the transaction, run its body, and hold it."""
+        self._attempts += 1
+        if self._attempts > 1:
+            self._run.services.telemetry.observer.attempt_begins(self._attempts)
         if not definition.is_async:
             call = functools.partial(self._open_in_thread, definition, number, body)
             return await definition.thread.run(call)

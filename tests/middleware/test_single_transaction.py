@@ -18,9 +18,16 @@ from support.asgi import Exchange, answer, exchange, keyed
 from support.executors import kill, query, storage_of
 from support.interruption import Gate
 from support.postgres import PostgresServer
+from support.spans import Spans, span_id
 from support.statement_log import StatementLog, logging_statements
 
-from asgi_durable import Durable, DurableUsageError, IdempotencyPolicy, StorageUnavailableError
+from asgi_durable import (
+    Durable,
+    DurableUsageError,
+    IdempotencyPolicy,
+    StorageUnavailableError,
+    Telemetry,
+)
 from asgi_durable.storage.transaction_port import RequestTransaction
 
 pytestmark = pytest.mark.anyio
@@ -47,6 +54,7 @@ class Till:
     Args:
         url: The database; several tills may share it.
         kind: Whether the transaction is ``async`` or a ``def`` function.
+        telemetry: Where spans go.
         options: More of the policy's.
 
     Attributes:
@@ -57,9 +65,18 @@ class Till:
         pieces: Of the answer's body.
     """
 
-    def __init__(self, url: str, kind: str = "async", **options: Any) -> None:
+    def __init__(
+        self,
+        url: str,
+        kind: str = "async",
+        *,
+        telemetry: Telemetry | None = None,
+        **options: Any,
+    ) -> None:
         policy = IdempotencyPolicy(single_transaction=True, **options)
-        self.durable = durable = Durable(url, idempotency=policy, drain_timeout=0.0)
+        self.durable = durable = Durable(
+            url, idempotency=policy, drain_timeout=0.0, telemetry=telemetry
+        )
         self.app = durable.wrap(self._serve)
         self.calls = 0
         self.within: Callable[[], Awaitable[object]] | None = None
@@ -600,3 +617,29 @@ def test_two_databases_have_no_single_transaction(where: str) -> None:
 
     with pytest.raises(DurableUsageError, match="application's database"):
         Durable("sqlite:///a.db", application_url="sqlite:///b.db", **options)
+
+
+async def test_its_span_is_that_of_a_transaction_below_the_request(url: str) -> None:
+    spans = Spans()
+    till = Till(url, telemetry=spans.telemetry)
+    failures = [StorageUnavailableError("given up for another one")]
+
+    async def is_given_up_once() -> None:
+        if failures:
+            raise failures.pop()
+
+    async with till.opened():
+        till.within = is_given_up_once
+        sold, replay = [await till.post() for _ in range(2)]
+
+    assert (sold.status, replay.status) == (201, 201)
+    request, step, again = spans.ended
+    attributes = step.attributes or {}
+    assert (request.name, step.name, again.name) == ("POST", "durable.step sell", "POST")
+    assert step.parent is not None
+    assert step.parent.span_id == span_id(request)
+    assert attributes["durable.step.kind"] == "transaction"
+    assert attributes["durable.step.attempt"] == 2
+    outcomes = [(span.attributes or {})["idempotency.outcome"] for span in (request, again)]
+    assert outcomes == ["executed", "replayed"]
+    assert [link.context.span_id for link in again.links] == [span_id(request)]
