@@ -48,7 +48,7 @@ class Run:
             ended before that.
         ended: The ending once the body is over; it may not be durable yet.
         done: The ending once it is durable.
-        task: What it runs in.
+        task: What it runs in, while it runs.
         drive: What the task runs.
         stopped: Set when the execution must not go on.
         has_progressed: True once this execution has recorded a step.
