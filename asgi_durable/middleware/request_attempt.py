@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator
+from contextlib import AbstractContextManager, asynccontextmanager
 from dataclasses import dataclass
 from enum import Enum, auto
 from functools import partial
@@ -58,7 +58,7 @@ class Waited(Enum):
 
 
 class _Client:
-    """Whom a try's answer is for.
+    """Whom a try's answer is for; as a block, what the server may give the connection up in.
 
     It does not refer to the try: what sends to it, and is kept by that, would close a circle
     that only the collector could free.
@@ -72,6 +72,14 @@ class _Client:
         self._send = send
         self.has_gone = False
         self.answer_begun = asyncio.Event()
+
+    def __enter__(self) -> None:
+        """Begin."""
+
+    def __exit__(self, exc_type: type[BaseException] | None, *_: object) -> None:
+        """Take note that the server has given the connection up, by a cancellation."""
+        if exc_type is not None and issubclass(exc_type, asyncio.CancelledError):
+            self.has_gone = True
 
     async def send(self, message: Message) -> None:
         """Send a message, unless nobody is there."""
@@ -119,14 +127,9 @@ class RequestAttempt:
         self._app_error: Exception | None = None
         self._is_handled = False
 
-    @contextmanager
-    def noticing_cancellation(self) -> Iterator[None]:
+    def noticing_cancellation(self) -> AbstractContextManager[None]:
         """Send nothing more once the server gives the connection up; the work goes on."""
-        try:
-            yield
-        except asyncio.CancelledError:
-            self._client.has_gone = True
-            raise
+        return self._client
 
     def has_no_client(self) -> None:
         """Send nothing: nobody is there."""
@@ -237,7 +240,10 @@ class RequestAttempt:
             longest_sleep: Seconds; where the app sleeps longer the client is left without an
                 answer, and the work goes on. ``None`` to wait in any case.
         """
-        async with self._watching_client(claim):
+        if self._policy.on_disconnect == "cancel":
+            async with self._watching_client(claim):
+                ending = await self._ending(claim.run, longest_sleep)
+        else:
             ending = await self._ending(claim.run, longest_sleep)
         if ending is None:
             self._client.has_gone = True
@@ -279,10 +285,7 @@ class RequestAttempt:
 
     @asynccontextmanager
     async def _watching_client(self, claim: Claimed) -> AsyncIterator[None]:
-        """Stop the work once the client has gone, where that is the policy."""
-        if self._policy.on_disconnect == "finish":
-            yield
-            return
+        """Stop the work once the client has gone."""
         watch = asyncio.get_running_loop().create_task(self._cancel_with_client(claim))
         try:
             yield
