@@ -6,7 +6,6 @@ import asyncio
 import logging
 from collections.abc import AsyncIterator
 from contextlib import AbstractContextManager, asynccontextmanager
-from dataclasses import dataclass
 from enum import Enum, auto
 from functools import partial
 
@@ -26,6 +25,7 @@ from asgi_durable.middleware.response_headers import REPLAYED_HEADER
 from asgi_durable.middleware.response_recording import ResponseRecorder
 from asgi_durable.middleware.retry_delay import policys_delay
 from asgi_durable.request_errors import AttemptsExhaustedError
+from asgi_durable.value_class import value_class
 
 __all__ = ["Connection", "RequestAttempt", "Waited"]
 
@@ -37,7 +37,7 @@ _HIDDEN_EXTENSIONS = frozenset(
 )
 
 
-@dataclass(frozen=True, slots=True)
+@value_class()
 class Connection:
     """What a server has called the middleware with."""
 
