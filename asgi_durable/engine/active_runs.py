@@ -224,6 +224,8 @@ class ActiveRuns:
         if run is None:
             return
         self._cancelled.discard(run)
+        # A task refers to its run, by its context: a circle that only the collector would free.
+        run.task = None
         if run.done.is_set():
             return
         # Cancelled before its first turn: nothing of `_supervise` has run.

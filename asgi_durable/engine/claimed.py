@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from asgi_durable.engine.run import Run
 from asgi_durable.storage.records import WorkflowRecord
+from asgi_durable.value_class import value_class
 
 __all__ = ["Claimed"]
 
 
-@dataclass(frozen=True, slots=True)
+@value_class()
 class Claimed:
     """The request is this caller's to answer; its handler runs in a task of the engine's."""
 

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
 
 from asgi_durable.engine.kept_context import kept_context
 from asgi_durable.engine.retention import Retention
 from asgi_durable.engine.run import Services
 from asgi_durable.storage.records import WorkflowRecord, WorkflowState
+from asgi_durable.value_class import value_class
 
 __all__ = ["Request", "record_of"]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@value_class(kw_only=True)
 class Request:
     """One try of a request.
 
@@ -35,7 +35,7 @@ class Request:
     name: str
     fingerprint: str
     request_id: str
-    retention: Retention = Retention()  # noqa: RUF009  frozen
+    retention: Retention = Retention()
     follows: bool = False
     input: bytes | None = None
     is_single_transaction: bool = False

@@ -257,6 +257,8 @@ class Requests:
         finally:
             if run.single_transaction is not None:
                 await run.single_transaction.roll_back()
+                # Each refers to the other, and both are over.
+                run.single_transaction = None
         if request.ending is not None:
             return request.ending
         return run.stopped or Interrupted(

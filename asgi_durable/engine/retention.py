@@ -5,10 +5,10 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from dataclasses import dataclass
 
 from asgi_durable.errors import StorageError
 from asgi_durable.storage.protocol import StepLog
+from asgi_durable.value_class import value_class
 
 __all__ = [
     "DAY_SECONDS",
@@ -31,7 +31,7 @@ MICROSECONDS = 1_000_000
 LONGEST_SECONDS = 36500 * DAY_SECONDS
 
 
-@dataclass(frozen=True, slots=True)
+@value_class()
 class Retention:
     """For how long a request is kept, from its completion.
 

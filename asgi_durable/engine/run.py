@@ -48,7 +48,7 @@ class Run:
         claimed: True once it is this execution's to run; False if it ended before that.
         ended: The ending once the body is over; it may not be durable yet.
         done: The ending once it is durable.
-        task: What it runs in; drive: what that runs.
+        task: What it runs in, while it runs; drive: what that runs.
         stopped: Set when the execution must not go on.
         has_progressed: True once this execution has recorded a step.
         observed: What is told of this execution.

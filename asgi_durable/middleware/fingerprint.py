@@ -134,7 +134,7 @@ def request_workflow_id(principal: bytes, key: bytes, endpoint: bytes | None = N
     but where each *endpoint* has keys of its own.
     """
     parts = (principal, key) if endpoint is None else (principal, key, endpoint)
-    own = _base32(_digest(b"asgi-durable request", *parts))[:KEY_CHARACTERS]
+    own = _base32(_digest(b"asgi-durable request", *parts), KEY_CHARACTERS)
     return _principal_part(principal) + own
 
 
@@ -146,11 +146,13 @@ def is_request_of(principal: bytes, workflow_id: str) -> bool:
 
 
 def _principal_part(principal: bytes) -> str:
-    return _base32(_digest(b"asgi-durable principal", principal))[:PRINCIPAL_CHARACTERS]
+    return _base32(_digest(b"asgi-durable principal", principal), PRINCIPAL_CHARACTERS)
 
 
-def _base32(digest: bytes) -> str:
-    return base64.b32encode(digest).decode("ascii").lower()
+def _base32(digest: bytes, characters: int) -> str:
+    """Return the first characters; five bytes make eight of them."""
+    needed = digest[: -(-characters // 8) * 5]
+    return base64.b32encode(needed).decode("ascii").lower()[:characters]
 
 
 class RequestHash:
@@ -228,8 +230,8 @@ def canonical_json(body: bytes) -> bytes:
     if len(body) > MAX_CANONICAL_BYTES:
         return body
     try:
-        value = json.loads(body, object_pairs_hook=_members, parse_float=_exact_float)
-        return json.dumps(value, sort_keys=True, separators=(",", ":")).encode("ascii")
+        text = body.decode(json.detect_encoding(body), "surrogatepass")
+        return _ENCODER.encode(_DECODER.decode(text)).encode("ascii")
     except (ValueError, RecursionError):
         return body
 
@@ -250,6 +252,11 @@ def _exact_float(text: str) -> float:
         msg = f"{text} is no float"
         raise ValueError(msg)
     return number
+
+
+# Made once: `json.loads` and `json.dumps` make one for each text that is read or written so.
+_DECODER = json.JSONDecoder(object_pairs_hook=_members, parse_float=_exact_float)
+_ENCODER = json.JSONEncoder(sort_keys=True, separators=(",", ":"))
 
 
 def _digest(*parts: bytes) -> bytes:

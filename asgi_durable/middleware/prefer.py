@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
 
 from asgi_durable.middleware.asgi import Scope, header_values
+from asgi_durable.value_class import value_class
 
 __all__ = ["Preferences", "preferences"]
 
@@ -13,7 +13,7 @@ _WAIT = re.compile(rb'wait *= *"?([0-9]{1,9})"?(?: *;.*)?', re.IGNORECASE)
 _ASYNC = re.compile(rb'respond-async(?: *= *"")?(?: *;.*)?', re.IGNORECASE)
 
 
-@dataclass(frozen=True, slots=True)
+@value_class()
 class Preferences:
     """How long a client wants to wait, and for what.
 
@@ -32,6 +32,9 @@ class Preferences:
         return 0.0 if self.respond_async else seconds
 
 
+_NONE = Preferences()
+
+
 def preferences(scope: Scope) -> Preferences:
     """Read ``Prefer``; the first of equal preferences counts.
 
@@ -39,7 +42,7 @@ def preferences(scope: Scope) -> Preferences:
     """
     lines = header_values(scope["headers"], b"prefer")
     if not lines:
-        return Preferences()
+        return _NONE
     given = [preference.strip() for preference in b",".join(lines).split(b",")]
     waits = [float(found[1]) for found in map(_WAIT.fullmatch, given) if found]
     return Preferences(

@@ -82,15 +82,9 @@ class ProblemDetailsMiddleware:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        sender = _HoldingSender(send)
-
-        async def receive_after_release() -> Message:
-            # An app that waits for its client after an answer needs the answer to be sent.
-            await sender.release()
-            return await receive()
-
+        sender = _HoldingSender(receive, send)
         try:
-            await self.app(scope, receive_after_release, sender.send)
+            await self.app(scope, sender.receive, sender.send)
         except DurableError as error:
             if sender.has_sent:
                 raise
@@ -101,16 +95,24 @@ class ProblemDetailsMiddleware:
             await sender.release()
             raise
         else:
-            await sender.release()
+            if sender.held:
+                await sender.release()
 
 
 class _HoldingSender:
     """Sends an app's messages on, but holds a 500 back until the app is through."""
 
-    def __init__(self, send: Send) -> None:
+    def __init__(self, receive: Receive, send: Send) -> None:
+        self._receive = receive
         self._send = send
         self.held: list[Message] = []
         self.has_sent = False
+
+    async def receive(self) -> Message:
+        # An app that waits for its client after an answer needs the answer to be sent.
+        if self.held:
+            await self.release()
+        return await self._receive()
 
     async def send(self, message: Message) -> None:
         if (message["type"] == "http.response.start" and message["status"] == 500) or (
@@ -118,7 +120,8 @@ class _HoldingSender:
         ):
             self.held.append(message)
         else:
-            await self.release()
+            if self.held:
+                await self.release()
             self.has_sent = True
             await self._send(message)
 

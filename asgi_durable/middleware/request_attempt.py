@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager
-from dataclasses import dataclass
+from collections.abc import AsyncIterator
+from contextlib import AbstractContextManager, asynccontextmanager
 from enum import Enum, auto
 from functools import partial
 
@@ -26,6 +25,7 @@ from asgi_durable.middleware.response_headers import REPLAYED_HEADER
 from asgi_durable.middleware.response_recording import ResponseRecorder
 from asgi_durable.middleware.retry_delay import policys_delay
 from asgi_durable.request_errors import AttemptsExhaustedError
+from asgi_durable.value_class import value_class
 
 __all__ = ["Connection", "RequestAttempt", "Waited"]
 
@@ -37,7 +37,7 @@ _HIDDEN_EXTENSIONS = frozenset(
 )
 
 
-@dataclass(frozen=True, slots=True)
+@value_class()
 class Connection:
     """What a server has called the middleware with."""
 
@@ -55,6 +55,43 @@ class Waited(Enum):
     """Another executor has the request now."""
     SUSPENDED = auto()
     """The work sleeps, and goes on without the client."""
+
+
+class _Client:
+    """Whom a try's answer is for; as a block, what the server may give the connection up in.
+
+    It does not refer to the try: what sends to it, and is kept by that, would close a circle
+    that only the collector could free.
+
+    Attributes:
+        has_gone: True once nothing more is to be sent.
+        answer_begun: Set once the answer is on its way.
+    """
+
+    def __init__(self, send: Send) -> None:
+        self._send = send
+        self.has_gone = False
+        self.answer_begun = asyncio.Event()
+
+    def __enter__(self) -> None:
+        """Begin."""
+
+    def __exit__(self, exc_type: type[BaseException] | None, *_: object) -> None:
+        """Take note that the server has given the connection up, by a cancellation."""
+        if exc_type is not None and issubclass(exc_type, asyncio.CancelledError):
+            self.has_gone = True
+
+    async def send(self, message: Message) -> None:
+        """Send a message, unless nobody is there."""
+        if self.has_gone:
+            return
+        if message["type"] == "http.response.start":
+            self.answer_begun.set()
+        try:
+            await self._send(message)
+        except OSError:
+            self.has_gone = True
+            raise
 
 
 class RequestAttempt:
@@ -79,7 +116,7 @@ class RequestAttempt:
         self._app = app
         self._policy = policy
         self._scope = connection.scope
-        self._send = connection.send
+        self._client = _Client(connection.send)
         self._marks = marks
         self._seen = last_event_id(connection.scope)
         self._is_cancelled_by_client = False
@@ -89,21 +126,14 @@ class RequestAttempt:
         self._recorder: ResponseRecorder | None = None
         self._app_error: Exception | None = None
         self._is_handled = False
-        self._client_gone = False
-        self._answer_begun = asyncio.Event()
 
-    @contextmanager
-    def noticing_cancellation(self) -> Iterator[None]:
+    def noticing_cancellation(self) -> AbstractContextManager[None]:
         """Send nothing more once the server gives the connection up; the work goes on."""
-        try:
-            yield
-        except asyncio.CancelledError:
-            self._client_gone = True
-            raise
+        return self._client
 
     def has_no_client(self) -> None:
         """Send nothing: nobody is there."""
-        self._client_gone = True
+        self._client.has_gone = True
 
     async def handle(self, request: RequestRun) -> None:
         """Call the app; this is the body of the request's workflow."""
@@ -113,7 +143,7 @@ class RequestAttempt:
             await self._call_app(request, recorder)
         except Exception as error:  # raised again by `wait`, in the server's own task
             self._app_error = error
-            if self._client_gone:
+            if self._client.has_gone:
                 logger.exception("A request failed whose client has gone")
         except (asyncio.CancelledError, RunStopped):
             if not self._is_cancelled_by_client:
@@ -141,7 +171,7 @@ class RequestAttempt:
         marks = [*self._marks, (REPLAYED_HEADER, b"true")] if is_used_up else self._marks
         recorder = ResponseRecorder(
             request,
-            self._forward,
+            self._client.send,
             policy=self._policy,
             added_headers=marks,
             request_body=self._body,
@@ -154,7 +184,7 @@ class RequestAttempt:
 
         What the app makes of a part of it is no part of what the whole comes to.
         """
-        self._client_gone = self._is_cancelled_by_client = True
+        self._client.has_gone = self._is_cancelled_by_client = True
         request.stop("its client has gone before its body was whole")
 
     def _is_used_up(self, request: RequestRun) -> bool:
@@ -183,7 +213,7 @@ class RequestAttempt:
         """
         loop = asyncio.get_running_loop()
         waits = [
-            loop.create_task(self._answer_begun.wait()),
+            loop.create_task(self._client.answer_begun.wait()),
             loop.create_task(wait_for(claim.run, claim.run.done, loop)),
         ]
         pieces = self._body.pieces
@@ -196,8 +226,8 @@ class RequestAttempt:
         finally:
             for wait in waits:
                 wait.cancel()
-        is_answered = self._answer_begun.is_set() or claim.run.done.is_set()
-        self._client_gone = self._client_gone or not is_answered
+        is_answered = self._client.answer_begun.is_set() or claim.run.done.is_set()
+        self._client.has_gone = self._client.has_gone or not is_answered
         return is_answered
 
     async def wait(self, claim: Claimed, *, may_leave: bool, longest_sleep: float | None) -> Waited:
@@ -210,15 +240,18 @@ class RequestAttempt:
             longest_sleep: Seconds; where the app sleeps longer the client is left without an
                 answer, and the work goes on. ``None`` to wait in any case.
         """
-        async with self._watching_client(claim):
+        if self._policy.on_disconnect == "cancel":
+            async with self._watching_client(claim):
+                ending = await self._ending(claim.run, longest_sleep)
+        else:
             ending = await self._ending(claim.run, longest_sleep)
         if ending is None:
-            self._client_gone = True
+            self._client.has_gone = True
             return Waited.SUSPENDED
         is_complete = self._recorder is not None and self._recorder.complete
         if self._app_error is not None and (is_complete or self._is_handled):
             raise self._app_error
-        if is_complete or self._client_gone:
+        if is_complete or self._client.has_gone:
             return Waited.ANSWERED
         error: Exception = DurableError("Internal server error")
         if isinstance(ending, Interrupted) and not self._is_handled:
@@ -235,7 +268,7 @@ class RequestAttempt:
             while not run.done.is_set():
                 end_us = asleep_until_us(run)
                 is_long = end_us is not None and seconds_until(end_us) > longest_sleep
-                if is_long and not self._answer_begun.is_set():
+                if is_long and not self._client.answer_begun.is_set():
                     return None
                 await sleeping_of(run).change(run.done)
         return await run.done.wait()
@@ -248,14 +281,11 @@ class RequestAttempt:
             await self._recorder.answer(error)
         else:
             headers = [*self._marks, *self._policy.links]
-            await send_problem(self._forward, error, headers=headers)
+            await send_problem(self._client.send, error, headers=headers)
 
     @asynccontextmanager
     async def _watching_client(self, claim: Claimed) -> AsyncIterator[None]:
-        """Stop the work once the client has gone, where that is the policy."""
-        if self._policy.on_disconnect == "finish":
-            yield
-            return
+        """Stop the work once the client has gone."""
         watch = asyncio.get_running_loop().create_task(self._cancel_with_client(claim))
         try:
             yield
@@ -269,7 +299,7 @@ class RequestAttempt:
 
     async def _cancel_with_client(self, claim: Claimed) -> None:
         await self._body.wait_until_gone()
-        self._client_gone = True
+        self._client.has_gone = True
         self._cancel(claim)
 
     def _cancel(self, claim: Claimed) -> None:
@@ -282,17 +312,6 @@ class RequestAttempt:
             gone = WorkflowInterruptedError(run.workflow_id, "its client has gone")
             run.stop(gone, goes_on=True)
             run.cancel()
-
-    async def _forward(self, message: Message) -> None:
-        if self._client_gone:
-            return
-        if message["type"] == "http.response.start":
-            self._answer_begun.set()
-        try:
-            await self._send(message)
-        except OSError:
-            self._client_gone = True
-            raise
 
 
 def _hide_extensions(scope: Scope) -> None:

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, MutableMapping
-from contextvars import Token
 from typing import Any
 from urllib.parse import parse_qsl, urlencode
 
-from opentelemetry.context import Context, attach, detach
+from opentelemetry.context import Context, attach, detach, get_current
 from opentelemetry.propagate import extract, get_global_textmap
 from opentelemetry.trace import (
     Span,
@@ -71,7 +70,9 @@ class ServerSpans:
 
     def begin(self, scope: MutableMapping[str, Any]) -> ServerSpan:
         """Return the request's span, which is the current one from now on."""
-        current = get_current_span()
+        # Looked up once, and handed on: the API looks it up in each of its functions else.
+        around = get_current()
+        current = get_current_span(around)
         if current.is_recording() and getattr(current, "kind", None) is SpanKind.SERVER:
             _enrich(current, scope)
             return ServerSpan(current)
@@ -81,14 +82,15 @@ class ServerSpans:
         if tracer is None:
             return ServerSpan(None, time=request_time)
         name = known if known is method else "HTTP"
-        attributes, context = self._read(scope, known, current)
-        span = tracer.start_span(name, context, SpanKind.SERVER, attributes)
-        return ServerSpan(span, name, time=request_time)
+        attributes, origin = self._read(scope, known, current)
+        parent = around if origin is None else origin
+        span = tracer.start_span(name, parent, SpanKind.SERVER, attributes)
+        return ServerSpan(span, name, context=set_span_in_context(span, around), time=request_time)
 
     def _read(
         self, scope: Mapping[str, Any], method: str, current: Span
     ) -> tuple[dict[str, Any], Context | None]:
-        """Return a span's attributes, and where it belongs if that is not the current span."""
+        """Return a span's attributes, and where it belongs if its headers say that."""
         carrier: dict[str, str] = {}
         host = user_agent = None
         wanted = self._wanted
@@ -115,6 +117,7 @@ class ServerSpan:
     Args:
         span: The span, ``None`` where there is none.
         name: What our own is called as long as its route is not known; empty for theirs.
+        context: The one in which our own is the current span, ``None`` for theirs.
         time: Takes the time, ``None`` where nobody wants it, or somebody else takes it.
     """
 
@@ -130,18 +133,21 @@ class ServerSpan:
     )
 
     def __init__(
-        self, span: Span | None, name: str = "", *, time: RequestTime | None = None
+        self,
+        span: Span | None,
+        name: str = "",
+        *,
+        context: Context | None = None,
+        time: RequestTime | None = None,
     ) -> None:
-        is_ours = span is not None and name != ""
+        is_ours = context is not None
         self._span = span if is_ours else None
         self._name = name
         self._time = time
         self._status: int | None = None
         self._is_open = is_ours or time is not None
         self._is_recorded = span is not None and span.is_recording()
-        self._context_token: Token[Context] | None = None
-        if span is not None and is_ours:
-            self._context_token = attach(set_span_in_context(span))
+        self._context_token = attach(context) if context is not None else None
         self._token = current_request_span.set(span if self._is_recorded else None)
 
     def leave(self) -> None:

@@ -22,7 +22,7 @@ from asgi_durable.storage.records import (
 )
 from asgi_durable.storage.sqlite.blocking_sessions import SQLiteBlockingSessions
 from asgi_durable.storage.sqlite.checkpoints import SQLiteCheckpoints
-from asgi_durable.storage.sqlite.errors import naming_errors, translating_errors
+from asgi_durable.storage.sqlite.errors import TranslatingErrors, naming_errors
 from asgi_durable.storage.sqlite.executors import SQLiteExecutors
 from asgi_durable.storage.sqlite.file import SQLiteFile
 from asgi_durable.storage.sqlite.reader import SQLiteReader
@@ -272,7 +272,7 @@ class SQLiteStorage:
 
     async def _with_opened(self, thread: WorkThread, work: Callable[[_Opened], ResultT]) -> ResultT:
         opened = _given(self._opened)
-        with translating_errors(str(self._file.path)):
+        with TranslatingErrors(str(self._file.path)):
             return await thread.run(lambda: work(opened))
 
 

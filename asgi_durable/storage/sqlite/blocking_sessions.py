@@ -10,7 +10,7 @@ from typing import cast
 import sqlalchemy as sa
 
 from asgi_durable.storage.isolation import checked_isolation_level
-from asgi_durable.storage.sqlite.errors import translating_errors
+from asgi_durable.storage.sqlite.errors import TranslatingErrors
 from asgi_durable.storage.sqlite.file import SQLiteFile
 from asgi_durable.storage.sqlite.write_turn import WriteTurn
 
@@ -40,7 +40,7 @@ class SQLiteBlockingSessions:
         """See :class:`asgi_durable.storage.application.BlockingSessions`."""
         # SQLite is serializable whatever is asked for.
         checked_isolation_level(isolation_level)
-        naming = translating_errors(str(self._file.path))
+        naming = TranslatingErrors(str(self._file.path))
         with self._turn, naming, self._engine.connect() as connection:
             connection.exec_driver_sql("BEGIN IMMEDIATE")
             yield connection

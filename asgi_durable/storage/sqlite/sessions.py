@@ -12,7 +12,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_en
 from asgi_durable.errors import StorageError
 from asgi_durable.storage.engines import LoopEngines
 from asgi_durable.storage.isolation import checked_isolation_level
-from asgi_durable.storage.sqlite.errors import translating_errors
+from asgi_durable.storage.sqlite.errors import TranslatingErrors
 from asgi_durable.storage.sqlite.file import SQLiteFile
 from asgi_durable.storage.sqlite.write_turn import WriteTurn
 
@@ -34,7 +34,7 @@ class SQLiteSessions:
 
     async def open(self) -> None:
         """Connect."""
-        with translating_errors(str(self._file.path)):
+        with TranslatingErrors(str(self._file.path)):
             self._engines = await LoopEngines.prepare(self._create_engine)
 
     async def close(self) -> None:
@@ -58,7 +58,7 @@ class SQLiteSessions:
             msg = "the storage is not open"
             raise StorageError(msg)
         async with self._turn:
-            with translating_errors(str(self._file.path)):
+            with TranslatingErrors(str(self._file.path)):
                 async with engines.here().connect() as connection:
                     await connection.exec_driver_sql("BEGIN IMMEDIATE")
                     yield connection

@@ -1,0 +1,41 @@
+"""What is left of keyed requests that are over: nothing that only the collector could free."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Iterator
+
+import pytest
+from support.asgi import answer, exchange, keyed
+
+from asgi_durable import Durable
+from asgi_durable.middleware.asgi import Receive, Scope, Send
+
+pytestmark = pytest.mark.anyio
+REQUESTS = 20
+
+
+@pytest.fixture
+def collector() -> Iterator[None]:
+    """No collection but those that a test asks for."""
+    gc.disable()
+    yield
+    gc.enable()
+
+
+@pytest.mark.parametrize("keys", [range(REQUESTS), [0] * REQUESTS], ids=["new", "replayed"])
+async def test_a_request_that_is_over_is_no_circle(
+    durable: Durable, collector: None, keys: list[int]
+) -> None:
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        await answer(send)
+
+    wrapped = durable.wrap(app)
+    await exchange(wrapped, keyed("first"))
+    gc.collect()
+
+    for key in keys:
+        await exchange(wrapped, keyed(f"key-{key}"))
+
+    # Less than one object of each: of the event loop's own there may be some.
+    assert gc.collect() < REQUESTS
