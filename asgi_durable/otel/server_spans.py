@@ -82,15 +82,15 @@ class ServerSpans:
         if tracer is None:
             return ServerSpan(None, time=request_time)
         name = known if known is method else "HTTP"
-        attributes, origin = self._read(scope, known, current)
-        parent = around if origin is None else origin
+        attributes, parent = self._read(scope, known, around)
         span = tracer.start_span(name, parent, SpanKind.SERVER, attributes)
-        return ServerSpan(span, name, context=set_span_in_context(span, around), time=request_time)
+        # With what else the headers have brought, baggage say.
+        return ServerSpan(span, name, context=set_span_in_context(span, parent), time=request_time)
 
     def _read(
-        self, scope: Mapping[str, Any], method: str, current: Span
-    ) -> tuple[dict[str, Any], Context | None]:
-        """Return a span's attributes, and where it belongs if its headers say that."""
+        self, scope: Mapping[str, Any], method: str, around: Context
+    ) -> tuple[dict[str, Any], Context]:
+        """Return a span's attributes, and where it belongs: its headers may say that."""
         carrier: dict[str, str] = {}
         host = user_agent = None
         wanted = self._wanted
@@ -107,8 +107,8 @@ class ServerSpans:
         if user_agent is not None:
             attributes["user_agent.original"] = user_agent
         # What is opened around us has decided already, and has read the headers.
-        is_first = bool(carrier) and not current.get_span_context().is_valid
-        return attributes, extract(carrier, Context()) if is_first else None
+        is_first = bool(carrier) and not get_current_span(around).get_span_context().is_valid
+        return attributes, extract(carrier, around) if is_first else around
 
 
 class ServerSpan:

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import pytest
 from support.asgi import answer, exchange, keyed
 
-from asgi_durable import Durable
+from asgi_durable import Durable, IdempotencyPolicy
 from asgi_durable.middleware.asgi import Receive, Scope, Send
 
 pytestmark = pytest.mark.anyio
@@ -23,19 +23,23 @@ def collector() -> Iterator[None]:
     gc.enable()
 
 
+@pytest.mark.parametrize("is_single", [False, True], ids=["", "single transaction"])
 @pytest.mark.parametrize("keys", [range(REQUESTS), [0] * REQUESTS], ids=["new", "replayed"])
 async def test_a_request_that_is_over_is_no_circle(
-    durable: Durable, collector: None, keys: list[int]
+    url: str, collector: None, keys: list[int], is_single: bool
 ) -> None:
+    durable = Durable(url, idempotency=IdempotencyPolicy(single_transaction=is_single))
+
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
         await answer(send)
 
     wrapped = durable.wrap(app)
-    await exchange(wrapped, keyed("first"))
-    gc.collect()
+    async with durable:
+        await exchange(wrapped, keyed("first"))
+        gc.collect()
 
-    for key in keys:
-        await exchange(wrapped, keyed(f"key-{key}"))
+        for key in keys:
+            await exchange(wrapped, keyed(f"key-{key}"))
 
-    # Less than one object of each: of the event loop's own there may be some.
-    assert gc.collect() < REQUESTS
+        # Less than one object of each: of the event loop's own there may be some.
+        assert gc.collect() < REQUESTS

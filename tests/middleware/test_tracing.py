@@ -7,6 +7,7 @@ import sys
 from typing import Any
 
 import pytest
+from opentelemetry import baggage
 from opentelemetry import context as otel_context
 from opentelemetry.trace import SpanKind, StatusCode, get_current_span
 from support.asgi import answer, exchange, http_scope
@@ -61,6 +62,25 @@ async def test_a_span_has_the_attributes_of_the_conventions() -> None:
         "client.address": "127.0.0.1",
         "user_agent.original": "curl/8",
     }
+
+
+async def test_the_callers_baggage_is_the_current_one_of_the_request() -> None:
+    seen = []
+
+    async def app(scope, receive, send) -> None:
+        seen.append(dict(baggage.get_all()))
+        await answer(send)
+
+    headers = [("traceparent", TRACEPARENT), ("baggage", "tenant=a")]
+    token = otel_context.attach(baggage.set_baggage("outer", "b"))
+    try:
+        span = await send(Spans(), http_scope(headers=headers), app)
+    finally:
+        otel_context.detach(token)
+
+    assert seen == [{"outer": "b", "tenant": "a"}]
+    assert f"{span.get_span_context().trace_id:032x}" == TRACE
+    assert dict(baggage.get_all()) == {}
 
 
 async def test_it_is_named_after_the_route_that_the_framework_has_found() -> None:
