@@ -153,7 +153,13 @@ class Observer:
     def lease_lost(self) -> None:
         """Take note that this process was declared dead, and goes on as another executor."""
 
-    def request_claimed(self, outcome: str, workflow: WorkflowRecord | None) -> None:
+    def request_claimed(
+        self,
+        outcome: str,
+        workflow: WorkflowRecord | None,
+        *,
+        waited_seconds: float | None = None,
+    ) -> None:
         """Take note of what became of the claim of the request that is being handled.
 
         Args:
@@ -161,6 +167,7 @@ class Observer:
                 ``mismatch`` or ``expired``.
             workflow: The workflow that has the key; ``None`` if it is another request's. Of one
                 that is resumed the last span is that of the execution before.
+            waited_seconds: For how long it has waited for its twin, ``None`` if it has not.
         """
 
 

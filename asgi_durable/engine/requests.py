@@ -144,8 +144,10 @@ class Requests:
                 break
             delay, has_waited = min(delay * 2, LONGEST_POLL_SECONDS), True
         if not isinstance(claim, FingerprintWanted):
+            observer = self._services.telemetry.observer
             outcome = "waited" if has_waited and isinstance(claim, Answered) else claim.outcome
-            self._services.telemetry.observer.request_claimed(outcome, claim.workflow)
+            waited_seconds = time.monotonic() - now if has_waited else None
+            observer.request_claimed(outcome, claim.workflow, waited_seconds=waited_seconds)
         return claim
 
     async def _may_follow(self, workflow_id: str) -> bool:

@@ -126,7 +126,7 @@ class IdempotencyMiddleware:
             key = _checked_key(scope, policy)
             requests = self.engine.requests
         except DurableError as error:
-            await send_problem(send, error, headers=policy.links)
+            await send_problem(send, policy.restated(error), headers=policy.links)
             return
         if policy.recover == "server" and not self._serving.is_started:
             # No process could call the app that has not seen its lifespan.

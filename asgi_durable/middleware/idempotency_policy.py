@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
 from asgi_durable.engine.retention import Retention
-from asgi_durable.errors import DurableUsageError
+from asgi_durable.errors import DurableError, DurableUsageError
 from asgi_durable.middleware.asgi import Headers, Scope
 from asgi_durable.middleware.json_members import JsonMembers
+from asgi_durable.middleware.problem_statuses import DEFAULT_STATUSES, checked_statuses
 from asgi_durable.retry import RetryPolicy
 
 __all__ = ["IdempotencyPolicy"]
@@ -80,6 +81,9 @@ class IdempotencyPolicy:
             its client has not asked for that; ``None`` for never.
         dialect: ``"ietf"`` answers a twin 409 at once, as the draft has it; ``"stripe"`` as
             well, and a key of another request 400, not 422.
+        statuses: Statuses of the library's own answers to keyed requests, by code, where they are
+            to be others: ``{"IN_PROGRESS": 423}``. Each is 400 to 599, and what a client does
+            about it is told by the answer's ``retryable``.
         status_prefix: Path below which the status of a client's own requests is served, and
             their answers later; ``None`` for nowhere. ``Prefer: respond-async`` is answered
             with where to look.
@@ -118,7 +122,7 @@ class IdempotencyPolicy:
         max_response_body: Bytes; a longer answer passes through and is not kept.
 
     Raises:
-        DurableUsageError: A method is safe, a word is unknown, a number is negative, or a
+        DurableUsageError: A method is safe, a word or a code is unknown, a number is negative, or a
             fingerprint of the application's own is to be made of bodies that are not kept; or
             a single transaction cannot do what is asked for besides.
     """
@@ -139,6 +143,7 @@ class IdempotencyPolicy:
     max_wait: float = 5.0
     async_after: float | None = None
     dialect: Literal["default", "ietf", "stripe"] = "default"
+    statuses: Mapping[str, int] = field(default_factory=dict, hash=False)
     status_prefix: str | None = "/durable/requests"
     client_may_cancel: bool = False
     on_disconnect: Literal["finish", "cancel"] = "finish"
@@ -155,11 +160,13 @@ class IdempotencyPolicy:
     max_response_body: int = 1024 * 1024
     stream: Literal["bypass", "record"] = "bypass"
     max_stream: int = 16 * 1024 * 1024
-    # The header's name as it is in a scope, and what makes the fingerprint.
+    # The header's name as it is in a scope, what makes the fingerprint, and all statuses by code.
     header: bytes = field(init=False, repr=False, compare=False)
     make_fingerprint: Callable[[Scope, bytes], str] | None = field(
         init=False, repr=False, compare=False
     )
+
+    status_by_code: Mapping[str, int] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         """Refuse what cannot be meant."""
@@ -168,6 +175,9 @@ class IdempotencyPolicy:
         if made is not None and not callable(made):
             made = JsonMembers(made)
         object.__setattr__(self, "make_fingerprint", made)
+        of_dialect = {"KEY_REUSED": 400} if self.dialect == "stripe" else {}
+        own = {**of_dialect, **checked_statuses(self.statuses)}
+        object.__setattr__(self, "status_by_code", {**DEFAULT_STATUSES, **own})
         if safe := sorted(_SAFE_METHODS.intersection(self.methods)):
             msg = f"{safe[0]} changes nothing: a key has no meaning there"
             raise DurableUsageError(msg)
@@ -230,7 +240,7 @@ class IdempotencyPolicy:
         """Seconds that a twin waits for."""
         return self.max_wait if self.dialect == "default" else 0.0
 
-    @property
-    def status_of_reuse(self) -> int:
-        """Status of the answer to a key of another request."""
-        return 400 if self.dialect == "stripe" else 422
+    def restated(self, error: DurableError) -> DurableError:
+        """Return one of the library's answers with the status that it has here."""
+        error.status_code = self.status_by_code.get(error.code, error.status_code)
+        return error

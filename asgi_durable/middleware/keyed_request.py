@@ -275,8 +275,7 @@ class KeyedRequest:
         match claim:
             case Answered() if claim.response.stream_end is None:
                 self._about.members["run"] = claim.workflow.attempts
-                links = self._policy.links
-                await send_answer(self._send, claim.response, self._marks, links=links)
+                await send_answer(self._send, claim.response, self._marks, policy=self._policy)
             case Answered():
                 await self._send_stream(claim.workflow, claim.response)
             case Followed():
@@ -287,8 +286,7 @@ class KeyedRequest:
                 if isinstance(claim, InProgress):
                     self._about.members["run"] = claim.workflow.attempts
                     self._marks += self._location
-                status = self._policy.status_of_reuse
-                await self._refuse(refusal_error(claim, status_of_reuse=status))
+                await self._refuse(refusal_error(claim))
 
     async def _send_stream(self, workflow: WorkflowRecord, response: ResponseRecord | None) -> None:
         answer = RecordedAnswer(workflow.workflow_id, workflow.created_at_us, response)
@@ -317,7 +315,7 @@ class KeyedRequest:
     async def _refuse(self, error: DurableError) -> None:
         self._close_body()
         headers = [*self._marks, *self._policy.links]
-        await send_problem(self._send, error, headers=headers)
+        await send_problem(self._send, self._policy.restated(error), headers=headers)
 
     async def _serve_without_protection(self) -> None:
         marks = [*self._marks, IGNORED]

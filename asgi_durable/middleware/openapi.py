@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from http import HTTPStatus
 from typing import Any
 
 from asgi_durable.middleware.fingerprint import MAX_KEY_BYTES
@@ -19,9 +18,15 @@ __all__ = [
 PROBLEM_MEDIA_TYPE = "application/problem+json"
 
 _WRONG_KEY = "The key is missing or malformed"
-_KEY_REUSED = "The key was used for another request"
-_IN_PROGRESS = "A request with the key is still running"
 _GONE = "The request was carried out, and its answer was not kept or has expired"
+_DESCRIPTIONS = (
+    ("IN_PROGRESS", "A request with the key is still running"),
+    ("KEY_MISSING", _WRONG_KEY),
+    ("KEY_MALFORMED", _WRONG_KEY),
+    ("KEY_REUSED", "The key was used for another request"),
+    ("RESPONSE_NOT_KEPT", _GONE),
+    ("KEY_EXPIRED", _GONE),
+)
 
 
 def key_parameter(policy: IdempotencyPolicy) -> dict[str, Any]:
@@ -38,14 +43,14 @@ def key_parameter(policy: IdempotencyPolicy) -> dict[str, Any]:
 
 def problem_descriptions(policy: IdempotencyPolicy) -> dict[str, str]:
     """Return what the answers to a key mean that are problem documents, by status code."""
-    described = {str(HTTPStatus.CONFLICT.value): _IN_PROGRESS}
-    for status, description in (
-        (HTTPStatus.BAD_REQUEST.value, _WRONG_KEY),
-        (policy.status_of_reuse, _KEY_REUSED),
-        (HTTPStatus.GONE.value, _GONE),
-    ):
-        known = described.get(str(status))
-        described[str(status)] = f"{known}, or: {description}" if known else description
+    described: dict[str, str] = {}
+    for code, description in _DESCRIPTIONS:
+        status = str(policy.status_by_code[code])
+        known = described.get(status)
+        if known is None:
+            described[status] = description
+        elif description not in known:
+            described[status] = f"{known}, or: {description}"
     return dict(sorted(described.items()))
 
 

@@ -23,13 +23,8 @@ from asgi_durable.request_errors import (
 __all__ = ["refusal_error"]
 
 
-def refusal_error(refused: Refused, *, status_of_reuse: int) -> DurableError:
-    """Return the error that a refused claim is answered with.
-
-    Args:
-        refused: What the claim came to.
-        status_of_reuse: Of the answer to a key of another request.
-    """
+def refusal_error(refused: Refused) -> DurableError:
+    """Return the error that a refused claim is answered with."""
     match refused:
         case InProgress():
             error = RequestInProgressError(
@@ -39,8 +34,7 @@ def refusal_error(refused: Refused, *, status_of_reuse: int) -> DurableError:
             return error
         case KeyReused():
             return KeyReusedError(
-                "this key was used for a request with another method, path or body",
-                status_code=status_of_reuse,
+                "this key was used for a request with another method, path or body"
             )
         case Cancelled():
             return RequestCancelledError(

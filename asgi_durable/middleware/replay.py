@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Any
@@ -12,6 +11,7 @@ from asgi_durable.engine.streams import StreamLostError, Streams
 from asgi_durable.errors import StorageError
 from asgi_durable.middleware.asgi import Headers, Scope, Send, header_values
 from asgi_durable.middleware.event_stream import StreamIds, last_event_id
+from asgi_durable.middleware.idempotency_policy import IdempotencyPolicy
 from asgi_durable.middleware.problem_details import problem_response
 from asgi_durable.middleware.response_headers import (
     REPLAYED_HEADER,
@@ -34,7 +34,7 @@ async def send_answer(
     response: ResponseRecord,
     marks: Headers,
     *,
-    links: Sequence[tuple[bytes, bytes]] = (),
+    policy: IdempotencyPolicy | None = None,
 ) -> None:
     """Send a finished request's answer again, byte for byte.
 
@@ -42,7 +42,7 @@ async def send_answer(
         send: Where it goes.
         response: The answer.
         marks: Put on it.
-        links: Headers of the problem answer, where the answer was not kept.
+        policy: The request's, where it has a key.
     """
     marks = [*marks, (REPLAYED_HEADER, b"true")]
     status, body = response.status_code, response.body
@@ -54,8 +54,10 @@ async def send_answer(
             "original_status": status,
             "location": locations[0].decode("latin-1") if locations else None,
         }
+        if policy is not None:
+            policy.restated(error)
         status, headers, body = problem_response(error, members=members)
-        headers += links
+        headers += policy.links if policy is not None else []
     elif status not in _WITHOUT_BODY:
         headers.append((b"content-length", b"%d" % len(body)))
     await send(

@@ -196,7 +196,7 @@ class RequestAttempt:
             if self._is_used_up(request):
                 request.give_up()
                 tried = f"it was tried {self._policy.max_attempts} times; it is not tried again"
-                error = AttemptsExhaustedError(tried)
+                error = self._policy.restated(AttemptsExhaustedError(tried))
                 await send_problem(recorder.send, error, headers=self._policy.links)
             else:
                 await self._app(self._scope, self._body.receive, recorder.send)
@@ -281,6 +281,7 @@ class RequestAttempt:
             await self._recorder.answer(error)
         else:
             headers = [*self._marks, *self._policy.links]
+            error = self._policy.restated(error)
             await send_problem(self._client.send, error, headers=headers)
 
     @asynccontextmanager

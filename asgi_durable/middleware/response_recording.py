@@ -123,7 +123,7 @@ class ResponseRecorder:
         if not self.has_sent:
             self._start_sent = True
             headers = [*self._added_headers, *self._policy.links]
-            await send_problem(self._send, error, headers=headers)
+            await send_problem(self._send, self._policy.restated(error), headers=headers)
 
     async def close(self) -> None:
         """Pass nothing on any more by itself: the app has ended."""

@@ -71,6 +71,9 @@ class Metrics:
             unit="{lease}",
             description="How often this process was declared dead while it was not.",
         )
+        self.idempotency_waits = self._seconds(
+            "idempotency.wait.duration", "How long requests waited for their twins, by outcome."
+        )
         self.idempotency_requests = meter.create_counter(
             "idempotency.requests",
             unit="{request}",

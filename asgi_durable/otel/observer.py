@@ -108,9 +108,18 @@ class OtelObserver(Observer):
         if self.metrics is not None:
             self.metrics.lease_losses.add(1)
 
-    def request_claimed(self, outcome: str, workflow: WorkflowRecord | None) -> None:
+    def request_claimed(
+        self,
+        outcome: str,
+        workflow: WorkflowRecord | None,
+        *,
+        waited_seconds: float | None = None,
+    ) -> None:
         if self.metrics is not None:
-            self.metrics.idempotency_requests.add(1, {"idempotency.outcome": outcome})
+            figures = {"idempotency.outcome": outcome}
+            self.metrics.idempotency_requests.add(1, figures)
+            if waited_seconds is not None:
+                self.metrics.idempotency_waits.record(waited_seconds, figures)
         span: Span = current_request_span.get() or get_current_span()
         if not span.is_recording():
             return

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 
 import pytest
 from support.asgi import answer, exchange, keyed
 from support.executors import Worker, declared_dead, executor_of, is_another, result_of, until
 from support.figures import Figures
+from support.interruption import Gate
 
 from asgi_durable import Durable, RetryPolicy
 
@@ -60,6 +62,33 @@ async def test_runs_steps_retries_commits_and_keys_are_counted(url: str) -> None
     assert found["http.server.request.duration"] == {("POST", "http", 200): 2}
     # A request that is answered at once lagged behind nothing.
     assert "durable.resume.lag" not in found
+
+
+async def test_how_long_twins_wait_is_told_by_what_comes_of_it(url: str) -> None:
+    figures, gate = Figures(), Gate()
+    durable = Durable(url, telemetry=figures.telemetry)
+
+    async def handle(scope, receive, send) -> None:
+        await gate.wait()
+        await answer(send)
+
+    app = durable.wrap(handle)
+    async with durable:
+        first = asyncio.create_task(exchange(app, keyed(), b"{}"))
+        await gate.reached.wait()
+        twin = asyncio.create_task(exchange(app, keyed(), b"{}"))
+        waits_since = time.monotonic()
+        running = durable.engine.running()
+        await until(running.requests._twins.total)
+        gate.open()
+        await asyncio.gather(first, twin)
+        waited = time.monotonic() - waits_since
+        # Answered at once, it has waited for nobody.
+        await exchange(app, keyed(), b"{}")
+
+    (point,) = [point for _, point in figures.points("idempotency.wait.duration")]
+    assert (point.count, dict(point.attributes)) == (1, {"idempotency.outcome": "waited"})
+    assert 0 < point.sum <= waited
 
 
 async def test_what_is_gone_on_with_counts_as_a_recovery(url: str) -> None:
