@@ -64,6 +64,9 @@ class ObservedRun(Observed):
         """
         return None
 
+    def replayed(self) -> None:
+        """Take note that its code has come to the end of its log, and goes on from there."""
+
     def suspended(self, until_us: int) -> None:
         """Take note that it sleeps from now on, unless it does already.
 

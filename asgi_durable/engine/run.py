@@ -172,6 +172,8 @@ class Run:
             self.outbox.record_places()
         if self.sleeping is not None:
             go_on(self)
+        if self.calls == self._log_length != 0:
+            self.observed.replayed()
         self.calls += 1
         return self.calls - 1
 

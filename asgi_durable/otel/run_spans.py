@@ -27,7 +27,16 @@ __all__ = ["RunSpans"]
 class RunSpans(Work, ObservedRun):
     """One execution: a span for each time between its suspensions."""
 
-    __slots__ = ("_context", "_entries", "_first", "_is_over", "_outcome", "_since", "_waited")
+    __slots__ = (
+        "_context",
+        "_entries",
+        "_first",
+        "_is_over",
+        "_is_replaying",
+        "_outcome",
+        "_since",
+        "_waited",
+    )
 
     def __init__(self, observer: OtelObserver, workflow: WorkflowRecord, entries: int) -> None:
         super().__init__(observer, workflow)
@@ -40,6 +49,7 @@ class RunSpans(Work, ObservedRun):
         self._since: float | None = None
         self._waited = 0.0
         self._is_over = False
+        self._is_replaying = entries > 0
 
     def begin(self) -> str | None:
         tracer = self._observer.tracer
@@ -60,8 +70,17 @@ class RunSpans(Work, ObservedRun):
         self.goes_on()
         mark_failed(self.span, error)
 
+    def replayed(self) -> None:
+        if self._is_replaying:
+            self._is_replaying = False
+            if self.span is not None:
+                seconds = time.perf_counter() - self._began
+                self.span.add_event("durable.replayed", {"durable.replay.duration": seconds})
+
     def ended(self, outcome: str) -> None:
         self.goes_on()
+        # Where it has called nothing new.
+        self.replayed()
         self._outcome = outcome
 
     def suspended(self, until_us: int) -> None:

@@ -153,6 +153,35 @@ async def test_a_resumed_run_is_a_root_linked_to_its_origin_and_replays_nothing(
     assert run.get_span_context().trace_id != caller.get_span_context().trace_id
     assert (run.attributes or {})["durable.run"] == 2
     assert (run.attributes or {})["durable.replayed_steps"] == 1
+    (replayed,) = run.events
+    # Before what is new begins.
+    charge = spans.take("durable.step charge")
+    assert run.start_time <= replayed.timestamp <= charge.start_time
+    assert replayed.name == "durable.replayed"
+    assert 0 < (replayed.attributes or {})["durable.replay.duration"] < math.inf
+
+
+async def test_a_run_that_calls_nothing_new_replays_until_it_ends(url: str) -> None:
+    spans, is_first = Spans(), True
+    async with Durable(url, telemetry=spans.telemetry, drain_timeout=0.0) as durable:
+
+        @durable.step
+        async def step() -> None: ...
+
+        @durable.workflow(name="work")
+        async def work() -> None:
+            nonlocal is_first
+            await step()
+            if is_first:
+                is_first = False
+                raise StorageUnavailableError("away")
+
+        # It is taken up again by itself, after what it has recorded.
+        await (await durable.options(workflow_id="w").start_workflow(work)).get_result()
+
+    first, again = [span for span in spans.ended if span.name == "durable.run work"]
+    assert [event.name for event in first.events if event.name != "exception"] == []
+    assert [event.name for event in again.events] == ["durable.replayed"]
 
 
 async def test_what_was_not_sampled_is_not_sampled_after_a_restart_either(url: str) -> None:
