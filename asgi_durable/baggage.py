@@ -15,6 +15,7 @@ __all__ = [
     "baggage_of",
     "current_members",
     "format_baggage",
+    "has_properties",
     "parse_baggage",
     "trace_of",
     "with_baggage",
@@ -89,6 +90,14 @@ def current_members(keys: Collection[str]) -> dict[str, str]:
     baggage = sys.modules.get("opentelemetry.baggage")
     found = baggage.get_all() if baggage is not None else {}
     return {key: str(value) for key, value in found.items() if key in keys}
+
+
+def has_properties(found: object, value: str) -> bool:
+    """Tell whether a member of OpenTelemetry's baggage is a value with properties behind it.
+
+    Its propagator leaves them in the value.
+    """
+    return isinstance(found, str) and found.startswith(f"{value};")
 
 
 def with_baggage(trace: str | None, baggage: str | None) -> str | None:

@@ -6,6 +6,7 @@ from asgi_durable.baggage import (
     baggage_of,
     current_members,
     format_baggage,
+    has_properties,
     parse_baggage,
     trace_of,
     with_baggage,
@@ -36,5 +37,10 @@ def kept_context(telemetry: TelemetrySource, caller: WorkflowRecord | None = Non
         request = current_request.get()
         inherited = request.baggage if request is not None else None
     # What the application has changed on the way counts.
-    members = parse_baggage(inherited, keys) | current_members(keys)
-    return with_baggage(trace, format_baggage(members))
+    members = parse_baggage(inherited, keys)
+    changed = {
+        key: value
+        for key, value in current_members(keys).items()
+        if key not in members or not has_properties(value, members[key])
+    }
+    return with_baggage(trace, format_baggage(members | changed))

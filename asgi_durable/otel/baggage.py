@@ -5,7 +5,7 @@ from __future__ import annotations
 from opentelemetry.baggage import get_baggage, set_baggage
 from opentelemetry.context import Context
 
-from asgi_durable.baggage import baggage_of, parse_baggage
+from asgi_durable.baggage import baggage_of, has_properties, parse_baggage
 
 __all__ = ["with_kept_baggage"]
 
@@ -21,6 +21,7 @@ def with_kept_baggage(kept: str | None, context: Context | None) -> Context | No
         The same *context* if nothing is missing.
     """
     for key, value in parse_baggage(baggage_of(kept)).items():
-        if get_baggage(key, context) is None:
+        found = get_baggage(key, context)
+        if found is None or has_properties(found, value):
             context = set_baggage(key, value, context)
     return context
