@@ -139,8 +139,9 @@ async def _read(
         return _Part(message, body, tail, is_tail=True)
     if is_offset(offset) and not is_event_stream(message["headers"]):
         position = ids.offset_of(offset)
-        if position is None or position < start.end_offset:
+        if position is None:
             raise _gone()
+        # One in front of the start meets the start behind it, which is a cut.
         sender.position = position
     if end is not None and sender.position > end:
         raise _malformed()
