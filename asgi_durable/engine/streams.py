@@ -10,7 +10,7 @@ from asgi_durable.engine.endings import RunStopped
 from asgi_durable.engine.outcomes import Outcomes, Waiter
 from asgi_durable.engine.run import Run
 from asgi_durable.errors import StorageError
-from asgi_durable.storage.protocol import StepLog
+from asgi_durable.storage.protocol import PAGE_BYTES, StepLog
 from asgi_durable.storage.records import CUT_ALL, CUT_FOR_GOOD, PieceRecord
 from asgi_durable.storage.writes import RecordPiece
 
@@ -100,13 +100,48 @@ class Streams:
         Raises:
             StorageError: The storage failed.
         """
-        page = await self._storage.read_pieces(workflow_id, -1)
+        # From so far in front that the page ends with it, wherever it is.
+        page = await self._storage.read_pieces(workflow_id, -PAGE_BYTES)
         return page[0] if page and page[0].cut_to == CUT_ALL else None
 
     def may_follow(self, workflow_id: str) -> bool:
         """Return False if too many follow streams already."""
         followers = self._followers
         return followers[workflow_id] < MAX_FOLLOWERS_OF_ONE and followers.total() < MAX_FOLLOWERS
+
+    async def read_on(
+        self, workflow_id: str, after: int, end: int | None
+    ) -> tuple[list[PieceRecord], bool]:
+        """Return the next pieces behind an offset, and whether there are no more now.
+
+        Args:
+            workflow_id: Whose stream.
+            after: The offset.
+            end: Where the stream ends, if it is complete.
+
+        Raises:
+            StreamLostError: They have expired.
+            StorageError: The storage failed.
+        """
+        if end is not None and after >= end:
+            return [], True
+        page = await self._storage.read_pieces(workflow_id, after)
+        if not page and end is not None:
+            raise StreamLostError
+        last = page[-1].end_offset if page else after
+        if end is not None:
+            return page, last >= end
+        return page, not page or not await self._storage.read_pieces(workflow_id, last)
+
+    async def tail_of(self, workflow_id: str, after: int) -> int:
+        """Return the last offset of a stream for now, at or behind another.
+
+        Raises:
+            StorageError: The storage failed.
+        """
+        while page := await self._storage.read_pieces(workflow_id, after):
+            after = page[-1].end_offset
+        return after
 
     async def replay(
         self, workflow_id: str, after: int, end: int

@@ -11,6 +11,7 @@ __all__ = [
     "StreamIds",
     "end_of_events",
     "is_event_stream",
+    "is_offset",
     "last_event_id",
     "without_comments",
 ]
@@ -30,6 +31,11 @@ def last_event_id(scope: Scope) -> bytes | None:
     """Return which event a request's client has seen last, ``None`` if it does not say."""
     values = header_values(scope["headers"], b"last-event-id")
     return values[0] if values and values[0] else None
+
+
+def is_offset(value: bytes) -> bool:
+    """Tell whether it is an offset of a recorded stream, or the id of an event, of any one."""
+    return bool(_OUR_ID.fullmatch(value))
 
 
 def end_of_events(data: bytes | bytearray, known: int) -> int:
@@ -65,6 +71,10 @@ class StreamIds:
     def id_at(self, offset: int) -> bytes:
         """Return the id of an event that ends at an offset."""
         return b"%s-%d" % (self._prefix, offset)
+
+    def sorted_at(self, offset: int) -> bytes:
+        """Return the id that stands for an offset, so that later ones are greater as strings."""
+        return b"%s-%018d" % (self._prefix, offset)
 
     def offset_of(self, event_id: bytes) -> int | None:
         """Return where the event ends that has an id; ``None`` for any other id."""

@@ -13,6 +13,7 @@ from asgi_durable.engine.requests import Progress, Requests
 from asgi_durable.errors import DurableError, WorkflowNotFoundError
 from asgi_durable.ids import REQUEST_ID_PATTERN
 from asgi_durable.middleware.asgi import Headers, Scope, Send, route_path
+from asgi_durable.middleware.catch_up import closed_marks, send_catch_up, wants_part
 from asgi_durable.middleware.fingerprint import is_request_of
 from asgi_durable.middleware.problem_details import send_problem
 from asgi_durable.middleware.replay import RecordedAnswer, send_answer, send_stream
@@ -65,6 +66,7 @@ class StatusPages:
 
         Raises:
             WorkflowNotFoundError: There is no such request of this principal.
+            DurableError: An offset of its stream is malformed, or void.
             RequestFinishedError: It is to be cancelled, and is finished.
             StorageError: The storage failed.
         """
@@ -78,13 +80,8 @@ class StatusPages:
         if progress is None:
             raise WorkflowNotFoundError(workflow_id)
         location = self.location(scope, workflow_id)
-        marks = [(b"durable-id", workflow_id.encode())]
         answer = RecordedAnswer(workflow_id, progress.created_at_us, progress.response)
-        streams = requests.streams
-        is_streamed = answer.is_whole or (
-            progress.response is None and streams.may_follow(workflow_id)
-        )
-        if wants_result and is_streamed and await send_stream(scope, send, streams, answer, marks):
+        if wants_result and await _send_recorded(scope, send, requests, answer, progress.state):
             return
         if progress.response is None:
             if wants_result:
@@ -94,10 +91,36 @@ class StatusPages:
                 return
             await _send_progress(send, 200, workflow_id, progress, [])
         elif wants_result:
-            await send_answer(send, progress.response, marks)
+            await send_answer(send, progress.response, _marks(answer))
         else:
             result = (location[0], location[1] + b"/result")
             await _send_progress(send, 303, workflow_id, progress, [result])
+
+
+async def _send_recorded(
+    scope: Scope, send: Send, requests: Requests, answer: RecordedAnswer, state: str
+) -> bool:
+    """Send a recorded stream, or the part of it that is asked for; return False if there is none.
+
+    Raises:
+        DurableError: See ``StatusPages.serve``.
+    """
+    if answer.response is not None and not answer.is_whole:
+        return False
+    streams, marks = requests.streams, _marks(answer)
+    if wants_part(scope):
+        if state == CANCELLED:
+            # Whoever reads part by part would wait for its end forever.
+            return False
+        if await send_catch_up(scope, send, streams, answer, marks):
+            return True
+    if answer.response is None and not streams.may_follow(answer.workflow_id):
+        return False
+    return await send_stream(scope, send, streams, answer, [*marks, *closed_marks(answer)])
+
+
+def _marks(answer: RecordedAnswer) -> Headers:
+    return [(b"durable-id", answer.workflow_id.encode())]
 
 
 async def _cancel(send: Send, workflow_id: str, requests: Requests) -> None:

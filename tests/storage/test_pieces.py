@@ -64,6 +64,7 @@ async def test_a_page_is_so_long_or_one_piece(storage: Storage) -> None:
     ]
     await begin(storage, *pieces)
 
+    assert await storage.read_pieces("r", -PAGE_BYTES) == [START]
     assert await storage.read_pieces("r", 0) == pieces[:2]
     assert await storage.read_pieces("r", half * 2) == pieces[2:3]
     assert await storage.read_pieces("r", half * 3) == pieces[3:]
