@@ -6,19 +6,15 @@ from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 
 import sqlalchemy as sa
-from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession
+from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import Session
 
-from asgi_durable.storage.application import (
-    SESSION_OPTIONS,
-    end_blocking_session,
-    end_session,
-    ended_behind_the_session,
-)
+from asgi_durable.storage.application import SESSION_OPTIONS, ended_behind_the_session
 from asgi_durable.storage.sqlite.blocking_sessions import SQLiteBlockingSessions
 from asgi_durable.storage.sqlite.executors import LIVING
 from asgi_durable.storage.sqlite.rows import INSERT_RESPONSE, response_values, workflow_values
 from asgi_durable.storage.sqlite.sessions import SQLiteSessions
+from asgi_durable.storage.sqlite.transactions import OpenBlockingTransaction, OpenTransaction
 from asgi_durable.storage.sqlite.write_statements import (
     FINISH_WORKFLOW,
     INSERT_WORKFLOW,
@@ -30,18 +26,8 @@ from asgi_durable.storage.writes import FinishWorkflow
 __all__ = ["blocking_request_transaction", "request_transaction"]
 
 
-class SQLiteRequestTransaction:
+class SQLiteRequestTransaction(OpenTransaction):
     """See :class:`asgi_durable.storage.transaction_port.RequestTransaction`."""
-
-    def __init__(
-        self, sessions: SQLiteSessions, connection: AsyncConnection, session: AsyncSession
-    ) -> None:
-        self.session = session
-        self._sessions = sessions
-        self._connection = connection
-
-    async def flush(self) -> None:
-        await end_session(self._sessions, self._connection, self.session)
 
     async def answer(self, end: FinishWorkflow) -> None:
         # Again: what was read of an object meanwhile may have begun something.
@@ -49,18 +35,8 @@ class SQLiteRequestTransaction:
         await self._connection.run_sync(_answer, end)
 
 
-class SQLiteBlockingRequestTransaction:
+class SQLiteBlockingRequestTransaction(OpenBlockingTransaction):
     """See :class:`asgi_durable.storage.transaction_port.BlockingRequestTransaction`."""
-
-    def __init__(
-        self, sessions: SQLiteBlockingSessions, connection: sa.Connection, session: Session
-    ) -> None:
-        self.session = session
-        self._sessions = sessions
-        self._connection = connection
-
-    def flush(self) -> None:
-        end_blocking_session(self._sessions, self._connection, self.session)
 
     def answer(self, end: FinishWorkflow) -> None:
         # Again, as above.

@@ -16,11 +16,11 @@ from asgi_durable.storage.sqlite.blocking_sessions import SQLiteBlockingSessions
 from asgi_durable.storage.sqlite.sessions import SQLiteSessions
 from asgi_durable.storage.transaction_port import SlotTakenError, StepSlot
 
-__all__ = ["blocking_transaction", "transaction"]
+__all__ = ["OpenBlockingTransaction", "OpenTransaction", "blocking_transaction", "transaction"]
 
 
-class SQLiteTransaction:
-    """See :class:`asgi_durable.storage.transaction_port.StoredTransaction`."""
+class OpenTransaction:
+    """A transaction, and the application's session in it."""
 
     def __init__(
         self, sessions: SQLiteSessions, connection: AsyncConnection, session: AsyncSession
@@ -29,15 +29,13 @@ class SQLiteTransaction:
         self._sessions = sessions
         self._connection = connection
 
-    async def record(self, step: StepRecord) -> None:
-        # Invariant: the application's rows are flushed before the record, and both are in
-        # the transaction that `transaction` commits.
+    async def flush(self) -> None:
+        """Write what the session holds, so that ours can be written after it."""
         await end_session(self._sessions, self._connection, self.session)
-        await self._connection.execute(_insertion(step))
 
 
-class SQLiteBlockingTransaction:
-    """See :class:`asgi_durable.storage.transaction_port.BlockingTransaction`."""
+class OpenBlockingTransaction:
+    """The same in a thread."""
 
     def __init__(
         self, sessions: SQLiteBlockingSessions, connection: sa.Connection, session: Session
@@ -46,9 +44,27 @@ class SQLiteBlockingTransaction:
         self._sessions = sessions
         self._connection = connection
 
+    def flush(self) -> None:
+        """Write what the session holds, so that ours can be written after it."""
+        end_blocking_session(self._sessions, self._connection, self.session)
+
+
+class SQLiteTransaction(OpenTransaction):
+    """See :class:`asgi_durable.storage.transaction_port.StoredTransaction`."""
+
+    async def record(self, step: StepRecord) -> None:
+        # Invariant: the application's rows are flushed before the record, and both are in
+        # the transaction that `transaction` commits.
+        await self.flush()
+        await self._connection.execute(_insertion(step))
+
+
+class SQLiteBlockingTransaction(OpenBlockingTransaction):
+    """See :class:`asgi_durable.storage.transaction_port.BlockingTransaction`."""
+
     def record(self, step: StepRecord) -> None:
         # Invariant: as above.
-        end_blocking_session(self._sessions, self._connection, self.session)
+        self.flush()
         self._connection.execute(_insertion(step))
 
 
