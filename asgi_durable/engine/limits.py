@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from asgi_durable.engine.retention import (
     REQUEST_LIFETIME_SECONDS,
@@ -32,7 +32,7 @@ class Limits:
     lease_seconds: float
     request_lifetime_seconds: float = REQUEST_LIFETIME_SECONDS
     sweep_interval_seconds: float = SWEEP_INTERVAL_SECONDS
-    cancelled_requests: Retention = Retention()  # noqa: RUF009  frozen
+    cancelled_requests: Retention = field(default_factory=Retention)
 
 
 def positive_seconds(seconds: float, name: str) -> float:

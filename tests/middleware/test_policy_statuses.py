@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from typing import Any
 
 import pytest
@@ -15,6 +15,7 @@ from support.interruption import Gate
 from asgi_durable import Durable, DurableUsageError, IdempotencyPolicy, StorageUnavailableError
 from asgi_durable.middleware.openapi import problem_descriptions
 from asgi_durable.middleware.problem_statuses import DEFAULT_STATUSES
+from asgi_durable.storage.writes import FinishWorkflow, Outcome, Write
 
 pytestmark = pytest.mark.anyio
 
@@ -32,12 +33,15 @@ class Desk:
         self.gate = Gate()
         self.gate.open()
         self.status = 200
+        self.work: Callable[[], Awaitable[None]] | None = None
 
     async def post(self, key: str = "k", body: bytes = b"{}") -> Exchange:
         return await exchange(self.app, keyed(key), body)
 
     async def _serve(self, scope, receive, send) -> None:
         await self.gate.wait()
+        if self.work is not None:
+            await self.work()
         await answer(send, b"x" * 9, status=self.status)
 
 
@@ -103,6 +107,40 @@ async def outage(desk: Desk, patch: pytest.MonkeyPatch) -> Exchange:
     return answered
 
 
+async def unknown(desk: Desk, patch: pytest.MonkeyPatch) -> Exchange:
+    storage = storage_of(desk.durable)
+    commit = storage.commit
+
+    async def refuse_ends(batch: Sequence[Write]) -> list[Outcome]:
+        if any(isinstance(write, FinishWorkflow) for write in batch):
+            raise StorageUnavailableError("away")
+        return await commit(batch)
+
+    patch.setattr(storage, "commit", refuse_ends)
+    answered = await desk.post()
+    patch.undo()
+    return answered
+
+
+async def outage_of_a_step(desk: Desk, patch: pytest.MonkeyPatch) -> Exchange:
+    @desk.durable.step
+    async def step() -> None: ...
+
+    async def fail(*_: object) -> None:
+        raise StorageUnavailableError("away")
+
+    async def call_steps() -> None:
+        patch.setattr(storage_of(desk.durable), "commit", fail)
+        await step()
+        # It waits for the record of the one before.
+        await step()
+
+    desk.work = call_steps
+    answered = await desk.post()
+    patch.undo()
+    return answered
+
+
 CASES: list[tuple[str, dict[str, Any], Callable[..., Awaitable[Exchange]]]] = [
     ("KEY_MISSING", {"required": True}, missing),
     ("KEY_MALFORMED", {}, malformed),
@@ -115,6 +153,8 @@ CASES: list[tuple[str, dict[str, Any], Callable[..., Awaitable[Exchange]]]] = [
     ("ATTEMPTS_EXHAUSTED", {"max_attempts": 1}, used_up),
     ("CANCELLED", {}, cancelled),
     ("STORAGE_UNAVAILABLE", {}, outage),
+    ("STORAGE_UNAVAILABLE", {}, outage_of_a_step),
+    ("OUTCOME_UNKNOWN", {}, unknown),
 ]
 
 

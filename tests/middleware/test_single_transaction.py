@@ -511,36 +511,35 @@ async def test_a_client_is_not_told_that_it_is_accepted(url: str) -> None:
         assert (await post).status == 201
 
 
+def lose_connection(till: Till, patch: pytest.MonkeyPatch, *, is_committed: bool) -> None:
+    """Let the connection of each transaction be lost with its commit."""
+    storage = storage_of(till.durable)
+    original = storage.request_transaction
+
+    @asynccontextmanager
+    async def losing(*args: Any, **kwargs: Any) -> AsyncIterator[RequestTransaction]:
+        async with original(*args, **kwargs) as transaction:
+            yield transaction
+            if not is_committed:
+                raise StorageUnavailableError("the connection was lost")
+        raise StorageUnavailableError("the connection was lost")
+
+    patch.setattr(storage, "request_transaction", losing)
+
+
 async def test_a_commit_whose_answer_got_lost_is_noticed(
     url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async with Till(url).opened() as till:
-        storage = storage_of(till.durable)
-        original = storage.request_transaction
+        lose_connection(till, monkeypatch, is_committed=True)
 
-        @asynccontextmanager
-        async def losing(*args: Any, **kwargs: Any) -> AsyncIterator[RequestTransaction]:
-            async with original(*args, **kwargs) as transaction:
-                yield transaction
-            raise StorageUnavailableError("the connection was lost")
-
-        monkeypatch.setattr(storage, "request_transaction", losing)
         assert (await till.post()).status == 201
         assert await till.rows() == (1, 1, 0)
 
 
 async def test_a_commit_that_fails_is_told(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     async with Till(url).opened() as till:
-        storage = storage_of(till.durable)
-        original = storage.request_transaction
-
-        @asynccontextmanager
-        async def failing(*args: Any, **kwargs: Any) -> AsyncIterator[RequestTransaction]:
-            async with original(*args, **kwargs) as transaction:
-                yield transaction
-                raise StorageUnavailableError("the connection was lost")
-
-        monkeypatch.setattr(storage, "request_transaction", failing)
+        lose_connection(till, monkeypatch, is_committed=False)
         lost = await till.post()
         monkeypatch.undo()
 
