@@ -13,6 +13,8 @@ from asgi_durable.engine.call import Call
 from asgi_durable.engine.endings import Ending, Finished, Interrupted, OwnedElsewhereError, finished
 from asgi_durable.engine.execution_spans import keep_span, observed_run
 from asgi_durable.engine.registry import WorkflowDefinition
+from asgi_durable.engine.replay import unused_log
+from asgi_durable.engine.result_order import expect_result_at
 from asgi_durable.engine.run import Run, Services
 from asgi_durable.engine.values import encode_error, infrastructure_error_in
 from asgi_durable.errors import (
@@ -171,7 +173,7 @@ class Drives:
                 observed.failed(error)
                 ending = Finished(WorkflowState.ERROR, None, encode_error(codec, error))
             # Invariant: asked last. What a stopped run's code makes of it is no outcome.
-            ending = run.interruption() or run.unused_log() or await self._finish(run, ending)
+            ending = run.interruption() or unused_log(run) or await self._finish(run, ending)
             if isinstance(ending, Finished):
                 observed.ended(ending.state.value)
             return ending
@@ -186,7 +188,7 @@ class Drives:
                 state=ending.state,
                 output=ending.output,
                 error=ending.error,
-                finished_at_us=time.time_ns() // 1000,
+                finished_at_us=_time_of_end(run),
                 starts=outbox.close() if outbox is not None else (),
             )
         )
@@ -196,6 +198,16 @@ class Drives:
             outbox.on_committed()
         run.services.telemetry.observer.workflow_ended(run.workflow, ending.state.value)
         return ending
+
+
+def _time_of_end(run: Run) -> int:
+    """Return the time at which a run ends: where its caller waits, as times in its log are."""
+    caller, number = run.caller, run.workflow.parent_step
+    if caller is None or number is None or run.workflow.parent_id != caller.workflow_id:
+        return time.time_ns() // 1000
+    ends_at_us = caller.next_time_us()
+    expect_result_at(caller, number, ends_at_us)
+    return ends_at_us
 
 
 def missing_ambient(definition: WorkflowDefinition, name: str) -> DurableUsageError:

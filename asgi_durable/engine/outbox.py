@@ -7,6 +7,8 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from asgi_durable.engine.registry import DIGEST_BYTES
+from asgi_durable.engine.replay import recorded_step
+from asgi_durable.engine.result_order import forget_result
 from asgi_durable.errors import WorkflowInterruptedError
 from asgi_durable.storage.records import StepRecord, WorkflowRecord
 
@@ -66,10 +68,13 @@ class Outbox:
             raise WorkflowInterruptedError(run.workflow_id, "its end is being committed")
         name = f"durable.background {workflow.name}"
         digest = hashlib.blake2b(workflow.input or b"", digest_size=DIGEST_BYTES).digest()
-        if run.recorded_step(number, name, digest) is None:
+        if recorded_step(run, number, name, digest) is None:
             output = run.services.registry.codec.encode(workflow.workflow_id)
             step = run.step_record(number, name, digest, output=output, error=None)
             self._unrecorded.append(step)
+        else:
+            # It is over with its call, whatever else is under way.
+            forget_result(run, number)
         # Whose commit it is, whatever the process is called meanwhile.
         self._starts.append(replace(workflow, executor_id=run.executor_id))
 

@@ -75,7 +75,7 @@ class Recovery:
     def on_interrupted(self, run: Run, ending: Interrupted) -> None:
         """Take note of a run that ended without an outcome."""
         if ending.is_released:
-            if run.has_children:
+            if run.children:
                 # A retry has opened those that failed, and may not have come to them again.
                 self.sweep_soon()
             return

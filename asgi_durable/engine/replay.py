@@ -1,17 +1,88 @@
-"""What the records of steps are for code that runs again."""
+"""Replay: finds the record of each call that code makes again, and returns what it holds."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from asgi_durable.engine.values import decode_recorded, decoded_failure, encode_error
-from asgi_durable.errors import StepInterruptedError
-from asgi_durable.storage.records import NO_OUTPUT, StepRecord
+from asgi_durable.engine.endings import Interrupted
+from asgi_durable.engine.result_order import in_turn
+from asgi_durable.engine.values import decode_recorded, encode_error
+from asgi_durable.errors import NonDeterministicWorkflowError, StepInterruptedError
+from asgi_durable.storage.records import NO_OUTPUT, StepRecord, WorkflowRecord
 
 if TYPE_CHECKING:
     from asgi_durable.engine.run import Run
 
-__all__ = ["replayed"]
+__all__ = [
+    "recorded_child",
+    "recorded_step",
+    "refuse_other_child",
+    "refuse_other_step",
+    "replayed",
+    "unused_log",
+]
+
+Entry = StepRecord | WorkflowRecord
+
+
+def recorded_step(run: Run, number: int, name: str, digest: bytes) -> StepRecord | None:
+    """Return what is recorded at a place of a run's log, ``None`` for nothing.
+
+    Raises:
+        NonDeterministicWorkflowError: Something else is recorded there.
+    """
+    step = run.steps.get(number)
+    if step is None:
+        _refuse_other(run, number, run.children.get(number), f"step {name!r}")
+        return None
+    refuse_other_step(run, step, name, digest)
+    return step
+
+
+def refuse_other_step(run: Run, step: StepRecord, name: str, digest: bytes) -> None:
+    """Raise ``NonDeterministicWorkflowError`` if a record is another call's."""
+    number = step.step_number
+    if step.name != name:
+        raise _diverged(run, number, f"step {step.name!r}", f"step {name!r}")
+    if step.digest != digest:
+        recorded = f"step {name!r} with other arguments (digest {step.digest.hex()})"
+        raise _diverged(run, number, recorded, f"step {name!r} (digest {digest.hex()})")
+
+
+def refuse_other_child(run: Run, number: int, name: str, workflow_id: str) -> None:
+    """Raise if another call than that of this workflow, by its id, is recorded there."""
+    called = f"workflow {name!r} with the id {workflow_id!r}"
+    _refuse_other(run, number, run.steps.get(number), called)
+    child = run.children.get(number)
+    if child is not None and (child.name, child.workflow_id) != (name, workflow_id):
+        recorded = f"workflow {child.name!r} with the id {child.workflow_id!r}"
+        raise _diverged(run, number, recorded, called)
+
+
+def recorded_child(run: Run, number: int, name: str, data: bytes) -> WorkflowRecord | None:
+    """Return the child that was called at a place of a run's log, ``None`` for nothing.
+
+    Raises:
+        NonDeterministicWorkflowError: Something else is recorded there.
+    """
+    child = run.children.get(number)
+    if child is None:
+        _refuse_other(run, number, run.steps.get(number), f"workflow {name!r}")
+        return None
+    if (child.name, child.input) != (name, data):
+        what = " with other arguments" if child.name == name else ""
+        raise _diverged(run, number, f"workflow {child.name!r}{what}", f"workflow {name!r}")
+    return child
+
+
+def unused_log(run: Run) -> Interrupted | None:
+    """Stop a run if its code has ended before it came to the end of its log."""
+    numbers = [n for n in (*run.steps, *run.children) if n >= run.calls]
+    if numbers:
+        number = min(numbers)
+        entry = run.steps.get(number) or run.children[number]
+        _diverged(run, number, repr(entry.name), "nothing, as it has ended")
+    return run.stopped
 
 
 async def replayed(run: Run, step: StepRecord) -> Any:
@@ -21,14 +92,15 @@ async def replayed(run: Run, step: StepRecord) -> Any:
         StepInterruptedError: An earlier execution has begun the step and left no outcome.
         RunStopped: The run must not go on.
     """
-    run.note_settled()
     if not step.is_finished:
-        await _interrupted(run, step)
+        step = await _interrupted(run, step)
+    await in_turn(run, step.step_number, step.finished_at_us)
+    run.note_settled()
     return decode_recorded(run, step.output, step.error)
 
 
-async def _interrupted(run: Run, step: StepRecord) -> None:
-    """Raise what has become of a step, whatever will be known of it later.
+async def _interrupted(run: Run, step: StepRecord) -> StepRecord:
+    """Record what has become of a step, whatever will be known of it later.
 
     Invariant: recorded and durable before the code learns of it. An outcome of the earlier
     execution's that arrives late is refused from then on, so each replay sees the same; and
@@ -41,4 +113,17 @@ async def _interrupted(run: Run, step: StepRecord) -> None:
     )
     run.submit_step(outcome, has_begun=True)
     await run.settle()
-    raise decoded_failure(run, encoded, failure)
+    return outcome
+
+
+def _refuse_other(run: Run, number: int, other: Entry | None, called: str) -> None:
+    if other is not None:
+        kind = "step" if isinstance(other, StepRecord) else "workflow"
+        raise _diverged(run, number, f"{kind} {other.name!r}", called)
+
+
+def _diverged(run: Run, number: int, recorded: str, called: str) -> Exception:
+    error = NonDeterministicWorkflowError(run.workflow_id, number, recorded=recorded, called=called)
+    # The code may catch the error; it must not go on all the same.
+    run.stop(error)
+    return error

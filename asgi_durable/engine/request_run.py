@@ -8,6 +8,7 @@ from dataclasses import replace
 
 from asgi_durable.engine.active_runs import ActiveRuns
 from asgi_durable.engine.endings import Ending, Finished, Interrupted, RunStopped
+from asgi_durable.engine.replay import unused_log
 from asgi_durable.engine.request_log import note
 from asgi_durable.engine.retention import Retention
 from asgi_durable.engine.run import Run
@@ -131,7 +132,7 @@ class RequestRun:
             forgotten_at_us=forgotten_at_us,
             stream_end=stream_end,
         )
-        unused = None if self._is_given_up else run.unused_log()
+        unused = None if self._is_given_up else unused_log(run)
         if unused is not None:
             raise unused.error
         await self._commit_end(

@@ -12,15 +12,12 @@ from typing import Any
 from asgi_durable.engine.endings import Ending, Interrupted, OwnedElsewhereError, RunStopped
 from asgi_durable.engine.execution_spans import go_on
 from asgi_durable.engine.outbox import Outbox
+from asgi_durable.engine.result_order import ResultOrder, latest_time_us, recorded_order
 from asgi_durable.engine.services import Services
 from asgi_durable.engine.signal import Signal
 from asgi_durable.engine.single_transaction import SingleTransaction
 from asgi_durable.engine.sleepers import Sleeping
-from asgi_durable.errors import (
-    NonDeterministicWorkflowError,
-    StorageError,
-    WorkflowInterruptedError,
-)
+from asgi_durable.errors import StorageError, WorkflowInterruptedError
 from asgi_durable.storage.records import StepRecord, StoredRun, WorkflowRecord
 from asgi_durable.storage.writes import (
     DONE,
@@ -34,7 +31,6 @@ from asgi_durable.telemetry_port import UNSEEN_RUN, ObservedRun
 
 __all__ = ["Run", "Services"]
 
-Entry = StepRecord | WorkflowRecord
 # Of a fresh run.
 _NOTHING: Mapping[int, Any] = MappingProxyType({})
 
@@ -57,20 +53,22 @@ class Run:
         calls: How many places in its log are given out; settled_calls: how many are over.
         sleeping: Its sleeps, once it has any.
         awaited: Runs of this process whose ends it waits for; caller: the one that waits for its.
+        steps, children: What earlier executions have left in its log, by their numbers.
+        order: In which order its results are handed out, once that is a question.
         outbox: What is to be started with its end, if there is any.
         single_transaction: What a request is that makes no other durable call.
     """
 
     __slots__ = (
-        "_children",
         "_guard",
         "_lane",
+        "_last_time_us",
         "_log_length",
         "_not_durable",
-        "_steps",
         "awaited",
         "caller",
         "calls",
+        "children",
         "claimed",
         "closed",
         "done",
@@ -81,11 +79,13 @@ class Run:
         "has_progressed",
         "loop",
         "observed",
+        "order",
         "outbox",
         "services",
         "settled_calls",
         "single_transaction",
         "sleeping",
+        "steps",
         "stopped",
         "task",
         "workflow",
@@ -113,11 +113,12 @@ class Run:
         self.closed = False
         self._guard = services.guards.watch(loop)
         self._lane = services.committer.lane(loop)
-        self._steps: Mapping[int, StepRecord] = _NOTHING
-        self._children: Mapping[int, WorkflowRecord] = _NOTHING
+        self.steps: Mapping[int, StepRecord] = _NOTHING
+        self.children: Mapping[int, WorkflowRecord] = _NOTHING
         self.outbox: Outbox | None = None
         self.single_transaction: SingleTransaction | None = None
-        self._log_length = self.calls = self.settled_calls = 0
+        self._log_length = self.calls = self.settled_calls = self._last_time_us = 0
+        self.order: ResultOrder | None = None
         self.observed: ObservedRun = UNSEEN_RUN
         self.has_progressed = self.has_final_answer = False
         self._not_durable: list[Signal[Outcome]] = []
@@ -134,31 +135,34 @@ class Run:
     def has_recorded(self) -> bool:
         """True once a step or child of this workflow is in the log, or on its way there."""
         held = self.outbox.places_held if self.outbox is not None else 0
-        return bool(self.calls > held or self._steps or self._children)
-
-    @property
-    def has_children(self) -> bool:
-        """True if earlier executions have called or started workflows."""
-        return bool(self._children)
+        return bool(self.calls > held or self.steps or self.children)
 
     @property
     def entries(self) -> int:
         """How many entries earlier executions have left in the log."""
-        return len(self._steps) + len(self._children)
+        return len(self.steps) + len(self.children)
 
     @property
     def is_replaying(self) -> bool:
         """True while the code has not come to the end of its log yet."""
         return self.calls < self._log_length
 
+    @property
+    def has_other_calls(self) -> bool:
+        """True if the call that is about to end is not the only one under way."""
+        return self.calls - self.settled_calls > 1
+
     def load(self, stored: StoredRun) -> None:
         """Take up the log of earlier executions, to be replayed from memory."""
         self.workflow, self.observed = stored.workflow, UNSEEN_RUN
-        self._steps = {step.step_number: step for step in stored.steps}
-        self._children = {
+        self.steps = {step.step_number: step for step in stored.steps}
+        self.children = {
             child.parent_step: child for child in stored.children if child.parent_step is not None
         }
-        self._log_length = max((*self._steps, *self._children), default=-1) + 1
+        self._log_length = max((*self.steps, *self.children), default=-1) + 1
+        order = recorded_order(self.services.registry.codec, stored.steps, stored.children)
+        self.order = ResultOrder(self, order) if order else None
+        self._last_time_us = latest_time_us(stored.steps, stored.children)
 
     def next_number(self) -> int:
         """Give out the next place in the log.
@@ -182,61 +186,6 @@ class Run:
         self.settled_calls += 1
         if self.sleeping is not None:
             self.sleeping.look_soon(self)
-
-    def recorded_step(self, number: int, name: str, digest: bytes) -> StepRecord | None:
-        """Return what is recorded at a place of the log, ``None`` for nothing.
-
-        Raises:
-            NonDeterministicWorkflowError: Something else is recorded there.
-        """
-        step = self._steps.get(number)
-        if step is None:
-            self._refuse_other(number, self._children.get(number), f"step {name!r}")
-            return None
-        self.refuse_other_step(step, name, digest)
-        return step
-
-    def refuse_other_step(self, step: StepRecord, name: str, digest: bytes) -> None:
-        """Raise ``NonDeterministicWorkflowError`` if a record is another call's."""
-        number = step.step_number
-        if step.name != name:
-            raise self._diverged(number, f"step {step.name!r}", f"step {name!r}")
-        if step.digest != digest:
-            recorded = f"step {name!r} with other arguments (digest {step.digest.hex()})"
-            raise self._diverged(number, recorded, f"step {name!r} (digest {digest.hex()})")
-
-    def refuse_other_child(self, number: int, name: str, workflow_id: str) -> None:
-        """Raise if another call than that of this workflow, by its id, is recorded there."""
-        called = f"workflow {name!r} with the id {workflow_id!r}"
-        self._refuse_other(number, self._steps.get(number), called)
-        child = self._children.get(number)
-        if child is not None and (child.name, child.workflow_id) != (name, workflow_id):
-            recorded = f"workflow {child.name!r} with the id {child.workflow_id!r}"
-            raise self._diverged(number, recorded, called)
-
-    def recorded_child(self, number: int, name: str, data: bytes) -> WorkflowRecord | None:
-        """Return the child that was called at a place of the log, ``None`` for nothing.
-
-        Raises:
-            NonDeterministicWorkflowError: Something else is recorded there.
-        """
-        child = self._children.get(number)
-        if child is None:
-            self._refuse_other(number, self._steps.get(number), f"workflow {name!r}")
-            return None
-        if (child.name, child.input) != (name, data):
-            what = " with other arguments" if child.name == name else ""
-            raise self._diverged(number, f"workflow {child.name!r}{what}", f"workflow {name!r}")
-        return child
-
-    def unused_log(self) -> Interrupted | None:
-        """Stop the run if its code has ended before it came to the end of its log."""
-        numbers = [n for n in (*self._steps, *self._children) if n >= self.calls]
-        if numbers:
-            number = min(numbers)
-            entry = self._steps.get(number) or self._children[number]
-            self._diverged(number, repr(entry.name), "nothing, as it has ended")
-        return self.stopped
 
     def submit(self, write: Write) -> None:
         """Hand a write to the committer; :meth:`settle` waits for it.
@@ -282,8 +231,16 @@ class Run:
             digest=digest,
             output=output,
             error=error,
-            finished_at_us=time.time_ns() // 1000,
+            finished_at_us=self.next_time_us(),
         )
+
+    def next_time_us(self) -> int:
+        """Return the time now, or just after the latest record: later than any before.
+
+        A clock may be set back, and the one of another machine may be ahead.
+        """
+        self._last_time_us = max(time.time_ns() // 1000, self._last_time_us + 1)
+        return self._last_time_us
 
     def depend_on(self, other: Run) -> None:
         """Let this run go on only when what *other* has written so far is durable.
@@ -366,6 +323,9 @@ class Run:
         """Forbid the run to go on; the first reason counts. Returns what to raise."""
         if self.stopped is None:
             self.stopped = Interrupted(error, goes_on)
+            if self.order is not None:
+                with contextlib.suppress(RuntimeError):  # its event loop has ended
+                    self.loop.call_soon_threadsafe(self.order.end)
         return RunStopped()
 
     def cancel(self) -> None:
@@ -378,6 +338,8 @@ class Run:
     def end(self, ending: Ending) -> None:
         """Publish how the body ended."""
         self.closed = True
+        if self.order is not None:
+            self.order.end()
         self.claimed.set(False)
         self.ended.set(ending)
 
@@ -385,16 +347,3 @@ class Run:
         """Publish the ending that stands."""
         self.end(ending)
         self.done.set(ending)
-
-    def _refuse_other(self, number: int, other: Entry | None, called: str) -> None:
-        if other is not None:
-            kind = "step" if isinstance(other, StepRecord) else "workflow"
-            raise self._diverged(number, f"{kind} {other.name!r}", called)
-
-    def _diverged(self, number: int, recorded: str, called: str) -> Exception:
-        error = NonDeterministicWorkflowError(
-            self.workflow_id, number, recorded=recorded, called=called
-        )
-        # The code may catch the error; it must not go on all the same.
-        self.stop(error)
-        return error

@@ -3,10 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from asgi_durable.engine.execution_spans import go_on
+from asgi_durable.engine.replay import recorded_step
+from asgi_durable.engine.result_order import (
+    end_of_sleep,
+    expect_result_at,
+    forget_result,
+    in_turn,
+    sleep_output,
+)
 from asgi_durable.engine.sleepers import seconds_until, sleeping_of
 from asgi_durable.errors import DurableUsageError
 from asgi_durable.storage.records import SLEEP
@@ -38,18 +47,26 @@ def checked_seconds(seconds: float) -> float:
 
 async def run_sleep(run: Run, number: int, seconds: float) -> None:
     """Sleep, or what is left of a sleep that was recorded before."""
-    recorded = run.recorded_step(number, SLEEP, _DIGEST)
+    codec = run.services.registry.codec
+    recorded = recorded_step(run, number, SLEEP, _DIGEST)
     if recorded is None:
-        nothing = run.services.registry.codec.encode(None)
-        begins = run.step_record(number, SLEEP, _DIGEST, output=nothing, error=None)
-        ends_at_us = begins.finished_at_us + round(seconds * 1_000_000)
+        now_us = time.time_ns() // 1000
+        output = sleep_output(codec, run.next_time_us() - now_us)
+        begins = run.step_record(number, SLEEP, _DIGEST, output=output, error=None)
+        ends_at_us = now_us + round(seconds * 1_000_000)
         recorded = replace(begins, finished_at_us=ends_at_us)
         run.submit_step(recorded)
+    ends_at_us = end_of_sleep(codec, recorded)
+    expect_result_at(run, number, ends_at_us)
     try:
         # Invariant: durable before it begins. However often it is interrupted, it ends when it
         # was to end at first.
         await run.settle()
         await _sleep_until(run, number, recorded.finished_at_us)
+        await in_turn(run, number, ends_at_us)
+    except BaseException:
+        forget_result(run, number)
+        raise
     finally:
         run.note_settled()
         # Whatever has ended the sleep, its code goes on; of what is stopped nothing is seen.

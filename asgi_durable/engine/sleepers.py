@@ -60,6 +60,12 @@ class Sleeping:
         for _, woken in self.sleeps.values():
             _set(woken)
 
+    def wake_until(self, time_us: int) -> None:
+        """Let the sleeps look at the clock that end by a time."""
+        for ends_at_us, woken in self.sleeps.values():
+            if ends_at_us <= time_us:
+                _set(woken)
+
     def wake_one(self, number: int) -> None:
         """End one sleep, or what the clock was not looked at for."""
         _, woken = self.sleeps[number]

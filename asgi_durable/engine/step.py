@@ -9,7 +9,8 @@ from typing import Any
 
 from asgi_durable.engine.frame import Frame, begin_attempt, current_frame
 from asgi_durable.engine.registry import StepDefinition
-from asgi_durable.engine.replay import replayed
+from asgi_durable.engine.replay import recorded_step, replayed
+from asgi_durable.engine.result_order import in_turn
 from asgi_durable.engine.run import Run
 from asgi_durable.engine.values import decoded_failure, encode_error, infrastructure_error_in
 from asgi_durable.errors import (
@@ -40,7 +41,7 @@ async def run_step(
     definition.prepare()
     registry = run.services.registry
     digest = registry.digest(definition, args, kwargs)
-    recorded = run.recorded_step(number, definition.name, digest)
+    recorded = recorded_step(run, number, definition.name, digest)
     if recorded is not None:
         return await replayed(run, recorded)
 
@@ -73,14 +74,15 @@ async def run_step(
         else:
             step = run.step_record(number, definition.name, digest, output=output, error=None)
             run.submit_step(step, has_begun=definition.at_most_once)
+            await in_turn(run, number, step.finished_at_us)
             run.note_settled()
             return registry.codec.decode(output)
         finally:
             current_frame.reset(token)
-        raise _record_failure(run, definition, number, digest, failure)
+        raise await _record_failure(run, definition, number, digest, failure)
 
 
-def _record_failure(
+async def _record_failure(
     run: Run, definition: StepDefinition, number: int, digest: bytes, failure: Exception
 ) -> Exception:
     """Submit the record of a step that failed; return the error to raise.
@@ -91,6 +93,7 @@ def _record_failure(
     output = NO_OUTPUT if definition.at_most_once else None
     step = run.step_record(number, definition.name, digest, output=output, error=encoded)
     run.submit_step(step, has_begun=definition.at_most_once)
+    await in_turn(run, number, step.finished_at_us)
     run.note_settled()
     return decoded_failure(run, encoded, failure)
 

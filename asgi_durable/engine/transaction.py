@@ -11,7 +11,8 @@ from asgi_durable.engine.endings import OwnedElsewhereError
 from asgi_durable.engine.frame import Frame, entered
 from asgi_durable.engine.patience import while_unavailable
 from asgi_durable.engine.registry import TransactionDefinition
-from asgi_durable.engine.replay import replayed
+from asgi_durable.engine.replay import recorded_step, refuse_other_step, replayed
+from asgi_durable.engine.result_order import expect_result_at, forget_result, in_turn
 from asgi_durable.engine.run import Run, Services
 from asgi_durable.engine.transaction_places import place_of
 from asgi_durable.engine.values import (
@@ -68,7 +69,7 @@ async def run_transaction(
     definition.prepare()
     registry = run.services.registry
     digest = registry.digest(definition, args, kwargs)
-    recorded = run.recorded_step(number, definition.name, digest)
+    recorded = recorded_step(run, number, definition.name, digest)
     if recorded is not None:
         return await replayed(run, recorded)
 
@@ -81,16 +82,26 @@ async def run_transaction(
     observer = run.services.telemetry.observer
     with observer.step(run.workflow, definition.name, number, kind="transaction"):
         try:
-            step = await transaction.with_patience(transaction.commit)
-        except Exception as error:
-            step = await _failed(run, transaction, error)
-            if step.error is not None:
-                transaction.place.add_to_log(step)
-                run.note_settled()
-                raise decoded_failure(run, step.error, error) from None
-        run.refuse_other_step(step, definition.name, digest)
-        transaction.place.add_to_log(step)
-        return await replayed(run, step)
+            return await _commit(run, transaction)
+        except BaseException:
+            forget_result(run, number)
+            raise
+
+
+async def _commit(run: Run, transaction: _Transaction) -> Any:
+    """Commit a transaction, or its failure; return its result, or raise its error."""
+    try:
+        step = await transaction.with_patience(transaction.commit)
+    except Exception as error:
+        step = await _failed(run, transaction, error)
+        if step.error is not None:
+            transaction.place.add_to_log(step)
+            await in_turn(run, step.step_number, step.finished_at_us)
+            run.note_settled()
+            raise decoded_failure(run, step.error, error) from None
+    refuse_other_step(run, step, transaction.name, transaction.digest)
+    transaction.place.add_to_log(step)
+    return await replayed(run, step)
 
 
 async def _failed(run: Run, transaction: _Transaction, error: Exception) -> StepRecord:
@@ -125,10 +136,11 @@ class _Transaction:
         body: Callable[[], Any],
     ) -> None:
         self.place = place_of(run, number)
+        self.name = definition.name
+        self.digest = digest
         self._run = run
         self._definition = definition
         self._number = number
-        self._digest = digest
         self._body = body
         self._may_be_recorded = run.workflow.attempts > 1
         self._attempts = 0
@@ -197,9 +209,12 @@ class _Transaction:
         return step
 
     def _record(self, *, output: bytes | None, error: bytes | None) -> StepRecord:
-        return self._run.step_record(
-            self._number, self._definition.name, self._digest, output=output, error=error
+        step = self._run.step_record(
+            self._number, self.name, self.digest, output=output, error=error
         )
+        # What ends while this is committed comes after it.
+        expect_result_at(self._run, self._number, step.finished_at_us)
+        return step
 
 
 def _other_session(definition: TransactionDefinition, frame: Frame) -> DurableUsageError:

@@ -15,6 +15,8 @@ from asgi_durable.engine.endings import Ending, Finished, Interrupted, OwnedElse
 from asgi_durable.engine.kept_context import kept_context
 from asgi_durable.engine.outbox import Outbox
 from asgi_durable.engine.outcomes import Outcomes
+from asgi_durable.engine.replay import recorded_child, refuse_other_child
+from asgi_durable.engine.result_order import end_of_child, forget_result, in_turn
 from asgi_durable.engine.run import Run, Services
 from asgi_durable.engine.values import decode_recorded
 from asgi_durable.errors import (
@@ -68,12 +70,12 @@ class Workflows:
         workflow_id = call.options.workflow_id
         if workflow_id is not None:
             if call.parent is not None:
-                call.parent[0].refuse_other_child(call.parent[1], definition.name, workflow_id)
+                refuse_other_child(*call.parent, definition.name, workflow_id)
             return await self._claim(call, data, workflow_id)
         if call.parent is None:
             return self._start_fresh(call, data, new_id())
         parent, number = call.parent
-        child = parent.recorded_child(number, definition.name, data)
+        child = recorded_child(parent, number, definition.name, data)
         if child is None:
             # Invariant: the parent's log is all in memory, so no such child exists yet.
             return self._start_fresh(call, data, child_workflow_id(parent.workflow_id, number))
@@ -95,14 +97,20 @@ class Workflows:
             if _is_elsewhere(ending):
                 ending = await self._ending_elsewhere(call, begun.workflow_id)
             return self.value_of(ending, begun.workflow_id)
-        parent = call.parent[0]
-        parent.note_settled()
+        return await self._result_in(*call.parent, call, begun, ending)
+
+    async def _result_in(
+        self, parent: Run, number: int, call: Call, begun: Run | WorkflowRecord, ending: Ending
+    ) -> Any:
+        """Return or raise the outcome of a workflow that another one has called."""
         if _is_elsewhere(ending):
             try:
                 ending = await self._ending_elsewhere(call, begun.workflow_id)
             except Exception as error:
                 # Not the child's outcome, so nothing that the parent's code may go on with.
                 raise parent.stop(error, goes_on=True) from error
+        await in_turn(parent, number, _time_of_end(parent, number, begun))
+        parent.note_settled()
         if isinstance(ending, Finished):
             _refuse_cancelled(ending, begun.workflow_id)
             return decode_recorded(parent, ending.output, ending.error)
@@ -154,6 +162,9 @@ class Workflows:
         try:
             # The parent may see the outcome before it is durable, but must not act on it sooner.
             ending = await wait_for(begun, begun.ended, call.loop)
+        except BaseException:
+            forget_result(*call.parent)
+            raise
         finally:
             begun.caller = None
             parent.awaited = tuple(run for run in parent.awaited if run is not begun)
@@ -312,6 +323,14 @@ class Workflows:
 def _refuse_cancelled(ending: Finished, workflow_id: str) -> None:
     if ending.state is WorkflowState.CANCELLED:
         raise WorkflowCancelledError(workflow_id)
+
+
+def _time_of_end(parent: Run, number: int, begun: Run | WorkflowRecord) -> int:
+    """Return when what a parent waited for has ended, as times in the parent's log are."""
+    if isinstance(begun, WorkflowRecord):
+        return end_of_child(begun)
+    known = parent.order.time_of(number) if parent.order is not None else None
+    return known or parent.next_time_us()
 
 
 def _is_elsewhere(ending: Ending) -> bool:

@@ -1,0 +1,255 @@
+"""Which of several calls ended first: a replay shows what the first execution saw."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import sqlite3
+from collections.abc import Coroutine
+from typing import Any
+
+import pytest
+import sqlalchemy as sa
+from support.interruption import Gate
+
+from asgi_durable import Durable
+
+pytestmark = pytest.mark.anyio
+
+
+@pytest.fixture
+def url(database_url: str) -> str:
+    return database_url
+
+
+class Race:
+    """Two steps of which the one that is called last ends first, and a step that waits.
+
+    Attributes:
+        seen: What the code saw, in each execution.
+    """
+
+    def __init__(self, url: str) -> None:
+        self.durable = Durable(url, drain_timeout=0.0)
+        self.gate = Gate()
+        self.ran: list[str] = []
+        self.seen: list[Any] = []
+        self._loser_may_end = asyncio.Event()
+        self.run = self.durable.step(name="run")(self._run)
+        self.note = self.durable.step(name="note")(self._note)
+        self.wait = self.durable.step(name="wait")(self.gate.wait)
+
+    async def _run(self, name: str) -> str:
+        self.ran.append(name)
+        if name == "loser":
+            await self._loser_may_end.wait()
+        return name
+
+    async def _note(self, name: str) -> None:
+        """Take a note of a winner: with another one the log does not fit."""
+        self.seen.append(name)
+        self._loser_may_end.set()
+
+    async def interrupt(self, workflow: Any) -> None:
+        """Run a workflow until it waits, and interrupt it there."""
+        async with self.durable:
+            await self.durable.options(workflow_id="w").start_workflow(workflow)
+            await self.gate.reached.wait()
+
+    async def resumed(self) -> Any:
+        """Return the result of the next execution."""
+        self.gate.open()
+        async with self.durable:
+            return await (await self.durable.retrieve_workflow("w")).get_result(timeout=30)
+
+
+async def first_of(*calls: Coroutine[Any, Any, Any]) -> list[Any]:
+    """Return the results that are there when the first one is."""
+    tasks = [asyncio.ensure_future(call) for call in calls]
+    done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+    results = [task.result() for task in tasks if task in done]
+    await asyncio.gather(*tasks)
+    return results
+
+
+async def test_a_replay_sees_the_step_win_that_won(url: str) -> None:
+    race = Race(url)
+
+    @race.durable.workflow
+    async def work() -> list[str]:
+        loser, winner = (asyncio.create_task(race.run(name)) for name in ("loser", "winner"))
+        done, _ = await asyncio.wait([loser, winner], return_when=asyncio.FIRST_COMPLETED)
+        names = [task.result() for task in done]
+        await race.note(names[0])
+        await loser
+        await race.wait()
+        return names
+
+    await race.interrupt(work)
+
+    assert await race.resumed() == ["winner"]
+    assert (race.ran, race.seen) == (["loser", "winner"], ["winner"])
+
+
+async def test_a_replay_yields_results_as_completed_in_the_order_in_which_they_were(
+    url: str,
+) -> None:
+    race = Race(url)
+
+    @race.durable.workflow
+    async def work() -> list[str]:
+        names = []
+        for ended in asyncio.as_completed([race.run("loser"), race.run("winner")]):
+            names.append(await ended)
+            await race.note(names[-1])
+        await race.wait()
+        return names
+
+    await race.interrupt(work)
+
+    assert await race.resumed() == ["winner", "loser"]
+
+
+@pytest.mark.parametrize("nested", [False, True])
+async def test_steps_that_end_in_one_moment_are_seen_alike_by_a_replay(
+    url: str, *, nested: bool
+) -> None:
+    race = Race(url)
+    start = asyncio.Event()
+
+    @race.durable.step
+    async def at_once(number: int) -> int:
+        start.set()
+        return number
+
+    async def in_group(number: int) -> int:
+        async with asyncio.TaskGroup() as group:
+            return await group.create_task(at_once(number))
+
+    branch = in_group if nested else at_once
+
+    @race.durable.workflow
+    async def work() -> list[int]:
+        seen = await first_of(branch(0), branch(1), branch(2))
+        race.seen.append(seen)
+        await race.wait()
+        return seen
+
+    await race.interrupt(work)
+
+    assert await race.resumed() == race.seen[0]
+    assert race.seen[0] == race.seen[1]
+
+
+async def test_a_replay_sees_the_child_win_that_won(url: str) -> None:
+    race = Race(url)
+
+    @race.durable.workflow
+    async def child(name: str) -> str:
+        return await race.run(name)
+
+    @race.durable.workflow
+    async def work() -> list[str]:
+        loser, winner = (asyncio.create_task(child(name)) for name in ("loser", "winner"))
+        done, _ = await asyncio.wait([loser, winner], return_when=asyncio.FIRST_COMPLETED)
+        names = [task.result() for task in done]
+        await race.note(names[0])
+        await loser
+        await race.wait()
+        return names
+
+    await race.interrupt(work)
+
+    assert await race.resumed() == ["winner"]
+
+
+async def test_a_sleep_that_is_over_since_did_not_win(url: str) -> None:
+    race = Race(url)
+
+    @race.durable.workflow
+    async def work() -> list[Any]:
+        timeout = asyncio.create_task(race.durable.sleep(0.5))
+        winner = asyncio.create_task(race.run("winner"))
+        done, _ = await asyncio.wait([timeout, winner], return_when=asyncio.FIRST_COMPLETED)
+        names = [task.result() for task in done]
+        await race.note(str(names[0]))
+        await timeout
+        await race.wait()
+        return names
+
+    await race.interrupt(work)
+
+    assert await race.resumed() == ["winner"]
+
+
+async def test_a_sleep_that_ended_first_wins_again(url: str) -> None:
+    race = Race(url)
+
+    @race.durable.workflow
+    async def work() -> list[Any]:
+        loser = asyncio.create_task(race.run("loser"))
+        timeout = asyncio.create_task(race.durable.sleep(0.01))
+        done, _ = await asyncio.wait([loser, timeout], return_when=asyncio.FIRST_COMPLETED)
+        names = [task.result() for task in done]
+        await race.note(str(names[0]))
+        await loser
+        await race.wait()
+        return names
+
+    await race.interrupt(work)
+
+    assert await race.resumed() == [None]
+
+
+async def test_a_step_that_ends_while_a_transaction_commits_comes_after_it(url: str) -> None:
+    race = Race(url)
+    durable = race.durable
+    commits = asyncio.Event()
+
+    @durable.transaction
+    async def transaction() -> str:
+        await durable.session.execute(sa.text("SELECT 1"))
+        commits.set()
+        return "transaction"
+
+    @durable.step
+    async def step() -> str:
+        await commits.wait()
+        return "step"
+
+    @durable.workflow
+    async def work() -> list[str]:
+        names = await first_of(step(), transaction())
+        race.seen.append(names)
+        await race.wait()
+        return names
+
+    await race.interrupt(work)
+
+    assert await race.resumed() == ["transaction"] == race.seen[0]
+
+
+async def test_a_log_whose_times_are_wrong_is_followed_all_the_same(
+    sqlite_url: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    race = Race(sqlite_url)
+
+    @race.durable.workflow
+    async def work() -> list[str]:
+        names = [await race.run(name) for name in ("a", "b", "c")]
+        await race.wait()
+        return names
+
+    await race.interrupt(work)
+    # As if the clock had been set back after the first step.
+    with contextlib.closing(sqlite3.connect(sqlite_url.removeprefix("sqlite:///"))) as file, file:
+        file.execute(
+            "UPDATE asgi_durable_steps SET finished_at_us = finished_at_us + 3600000000 "
+            "WHERE step_number = 0"
+        )
+
+    with caplog.at_level(logging.WARNING):
+        assert await race.resumed() == ["a", "b", "c"]
+    (line,) = [r.getMessage() for r in caplog.records if r.name.endswith("result_order")]
+    assert "Workflow w" in line
