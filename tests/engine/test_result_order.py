@@ -6,11 +6,11 @@ import asyncio
 import contextlib
 import logging
 import sqlite3
+import time
 from collections.abc import Coroutine
 from typing import Any
 
 import pytest
-import sqlalchemy as sa
 from support.interruption import Gate
 
 from asgi_durable import Durable
@@ -71,6 +71,11 @@ async def first_of(*calls: Coroutine[Any, Any, Any]) -> list[Any]:
     results = [task.result() for task in tasks if task in done]
     await asyncio.gather(*tasks)
     return results
+
+
+def block() -> None:
+    """Keep the event loop from waking anybody."""
+    time.sleep(0.05)
 
 
 async def test_a_replay_sees_the_step_win_that_won(url: str) -> None:
@@ -202,32 +207,56 @@ async def test_a_sleep_that_ended_first_wins_again(url: str) -> None:
     assert await race.resumed() == [None]
 
 
-async def test_a_step_that_ends_while_a_transaction_commits_comes_after_it(url: str) -> None:
+@pytest.mark.parametrize("kind", ["transaction", "workflow"])
+async def test_a_step_that_ends_while_another_call_commits_comes_after_it(
+    url: str, kind: str
+) -> None:
     race = Race(url)
     durable = race.durable
-    commits = asyncio.Event()
+    is_over = asyncio.Event()
 
-    @durable.transaction
-    async def transaction() -> str:
-        await durable.session.execute(sa.text("SELECT 1"))
-        commits.set()
-        return "transaction"
+    @getattr(durable, kind)
+    async def committed() -> str:
+        is_over.set()
+        return "committed"
 
     @durable.step
     async def step() -> str:
-        await commits.wait()
+        await is_over.wait()
         return "step"
 
     @durable.workflow
     async def work() -> list[str]:
-        names = await first_of(step(), transaction())
+        names = await first_of(step(), committed())
         race.seen.append(names)
         await race.wait()
         return names
 
     await race.interrupt(work)
 
-    assert await race.resumed() == ["transaction"] == race.seen[0]
+    assert await race.resumed() == ["committed"] == race.seen[0]
+
+
+async def test_a_step_that_ends_after_a_sleep_comes_after_it_however_late_the_sleep_wakes(
+    url: str,
+) -> None:
+    race = Race(url)
+
+    @race.durable.step
+    async def block_the_loop() -> str:
+        block()
+        return "step"
+
+    @race.durable.workflow
+    async def work() -> list[Any]:
+        seen = await first_of(race.durable.sleep(0.01), block_the_loop())
+        race.seen.append(seen)
+        await race.wait()
+        return seen
+
+    await race.interrupt(work)
+
+    assert await race.resumed() == [None] == race.seen[0]
 
 
 async def test_a_log_whose_times_are_wrong_is_followed_all_the_same(
