@@ -20,7 +20,7 @@ from asgi_durable.engine.limits import Limits, positive_seconds
 from asgi_durable.engine.registry import StepDefinition
 from asgi_durable.engine.thread_calls import ThreadCalls
 from asgi_durable.errors import DurableUsageError
-from asgi_durable.middleware.asgi import ASGIApp
+from asgi_durable.middleware.asgi import ASGIApp, Scope
 from asgi_durable.middleware.idempotency import IdempotencyMiddleware
 from asgi_durable.middleware.idempotency_policy import IdempotencyPolicy
 from asgi_durable.middleware.inside import Inside, opens_a_span
@@ -270,6 +270,8 @@ class Durable(Decorators, CurrentContext, WorkflowCalls):
         *,
         inside: Callable[[], Iterable[type]] = tuple,
         handler_policies: Callable[[], Iterable[IdempotencyPolicy]] = tuple,
+        find_route: Callable[[Scope], str | None] | None = None,
+        find_stack: Callable[[], Any] | None = None,
     ) -> ASGIApp:
         """Return an app with what belongs around everything: request context, span, lifespan.
 
@@ -280,6 +282,8 @@ class Durable(Decorators, CurrentContext, WorkflowCalls):
             inside: Returns the classes of what is inside of idempotency, as of the start: a
                 line in the log tells of those that belong outside.
             handler_policies: Returns the policies that handlers have of their own.
+            find_route: Returns the route of a request that no router has seen.
+            find_stack: Returns what the application's requests come through first.
         """
 
         def policies() -> list[IdempotencyPolicy]:
@@ -289,7 +293,12 @@ class Durable(Decorators, CurrentContext, WorkflowCalls):
         look = partial(warn_of_misplaced, policies, inside)
         lifespan = LifespanMiddleware(app, self.engine, on_start=look)
         return RequestContextMiddleware(
-            TracingMiddleware(lifespan, telemetry=self.telemetry),
+            TracingMiddleware(
+                lifespan,
+                telemetry=self.telemetry,
+                find_route=find_route,
+                find_stack=find_stack,
+            ),
             header_names=self.request_id_headers,
             policy=self.request_ids,
             baggage_keys=self.telemetry.baggage_keys,

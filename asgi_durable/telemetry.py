@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 import threading
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from importlib import import_module
 from importlib.util import find_spec
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from asgi_durable.baggage import baggage_keys as checked_keys
 from asgi_durable.errors import DurableUsageError
@@ -27,6 +28,7 @@ __all__ = ["Telemetry"]
 _PROVIDERS = "asgi_durable.otel.providers"
 _EXPORTER = "opentelemetry.exporter.otlp.proto.http"
 # By which the API makes providers of its own accord.
+_EXCLUDED_URLS = "OTEL_PYTHON_EXCLUDED_URLS"
 _VARIABLES = ("OTEL_PYTHON_TRACER_PROVIDER", "OTEL_PYTHON_METER_PROVIDER")
 
 
@@ -53,12 +55,19 @@ class Telemetry:
         baggage_keys: Keys of the W3C ``baggage`` of requests that their workflows keep, 1 kB of
             it at most, to be handed on after a restart too. None by default: baggage may hold
             personal data, and what is kept is in the database as long as the workflow.
+        excluded_urls: Regular expressions; a request whose URL (``https://shop.example/health``,
+            without the query) one of them is found in has no SERVER span of ours and is in no
+            figure of ours. By default those of the variable ``OTEL_PYTHON_EXCLUDED_URLS``,
+            between commas. What an instrumentation of OpenTelemetry around the application
+            excludes is excluded here as well.
+        request_attributes: Returns attributes of the application's own for the SERVER span of a
+            request, from its ASGI scope; called when the request is answered.
         summary_span: True for one more span for each workflow and keyed request that ends, from
             its start to its end: ``durable.workflow {name}``, a root.
 
     Raises:
         DurableUsageError: There are endpoints, and the extra is not installed; or a number of
-            seconds is none; or a key is none.
+            seconds is none; or a key is none; or an expression is none.
     """
 
     def __init__(
@@ -71,6 +80,8 @@ class Telemetry:
         meter_provider: MeterProvider | None = None,
         continue_trace: float = 0.0,
         baggage_keys: Iterable[str] = (),
+        excluded_urls: Iterable[str] | None = None,
+        request_attributes: Callable[[Mapping[str, Any]], Mapping[str, Any]] | None = None,
         summary_span: bool = False,
     ) -> None:
         self.otlp_traces_endpoints = tuple(otlp_traces_endpoints)
@@ -80,6 +91,8 @@ class Telemetry:
         self.meter_provider = meter_provider
         self.continue_trace = _seconds(continue_trace)
         self.baggage_keys = checked_keys(baggage_keys)
+        self.excluded_urls = _expression(excluded_urls)
+        self.request_attributes = request_attributes
         self.summary_span = summary_span
         if self._exports and not _is_installed(_EXPORTER):
             msg = "OTLP endpoints need the extra: pip install 'asgi-durable[otel]'"
@@ -150,6 +163,21 @@ def _seconds(value: object) -> float:
         msg = f"continue_trace is a number of seconds, 0 or more, got {value!r}"
         raise DurableUsageError(msg)
     return float(value)
+
+
+def _expression(urls: Iterable[str] | None) -> re.Pattern[str] | None:
+    """Return one expression for all that is excluded, ``None`` for nothing."""
+    if urls is None:
+        urls = os.environ.get(_EXCLUDED_URLS, "").split(",")
+    elif isinstance(urls, str):
+        msg = f"excluded_urls are several expressions, as in [{urls!r}]; got one"
+        raise DurableUsageError(msg)
+    wanted = [url.strip() for url in urls if url.strip()]
+    try:
+        return re.compile("|".join(f"(?:{url})" for url in wanted)) if wanted else None
+    except re.error as error:
+        msg = f"excluded_urls (or {_EXCLUDED_URLS}) are regular expressions, got {wanted}: {error}"
+        raise DurableUsageError(msg) from error
 
 
 def _is_installed(module: str) -> bool:

@@ -36,6 +36,7 @@ from asgi_durable_starlette.dependencies import (
     current_request_context,
 )
 from asgi_durable_starlette.handler_policies import HandlerPolicies
+from asgi_durable_starlette.outer_stack import wrap_stack
 
 __all__ = ["current_durable", "current_request_context", "idempotent", "install"]
 
@@ -89,8 +90,14 @@ def install(
     build = app.build_middleware_stack
 
     def build_with_durable() -> ASGIApp:
-        inside, policies = partial(_inside, app), handler_policies.policies
-        return durable.wrap_outside(build(), inside=inside, handler_policies=policies)
+        wrap = partial(
+            durable.wrap_outside,
+            inside=partial(_inside, app),
+            handler_policies=handler_policies.policies,
+            find_route=handler_policies.find_route,
+            find_stack=lambda: app.middleware_stack,
+        )
+        return wrap_stack(build(), wrap)
 
     app.build_middleware_stack = build_with_durable  # type: ignore[method-assign]
 

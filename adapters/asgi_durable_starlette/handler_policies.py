@@ -19,6 +19,7 @@ __all__ = ["HandlerPolicies"]
 
 @dataclass(frozen=True, slots=True)
 class _Handler:
+    route: str
     path: re.Pattern[str]
     methods: frozenset[str] | None
     policy: IdempotencyPolicy | None
@@ -38,17 +39,26 @@ class HandlerPolicies:
         self._app = app
         self._flatten = flatten
         self._handlers: list[_Handler] | None = None
+        self._has_policies = False
 
     def __call__(self, scope: MutableMapping[str, Any]) -> IdempotencyPolicy | None:
         """Return the policy, ``None`` if the handler has none of its own."""
+        handlers = self._known_handlers()
+        handler = _handler_of(scope, handlers) if self._has_policies else None
+        return handler.policy if handler is not None else None
+
+    def find_route(self, scope: MutableMapping[str, Any]) -> str | None:
+        """Return the route of a request that no router has seen, ``None`` where there is none."""
+        if "router" in scope:
+            return None
+        handler = _handler_of(scope, self._known_handlers())
+        return str(scope.get("root_path", "")) + handler.route if handler is not None else None
+
+    def _known_handlers(self) -> list[_Handler]:
         if self._handlers is None:
-            has_any = any(True for _ in self.policies())
-            self._handlers = self._all_handlers() if has_any else []
-        for handler in self._handlers:
-            is_for_method = handler.methods is None or scope["method"] in handler.methods
-            if is_for_method and handler.path.match(route_path(scope)):
-                return handler.policy
-        return None
+            self._handlers = self._all_handlers()
+            self._has_policies = any(handler.policy is not None for handler in self._handlers)
+        return self._handlers
 
     def policies(self) -> Iterator[IdempotencyPolicy]:
         """Return the policies that handlers have by now."""
@@ -66,8 +76,20 @@ class HandlerPolicies:
                 yield from self._handlers_of(inner, prefix + path)
             elif (endpoint := getattr(route, "endpoint", None)) is not None:
                 methods = getattr(route, "methods", None)
+                regex, route_format, _ = compile_path(prefix + path)
                 yield _Handler(
-                    path=compile_path(prefix + path)[0],
+                    route=route_format,
+                    path=regex,
                     methods=frozenset(methods) if methods else None,
                     policy=policy_of(endpoint),
                 )
+
+
+def _handler_of(scope: MutableMapping[str, Any], handlers: list[_Handler]) -> _Handler | None:
+    """Return the first handler that a request's method and path fit."""
+    path = route_path(scope)
+    for handler in handlers:
+        is_for_method = handler.methods is None or scope["method"] in handler.methods
+        if is_for_method and handler.path.match(path):
+            return handler
+    return None

@@ -41,6 +41,8 @@ _POLICY_VIOLATION, _INTERNAL_ERROR = 1008, 1011
 class RequestContextMiddleware:
     """Take the request id from a header, or make one, and send it back with every answer.
 
+    The app finds that id in the request's header too, whoever made it.
+
     The W3C headers of a trace are read as well, so that traces go on through a process without
     OpenTelemetry. What is known is ``asgi_durable.context.current_request``, and
     ``scope["asgi_durable.request"]``, a ``RequestContext``.
@@ -94,6 +96,11 @@ class RequestContextMiddleware:
             await send(message)
 
         scope[SCOPE_KEY] = context
+        # The app, and what else makes request ids inside, reads the same one.
+        if self._sent_name not in found:
+            scope["headers"] = [*scope["headers"], (self._sent_name, sent_value)]
+        elif found[self._sent_name] != [sent_value]:
+            scope["headers"] = replace_header(scope["headers"], self._sent_name, sent_value)
         token = current_request.set(context)
         try:
             if refusal is None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib import import_module
 from typing import Any, Protocol
 
@@ -35,6 +35,7 @@ class Wishes(Protocol):
     meter_provider: MeterProvider | None
     continue_trace: float
     summary_span: bool
+    request_attributes: Callable[[Mapping[str, Any]], Mapping[str, Any]] | None
 
 
 class Outlets:
@@ -67,7 +68,7 @@ class Outlets:
                 continue_trace=wishes.continue_trace,
                 summary_span=wishes.summary_span,
             )
-            self.server_spans = ServerSpans(tracer, times)
+            self.server_spans = ServerSpans(tracer, times, wishes.request_attributes)
 
     async def close(self) -> None:
         """Export what is left, in a limited time."""

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, MutableMapping
+import logging
+from collections.abc import Callable, Mapping, MutableMapping
 from typing import Any
-from urllib.parse import parse_qsl, urlencode
 
 from opentelemetry.context import Context, attach, detach, get_current
 from opentelemetry.propagate import extract, get_global_textmap
@@ -18,37 +18,20 @@ from opentelemetry.trace import (
 )
 
 from asgi_durable.context import current_request
+from asgi_durable.otel.http_attributes import request_attributes, route_of, without_secrets
 from asgi_durable.otel.observer import mark_failed, name_of
 from asgi_durable.otel.request_times import RequestTime, RequestTimes
 from asgi_durable.telemetry_port import current_request_span
 
 __all__ = ["ServerSpan", "ServerSpans"]
 
+logger = logging.getLogger(__name__)
+
+AttributesHook = Callable[[Mapping[str, Any]], Mapping[str, Any]]
+RouteFinder = Callable[[MutableMapping[str, Any]], str | None]
+
 _METHODS = frozenset(
     {"CONNECT", "DELETE", "GET", "HEAD", "OPTIONS", "PATCH", "POST", "PUT", "QUERY", "TRACE"}
-)
-_PORTS = {"http": 80, "https": 443}
-# Query parameters whose values are secrets, in lower case.
-SECRET_PARAMETERS = frozenset(
-    {
-        "access_token",
-        "api_key",
-        "apikey",
-        "awsaccesskeyid",
-        "code",
-        "id_token",
-        "key",
-        "password",
-        "refresh_token",
-        "secret",
-        "sig",
-        "signature",
-        "token",
-        "x-amz-credential",
-        "x-amz-security-token",
-        "x-amz-signature",
-        "x-goog-signature",
-    }
 )
 
 
@@ -58,11 +41,18 @@ class ServerSpans:
     Args:
         tracer: Makes the spans, ``None`` where there are none.
         times: Takes the times, ``None`` where nobody wants them.
+        hook: Returns attributes of the application's own for a request's span, from its scope.
     """
 
-    def __init__(self, tracer: Tracer | None, times: RequestTimes | None = None) -> None:
+    def __init__(
+        self,
+        tracer: Tracer | None,
+        times: RequestTimes | None = None,
+        hook: AttributesHook | None = None,
+    ) -> None:
         self._tracer = tracer
         self._times = times
+        self._hook = hook
         # The headers that say where a trace goes on, and the two that attributes are read from.
         fields = get_global_textmap().fields
         self._context_headers = {name.lower().encode("latin-1"): name for name in fields}
@@ -75,7 +65,7 @@ class ServerSpans:
         current = get_current_span(around)
         if current.is_recording() and getattr(current, "kind", None) is SpanKind.SERVER:
             _enrich(current, scope)
-            return ServerSpan(current)
+            return ServerSpan(current, scope["method"], hook=self._hook)
         method, tracer, times = scope["method"], self._tracer, self._times
         known = method if method in _METHODS else "_OTHER"
         request_time = times.begin(scope, known, current) if times is not None else None
@@ -85,7 +75,8 @@ class ServerSpans:
         attributes, parent = self._read(scope, known, around)
         span = tracer.start_span(name, parent, SpanKind.SERVER, attributes)
         # With what else the headers have brought, baggage say.
-        return ServerSpan(span, name, context=set_span_in_context(span, parent), time=request_time)
+        context = set_span_in_context(span, parent)
+        return ServerSpan(span, name, hook=self._hook, context=context, time=request_time)
 
     def _read(
         self, scope: Mapping[str, Any], method: str, around: Context
@@ -103,7 +94,7 @@ class ServerSpans:
                     user_agent = text
                 else:
                     carrier[self._context_headers[key]] = text
-        attributes = _attributes(scope, method, host)
+        attributes = request_attributes(scope, method, host)
         if user_agent is not None:
             attributes["user_agent.original"] = user_agent
         # What is opened around us has decided already, and has read the headers.
@@ -116,16 +107,21 @@ class ServerSpan:
 
     Args:
         span: The span, ``None`` where there is none.
-        name: What our own is called as long as its route is not known; empty for theirs.
+        name: What it is called as long as its route is not known.
+        hook: Returns attributes of the application's own.
         context: The one in which our own is the current span, ``None`` for theirs.
         time: Takes the time, ``None`` where nobody wants it, or somebody else takes it.
     """
 
     __slots__ = (
         "_context_token",
+        "_hook",
+        "_is_described",
         "_is_open",
+        "_is_ours",
         "_is_recorded",
         "_name",
+        "_route",
         "_span",
         "_status",
         "_time",
@@ -137,15 +133,19 @@ class ServerSpan:
         span: Span | None,
         name: str = "",
         *,
+        hook: AttributesHook | None = None,
         context: Context | None = None,
         time: RequestTime | None = None,
     ) -> None:
-        is_ours = context is not None
-        self._span = span if is_ours else None
+        self._is_ours = context is not None
+        self._span = span
         self._name = name
+        self._hook = hook
         self._time = time
         self._status: int | None = None
-        self._is_open = is_ours or time is not None
+        self._route: str | None = None
+        self._is_described = False
+        self._is_open = self._is_ours or time is not None
         self._is_recorded = span is not None and span.is_recording()
         self._context_token = attach(context) if context is not None else None
         self._token = current_request_span.set(span if self._is_recorded else None)
@@ -164,35 +164,67 @@ class ServerSpan:
         """Take note of what the application has raised."""
         if not self._is_open:
             return
-        if self._is_recorded:
+        if self._is_ours and self._is_recorded:
             mark_failed(self._span, error)
         if self._time is not None:
             self._time.failed(name_of(error))
 
-    def end(self, scope: Mapping[str, Any]) -> None:
+    def describe(
+        self, scope: MutableMapping[str, Any], find_route: RouteFinder | None = None
+    ) -> None:
+        """Say what is known of the request once it is answered: its route and status.
+
+        Before the last part of the response is sent: a span of somebody else's may end with it.
+
+        Args:
+            scope: The request's.
+            find_route: Returns the route of a request that no router has seen: a replay, say.
+        """
+        if self._is_described:
+            return
+        self._is_described = True
+        led_to = route_of(scope)
+        self._route = led_to
+        if led_to is None and find_route is not None:
+            self._route = find_route(scope)
+        span = self._span
+        if span is None or not self._is_recorded:
+            return
+        if self._is_ours and self._status is not None:
+            span.set_attribute("http.response.status_code", self._status)
+            if self._status >= 500:
+                span.set_attribute("error.type", str(self._status))
+                span.set_status(StatusCode.ERROR)
+        # A framework names its own span after the route that it has led the request to.
+        if self._route is not None and (self._is_ours or led_to is None):
+            span.set_attribute("http.route", self._route)
+            span.update_name(f"{self._name} {self._route}")
+        if self._hook is not None:
+            _call_hook(self._hook, span, scope)
+
+    def end(self, scope: MutableMapping[str, Any], find_route: RouteFinder | None = None) -> None:
         """End a span of ours; it is named after the route that the request was led to."""
+        self.describe(scope, find_route)
         if not self._is_open:
             return
         self._is_open = False
         if self._time is not None:
             # While the span is the current one: it is an example of what took so long.
-            self._time.end(self._status, _route_of(scope))
-        span = self._span
-        if span is not None:
-            if self._is_recorded:
-                self._describe(span, _route_of(scope))
-            span.end()
+            self._time.end(self._status, self._route)
+        if self._is_ours and self._span is not None:
+            self._span.end()
 
-    def _describe(self, span: Span, route: str | None) -> None:
-        status = self._status
-        if status is not None:
-            span.set_attribute("http.response.status_code", status)
-            if status >= 500:
-                span.set_attribute("error.type", str(status))
-                span.set_status(StatusCode.ERROR)
-        if route is not None:
-            span.set_attribute("http.route", route)
-            span.update_name(f"{self._name} {route}")
+
+def _call_hook(hook: AttributesHook, span: Span, scope: Mapping[str, Any]) -> None:
+    try:
+        span.set_attributes(hook(scope))
+    except Exception:
+        logger.warning(
+            "Telemetry(request_attributes=...) failed for %s %s; its span goes without them",
+            scope["method"],
+            scope["path"],
+            exc_info=True,
+        )
 
 
 def _enrich(span: Span, scope: Mapping[str, Any]) -> None:
@@ -204,62 +236,4 @@ def _enrich(span: Span, scope: Mapping[str, Any]) -> None:
     query = scope.get("query_string")
     if query:
         # Other instrumentations leave all but a few secrets in it.
-        span.set_attribute("url.query", _without_secrets(query.decode("latin-1")))
-
-
-def _attributes(scope: Mapping[str, Any], method: str, host: str | None) -> dict[str, Any]:
-    scheme = scope.get("scheme", "http")
-    attributes: dict[str, Any] = {
-        "http.request.method": method,
-        "url.path": scope["path"],
-        "url.scheme": scheme,
-        "network.protocol.version": scope.get("http_version", "1.1"),
-    }
-    if method == "_OTHER":
-        attributes["http.request.method_original"] = scope["method"]
-    query = scope.get("query_string")
-    if query:
-        attributes["url.query"] = _without_secrets(query.decode("latin-1"))
-    address, port = _split_host(host) if host else scope.get("server") or (None, None)
-    if address:
-        attributes["server.address"] = address
-        attributes["server.port"] = port or _PORTS.get(scheme, 0)
-    client = scope.get("client")
-    if client:
-        attributes["client.address"] = client[0]
-    request = current_request.get()
-    if request is not None:
-        attributes["durable.request.id"] = request.request_id
-    return attributes
-
-
-def _split_host(host: str) -> tuple[str, int | None]:
-    """Return what a Host header names, without the user that a client may write into it."""
-    host = host.rpartition("@")[2]
-    address, _, port = host.rpartition(":")
-    if address and port.isdecimal() and len(port) <= 5:
-        return address, int(port)
-    return host, None
-
-
-def _without_secrets(query: str) -> str:
-    pairs = parse_qsl(query, keep_blank_values=True)
-    return urlencode(
-        [(key, "REDACTED" if key.lower() in SECRET_PARAMETERS else value) for key, value in pairs]
-    )
-
-
-def _route_of(scope: Mapping[str, Any]) -> str | None:
-    """Return the pattern that a request's path has matched, where the framework tells."""
-    template = scope.get("path_template")
-    if template:
-        return str(template)
-    within = scope.get("fastapi")
-    found = within.get("effective_route_context") if isinstance(within, dict) else None
-    route = found or scope.get("route")
-    path = getattr(route, "path_format", None)
-    if not isinstance(path, str):
-        return None
-    # Of a mounted application the path begins after where it is mounted.
-    is_mount = hasattr(route, "app") and getattr(route, "endpoint", None) is None
-    return str(scope.get("root_path", "")) + ("/{path}" if is_mount else path)
+        span.set_attribute("url.query", without_secrets(query.decode("latin-1")))

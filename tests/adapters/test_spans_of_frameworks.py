@@ -166,8 +166,9 @@ async def test_a_replay_has_the_span_of_fastapi_too(url: str, add) -> None:
         answers = [await exchange(app, keyed(path=REQUEST[1])) for _ in range(2)]
 
     assert [answer.headers("idempotent-replayed") for answer in answers] == [[], ["true"]]
-    # A replay is not led to a route.
-    assert spans.trees() == [(f"POST {ROUTE}", []), ("POST", [])]
+    # A replay is not led to a route where only the adapter knows the routes.
+    replayed = f"POST {ROUTE}" if add is installed else "POST"
+    assert spans.trees() == [(f"POST {ROUTE}", []), (replayed, [])]
     outcomes = [(span.attributes or {})["idempotency.outcome"] for span in spans.ended]
     assert outcomes == ["executed", "replayed"]
     assert links_of(spans.ended[1]) == [span_id(spans.ended[0])]

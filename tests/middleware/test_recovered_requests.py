@@ -173,6 +173,7 @@ async def test_the_app_gets_the_request_as_it_was_but_for_who_sent_it(url: str) 
         (b"idempotency-key", b"k"),
         (b"x-kept", b"one"),
         (b"x-kept", b"two"),
+        (b"x-request-id", first["asgi_durable.request"].request_id.encode()),
     ]
     assert scope["state"] == {"opened": "in the lifespan"}
     assert scope["asgi_durable"] == ResumedRequest(principal=None)

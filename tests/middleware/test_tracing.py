@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from typing import Any
+from urllib.parse import parse_qsl, urlencode
 
 import pytest
 from opentelemetry import baggage
@@ -13,7 +14,12 @@ from opentelemetry.trace import SpanKind, StatusCode, get_current_span
 from support.asgi import answer, exchange, http_scope
 from support.spans import Spans
 
-from asgi_durable import RequestContextMiddleware, Telemetry, TracingMiddleware
+from asgi_durable import (
+    DurableUsageError,
+    RequestContextMiddleware,
+    Telemetry,
+    TracingMiddleware,
+)
 
 pytestmark = pytest.mark.anyio
 
@@ -101,8 +107,8 @@ async def test_it_is_named_after_the_route_that_the_framework_has_found() -> Non
     [
         ("shop.example", "shop.example", 80),
         ("user:secret@shop.example:81", "shop.example", 81),
-        ("[::1]:8000", "[::1]", 8000),
-        ("[::1]", "[::1]", 80),
+        ("[::1]:8000", "::1", 8000),
+        ("[::1]", "::1", 80),
         ("shop.example:nonsense", "shop.example:nonsense", 80),
     ],
 )
@@ -120,6 +126,103 @@ async def test_secrets_of_the_query_are_left_out() -> None:
 
     found = attributes_of(span)["url.query"]
     assert found == "page=2&token=REDACTED&X-Amz-Signature=REDACTED&empty="
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "client_secret",
+        "session",
+        "jwt",
+        "x-api-key",
+        "user[password]",
+        "user.password",
+        "X_API_Key",
+    ],
+)
+async def test_a_secret_is_known_by_its_name_however_it_is_written(name: str) -> None:
+    query = urlencode({name: "t0p", "page": "2"}).encode()
+
+    span = await send(Spans(), http_scope(query_string=query))
+
+    found = dict(parse_qsl(str(attributes_of(span)["url.query"])))
+    assert found == {name: "REDACTED", "page": "2"}
+
+
+@pytest.mark.parametrize(
+    ("urls", "traced"), [(["/health", "^http://[^/]+/ping$"], ["/orders", "/ping2"]), ([], None)]
+)
+async def test_excluded_urls_have_no_span(urls: list[str], traced: list[str] | None) -> None:
+    paths = ["/health", "/ping", "/orders", "/ping2"]
+    spans = Spans(excluded_urls=urls)
+    app = TracingMiddleware(ok, telemetry=spans.telemetry)
+
+    for path in paths:
+        await exchange(app, http_scope(path=path))
+
+    found = [attributes_of(span)["url.path"] for span in spans.ended]
+    assert found == (paths if traced is None else traced)
+
+
+async def test_the_variable_of_opentelemetry_excludes_urls(monkeypatch) -> None:
+    monkeypatch.setenv("OTEL_PYTHON_EXCLUDED_URLS", "health, ping")
+    spans = Spans()
+    app = TracingMiddleware(ok, telemetry=spans.telemetry)
+
+    for path in ("/health", "/ping", "/orders"):
+        await exchange(app, http_scope(path=path))
+
+    assert [attributes_of(span)["url.path"] for span in spans.ended] == ["/orders"]
+
+
+@pytest.mark.parametrize("urls", ["/health", ["("]])
+def test_excluded_urls_that_are_no_expressions_are_refused(urls) -> None:
+    with pytest.raises(DurableUsageError, match="excluded_urls"):
+        Telemetry(excluded_urls=urls)
+
+
+async def test_a_span_has_the_attributes_of_the_application() -> None:
+    def attributes(scope) -> dict[str, str]:
+        return {"tenant": scope["tenant"]}
+
+    async def app(scope, receive, send) -> None:
+        scope["tenant"] = "a"
+        await answer(send)
+
+    span = await send(Spans(request_attributes=attributes), http_scope(), app)
+
+    assert attributes_of(span)["tenant"] == "a"
+
+
+async def test_a_hook_that_fails_costs_its_attributes_alone(caplog) -> None:
+    def attributes(scope) -> dict[str, str]:
+        raise LookupError("no tenant")
+
+    span = await send(Spans(request_attributes=attributes), http_scope(path="/orders"))
+
+    assert attributes_of(span)["http.response.status_code"] == 200
+    (line,) = [r for r in caplog.records if r.name == "asgi_durable.otel.server_spans"]
+    assert "/orders" in line.getMessage()
+    assert "no tenant" in (line.exc_text or "")
+
+
+async def test_a_span_ends_after_announced_trailers() -> None:
+    spans = Spans()
+    ended: list[int] = []
+
+    async def app(scope, receive, send) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": [], "trailers": True})
+        await send({"type": "http.response.body", "body": b"x"})
+        ended.append(len(spans.ended))
+        trailers = {"type": "http.response.trailers", "headers": []}
+        await send({**trailers, "more_trailers": True})
+        ended.append(len(spans.ended))
+        await send(trailers)
+        ended.append(len(spans.ended))
+
+    await exchange(TracingMiddleware(app, telemetry=spans.telemetry), http_scope())
+
+    assert ended == [0, 0, 1]
 
 
 async def test_an_unknown_method_does_not_make_a_name() -> None:
