@@ -49,6 +49,7 @@ def install(
     durable: Durable,
     *,
     flatten: Callable[[Sequence[Any]], Iterable[Any]] = iter,
+    api_keys_of: Callable[[Any], Iterable[tuple[str, str]]] = lambda _route: (),
 ) -> None:
     """Make an application's requests durable.
 
@@ -61,6 +62,8 @@ def install(
         durable: What keeps its requests.
         flatten: For adapters of frameworks on top of this one: returns routes with those that
             routers have brought in.
+        api_keys_of: For the same: returns the API keys that a route says its clients send, where
+            (``"header"``, ``"query"`` or ``"cookie"``) and under which name.
 
     Raises:
         DurableUsageError: The application has been started, or has a ``Durable`` already.
@@ -75,7 +78,7 @@ def install(
     durable.engine.registry.add_ambient_rule(_is_ambient)
     # Starlette calls it for requests and for WebSockets; its annotation knows one at a time.
     app.add_exception_handler(DurableError, typing.cast("typing.Any", _answer))
-    handler_policies = HandlerPolicies(app, flatten)
+    handler_policies = HandlerPolicies(app, flatten, api_keys_of)
     # At the end, which is inside: `add_middleware` puts its middleware at the front.
     app.user_middleware.append(
         Middleware(
@@ -89,8 +92,12 @@ def install(
     build = app.build_middleware_stack
 
     def build_with_durable() -> ASGIApp:
-        inside, policies = partial(_inside, app), handler_policies.policies
-        return durable.wrap_outside(build(), inside=inside, handler_policies=policies)
+        return durable.wrap_outside(
+            build(),
+            inside=partial(_inside, app),
+            around=partial(_around, app),
+            handler_policies=handler_policies.policies,
+        )
 
     app.build_middleware_stack = build_with_durable  # type: ignore[method-assign]
 
@@ -100,6 +107,12 @@ def _inside(app: Starlette) -> Iterable[type]:
     kinds = [class_of(entry) for entry in app.user_middleware]
     own = kinds.index(IdempotencyMiddleware)
     return [*kinds[own + 1 :], *classes_within(app.router)]
+
+
+def _around(app: Starlette) -> Iterable[type]:
+    """Return the classes of the application's middlewares around the idempotency middleware."""
+    kinds = [class_of(entry) for entry in app.user_middleware]
+    return kinds[: kinds.index(IdempotencyMiddleware)]
 
 
 async def _answer(connection: HTTPConnection, error: Exception) -> Response | None:
