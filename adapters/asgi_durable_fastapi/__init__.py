@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, cast
 
 import fastapi.routing
 from fastapi import FastAPI, params
-from fastapi.openapi.models import APIKey
 from fastapi.security import SecurityScopes
 
 import asgi_durable_starlette
@@ -31,7 +30,7 @@ def install(app: FastAPI, durable: Durable) -> None:
     Raises:
         DurableUsageError: The application has been started, or has a ``Durable`` already.
     """
-    asgi_durable_starlette.install(app, durable, flatten=_flatten, api_keys_of=_api_keys_of)
+    asgi_durable_starlette.install(app, durable, flatten=_flatten)
     durable.engine.registry.add_ambient_rule(_is_dependency)
     durable.engine.registry.add_ambient_rule(filled_with(SecurityScopes))
     describe_keys(app, durable, _flatten)
@@ -41,17 +40,6 @@ def _flatten(routes: Sequence[Any]) -> Iterable[Any]:
     # Later versions keep an included router as one route.
     flatten = getattr(fastapi.routing, "iter_route_contexts", iter)
     return cast("Iterable[Any]", flatten(routes))
-
-
-def _api_keys_of(route: Any) -> Iterator[tuple[str, str]]:
-    """Return where the security schemes among a route's dependencies look for API keys."""
-    pending = [getattr(route, "dependant", None)]
-    while pending:
-        dependant = pending.pop()
-        model = getattr(getattr(dependant, "call", None), "model", None)
-        if isinstance(model, APIKey):
-            yield model.in_.value, model.name
-        pending += getattr(dependant, "dependencies", ())
 
 
 def _is_dependency(parameter: inspect.Parameter, hint: object) -> bool:

@@ -27,13 +27,14 @@ from asgi_durable import (
     DurableError,
     DurableUsageError,
     IdempotencyMiddleware,
+    IdempotencyPolicy,
     RequestContext,
 )
 from asgi_durable.ambient import filled_with
 from asgi_durable.middleware.handler_policy import idempotent
 from asgi_durable.middleware.problem_details import problem_response
 from asgi_durable_litestar.filled_parameters import FilledParameters
-from asgi_durable_litestar.handlers import HandlerPolicies, handlers_of
+from asgi_durable_litestar.handlers import handler_policy, handlers_of
 from asgi_durable_litestar.openapi import describe_keys
 from asgi_durable_litestar.surrounding import surround
 
@@ -91,7 +92,7 @@ class DurablePlugin(InitPlugin, ReceiveRoutePlugin):
                 engine=durable.engine,
                 policy=policy,
                 routes=durable.idempotency_routes,
-                find_policy=HandlerPolicies(),
+                find_policy=_find_policy,
             )
         )
         app_config.exception_handlers.setdefault(DurableError, _answer)
@@ -113,6 +114,10 @@ class DurablePlugin(InitPlugin, ReceiveRoutePlugin):
 
     def _give_request_context(self) -> RequestContext | None:
         return self._durable.request
+
+
+def _find_policy(scope: Any) -> IdempotencyPolicy | None:
+    return handler_policy(scope["route_handler"])
 
 
 def _status_pages(prefix: str) -> Any:

@@ -49,7 +49,6 @@ def install(
     durable: Durable,
     *,
     flatten: Callable[[Sequence[Any]], Iterable[Any]] = iter,
-    api_keys_of: Callable[[Any], Iterable[tuple[str, str]]] = lambda _route: (),
 ) -> None:
     """Make an application's requests durable.
 
@@ -62,8 +61,6 @@ def install(
         durable: What keeps its requests.
         flatten: For adapters of frameworks on top of this one: returns routes with those that
             routers have brought in.
-        api_keys_of: For the same: returns the API keys that a route says its clients send, where
-            (``"header"``, ``"query"`` or ``"cookie"``) and under which name.
 
     Raises:
         DurableUsageError: The application has been started, or has a ``Durable`` already.
@@ -78,7 +75,7 @@ def install(
     durable.engine.registry.add_ambient_rule(_is_ambient)
     # Starlette calls it for requests and for WebSockets; its annotation knows one at a time.
     app.add_exception_handler(DurableError, typing.cast("typing.Any", _answer))
-    handler_policies = HandlerPolicies(app, flatten, api_keys_of)
+    handler_policies = HandlerPolicies(app, flatten)
     # At the end, which is inside: `add_middleware` puts its middleware at the front.
     app.user_middleware.append(
         Middleware(

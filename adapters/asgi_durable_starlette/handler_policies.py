@@ -1,4 +1,4 @@
-"""What handlers say of keys, found before a request is routed: their policies, and API keys."""
+"""Policies that handlers are given by a decorator, found before a request is routed."""
 
 from __future__ import annotations
 
@@ -13,7 +13,6 @@ from starlette.routing import compile_path
 from asgi_durable import IdempotencyPolicy
 from asgi_durable.middleware.asgi import route_path
 from asgi_durable.middleware.handler_policy import policy_of
-from asgi_durable.middleware.principal import ApiKeys
 
 __all__ = ["HandlerPolicies"]
 
@@ -33,19 +32,11 @@ class HandlerPolicies:
     Args:
         app: Whose handlers.
         flatten: Returns routes with those that routers have brought in.
-        api_keys_of: Returns the API keys that a route says its clients send: where, and under
-            which name.
     """
 
-    def __init__(
-        self,
-        app: Starlette,
-        flatten: Callable[[Sequence[Any]], Iterable[Any]],
-        api_keys_of: Callable[[Any], Iterable[tuple[str, str]]],
-    ) -> None:
+    def __init__(self, app: Starlette, flatten: Callable[[Sequence[Any]], Iterable[Any]]) -> None:
         self._app = app
         self._flatten = flatten
-        self._api_keys_of = api_keys_of
         self._handlers: list[_Handler] | None = None
 
     def __call__(self, scope: MutableMapping[str, Any]) -> IdempotencyPolicy | None:
@@ -58,18 +49,6 @@ class HandlerPolicies:
             if is_for_method and handler.path.match(route_path(scope)):
                 return handler.policy
         return None
-
-    def api_keys(self, _scope: MutableMapping[str, Any]) -> ApiKeys:
-        """Return the API keys that clients send, by what any route says."""
-        places: dict[str, set[str]] = {}
-        for place, name in self._api_keys_below(self._app.routes):
-            places.setdefault(place, set()).add(name)
-        return ApiKeys.at(places)
-
-    def _api_keys_below(self, routes: Sequence[Any]) -> Iterator[tuple[str, str]]:
-        for route in self._flatten(routes):
-            yield from self._api_keys_of(route)
-            yield from self._api_keys_below(getattr(route, "routes", None) or ())
 
     def policies(self) -> Iterator[IdempotencyPolicy]:
         """Return the policies that handlers have by now."""

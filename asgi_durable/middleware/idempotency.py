@@ -14,12 +14,13 @@ from typing import Protocol
 from asgi_durable.engine.request_servers import RequestServers
 from asgi_durable.engine.requests import Requests
 from asgi_durable.errors import DurableError
+from asgi_durable.middleware.api_keys import api_keys_within
 from asgi_durable.middleware.asgi import ASGIApp, Receive, Scope, Send
 from asgi_durable.middleware.fingerprint import idempotency_key
 from asgi_durable.middleware.idempotency_policy import IdempotencyPolicy
 from asgi_durable.middleware.keyed_request import KeyedRequest
 from asgi_durable.middleware.policy_routes import PolicyFinder, PolicyRoutes
-from asgi_durable.middleware.principal import NO_API_KEYS, ApiKeys, KnowsApiKeys
+from asgi_durable.middleware.principal import ApiKeys
 from asgi_durable.middleware.problem_details import send_problem
 from asgi_durable.middleware.request_attempt import Connection
 from asgi_durable.middleware.request_body import ClientGoneError
@@ -58,8 +59,7 @@ class IdempotencyMiddleware:
             ``"/hooks/{rest:path}"``; the first that fits counts. ``None`` for a route that keys
             have no effect on.
         find_policy: Returns the policy of the handler that a scope leads to, where no route
-            fits; ``None`` for the one above. One that :class:`KnowsApiKeys` is asked about them,
-            once, with the first request that has a key.
+            fits; ``None`` for the one above.
 
     Raises:
         DurableUsageError: A route cannot be read.
@@ -78,7 +78,6 @@ class IdempotencyMiddleware:
         self.engine = engine
         self.policy = policy or IdempotencyPolicy()
         self._policies = PolicyRoutes(self.policy, routes or {}, find_policy)
-        self._handlers = find_policy if isinstance(find_policy, KnowsApiKeys) else None
         self._api_keys: ApiKeys | None = None
         prefix = self.policy.status_prefix
         self._serving = ServingApp(app, self._policies)
@@ -137,8 +136,8 @@ class IdempotencyMiddleware:
             # No process could call the app that has not seen its lifespan.
             policy = replace(policy, recover="client")
         if self._api_keys is None:
-            handlers = self._handlers
-            self._api_keys = handlers.api_keys(scope) if handlers is not None else NO_API_KEYS
+            # Now: routes may be added up to the first request.
+            self._api_keys = api_keys_within(self.app, scope.get("app"))
         connection = Connection(scope, receive, send, self._api_keys)
         request = KeyedRequest(self.app, requests, policy, self._pages, connection)
         try:

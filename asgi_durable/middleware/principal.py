@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 from urllib.parse import parse_qsl
 
 from asgi_durable.errors import DurableUsageError
@@ -16,7 +16,7 @@ from asgi_durable.request_errors import PrincipalUnavailableError
 from asgi_durable.request_ids import digest_of
 from asgi_durable.value_class import value_class
 
-__all__ = ["ANONYMOUS", "NO_API_KEYS", "ApiKeys", "KnowsApiKeys", "Sender", "Senders"]
+__all__ = ["ANONYMOUS", "NO_API_KEYS", "ApiKeys", "Sender", "Senders"]
 
 ANONYMOUS = b"anonymous"
 _HEADER_NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")  # RFC 9110, section 5.1
@@ -31,7 +31,7 @@ _SETTINGS = (
 
 @dataclass(frozen=True, slots=True)
 class ApiKeys:
-    """Where an application says that its clients send API keys.
+    """Where an application declares that its clients send API keys.
 
     Those in cookies are not among them, as any cookie counts.
 
@@ -44,11 +44,14 @@ class ApiKeys:
     parameters: frozenset[str] = frozenset()
 
     @classmethod
-    def at(cls, places: Mapping[str, set[str]]) -> ApiKeys:
-        """Return those at some places, named as in an OpenAPI document: ``in`` and ``name``."""
-        headers = {name.lower().encode("latin-1") for name in places.get("header", ())}
+    def at(cls, places: Iterable[tuple[str, str]]) -> ApiKeys:
+        """Return those at some places: where, as OpenAPI's ``in`` has it, and a name."""
+        names: dict[str, set[str]] = {"header": set(), "query": set(), "cookie": set()}
+        for place, name in places:
+            names.setdefault(place, set()).add(name)
+        headers = {name.lower().encode("latin-1") for name in names["header"]}
         # It is looked at in any case.
-        return cls(frozenset(headers - {b"authorization"}), frozenset(places.get("query", ())))
+        return cls(frozenset(headers - {b"authorization"}), frozenset(names["query"]))
 
     def are_in(self, scope: Scope) -> bool:
         """Tell whether a request has one."""
@@ -61,14 +64,6 @@ class ApiKeys:
 
 
 NO_API_KEYS = ApiKeys()
-
-
-@runtime_checkable
-class KnowsApiKeys(Protocol):
-    """Knows the handlers of an application, and what they say of API keys."""
-
-    def api_keys(self, scope: Scope) -> ApiKeys:
-        """Return where the application of a request says that its clients send API keys."""
 
 
 @value_class()

@@ -118,23 +118,62 @@ def of_the_application(scheme: Any) -> FastAPI:
     return app
 
 
+def where_it_is_included(scheme: Any) -> FastAPI:
+    app, router = FastAPI(), APIRouter()
+
+    @router.post("/pay")
+    def handler() -> str:
+        return "paid"
+
+    app.include_router(router, dependencies=[Depends(scheme)])
+    return app
+
+
 def of_a_mounted_one(scheme: Any) -> FastAPI:
     app = FastAPI()
     app.mount("/sub", on_the_route(scheme))
     return app
 
 
+def of_a_mounted_one_in_starlette(scheme: Any) -> Starlette:
+    return Starlette(routes=[Mount("/sub", on_the_route(scheme))])
+
+
+def has_mounts(app: FastAPI) -> bool:
+    return any(isinstance(route, Mount) for route in app.routes)
+
+
+def wrap(app: Any, durable: Durable) -> Any:
+    return durable.wrap(app)
+
+
 @pytest.mark.parametrize(("scheme", "sent"), SCHEMES)
+@pytest.mark.parametrize("install", [asgi_durable_fastapi.install, wrap])
 @pytest.mark.parametrize(
     "make",
-    [on_the_route, below_a_dependency, of_a_router, of_the_application, of_a_mounted_one],
+    [
+        on_the_route,
+        below_a_dependency,
+        of_a_router,
+        of_the_application,
+        where_it_is_included,
+        of_a_mounted_one,
+        of_a_mounted_one_in_starlette,
+    ],
 )
 def test_an_api_key_that_is_declared_and_not_looked_at_is_refused(
-    url: str, make: Callable[[Any], FastAPI], scheme: Any, sent: dict[str, Any]
+    url: str,
+    make: Callable[[Any], Any],
+    install: Callable[[Any, Durable], Any],
+    scheme: Any,
+    sent: dict[str, Any],
 ) -> None:
     app = make(scheme)
-    path = "/sub/pay" if make is of_a_mounted_one else "/pay"
-    asgi_durable_fastapi.install(app, Durable(url))
+    path = "/pay" if isinstance(app, FastAPI) and not has_mounts(app) else "/sub/pay"
+    if isinstance(app, FastAPI) or install is wrap:
+        app = install(app, Durable(url)) or app
+    else:
+        asgi_durable_starlette.install(app, Durable(url))
     headers = {**KEY, **sent.get("headers", {})}
     with TestClient(app) as client:
         by_ada = client.post(path, headers=headers, params=sent.get("params"))

@@ -149,7 +149,9 @@ def test_a_shared_credential_does_not_hide_the_session() -> None:
 # What is refused
 
 
-API_KEYS = ApiKeys.at({"header": {"X-API-Key", "Authorization"}, "query": {"token"}})
+API_KEYS = ApiKeys.at(
+    [("header", "X-API-Key"), ("header", "Authorization"), ("query", "token"), ("cookie", "key")]
+)
 
 
 @pytest.mark.parametrize(
