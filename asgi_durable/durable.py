@@ -29,6 +29,7 @@ from asgi_durable.middleware.placement import classes_within, warn_of_misplaced
 from asgi_durable.middleware.problem_details import ProblemDetailsMiddleware
 from asgi_durable.middleware.request_context import RequestContextMiddleware
 from asgi_durable.middleware.request_id_policy import RequestIdPolicy, checked_header_names
+from asgi_durable.middleware.session_cookies import SessionCookieMiddleware, warn_of_sessions
 from asgi_durable.middleware.tracing import TracingMiddleware
 from asgi_durable.storage.entry_point import find_storage
 from asgi_durable.storage.transaction_port import ApplicationDatabase
@@ -269,6 +270,7 @@ class Durable(Decorators, CurrentContext, WorkflowCalls):
         app: ASGIApp,
         *,
         inside: Callable[[], Iterable[type]] = tuple,
+        around: Callable[[], Iterable[type]] = tuple,
         handler_policies: Callable[[], Iterable[IdempotencyPolicy]] = tuple,
         find_route: Callable[[Scope], str | None] | None = None,
         find_stack: Callable[[], Any] | None = None,
@@ -281,6 +283,7 @@ class Durable(Decorators, CurrentContext, WorkflowCalls):
             app: The app, with idempotency somewhere in it.
             inside: Returns the classes of what is inside of idempotency, as of the start: a
                 line in the log tells of those that belong outside.
+            around: Returns those of what the application has around idempotency, as of the start.
             handler_policies: Returns the policies that handlers have of their own.
             find_route: Returns the route of a request that no router has seen.
             find_stack: Returns what the application's requests come through first.
@@ -290,8 +293,12 @@ class Durable(Decorators, CurrentContext, WorkflowCalls):
             of_routes = filter(None, self.idempotency_routes.values())
             return [self.idempotency, *of_routes, *handler_policies()]
 
-        look = partial(warn_of_misplaced, policies, inside)
-        lifespan = LifespanMiddleware(app, self.engine, on_start=look)
+        def look() -> None:
+            warn_of_misplaced(policies, inside)
+            warn_of_sessions(policies, inside, around)
+
+        watched = SessionCookieMiddleware(app, policies)
+        lifespan = LifespanMiddleware(watched, self.engine, on_start=look)
         return RequestContextMiddleware(
             TracingMiddleware(
                 lifespan,

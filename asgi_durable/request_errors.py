@@ -112,12 +112,27 @@ class PolicyFailedError(IdempotencyError):
 
 
 class PrincipalUnavailableError(IdempotencyError):
-    """It cannot be told whose request it is, so it is not served at all."""
+    """It cannot be told whose request it is, so it is not served at all.
+
+    Args:
+        message: Why.
+        names_settings: True if it says which settings are missing and nothing else, which a
+            client may see.
+    """
 
     default_code = "PRINCIPAL_UNAVAILABLE"
     default_status = 500
     title = "The sender of the request cannot be determined"
     shows_message = False
+
+    def __init__(self, message: str = "", *, names_settings: bool = False) -> None:
+        super().__init__(message)
+        self._names_settings = names_settings
+
+    @property
+    def detail(self) -> str:
+        """The sentence a client may see."""
+        return str(self) if self._names_settings else super().detail
 
 
 class RequestCancelledError(IdempotencyError):

@@ -93,6 +93,7 @@ def install(
         wrap = partial(
             durable.wrap_outside,
             inside=partial(_inside, app),
+            around=partial(_around, app),
             handler_policies=handler_policies.policies,
             find_route=handler_policies.find_route,
             find_stack=lambda: app.middleware_stack,
@@ -107,6 +108,12 @@ def _inside(app: Starlette) -> Iterable[type]:
     kinds = [class_of(entry) for entry in app.user_middleware]
     own = kinds.index(IdempotencyMiddleware)
     return [*kinds[own + 1 :], *classes_within(app.router)]
+
+
+def _around(app: Starlette) -> Iterable[type]:
+    """Return the classes of the application's middlewares around the idempotency middleware."""
+    kinds = [class_of(entry) for entry in app.user_middleware]
+    return kinds[: kinds.index(IdempotencyMiddleware)]
 
 
 async def _answer(connection: HTTPConnection, error: Exception) -> Response | None:

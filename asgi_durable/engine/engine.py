@@ -176,7 +176,8 @@ class Engine:
             if application is not None:
                 await application.open()
                 opened.push_async_callback(application.close)
-            running = assemble(storage, application, self.registry, self._limits, self._telemetry)
+            parts = (storage, application, self.registry, self._limits, self._telemetry)
+            running = await assemble(*parts)
             self._telemetry.start()
             opened.push_async_callback(self._telemetry.close)
             await running.services.executor.start()

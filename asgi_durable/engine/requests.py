@@ -47,6 +47,7 @@ from asgi_durable.errors import (
     WorkflowInterruptedError,
     WorkflowNotFoundError,
 )
+from asgi_durable.request_ids import RequestIds
 from asgi_durable.storage.writes import (
     ClaimRequest,
     OutcomeKind,
@@ -79,7 +80,12 @@ Handler = Callable[[RequestRun], Awaitable[None]]
 
 
 class Requests:
-    """Claims requests and runs their handlers."""
+    """Claims requests and runs their handlers.
+
+    Attributes:
+        ids: Makes the ids of the workflows that requests are.
+        streams: What is recorded of answers that are sent while they are produced.
+    """
 
     def __init__(
         self,
@@ -87,7 +93,9 @@ class Requests:
         active: ActiveRuns,
         outcomes: Outcomes,
         cancellation: Cancellation,
+        ids: RequestIds,
     ) -> None:
+        self.ids = ids
         self._services = services
         self._active = active
         self._outcomes = outcomes
@@ -156,6 +164,19 @@ class Requests:
         if not streams.may_follow(workflow_id):
             return False
         return await streams.start_of(workflow_id) is not None
+
+    async def is_known(self, workflow_id: str) -> bool:
+        """Tell whether a key is taken by a request with this id, and not free again.
+
+        Raises:
+            StorageError: The storage failed.
+        """
+        storage = self._services.storage
+        found = await storage.get_workflow(workflow_id)
+        if found is None or not found.is_final:
+            return found is not None
+        answer = await storage.get_response(workflow_id)
+        return answer is not None and time.time_ns() // 1000 < answer.forgotten_at_us
 
     async def progress(self, workflow_id: str) -> Progress | None:
         """Return how far a request is, ``None`` if there is none, or it is expired.

@@ -23,6 +23,7 @@ from asgi_durable.engine.services import Services
 from asgi_durable.engine.sleepers import Sleepers
 from asgi_durable.engine.takeover import Takeover
 from asgi_durable.engine.workflows import Workflows
+from asgi_durable.request_ids import RequestIds
 from asgi_durable.storage.protocol import Beat, Storage
 from asgi_durable.storage.transaction_port import ApplicationDatabase
 from asgi_durable.telemetry_port import TelemetrySource
@@ -45,7 +46,7 @@ class Running:
     resumption: Resumption
 
 
-def assemble(
+async def assemble(
     storage: Storage,
     application: ApplicationDatabase | None,
     registry: Registry,
@@ -75,11 +76,13 @@ def assemble(
     recovered.on_recorded = outcomes.wake
     workflows = Workflows(services, active, drives, outcomes)
     cancellation = Cancellation(services, active, outcomes, limits.cancelled_requests)
+    secret = await storage.read_secret()
+    ids = RequestIds(secret.value, may_be_former=secret.added_later)
     running = Running(
         services=services,
         active=active,
         workflows=workflows,
-        requests=Requests(services, active, outcomes, cancellation),
+        requests=Requests(services, active, outcomes, cancellation, ids),
         recovery=recovery,
         takeover=takeover,
         outcomes=outcomes,

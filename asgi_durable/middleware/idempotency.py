@@ -14,11 +14,13 @@ from typing import Protocol
 from asgi_durable.engine.request_servers import RequestServers
 from asgi_durable.engine.requests import Requests
 from asgi_durable.errors import DurableError
+from asgi_durable.middleware.api_keys import api_keys_within
 from asgi_durable.middleware.asgi import ASGIApp, Receive, Scope, Send
-from asgi_durable.middleware.fingerprint import idempotency_key, principal_of
+from asgi_durable.middleware.fingerprint import idempotency_key
 from asgi_durable.middleware.idempotency_policy import IdempotencyPolicy
 from asgi_durable.middleware.keyed_request import KeyedRequest
 from asgi_durable.middleware.policy_routes import PolicyFinder, PolicyRoutes
+from asgi_durable.middleware.principal import ApiKeys
 from asgi_durable.middleware.problem_details import send_problem
 from asgi_durable.middleware.request_attempt import Connection
 from asgi_durable.middleware.request_body import ClientGoneError
@@ -76,6 +78,7 @@ class IdempotencyMiddleware:
         self.engine = engine
         self.policy = policy or IdempotencyPolicy()
         self._policies = PolicyRoutes(self.policy, routes or {}, find_policy)
+        self._api_keys: ApiKeys | None = None
         prefix = self.policy.status_prefix
         self._serving = ServingApp(app, self._policies)
         self._pages = (
@@ -103,8 +106,9 @@ class IdempotencyMiddleware:
             await self.app(scope, receive, send)
         else:
             try:
-                principal = principal_of(scope, self.policy.principal, self.policy.session_cookie)
-                await self._pages.serve(scope, send, page, principal, self.engine.requests)
+                await self._pages.serve(
+                    scope, send, page, self.policy.senders, self.engine.requests
+                )
             except DurableError as error:
                 await send_problem(send, error)
 
@@ -131,7 +135,10 @@ class IdempotencyMiddleware:
         if policy.recover == "server" and not self._serving.is_started:
             # No process could call the app that has not seen its lifespan.
             policy = replace(policy, recover="client")
-        connection = Connection(scope, receive, send)
+        if self._api_keys is None:
+            # Now: routes may be added up to the first request.
+            self._api_keys = api_keys_within(self.app, scope.get("app"))
+        connection = Connection(scope, receive, send, self._api_keys)
         request = KeyedRequest(self.app, requests, policy, self._pages, connection)
         try:
             await request.serve(key)

@@ -11,6 +11,7 @@ from asgi_durable.engine.retention import Retention
 from asgi_durable.errors import DurableError, DurableUsageError
 from asgi_durable.middleware.asgi import Headers, Scope
 from asgi_durable.middleware.json_members import JsonMembers
+from asgi_durable.middleware.principal import Senders
 from asgi_durable.middleware.problem_statuses import DEFAULT_STATUSES, checked_statuses
 from asgi_durable.retry import RetryPolicy
 
@@ -20,6 +21,7 @@ __all__ = ["IdempotencyPolicy"]
 _SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS", "TRACE"})
 
 _CHOICES = {
+    "anonymous": ("refuse", "share"),
     "scope": ("principal", "endpoint"),
     "dialect": ("default", "ietf", "stripe"),
     "on_disconnect": ("finish", "cancel"),
@@ -58,11 +60,23 @@ class IdempotencyPolicy:
         scope: Within what a key is unique: with ``"principal"`` each principal has its own, and
             one that is sent to another endpoint is a mistake (422); with ``"endpoint"`` each
             method and path of a principal has its own.
-        principal: Returns whose request it is, from the ASGI scope; keys of different
-            principals never meet. By default the authenticated user of ``scope["user"]``,
-            else a hash of ``Authorization``, else one of the session cookie, else everybody
-            who sends none of them.
-        session_cookie: Name of the cookie that says whose request it is.
+        principal: Returns whose request it is, from the ASGI scope, ``None`` for nobody's; keys
+            of different principals never meet. It alone decides. By default the authenticated
+            user of ``scope["user"]``, else a hash of ``Authorization`` and of the session's
+            cookie, whichever there are; ``anonymous`` says what becomes of others.
+        session_cookie: Name of the cookie that says whose request it is, and of the parts
+            ``NAME-0``, ``NAME-1`` of one that is split. Its value must stay the same from a
+            request to its retry: one that the server renews makes the retry another sender's.
+        anonymous: What becomes of requests that neither a user nor ``Authorization`` nor the
+            session's cookie tells apart. With ``"refuse"`` those that have any cookie, a
+            session, or an API key that the application declares are answered 500
+            ``PRINCIPAL_UNAVAILABLE``, as their senders may be told apart by it; so are those
+            with such a thing beside an ``Authorization`` of the scheme Basic, which a gateway
+            may ask of everybody. Those without any credential are one principal. With
+            ``"share"`` all of them share their keys, and so their answers.
+        authority: The one name that the service counts as, ``"shop.example"`` say, where clients
+            call it by several. By default the request's ``Host`` belongs to the scope of a key.
+        vary: Further headers whose values belong to the scope of a key, ``["X-Tenant"]`` say.
         fingerprint: Returns what must not change between retries, from the ASGI scope and the
             body; or JSON pointers to the members of a JSON body that must not, ``["/id"]`` say,
             where others may. By default the method, path, query, media type and body; a JSON
@@ -122,9 +136,9 @@ class IdempotencyPolicy:
         max_response_body: Bytes; a longer answer passes through and is not kept.
 
     Raises:
-        DurableUsageError: A method is safe, a word or a code is unknown, a number is negative, or a
-            fingerprint of the application's own is to be made of bodies that are not kept; or
-            a single transaction cannot do what is asked for besides.
+        DurableUsageError: A method is safe, a word or a code is unknown, a name is none, a number
+            is negative, or a fingerprint of the application's own is to be made of bodies that are
+            not kept; or a single transaction cannot do what is asked for besides.
     """
 
     methods: frozenset[str] = frozenset({"POST", "PATCH"})
@@ -135,6 +149,9 @@ class IdempotencyPolicy:
     scope: Literal["principal", "endpoint"] = "principal"
     principal: Callable[[Scope], str | None] | None = None
     session_cookie: str | None = None
+    anonymous: Literal["refuse", "share"] = "refuse"
+    authority: str | None = None
+    vary: Sequence[str] = ()
     fingerprint: Callable[[Scope, bytes], str] | Sequence[str] | None = None
     store_4xx: bool = False
     keep_cookies: bool = False
@@ -167,6 +184,8 @@ class IdempotencyPolicy:
     )
 
     status_by_code: Mapping[str, int] = field(init=False, repr=False, compare=False)
+    # Tells whose key a request has.
+    senders: Senders = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         """Refuse what cannot be meant."""
@@ -182,6 +201,7 @@ class IdempotencyPolicy:
             msg = f"{safe[0]} changes nothing: a key has no meaning there"
             raise DurableUsageError(msg)
         self._refuse_unknown_words()
+        self._tell_senders_apart()
         self._refuse_before_the_commit()
         if self.oversize == "hash" and self.fingerprint is not None:
             msg = 'a fingerprint= is made of a whole body, and oversize="hash" keeps no long ones'
@@ -199,6 +219,11 @@ class IdempotencyPolicy:
         if self.max_attempts is not None and not self.max_attempts >= 1:
             msg = f"max_attempts must be at least 1, got {self.max_attempts!r}"
             raise DurableUsageError(msg)
+
+    def _tell_senders_apart(self) -> None:
+        rules = (self.principal, self.session_cookie, self.anonymous, self.authority, self.vary)
+        object.__setattr__(self, "senders", Senders(*rules))
+        object.__setattr__(self, "vary", tuple(self.vary))
 
     def _refuse_before_the_commit(self) -> None:
         """Refuse what needs something durable before the commit of a single transaction."""

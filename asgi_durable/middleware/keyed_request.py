@@ -21,12 +21,7 @@ from asgi_durable.engine.sleepers import asleep_until_us
 from asgi_durable.errors import DurableError, StorageError
 from asgi_durable.ids import new_id
 from asgi_durable.middleware.asgi import ASGIApp, Headers, Message, header_values
-from asgi_durable.middleware.fingerprint import (
-    RequestHash,
-    principal_of,
-    request_fingerprint,
-    request_workflow_id,
-)
+from asgi_durable.middleware.fingerprint import RequestHash, request_fingerprint
 from asgi_durable.middleware.idempotency_policy import IdempotencyPolicy
 from asgi_durable.middleware.long_body import LongBody, Pieces, SpentBody, SpooledBody
 from asgi_durable.middleware.prefer import preferences
@@ -44,6 +39,7 @@ from asgi_durable.middleware.request_server import encode_request
 from asgi_durable.middleware.request_status import StatusPages, send_accepted
 from asgi_durable.middleware.response_headers import IGNORED, with_marks
 from asgi_durable.request_errors import RequestInProgressError
+from asgi_durable.request_ids import former_workflow_id
 from asgi_durable.storage.records import (
     PENDING_FINGERPRINT,
     ResponseRecord,
@@ -86,6 +82,7 @@ class KeyedRequest:
         self._location: Headers = []
         self._about = AboutKey()
         self._principal = b""
+        self._former_id: str | None = None
         self._body: bytes | Pieces = b""
         self._waited_seconds = 0.0
         self._lost_at: float | None = None
@@ -116,6 +113,11 @@ class KeyedRequest:
         except DurableError as error:
             await self._refuse(error)
             return
+        try:
+            workflow_id = await self._known_id(workflow_id)
+        except StorageError as error:
+            await self._do_without_storage(error)
+            return
         request = self._request(workflow_id, fingerprint)
         while not await self._try(request):
             # What the other one made of it, or what is left to be done: the claim tells.
@@ -142,19 +144,39 @@ class KeyedRequest:
     def _identify(self, key: bytes) -> str:
         """Return the id of the request's workflow, and take note of what answers say of it."""
         scope, policy = self._scope, self._policy
-        principal = principal_of(scope, policy.principal, policy.session_cookie)
-        self._principal = principal
-        endpoint = None
+        sender = policy.senders.sender_of(scope, self._connection.api_keys)
+        self._principal = sender.principal
+        parts = [key]
         if policy.scope == "endpoint":
-            endpoint = f"{scope['method']} {scope['path']}".encode("utf-8", "surrogatepass")
-        workflow_id = request_workflow_id(principal, key, endpoint)
-        self._marks.append((b"durable-id", workflow_id.encode("ascii")))
+            endpoint = f"{scope['method']} {scope['path']}"
+            parts.append(endpoint.encode("utf-8", "surrogatepass"))
+        ids = self._requests.ids
+        if ids.may_be_former:
+            former = policy.senders.former_principal(scope, sender)
+            self._former_id = former_workflow_id(former, *parts) if former is not None else None
+        workflow_id = ids.workflow_id(sender.scope, *parts)
+        self._mark(workflow_id)
+        return workflow_id
+
+    def _mark(self, workflow_id: str) -> None:
+        self._marks[1:] = [(b"durable-id", workflow_id.encode("ascii"))]
         if self._pages is not None:
             # Now: a router that the app consists of changes the scope's path.
-            location = self._pages.location(scope, workflow_id)
+            location = self._pages.location(self._scope, workflow_id)
             self._location = [location]
             self._about.members["instance"] = location[1].decode("ascii")
-        return workflow_id
+
+    async def _known_id(self, workflow_id: str) -> str:
+        """Return the id of the request's workflow; a former one if the key was claimed under it.
+
+        Raises:
+            StorageError: It is not known under which.
+        """
+        former = self._former_id
+        if former is None or not await self._requests.is_known(former):
+            return workflow_id
+        self._mark(former)
+        return former
 
     def _request(self, workflow_id: str, fingerprint: str) -> Request:
         scope, policy = self._scope, self._policy
@@ -188,10 +210,7 @@ class KeyedRequest:
                     patience_seconds=self._policy.max_wait,
                 )
         except StorageError as error:
-            if self._policy.on_store_error == "bypass":
-                await self._serve_without_protection()
-            else:
-                await self._refuse(error)
+            await self._do_without_storage(error)
             return True
         except DurableError as error:
             await self._refuse(error)
@@ -316,6 +335,12 @@ class KeyedRequest:
         self._close_body()
         headers = [*self._marks, *self._policy.links]
         await send_problem(self._send, self._policy.restated(error), headers=headers)
+
+    async def _do_without_storage(self, error: StorageError) -> None:
+        if self._policy.on_store_error == "bypass":
+            await self._serve_without_protection()
+        else:
+            await self._refuse(error)
 
     async def _serve_without_protection(self) -> None:
         marks = [*self._marks, IGNORED]

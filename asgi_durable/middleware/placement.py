@@ -8,7 +8,14 @@ from typing import Any
 
 from asgi_durable.middleware.idempotency_policy import IdempotencyPolicy
 
-__all__ = ["class_of", "classes_within", "warn_of_misplaced"]
+__all__ = [
+    "class_of",
+    "classes_within",
+    "is_authentication",
+    "is_one_of",
+    "parts_within",
+    "warn_of_misplaced",
+]
 
 logger = logging.getLogger(__name__)
 
@@ -34,9 +41,10 @@ _MAX_PARTS = 10_000
 
 _OF_AUTHENTICATION = (
     "The authentication %s is inside of the idempotency middleware: a replay is sent before it "
-    "runs, and clients who do not send Authorization share their keys. Add it to the application "
-    "in which install() or DurablePlugin is, or put it around durable.wrap(app); or say whose a "
-    "request is, by IdempotencyPolicy(principal=...) or IdempotencyPolicy(session_cookie=...)."
+    "runs, and whom it finds is not known where keys are looked up: clients who send a cookie and "
+    "no Authorization are refused. Add it to the application in which install() or DurablePlugin "
+    "is, or put it around durable.wrap(app); or say whose a request is, by "
+    "IdempotencyPolicy(principal=...) or IdempotencyPolicy(session_cookie=...)."
 )
 _OF_CORS = (
     "The CORS middleware %s is inside of the idempotency middleware: browsers cannot read the "
@@ -66,16 +74,21 @@ def warn_of_misplaced(
         logger.debug("The application cannot be looked into", exc_info=True)
         return
     is_shared = any(p.principal is None and p.session_cookie is None for p in covering)
-    found = next((kind for kind in classes if _is_one_of(kind, _AUTHENTICATION)), None)
+    found = next((kind for kind in classes if is_one_of(kind, _AUTHENTICATION)), None)
     if found is not None and is_shared:
         logger.warning(_OF_AUTHENTICATION, found.__qualname__)
-    found = next((kind for kind in classes if _is_one_of(kind, _CORS)), None)
+    found = next((kind for kind in classes if is_one_of(kind, _CORS)), None)
     if found is not None:
         logger.warning(_OF_CORS, found.__qualname__)
 
 
 def classes_within(*parts: Any) -> Iterator[type]:
-    """Return the classes of parts of an application, and of what is inside them.
+    """Return the classes of parts of an application, and of what is inside them."""
+    return map(class_of, parts_within(*parts))
+
+
+def parts_within(*parts: Any) -> Iterator[Any]:
+    """Return parts of an application, and what is inside them.
 
     It looks into applications, routers and routes of Starlette and Litestar, and into
     middlewares that have what they call as ``app``; of others nothing can be known.
@@ -87,7 +100,7 @@ def classes_within(*parts: Any) -> Iterator[type]:
         if part is None or id(part) in seen:
             continue
         seen[id(part)] = part
-        yield class_of(part)
+        yield part
         pending += _entries_of(part)
         if not isinstance(part, type):
             pending += [getattr(part, name, None) for name in _INNER]
@@ -114,5 +127,11 @@ def _entries_of(part: Any) -> Iterator[Any]:
         yield from part.resolve_middleware()
 
 
-def _is_one_of(kind: type, names: frozenset[str]) -> bool:
+def is_authentication(kind: type) -> bool:
+    """Tell whether a class is one of a framework's that find out who has sent a request."""
+    return is_one_of(kind, _AUTHENTICATION)
+
+
+def is_one_of(kind: type, names: frozenset[str]) -> bool:
+    """Tell whether a class has one of these full names, or is made from one that has."""
     return any(f"{base.__module__}.{base.__qualname__}" in names for base in kind.__mro__)

@@ -19,6 +19,7 @@ from asgi_durable.middleware.asgi import ASGIApp, Headers, Message, Receive, Sco
 from asgi_durable.middleware.event_stream import last_event_id
 from asgi_durable.middleware.idempotency_policy import IdempotencyPolicy
 from asgi_durable.middleware.long_body import LongBody, Pieces
+from asgi_durable.middleware.principal import NO_API_KEYS, ApiKeys
 from asgi_durable.middleware.problem_details import current_key, send_problem
 from asgi_durable.middleware.request_body import ReplayedBody
 from asgi_durable.middleware.response_headers import REPLAYED_HEADER
@@ -39,11 +40,16 @@ _HIDDEN_EXTENSIONS = frozenset(
 
 @value_class()
 class Connection:
-    """What a server has called the middleware with."""
+    """What a server has called the middleware with.
+
+    Attributes:
+        api_keys: Where clients of the application send API keys.
+    """
 
     scope: Scope
     receive: Receive
     send: Send
+    api_keys: ApiKeys = NO_API_KEYS
 
 
 class Waited(Enum):

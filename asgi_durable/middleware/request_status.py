@@ -14,7 +14,7 @@ from asgi_durable.errors import DurableError, WorkflowNotFoundError
 from asgi_durable.ids import REQUEST_ID_PATTERN
 from asgi_durable.middleware.asgi import Headers, Scope, Send, route_path
 from asgi_durable.middleware.catch_up import closed_marks, send_catch_up, wants_part
-from asgi_durable.middleware.fingerprint import is_request_of
+from asgi_durable.middleware.principal import Senders
 from asgi_durable.middleware.problem_details import send_problem
 from asgi_durable.middleware.replay import RecordedAnswer, send_answer, send_stream
 from asgi_durable.request_errors import (
@@ -22,6 +22,7 @@ from asgi_durable.request_errors import (
     RequestFinishedError,
     RequestInProgressError,
 )
+from asgi_durable.request_ids import RequestIds, is_former_request_of
 
 __all__ = ["StatusPages", "send_accepted"]
 
@@ -60,18 +61,19 @@ class StatusPages:
         return (b"location", f"{mounted_at}{self._prefix}/{workflow_id}".encode("ascii"))
 
     async def serve(
-        self, scope: Scope, send: Send, page: tuple[str, bool], principal: bytes, requests: Requests
+        self, scope: Scope, send: Send, page: tuple[str, bool], senders: Senders, requests: Requests
     ) -> None:
         """Answer; nobody learns of another principal's request that there is one.
 
         Raises:
+            PrincipalUnavailableError: It cannot be told who asks.
             WorkflowNotFoundError: There is no such request of this principal.
             DurableError: An offset of its stream is malformed, or void.
             RequestFinishedError: It is to be cancelled, and is finished.
             StorageError: The storage failed.
         """
         workflow_id, wants_result = page
-        if not is_request_of(principal, workflow_id):
+        if not _is_request_of(senders, scope, workflow_id, requests.ids):
             raise WorkflowNotFoundError(workflow_id)
         if scope["method"] == "DELETE":
             await _cancel(send, workflow_id, requests)
@@ -95,6 +97,14 @@ class StatusPages:
         else:
             result = (location[0], location[1] + b"/result")
             await _send_progress(send, 303, workflow_id, progress, [result])
+
+
+def _is_request_of(senders: Senders, scope: Scope, workflow_id: str, ids: RequestIds) -> bool:
+    sender = senders.sender_of(scope)
+    if ids.is_request_of(sender.scope, workflow_id):
+        return True
+    former = senders.former_principal(scope, sender) if ids.may_be_former else None
+    return former is not None and is_former_request_of(former, workflow_id)
 
 
 async def _send_recorded(

@@ -15,6 +15,7 @@ from asgi_durable.storage.records import (
     ResponseRecord,
     StoredProgress,
     StoredRun,
+    StoredSecret,
     TakenWorkflow,
     WorkflowRecord,
 )
@@ -28,6 +29,7 @@ __all__ = [
     "Executors",
     "Lifecycle",
     "Runnable",
+    "Secrets",
     "StepLog",
     "Storage",
 ]
@@ -228,5 +230,20 @@ class StepLog(Protocol):
         """
 
 
-class Storage(Lifecycle, Executors, StepLog, Transactions, Protocol):
+class Secrets(Protocol):
+    """What only the processes that share the database know."""
+
+    async def read_secret(self) -> StoredSecret:
+        """Return the secret that the ids of requests are made with.
+
+        :meth:`Lifecycle.open` makes it where there is none, once, whatever races: all processes
+        get the same one, for as long as the database exists. A database whose tables are from
+        before there were secrets says so (``added_later``) until no request of that time is left.
+
+        Raises:
+            StorageError: The storage failed, or the secret was deleted.
+        """
+
+
+class Storage(Lifecycle, Executors, StepLog, Secrets, Transactions, Protocol):
     """All that the engine needs of a database."""

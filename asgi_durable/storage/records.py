@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
 from enum import StrEnum
 
 from asgi_durable.value_class import value_class
@@ -18,6 +19,7 @@ __all__ = [
     "StepRecord",
     "StoredProgress",
     "StoredRun",
+    "StoredSecret",
     "TakenWorkflow",
     "WorkflowRecord",
     "WorkflowState",
@@ -179,6 +181,19 @@ class ResponseRecord:
     def is_given_at(self, now_us: int) -> bool:
         """Tell whether the answer is given at a time."""
         return now_us < self.expires_at_us and not self.is_tombstone
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StoredSecret:
+    """What the ids of requests are made with, so that nobody can guess one.
+
+    Attributes:
+        value: 32 random bytes; in no log.
+        added_later: True while the database may have requests whose ids were made without it.
+    """
+
+    value: bytes = field(repr=False)
+    added_later: bool
 
 
 @value_class(kw_only=True)

@@ -11,15 +11,23 @@ from sqlalchemy import Dialect, MetaData, Table, Text
 from sqlalchemy.schema import CreateIndex, CreateTable
 
 from asgi_durable.errors import StorageError
-from asgi_durable.storage.tables import metadata, schema_version
+from asgi_durable.storage.tables import metadata, schema_version, secrets
 
-__all__ = ["MIGRATIONS", "Migration", "pending_migrations"]
+__all__ = ["MIGRATIONS", "SECRETS_VERSION", "Migration", "pending_migrations"]
 
 Migration = Callable[[Dialect], Sequence[str]]
 
 
 def _create_tables(dialect: Dialect) -> Sequence[str]:
-    tables = [table for table in metadata.sorted_tables if table is not schema_version]
+    later = (schema_version, secrets)
+    return _creating([table for table in metadata.sorted_tables if table not in later], dialect)
+
+
+def _create_secrets(dialect: Dialect) -> Sequence[str]:
+    return _creating([secrets], dialect)
+
+
+def _creating(tables: Sequence[Table], dialect: Dialect) -> Sequence[str]:
     if dialect.name == "postgresql":
         tables = _in_code_point_order(tables)
     indexes = [index for table in tables for index in sorted(table.indexes, key=str)]
@@ -42,7 +50,9 @@ def _in_code_point_order(tables: Sequence[Table]) -> list[Table]:
     return copied
 
 
-MIGRATIONS: tuple[Migration, ...] = (_create_tables,)
+MIGRATIONS: tuple[Migration, ...] = (_create_tables, _create_secrets)
+# The first version with the table of secrets.
+SECRETS_VERSION = 2
 
 
 def pending_migrations(

@@ -25,6 +25,7 @@ __all__ = [
     "pieces",
     "responses",
     "schema_version",
+    "secrets",
     "steps",
     "workflows",
 ]
@@ -154,4 +155,17 @@ pieces = Table(
     Column("cut_to", BigInteger),
     Column("data", LargeBinary, nullable=False),
     PrimaryKeyConstraint("workflow_id", "end_offset"),
+)
+
+# What keeps ids from being guessed. None of it is ever logged.
+secrets = Table(
+    "asgi_durable_secrets",
+    metadata,
+    Column("name", Text, nullable=False),
+    Column("value", LargeBinary, nullable=False),
+    Column("created_at_us", BigInteger, nullable=False),
+    # True while there may be requests whose ids were made without it.
+    Column("added_later", Boolean, nullable=False),
+    PrimaryKeyConstraint("name"),
+    sqlite_with_rowid=False,
 )

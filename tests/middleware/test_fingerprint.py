@@ -1,4 +1,4 @@
-"""Keys, scopes and fingerprints."""
+"""Keys and fingerprints."""
 
 from __future__ import annotations
 
@@ -13,25 +13,16 @@ from asgi_durable import (
     DurableUsageError,
     IdempotencyPolicy,
     KeyMalformedError,
-    PrincipalUnavailableError,
 )
 from asgi_durable.middleware.fingerprint import (
     idempotency_key,
-    principal_of,
     request_fingerprint,
-    request_workflow_id,
 )
 from asgi_durable.middleware.json_members import JsonMembers
 
 
 def key_of(value: str) -> bytes | None:
     return idempotency_key(keyed(value), b"idempotency-key")
-
-
-class User:
-    def __init__(self, identity: str, *, is_authenticated: bool = True) -> None:
-        self.identity = identity
-        self.is_authenticated = is_authenticated
 
 
 @pytest.mark.parametrize(
@@ -101,62 +92,6 @@ def test_any_header_is_a_key_or_malformed(value: str) -> None:
     assert key
     assert len(key) <= 255
     assert key.isascii()
-
-
-def test_principals_do_not_meet() -> None:
-    scopes = [
-        keyed(),
-        keyed(headers=[("authorization", "Bearer a")]),
-        keyed(headers=[("authorization", "Bearer b")]),
-        keyed(user=User("a")),
-        keyed(user=User("b")),
-    ]
-
-    principals = [principal_of(scope, None) for scope in scopes]
-    assert len(set(principals)) == 5
-    assert all(b"Bearer" not in principal for principal in principals)
-    ids = {request_workflow_id(principal, b"k") for principal in principals}
-    assert len(ids) == 5
-
-
-def test_somebody_who_is_not_authenticated_is_anonymous() -> None:
-    user = User("guest", is_authenticated=False)
-
-    assert principal_of(keyed(user=user), None) == principal_of(keyed(), None)
-
-
-def test_a_configured_principal_counts() -> None:
-    def tenant(scope) -> str | None:
-        return scope.get("tenant")
-
-    assert principal_of(keyed(tenant="a"), tenant) != principal_of(keyed(tenant="b"), tenant)
-    assert principal_of(keyed(), tenant) == b"anonymous"
-    assert principal_of(keyed(tenant="nymous"), lambda _: "anonymous") != b"anonymous"
-
-
-def test_a_principal_that_cannot_be_told_is_nobody_elses() -> None:
-    def broken(scope) -> str:
-        raise LookupError("token service is down")
-
-    with pytest.raises(PrincipalUnavailableError):
-        principal_of(keyed(), broken)
-
-
-class UserWithoutIdentity:
-    is_authenticated = True
-
-
-@pytest.mark.parametrize("user", [UserWithoutIdentity(), User(""), User(None), User(5)])
-def test_a_user_without_a_name_is_nobody_elses(user: object) -> None:
-    with pytest.raises(PrincipalUnavailableError):
-        principal_of(keyed(user=user), None)
-
-
-def test_ids_do_not_show_the_key() -> None:
-    workflow_id = request_workflow_id(b"anonymous", b"secret")
-
-    assert "secret" not in workflow_id
-    assert len(workflow_id) == 42
 
 
 def test_a_scope_without_a_raw_path_has_a_fingerprint() -> None:
@@ -232,17 +167,6 @@ def test_json_that_is_packed_is_left_as_it_is() -> None:
     scope = http_scope("POST", "/a", [*JSON, ("content-encoding", "br")])
 
     assert request_fingerprint(scope, b"[1]") != request_fingerprint(scope, b"[ 1]")
-
-
-def test_a_session_cookie_says_whose_request_it_is_where_that_is_configured() -> None:
-    def principal(cookie: str, **more) -> bytes:
-        return principal_of(keyed(headers=[("cookie", cookie)], **more), None, "sid")
-
-    assert principal("a=1; sid=x; b=2") == principal("sid=x") != principal("sid=y")
-    assert principal("side=x; xsid=y; sid=") == principal_of(keyed(), None, "sid") == b"anonymous"
-    assert b"x" * 20 not in principal("sid=" + "x" * 20)
-    assert principal("sid=x", user=User("a")) == principal_of(keyed(user=User("a")), None)
-    assert principal_of(keyed(headers=[("cookie", "sid=x")]), None) == b"anonymous"
 
 
 POINTERS = ["/order/id", "/items/0/a~1b~0c", "/note"]

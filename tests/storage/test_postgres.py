@@ -9,9 +9,11 @@ import uuid
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
+from urllib.parse import parse_qs, urlsplit
 
 import pytest
 import sqlalchemy as sa
+from support.former_database import create_version_1
 from support.postgres import PostgresServer, fetch, temporary_schema, with_schema
 from support.records import EXECUTOR, OTHER, record, step, success, workflow
 from support.statement_log import StatementLog, logging_statements
@@ -139,6 +141,51 @@ async def test_a_role_without_ddl_rights_needs_an_existing_schema_and_nothing_el
         await enter(storage)
         assert await kinds(storage, StartWorkflow(workflow()), success()) == [DONE, DONE]
         assert await is_alive(storage)
+
+
+async def test_a_role_that_may_only_use_the_tables_works_once_a_new_version_is_migrated(
+    own_postgres: PostgresServer, new_storage: Adapter, role: str
+) -> None:
+    await create_version_1(new_storage.url)
+    (schema,) = parse_qs(urlsplit(new_storage.url).query)["schema"]
+    limited = new_storage.url.replace("//postgres@", f"//{role}@")
+    readers = f"reader_of_{role}"
+    for statement in (
+        f"CREATE ROLE {readers}",
+        f"GRANT USAGE ON SCHEMA {schema} TO {role}, {readers}",
+        f"GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA {schema} TO {role}",
+        f"GRANT SELECT ON ALL TABLES IN SCHEMA {schema} TO {readers}",
+    ):
+        await fetch(own_postgres.url, statement)
+    with pytest.raises(StorageError, match="permission denied"):
+        await PostgresStorage(limited).open()
+
+    async with opened(new_storage.url) as owner:
+        secret = await owner.read_secret()
+
+    async with opened(limited) as storage:
+        await enter(storage)
+        assert await kinds(storage, StartWorkflow(workflow()), success()) == [DONE, DONE]
+        assert await storage.read_secret() == secret
+    may_read = "SELECT has_table_privilege($1, $2, 'SELECT')"
+    table = f"{schema}.asgi_durable_secrets"
+    assert (await fetch(own_postgres.url, may_read, readers, table))[0][0] is False
+    await fetch(own_postgres.url, f"DROP OWNED BY {readers}")
+    await fetch(own_postgres.url, f"DROP ROLE {readers}")
+
+
+async def test_a_role_that_may_not_read_the_secret_is_told_so(
+    own_postgres: PostgresServer, new_storage: Adapter, role: str
+) -> None:
+    async with opened(new_storage.url) as owner:
+        schema = await schema_of(owner)
+    rights = "SELECT, INSERT, UPDATE, DELETE"
+    await fetch(own_postgres.url, f"GRANT USAGE ON SCHEMA {schema} TO {role}")
+    await fetch(own_postgres.url, f"GRANT {rights} ON ALL TABLES IN SCHEMA {schema} TO {role}")
+    await fetch(own_postgres.url, f"REVOKE ALL ON {schema}.asgi_durable_secrets FROM {role}")
+
+    with pytest.raises(StorageError, match=r"asgi_durable_secrets.*grant it"):
+        await PostgresStorage(new_storage.url.replace("//postgres@", f"//{role}@")).open()
 
 
 async def test_a_database_that_has_no_connection_left_is_unavailable(

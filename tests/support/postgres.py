@@ -270,7 +270,7 @@ def with_schema(url: str, schema: str) -> str:
 async def fetch(url: str, sql: str, *parameters: object) -> list[Any]:
     """Run a statement on a connection of its own, and return its rows."""
     connection = await asyncpg.connect(
-        _without_our_parameters(url), timeout=START_TIMEOUT_SECONDS, statement_cache_size=0
+        without_our_parameters(url), timeout=START_TIMEOUT_SECONDS, statement_cache_size=0
     )
     try:
         # A pooler may run each transaction on another connection, but not half of one.
@@ -301,7 +301,7 @@ async def _drop_schema(url: str, schema: str) -> None:
     await fetch(url, f"DROP SCHEMA IF EXISTS {schema} CASCADE")
 
 
-def _without_our_parameters(url: str) -> str:
+def without_our_parameters(url: str) -> str:
     """Return a URL as the driver takes it."""
     parts = urlsplit(url)
     given = parts.query.split("&")

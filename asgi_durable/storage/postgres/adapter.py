@@ -38,6 +38,7 @@ from asgi_durable.storage.records import (
     ResponseRecord,
     StoredProgress,
     StoredRun,
+    StoredSecret,
     TakenWorkflow,
     WorkflowRecord,
 )
@@ -203,6 +204,9 @@ class PostgresStorage:
 
     async def forget_request(self, workflow_id: str, now_us: int) -> bool:
         return await self._run(lambda parts: parts.retention.forget_request(workflow_id, now_us))
+
+    async def read_secret(self) -> StoredSecret:
+        return await self._run(lambda parts: parts.reader.read_secret())
 
     def transaction(
         self, slot: StepSlot | None, *, isolation_level: str | None = None

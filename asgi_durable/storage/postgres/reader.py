@@ -17,6 +17,7 @@ from asgi_durable.storage.postgres.rows import (
     step_from,
     workflow_from,
 )
+from asgi_durable.storage.postgres.secret import read_secret
 from asgi_durable.storage.protocol import PAGE_BYTES
 from asgi_durable.storage.records import (
     SLEEP,
@@ -25,6 +26,7 @@ from asgi_durable.storage.records import (
     StepRecord,
     StoredProgress,
     StoredRun,
+    StoredSecret,
     WorkflowRecord,
 )
 
@@ -41,6 +43,7 @@ class PostgresReader:
 
     def __init__(self, link: Link, names: PostgresNames) -> None:
         self._link = link
+        self._names = names
         workflows = f"SELECT {list_of(tables.workflows, 'w')} FROM {names.workflows} AS w"
         responses = f"SELECT {list_of(tables.responses, 'r')} FROM {names.responses} AS r"
         self._workflow = f"{workflows} WHERE w.workflow_id = $1"
@@ -142,6 +145,10 @@ class PostgresReader:
         """See ``StepLog.list_pending``."""
         rows = await self._fetch(self._pending, executor_id, after, limit)
         return [row["workflow_id"] for row in rows]
+
+    async def read_secret(self) -> StoredSecret:
+        """See ``Secrets.read_secret``."""
+        return await self._link.run(lambda wire: read_secret(wire, self._names))
 
     async def _load_runs(self, wire: Wire, workflow_ids: list[str]) -> list[StoredRun]:
         workflows = await wire.fetch(self._workflows, workflow_ids)

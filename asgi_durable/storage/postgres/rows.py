@@ -102,6 +102,11 @@ class PostgresNames:
         return self._table(tables.schema_version.name)
 
     @property
+    def secrets(self) -> str:
+        """See ``tables.secrets``."""
+        return self._table(tables.secrets.name)
+
+    @property
     def fences(self) -> str:
         """A row for every executor whose workflows are not free; see ``postgres_schema``."""
         return self._table(FENCES)

@@ -14,7 +14,8 @@ from asgi_durable.storage import tables
 from asgi_durable.storage.postgres.errors import is_refused_right, is_undefined
 from asgi_durable.storage.postgres.link import Wire
 from asgi_durable.storage.postgres.rows import FENCES, PostgresNames
-from asgi_durable.storage.schema import Migration, pending_migrations
+from asgi_durable.storage.postgres.secret import find_secret, grant_secrets, make_secret
+from asgi_durable.storage.schema import SECRETS_VERSION, Migration, pending_migrations
 
 __all__ = ["prepare_schema"]
 
@@ -39,11 +40,11 @@ def _create_fences(dialect: sa.Dialect) -> list[str]:
 
 
 # What a version of the shared schema needs here besides.
-ADDITIONS: dict[int, Migration] = {1: _create_fences}
+ADDITIONS: dict[int, Migration] = {1: _create_fences, SECRETS_VERSION: grant_secrets}
 
 
 async def prepare_schema(wire: Wire, names: PostgresNames, database: str) -> None:
-    """Create or migrate the tables, if they are not as this version needs them.
+    """Create or migrate the tables, if they are not as this version needs them, and the secret.
 
     Raises:
         StorageError: The server is too old, or a newer version of the library was here, or
@@ -59,6 +60,7 @@ async def prepare_schema(wire: Wire, names: PostgresNames, database: str) -> Non
     # Invariant: looked at without a lock and without DDL first. Where nothing is to be done
     # that needs no rights but those to read, and waits for nobody.
     if not pending_migrations(await _find_version(wire, names), database):
+        await find_secret(wire, names, database)
         return
     try:
         await _migrate(wire, names, database)
@@ -101,3 +103,5 @@ async def _migrate(wire: Wire, names: PostgresNames, database: str) -> None:
                 await connection.execute(statement, timeout=3600)
             await connection.execute(f"DELETE FROM {version}")
             await connection.execute(f"INSERT INTO {version} VALUES ({number})")
+        added_later = 0 < found < SECRETS_VERSION
+        await make_secret(wire, tables.secrets.name, added_later=added_later)

@@ -17,6 +17,7 @@ from asgi_durable.storage.records import (
     ResponseRecord,
     StoredProgress,
     StoredRun,
+    StoredSecret,
     TakenWorkflow,
     WorkflowRecord,
 )
@@ -31,6 +32,7 @@ from asgi_durable.storage.sqlite.request_transactions import (
     request_transaction,
 )
 from asgi_durable.storage.sqlite.retention import SQLiteRetention
+from asgi_durable.storage.sqlite.secret import read_secret
 from asgi_durable.storage.sqlite.sessions import SQLiteSessions
 from asgi_durable.storage.sqlite.transactions import blocking_transaction, transaction
 from asgi_durable.storage.sqlite.work_thread import WorkThread
@@ -212,6 +214,9 @@ class SQLiteStorage:
         return await self._write(
             lambda opened: opened.retention.forget_request(workflow_id, now_us)
         )
+
+    async def read_secret(self) -> StoredSecret:
+        return await self._read(lambda opened: read_secret(opened.reader.connection))
 
     def transaction(
         self, slot: StepSlot | None, *, isolation_level: str | None = None

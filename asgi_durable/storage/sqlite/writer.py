@@ -15,7 +15,7 @@ from sqlalchemy.dialects.sqlite.pysqlite import SQLiteDialect_pysqlite
 
 from asgi_durable.storage import tables
 from asgi_durable.storage.records import ResponseRecord, StepRecord, WorkflowRecord
-from asgi_durable.storage.schema import pending_migrations
+from asgi_durable.storage.schema import SECRETS_VERSION, pending_migrations
 from asgi_durable.storage.sqlite.cancel import cancel_workflow
 from asgi_durable.storage.sqlite.errors import storage_error
 from asgi_durable.storage.sqlite.executors import LIVING
@@ -30,6 +30,7 @@ from asgi_durable.storage.sqlite.rows import (
     workflow_from,
     workflow_values,
 )
+from asgi_durable.storage.sqlite.secret import keep_secret
 from asgi_durable.storage.sqlite.write_statements import (
     ACQUIT_WORKFLOW,
     COMPLETE_STEP,
@@ -114,6 +115,7 @@ class SQLiteWriter:
             for migration in missing:
                 for statement in migration(dialect):
                     self._cursor.execute(statement)
+            keep_secret(self._cursor, added_later=0 < found < SECRETS_VERSION)
             # Written in any case: a file that may only be read is refused here, not later.
             self._cursor.execute(f"DELETE FROM {version}")
             self._cursor.execute(f"INSERT INTO {version} VALUES (?)", (found + len(missing),))

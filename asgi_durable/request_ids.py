@@ -1,0 +1,109 @@
+"""The ids of workflows that are requests: made of a key and its scope, by a secret."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import hmac
+from collections.abc import Sequence
+from typing import Any
+
+from asgi_durable.ids import KEY_CHARACTERS, PRINCIPAL_CHARACTERS
+
+__all__ = ["RequestIds", "digest_of", "former_workflow_id", "hash_of", "is_former_request_of"]
+
+
+class RequestIds:
+    """Makes the ids of the requests of one database.
+
+    Who does not know the secret can neither choose an id nor tell from one whose it is, or with
+    which credentials and key it was made. The first part of an id says whose it is. The method
+    and the path are in the fingerprint: the same key on another endpoint is a mistake of the
+    client's, and is told so.
+
+    Args:
+        secret: Of the database.
+        may_be_former: True if it may have requests whose ids were made without the secret.
+    """
+
+    def __init__(self, secret: bytes, *, may_be_former: bool = False) -> None:
+        self.may_be_former = may_be_former
+        # Copied for each id: the secret is hashed once.
+        self._sender = _keyed(secret, b"sender", PRINCIPAL_CHARACTERS)
+        self._key = _keyed(secret, b"key", KEY_CHARACTERS)
+
+    def workflow_id(self, sender: Sequence[bytes], *key: bytes) -> str:
+        """Return the id of the workflow that a key stands for.
+
+        Args:
+            sender: Whose key it is.
+            key: The key, and within what else it is unique.
+        """
+        own = self._key.copy()
+        # With their number, so that no part of a sender is taken for one of a key.
+        own.update(len(sender).to_bytes(8, "big"))
+        _update(own, sender)
+        _update(own, key)
+        return self._sender_part(sender) + _base32(own.digest(), KEY_CHARACTERS)
+
+    def is_request_of(self, sender: Sequence[bytes], workflow_id: str) -> bool:
+        """Tell whether a request's workflow is a sender's."""
+        return _begins_with(workflow_id, self._sender_part(sender))
+
+    def _sender_part(self, sender: Sequence[bytes]) -> str:
+        whose = self._sender.copy()
+        _update(whose, sender)
+        return _base32(whose.digest(), PRINCIPAL_CHARACTERS)
+
+
+def former_workflow_id(principal: bytes, key: bytes, endpoint: bytes | None = None) -> str:
+    """Return the id that a key had before ids were made with a secret."""
+    parts = (principal, key) if endpoint is None else (principal, key, endpoint)
+    own = _base32(digest_of(b"asgi-durable request", *parts), KEY_CHARACTERS)
+    return _former_principal_part(principal) + own
+
+
+def is_former_request_of(principal: bytes, workflow_id: str) -> bool:
+    """Tell whether a workflow with a former id is a principal's."""
+    return _begins_with(workflow_id, _former_principal_part(principal))
+
+
+def _former_principal_part(principal: bytes) -> str:
+    return _base32(digest_of(b"asgi-durable principal", principal), PRINCIPAL_CHARACTERS)
+
+
+def _begins_with(workflow_id: str, part: str) -> bool:
+    return hmac.compare_digest(workflow_id[:PRINCIPAL_CHARACTERS].encode(), part.encode())
+
+
+def _keyed(secret: bytes, use: bytes, characters: int) -> hashlib.blake2b:
+    return hashlib.blake2b(key=secret, person=use, digest_size=_bytes_of(characters))
+
+
+def _base32(digest: bytes, characters: int) -> str:
+    """Return the first characters; five bytes make eight of them."""
+    needed = digest[: _bytes_of(characters)]
+    return base64.b32encode(needed).decode("ascii").lower()[:characters]
+
+
+def _bytes_of(characters: int) -> int:
+    return -(-characters // 8) * 5
+
+
+def digest_of(*parts: bytes) -> bytes:
+    """Return the hash of some parts, which no other parts have."""
+    return hash_of(*parts).digest()
+
+
+def hash_of(*parts: bytes) -> hashlib._Hash:
+    """Return a hash that some parts have gone into, to go on with."""
+    digest = hashlib.sha256()
+    _update(digest, parts)
+    return digest
+
+
+def _update(digest: Any, parts: Sequence[bytes]) -> None:
+    for part in parts:
+        # A length prefix keeps ("ab", "c") and ("a", "bc") apart.
+        digest.update(len(part).to_bytes(8, "big"))
+        digest.update(part)
