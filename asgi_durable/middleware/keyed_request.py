@@ -21,6 +21,7 @@ from asgi_durable.engine.sleepers import asleep_until_us
 from asgi_durable.errors import DurableError, StorageError
 from asgi_durable.ids import new_id
 from asgi_durable.middleware.asgi import ASGIApp, Headers, Message, header_values
+from asgi_durable.middleware.current_key import AboutKey, current_key
 from asgi_durable.middleware.fingerprint import (
     RequestHash,
     principal_of,
@@ -30,7 +31,7 @@ from asgi_durable.middleware.fingerprint import (
 from asgi_durable.middleware.idempotency_policy import IdempotencyPolicy
 from asgi_durable.middleware.long_body import LongBody, Pieces, SpentBody, SpooledBody
 from asgi_durable.middleware.prefer import preferences
-from asgi_durable.middleware.problem_details import AboutKey, current_key, send_problem
+from asgi_durable.middleware.problem_details import send_problem
 from asgi_durable.middleware.refusal_errors import refusal_error
 from asgi_durable.middleware.replay import RecordedAnswer, send_answer, send_stream
 from asgi_durable.middleware.request_attempt import Connection, RequestAttempt, Waited

@@ -16,10 +16,11 @@ from asgi_durable.engine.run import Run
 from asgi_durable.engine.sleepers import asleep_until_us, seconds_until, sleeping_of
 from asgi_durable.errors import DurableError, WorkflowInterruptedError
 from asgi_durable.middleware.asgi import ASGIApp, Headers, Message, Receive, Scope, Send
+from asgi_durable.middleware.current_key import current_key
 from asgi_durable.middleware.event_stream import last_event_id
 from asgi_durable.middleware.idempotency_policy import IdempotencyPolicy
 from asgi_durable.middleware.long_body import LongBody, Pieces
-from asgi_durable.middleware.problem_details import current_key, send_problem
+from asgi_durable.middleware.problem_details import send_problem
 from asgi_durable.middleware.request_body import ReplayedBody
 from asgi_durable.middleware.response_headers import REPLAYED_HEADER
 from asgi_durable.middleware.response_recording import ResponseRecorder

@@ -9,10 +9,11 @@ import logging
 from asgi_durable.engine.requests import RequestRun
 from asgi_durable.errors import DurableError, DurableUsageError, StorageError
 from asgi_durable.middleware.asgi import Headers, Message, Send, header_values
+from asgi_durable.middleware.current_key import current_key
 from asgi_durable.middleware.event_stream import is_event_stream
 from asgi_durable.middleware.idempotency_policy import IdempotencyPolicy
 from asgi_durable.middleware.long_body import Pieces
-from asgi_durable.middleware.problem_details import current_key, send_problem
+from asgi_durable.middleware.problem_details import send_problem
 from asgi_durable.middleware.request_body import ReplayedBody
 from asgi_durable.middleware.response_headers import IGNORED, encode_headers, with_marks
 from asgi_durable.middleware.retry_delay import RETRY_AFTER, said_delay, whole_seconds
