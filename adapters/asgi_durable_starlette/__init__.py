@@ -27,9 +27,11 @@ from asgi_durable import (
     IdempotencyMiddleware,
 )
 from asgi_durable.ambient import filled_with
+from asgi_durable.middleware.body_source import ReadAheadMiddleware
 from asgi_durable.middleware.handler_policy import idempotent
 from asgi_durable.middleware.placement import class_of, classes_within
 from asgi_durable.middleware.problem_details import problem_response
+from asgi_durable_starlette.body_limits import lift_limit
 from asgi_durable_starlette.dependencies import (
     STATE_NAME,
     current_durable,
@@ -90,7 +92,8 @@ def install(
 
     def build_with_durable() -> ASGIApp:
         inside, policies = partial(_inside, app), handler_policies.policies
-        return durable.wrap_outside(build(), inside=inside, handler_policies=policies)
+        stack = ReadAheadMiddleware(build(), lift_limit)
+        return durable.wrap_outside(stack, inside=inside, handler_policies=policies)
 
     app.build_middleware_stack = build_with_durable  # type: ignore[method-assign]
 

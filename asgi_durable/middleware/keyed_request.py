@@ -21,6 +21,7 @@ from asgi_durable.engine.sleepers import asleep_until_us
 from asgi_durable.errors import DurableError, StorageError
 from asgi_durable.ids import new_id
 from asgi_durable.middleware.asgi import ASGIApp, Headers, Message, header_values
+from asgi_durable.middleware.body_source import BodySource, lift_limit, source_behind
 from asgi_durable.middleware.current_key import AboutKey, current_key
 from asgi_durable.middleware.fingerprint import (
     RequestHash,
@@ -29,7 +30,13 @@ from asgi_durable.middleware.fingerprint import (
     request_workflow_id,
 )
 from asgi_durable.middleware.idempotency_policy import IdempotencyPolicy
-from asgi_durable.middleware.long_body import LongBody, Pieces, SpentBody, SpooledBody
+from asgi_durable.middleware.long_body import (
+    LongBody,
+    Pieces,
+    RefusedBody,
+    SpentBody,
+    SpooledBody,
+)
 from asgi_durable.middleware.prefer import preferences
 from asgi_durable.middleware.problem_details import send_problem
 from asgi_durable.middleware.refusal_errors import refusal_error
@@ -88,6 +95,7 @@ class KeyedRequest:
         self._about = AboutKey()
         self._principal = b""
         self._body: bytes | Pieces = b""
+        self._source: BodySource | None = None
         self._waited_seconds = 0.0
         self._lost_at: float | None = None
 
@@ -121,23 +129,37 @@ class KeyedRequest:
         while not await self._try(request):
             # What the other one made of it, or what is left to be done: the claim tells.
             self._lost_at = self._lost_at or time.monotonic()
+            if self._source is not None:
+                # What counts bytes on its way has counted these.
+                self._source.forget()
+                self._connection = replace(self._connection, comes_again=False)
             self._scope.clear()
             self._scope.update(scope_before)
 
     async def _read_body(self) -> str:
         """Read the body, or its start, and return the fingerprint, or what stands for it."""
-        scope, policy = self._scope, self._policy
-        start, is_whole = await read_start(scope, self._connection.receive, policy.max_request_body)
+        scope, policy, receive = self._scope, self._policy, self._connection.receive
+        source = self._source = source_behind(scope, receive)
+        read = source.read_ahead if source is not None else receive
+        try:
+            start, is_whole = await read_start(scope, read, policy.max_request_body)
+        except (ClientGoneError, DurableError):
+            raise
+        except Exception as error:  # of a middleware around this one
+            self._body = RefusedBody(error)
+            return PENDING_FINGERPRINT + new_id()
         self._body = start
         if is_whole and len(start) <= policy.max_request_body:
+            self._connection = replace(self._connection, comes_again=source is not None)
             return request_fingerprint(scope, start, policy.make_fingerprint)
         if policy.oversize == "reject":
             raise too_large(policy.max_request_body)
         hashing = RequestHash(scope)
         if is_whole:
+            self._connection = replace(self._connection, comes_again=source is not None)
             hashing.add(start)
             return hashing.fingerprint()
-        self._body = LongBody(start, self._connection.receive, hashing)
+        self._body = LongBody(b"" if source is not None else start, receive, hashing)
         return PENDING_FINGERPRINT + new_id()
 
     def _identify(self, key: bytes) -> str:
@@ -219,6 +241,9 @@ class KeyedRequest:
         if not isinstance(body, LongBody):
             msg = "a body that is whole has a fingerprint"
             raise TypeError(msg)
+        if self._source is not None:
+            # Who limits it on its way waits for the route to say how long it may be.
+            body.read_from(self._source.receive)
         if wanted.workflow.is_final:
             await body.read_to_end()
             self._body = SpentBody(wanted.workflow.workflow_id)
@@ -272,6 +297,7 @@ class KeyedRequest:
     async def _answer(self, claim: Refused | Followed | Answered, workflow_id: str) -> None:
         """Answer for a request that is not carried out here and now."""
         self._close_body()
+        await self._begin_answer()
         logger.debug("Request %s: asked for again, %s", workflow_id, type(claim).__name__)
         match claim:
             case Answered() if claim.response.stream_end is None:
@@ -313,8 +339,13 @@ class KeyedRequest:
             headers.append((b"preference-applied", b"respond-async"))
         await send_accepted(self._send, workflow_id, headers, sleeps_until_us=sleeps_until_us)
 
+    async def _begin_answer(self) -> None:
+        """Get ready for an answer that the app is not asked for."""
+        await lift_limit(self._scope, self._connection.receive, self._send)
+
     async def _refuse(self, error: DurableError) -> None:
         self._close_body()
+        await self._begin_answer()
         headers = [*self._marks, *self._policy.links]
         await send_problem(self._send, self._policy.restated(error), headers=headers)
 
@@ -327,7 +358,8 @@ class KeyedRequest:
                 message = {**message, "headers": headers}
             await self._send(message)
 
-        replayed = ReplayedBody(self._body, self._connection.receive)
+        connection = self._connection
+        replayed = ReplayedBody(self._body, connection.receive, comes_again=connection.comes_again)
         replayed.may_tell.set()
         try:
             await self._app(self._scope, replayed.receive, send)

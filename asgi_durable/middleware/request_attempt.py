@@ -40,11 +40,16 @@ _HIDDEN_EXTENSIONS = frozenset(
 
 @value_class()
 class Connection:
-    """What a server has called the middleware with."""
+    """What a server has called the middleware with.
+
+    Attributes:
+        comes_again: True if the body was read ahead, and ``receive`` gives it once more.
+    """
 
     scope: Scope
     receive: Receive
     send: Send
+    comes_again: bool = False
 
 
 class Waited(Enum):
@@ -122,7 +127,10 @@ class RequestAttempt:
         self._seen = last_event_id(connection.scope)
         self._is_cancelled_by_client = False
         self._body = ReplayedBody(
-            body, connection.receive, is_watched=policy.on_disconnect == "cancel"
+            body,
+            connection.receive,
+            is_watched=policy.on_disconnect == "cancel",
+            comes_again=connection.comes_again,
         )
         self._recorder: ResponseRecorder | None = None
         self._app_error: Exception | None = None
