@@ -24,6 +24,7 @@ from asgi_durable.middleware.asgi import ASGIApp
 from asgi_durable.middleware.idempotency import IdempotencyMiddleware
 from asgi_durable.middleware.idempotency_policy import IdempotencyPolicy
 from asgi_durable.middleware.inside import Inside, opens_a_span
+from asgi_durable.middleware.kept_session import warn_of_lost_sessions
 from asgi_durable.middleware.lifespan import LifespanMiddleware
 from asgi_durable.middleware.placement import classes_within, warn_of_misplaced
 from asgi_durable.middleware.problem_details import ProblemDetailsMiddleware
@@ -269,6 +270,7 @@ class Durable(Decorators, CurrentContext, WorkflowCalls):
         app: ASGIApp,
         *,
         inside: Callable[[], Iterable[type]] = tuple,
+        around: Callable[[], Iterable[type]] = tuple,
         handler_policies: Callable[[], Iterable[IdempotencyPolicy]] = tuple,
     ) -> ASGIApp:
         """Return an app with what belongs around everything: request context, span, lifespan.
@@ -279,6 +281,8 @@ class Durable(Decorators, CurrentContext, WorkflowCalls):
             app: The app, with idempotency somewhere in it.
             inside: Returns the classes of what is inside of idempotency, as of the start: a
                 line in the log tells of those that belong outside.
+            around: Returns the classes of what is around idempotency, below the rest: a line in
+                the log tells of what replays lose by it.
             handler_policies: Returns the policies that handlers have of their own.
         """
 
@@ -286,7 +290,10 @@ class Durable(Decorators, CurrentContext, WorkflowCalls):
             of_routes = filter(None, self.idempotency_routes.values())
             return [self.idempotency, *of_routes, *handler_policies()]
 
-        look = partial(warn_of_misplaced, policies, inside)
+        def look() -> None:
+            warn_of_misplaced(policies, inside)
+            warn_of_lost_sessions(policies, lambda: (*around(), *inside()))
+
         lifespan = LifespanMiddleware(app, self.engine, on_start=look)
         return RequestContextMiddleware(
             TracingMiddleware(lifespan, telemetry=self.telemetry),

@@ -35,7 +35,10 @@ def surround(app: Any, durable: Durable) -> None:
         await base.__call__(app, scope, receive, send)
 
     inside, policies = partial(_inside, app), partial(_policies, app)
-    stack = durable.wrap_outside(serve_inside, inside=inside, handler_policies=policies)
+    around = partial(_around, app)
+    stack = durable.wrap_outside(
+        serve_inside, inside=inside, around=around, handler_policies=policies
+    )
 
     async def serve(_app: Litestar, scope: Any, receive: Any, send: Any) -> None:
         await stack(scope, receive, send)
@@ -51,6 +54,14 @@ def _inside(app: Litestar) -> Iterator[type]:
         kinds = [class_of(entry) for entry in handler.resolve_middleware()]
         if IdempotencyMiddleware in kinds:
             yield from kinds[: kinds.index(IdempotencyMiddleware)]
+
+
+def _around(app: Any) -> Iterator[type]:
+    """Return the classes of what is around the idempotency middleware, of any handler."""
+    for handler in _handlers(app):
+        kinds = [class_of(entry) for entry in handler.resolve_middleware()]
+        if IdempotencyMiddleware in kinds:
+            yield from kinds[kinds.index(IdempotencyMiddleware) + 1 :]
 
 
 def _policies(app: Litestar) -> Iterator[IdempotencyPolicy]:

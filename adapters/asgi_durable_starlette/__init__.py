@@ -93,7 +93,8 @@ def install(
     def build_with_durable() -> ASGIApp:
         inside, policies = partial(_inside, app), handler_policies.policies
         stack = ReadAheadMiddleware(build(), lift_limit)
-        return durable.wrap_outside(stack, inside=inside, handler_policies=policies)
+        around = partial(_around, app)
+        return durable.wrap_outside(stack, inside=inside, around=around, handler_policies=policies)
 
     app.build_middleware_stack = build_with_durable  # type: ignore[method-assign]
 
@@ -103,6 +104,12 @@ def _inside(app: Starlette) -> Iterable[type]:
     kinds = [class_of(entry) for entry in app.user_middleware]
     own = kinds.index(IdempotencyMiddleware)
     return [*kinds[own + 1 :], *classes_within(app.router)]
+
+
+def _around(app: Starlette) -> Iterable[type]:
+    """Return the classes of the middlewares that are around the idempotency middleware."""
+    kinds = [class_of(entry) for entry in app.user_middleware]
+    return kinds[: kinds.index(IdempotencyMiddleware)]
 
 
 async def _answer(connection: HTTPConnection, error: Exception) -> Response | None:

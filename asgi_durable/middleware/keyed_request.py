@@ -30,6 +30,7 @@ from asgi_durable.middleware.fingerprint import (
     request_workflow_id,
 )
 from asgi_durable.middleware.idempotency_policy import IdempotencyPolicy
+from asgi_durable.middleware.kept_session import restore_session
 from asgi_durable.middleware.long_body import (
     LongBody,
     Pieces,
@@ -302,6 +303,7 @@ class KeyedRequest:
         match claim:
             case Answered() if claim.response.stream_end is None:
                 self._about.members["run"] = claim.workflow.attempts
+                restore_session(self._scope, claim.response.headers)
                 await send_answer(self._send, claim.response, self._marks, policy=self._policy)
             case Answered():
                 await self._send_stream(claim.workflow, claim.response)

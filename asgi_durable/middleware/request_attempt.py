@@ -19,6 +19,7 @@ from asgi_durable.middleware.asgi import ASGIApp, Headers, Message, Receive, Sco
 from asgi_durable.middleware.current_key import current_key
 from asgi_durable.middleware.event_stream import last_event_id
 from asgi_durable.middleware.idempotency_policy import IdempotencyPolicy
+from asgi_durable.middleware.kept_session import SessionChanges
 from asgi_durable.middleware.long_body import LongBody, Pieces
 from asgi_durable.middleware.problem_details import send_problem
 from asgi_durable.middleware.request_body import ReplayedBody
@@ -186,6 +187,8 @@ class RequestAttempt:
             request_body=self._body,
         )
         recorder.retry_delay = delay
+        if self._policy.keep_cookies and "session" in self._scope:
+            recorder.session = SessionChanges(self._scope)
         return recorder
 
     def _stop_with_body(self, request: RequestRun) -> None:
