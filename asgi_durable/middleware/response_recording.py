@@ -107,7 +107,8 @@ class ResponseRecorder:
         if self.is_taken_over:
             return
         if kind == "http.response.start":
-            self._start = message
+            # They may be given once only, and are read several times.
+            message = self._start = {**message, "headers": list(message.get("headers", ()))}
             if self._policy.stream == "record" and await self._is_streamed(message):
                 await self._begin_stream(message)
             elif is_event_stream(message.get("headers", ())):
