@@ -93,10 +93,16 @@ def restore_session(scope: Scope, recorded: bytes) -> None:
     session = scope.get("session")
     if _NAME not in recorded or not isinstance(session, MutableMapping):
         return
-    texts = [value.decode("ascii") for value in header_values(decode_headers(recorded), _NAME)]
-    if not texts or not texts[-1].startswith(_PREFIX):
+    try:
+        texts = [
+            value.decode("latin-1") for value in header_values(decode_headers(recorded), _NAME)
+        ]
+        if not texts or not texts[-1].startswith(_PREFIX):
+            return
+        changes: dict[str, Any] = json.loads(texts[-1].removeprefix(_PREFIX))
+    except ValueError:
+        # Who sends the answer finds it damaged.
         return
-    changes: dict[str, Any] = json.loads(texts[-1].removeprefix(_PREFIX))
     # Only what is different: a client that has its session already gets no other one.
     for key, value in changes["set"].items():
         if key not in session or session[key] != value:

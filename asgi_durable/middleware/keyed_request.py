@@ -49,10 +49,11 @@ from asgi_durable.middleware.request_body import (
     read_start,
     too_large,
 )
+from asgi_durable.middleware.request_name import request_name
 from asgi_durable.middleware.request_server import encode_request
 from asgi_durable.middleware.request_status import StatusPages, send_accepted
 from asgi_durable.middleware.response_headers import IGNORED, with_marks
-from asgi_durable.request_errors import RequestInProgressError
+from asgi_durable.request_errors import RequestInProgressError, ResponseDamagedError
 from asgi_durable.storage.records import (
     PENDING_FINGERPRINT,
     ResponseRecord,
@@ -190,7 +191,7 @@ class KeyedRequest:
             data = encode_request(scope, body, self._principal)
         return Request(
             workflow_id=workflow_id,
-            name=f"{scope['method']} {scope['path']}",
+            name=request_name(scope),
             fingerprint=fingerprint,
             request_id=context.request_id if context is not None else new_id(),
             retention=policy.kept_for,
@@ -303,8 +304,7 @@ class KeyedRequest:
         match claim:
             case Answered() if claim.response.stream_end is None:
                 self._about.members["run"] = claim.workflow.attempts
-                restore_session(self._scope, claim.response.headers)
-                await send_answer(self._send, claim.response, self._marks, policy=self._policy)
+                await self._replay(claim.response)
             case Answered():
                 await self._send_stream(claim.workflow, claim.response)
             case Followed():
@@ -316,6 +316,13 @@ class KeyedRequest:
                     self._about.members["run"] = claim.workflow.attempts
                     self._marks += self._location
                 await self._refuse(refusal_error(claim))
+
+    async def _replay(self, response: ResponseRecord) -> None:
+        restore_session(self._scope, response.headers)
+        try:
+            await send_answer(self._send, response, self._marks, policy=self._policy)
+        except ResponseDamagedError as error:
+            await self._refuse(error)
 
     async def _send_stream(self, workflow: WorkflowRecord, response: ResponseRecord | None) -> None:
         answer = RecordedAnswer(workflow.workflow_id, workflow.created_at_us, response)

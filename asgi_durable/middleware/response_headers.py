@@ -65,5 +65,15 @@ def encode_headers(headers: Iterable[tuple[bytes, bytes]], *, keeps_cookies: boo
 
 
 def decode_headers(data: bytes) -> Headers:
-    """Return what :func:`encode_headers` was given, without what is not kept."""
-    return [(name.encode("latin-1"), value.encode("latin-1")) for name, value in json.loads(data)]
+    """Return what :func:`encode_headers` was given, without what is not kept.
+
+    Raises:
+        ValueError: It is no such thing.
+    """
+    try:
+        return [
+            (name.encode("latin-1"), value.encode("latin-1")) for name, value in json.loads(data)
+        ]
+    except (TypeError, AttributeError) as error:
+        msg = f"these are no headers: {error}"
+        raise ValueError(msg) from error
