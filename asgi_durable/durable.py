@@ -24,6 +24,7 @@ from asgi_durable.middleware.asgi import ASGIApp, Scope
 from asgi_durable.middleware.idempotency import IdempotencyMiddleware
 from asgi_durable.middleware.idempotency_policy import IdempotencyPolicy
 from asgi_durable.middleware.inside import Inside, opens_a_span
+from asgi_durable.middleware.kept_session import warn_of_lost_sessions
 from asgi_durable.middleware.lifespan import LifespanMiddleware
 from asgi_durable.middleware.placement import classes_within, warn_of_misplaced
 from asgi_durable.middleware.problem_details import ProblemDetailsMiddleware
@@ -283,7 +284,9 @@ class Durable(Decorators, CurrentContext, WorkflowCalls):
             app: The app, with idempotency somewhere in it.
             inside: Returns the classes of what is inside of idempotency, as of the start: a
                 line in the log tells of those that belong outside.
-            around: Returns those of what the application has around idempotency, as of the start.
+            around: Returns the classes of what the application has around idempotency, as of the
+                start: lines in the log tell of what replays lose by it, and of what is not told
+                apart.
             handler_policies: Returns the policies that handlers have of their own.
             find_route: Returns the route of a request that no router has seen.
             find_stack: Returns what the application's requests come through first.
@@ -296,6 +299,7 @@ class Durable(Decorators, CurrentContext, WorkflowCalls):
         def look() -> None:
             warn_of_misplaced(policies, inside)
             warn_of_sessions(policies, inside, around)
+            warn_of_lost_sessions(policies, lambda: (*around(), *inside()))
 
         watched = SessionCookieMiddleware(app, policies)
         lifespan = LifespanMiddleware(watched, self.engine, on_start=look)

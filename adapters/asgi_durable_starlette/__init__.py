@@ -27,9 +27,11 @@ from asgi_durable import (
     IdempotencyMiddleware,
 )
 from asgi_durable.ambient import filled_with
+from asgi_durable.middleware.body_source import ReadAheadMiddleware
 from asgi_durable.middleware.handler_policy import idempotent
 from asgi_durable.middleware.placement import class_of, classes_within
 from asgi_durable.middleware.problem_details import problem_response
+from asgi_durable_starlette.body_limits import lift_limit
 from asgi_durable_starlette.dependencies import (
     STATE_NAME,
     current_durable,
@@ -98,7 +100,7 @@ def install(
             find_route=handler_policies.find_route,
             find_stack=lambda: app.middleware_stack,
         )
-        return wrap_stack(build(), wrap)
+        return wrap_stack(build(), lambda stack: wrap(ReadAheadMiddleware(stack, lift_limit)))
 
     app.build_middleware_stack = build_with_durable  # type: ignore[method-assign]
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from asgi_durable.engine.registry import WorkflowDefinition
@@ -53,6 +53,7 @@ class Call:
         loop: The event loop that the call runs on.
         parent: The run that calls, with the place of the call in its log.
         awaited: True for a call, False for a start in the background.
+        runs: Those that it has launched, of a workflow that takes injected parameters.
     """
 
     definition: WorkflowDefinition
@@ -62,3 +63,4 @@ class Call:
     loop: asyncio.AbstractEventLoop
     parent: tuple[Run, int] | None
     awaited: bool
+    runs: list[Run] = field(default_factory=list, compare=False)

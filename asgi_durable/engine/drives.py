@@ -33,7 +33,7 @@ from asgi_durable.storage.writes import (
     StartWorkflow,
 )
 
-__all__ = ["Drives", "conflict", "missing_ambient"]
+__all__ = ["Drives", "conflict", "missing_ambient", "refuse_ambient"]
 
 logger = logging.getLogger(__name__)
 
@@ -223,3 +223,12 @@ def conflict(definition: WorkflowDefinition, existing: WorkflowRecord) -> Workfl
     return WorkflowConflictError(
         existing.workflow_id, wanted=definition.name, existing=existing.name
     )
+
+
+def refuse_ambient(call: Call) -> None:
+    """Refuse to run a workflow that needs its request where there is none."""
+    if not call.awaited:
+        raise missing_ambient(call.definition, min(call.definition.ambient))
+    given = call.definition.signature.bind(*call.args, **call.kwargs).arguments
+    for name in sorted(call.definition.ambient - given.keys()):
+        raise missing_ambient(call.definition, name)

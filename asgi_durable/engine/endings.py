@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from asgi_durable.errors import WorkflowInterruptedError
+from asgi_durable.errors import WorkflowCancelledError, WorkflowInterruptedError
 from asgi_durable.storage.records import WorkflowRecord, WorkflowState
 from asgi_durable.value_class import value_class
 
@@ -14,6 +14,7 @@ __all__ = [
     "OwnedElsewhereError",
     "RunStopped",
     "finished",
+    "refuse_cancelled",
 ]
 
 
@@ -74,3 +75,9 @@ class CancelledElsewhereError(OwnedElsewhereError):
 def finished(workflow: WorkflowRecord) -> Finished:
     """Return the outcome of a workflow that has one."""
     return Finished(workflow.state, workflow.output, workflow.error)
+
+
+def refuse_cancelled(ending: Finished, workflow_id: str) -> None:
+    """Raise if the outcome of a workflow is that it was cancelled."""
+    if ending.state is WorkflowState.CANCELLED:
+        raise WorkflowCancelledError(workflow_id)

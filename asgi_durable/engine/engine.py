@@ -352,12 +352,6 @@ class Engine:
 
     # Context
 
-    @property
-    def is_in_request(self) -> bool:
-        """True where a claimed request is being handled."""
-        frame = self.frame()
-        return frame is not None and frame.run is not None and frame.run.workflow.is_request
-
     def frame(self) -> Frame | None:
         """Return where the current code runs, ``None`` outside every run of this engine."""
         frame = current_frame.get()

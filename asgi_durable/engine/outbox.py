@@ -15,7 +15,7 @@ from asgi_durable.storage.records import StepRecord, WorkflowRecord
 if TYPE_CHECKING:
     from asgi_durable.engine.run import Run
 
-__all__ = ["Outbox"]
+__all__ = ["Outbox", "start_of"]
 
 
 class Outbox:
@@ -66,8 +66,7 @@ class Outbox:
         run.refuse_if_stopped()
         if self._is_closed:
             raise WorkflowInterruptedError(run.workflow_id, "its end is being committed")
-        name = f"durable.background {workflow.name}"
-        digest = hashlib.blake2b(workflow.input or b"", digest_size=DIGEST_BYTES).digest()
+        name, digest = start_of(workflow)
         if recorded_step(run, number, name, digest) is None:
             output = run.services.registry.codec.encode(workflow.workflow_id)
             step = run.step_record(number, name, digest, output=output, error=None)
@@ -104,3 +103,9 @@ class Outbox:
             return []
         starts, self._starts = self._starts, []
         return starts
+
+
+def start_of(workflow: WorkflowRecord) -> tuple[str, bytes]:
+    """Return what the place of a start is called in the log, and the digest of its input."""
+    digest = hashlib.blake2b(workflow.input or b"", digest_size=DIGEST_BYTES).digest()
+    return f"durable.background {workflow.name}", digest

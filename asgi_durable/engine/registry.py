@@ -60,6 +60,7 @@ class Definition:
         thread: Where it is called if it is not async.
         ambient: Names of the parameters that are never recorded: those that a framework fills
             anew for every request, and what a method belongs to.
+        injected: Those among them that a framework fills.
     """
 
     def __init__(
@@ -74,6 +75,7 @@ class Definition:
         self.signature = inspect.signature(decorated)
         self.registry = registry
         self.ambient: frozenset[str] = frozenset()
+        self.injected: frozenset[str] = frozenset()
         kinds = {parameter.kind for parameter in self.signature.parameters.values()}
         # Parameters that can all be given by name; then binding is a matter of a dictionary.
         self._all_by_name = kinds <= {_BY_NAME, _BY_NAME_ONLY}
@@ -114,11 +116,14 @@ class Definition:
             return
         self._prepared = True
         hints = function_hints(self.decorated)  # type: ignore[arg-type]
-        self.ambient = _owner_parameter(self.decorated, self.signature) | {
+        owner = _owner_parameter(self.decorated, self.signature)
+        self.injected = frozenset(
             parameter.name
             for parameter in self.signature.parameters.values()
-            if self.registry.is_ambient(parameter, hints.get(parameter.name))
-        }
+            if parameter.name not in owner
+            and self.registry.is_ambient(parameter, hints.get(parameter.name))
+        )
+        self.ambient = owner | self.injected
         for name, hint in hints.items():
             if name not in self.ambient:
                 self.registry.codec.register(hint)

@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from asgi_durable.engine.run import Run
 
 __all__ = [
+    "NOTHING",
+    "diverged",
     "recorded_child",
     "recorded_step",
     "refuse_other_child",
@@ -23,6 +25,8 @@ __all__ = [
 ]
 
 Entry = StepRecord | WorkflowRecord
+# What is recorded behind the end of a workflow's log.
+NOTHING = "nothing, as the workflow has ended"
 
 
 def recorded_step(run: Run, number: int, name: str, digest: bytes) -> StepRecord | None:
@@ -34,6 +38,7 @@ def recorded_step(run: Run, number: int, name: str, digest: bytes) -> StepRecord
     step = run.steps.get(number)
     if step is None:
         _refuse_other(run, number, run.children.get(number), f"step {name!r}")
+        _refuse_new(run, number, f"step {name!r}")
         return None
     refuse_other_step(run, step, name, digest)
     return step
@@ -43,10 +48,10 @@ def refuse_other_step(run: Run, step: StepRecord, name: str, digest: bytes) -> N
     """Raise ``NonDeterministicWorkflowError`` if a record is another call's."""
     number = step.step_number
     if step.name != name:
-        raise _diverged(run, number, f"step {step.name!r}", f"step {name!r}")
+        raise diverged(run, number, f"step {step.name!r}", f"step {name!r}")
     if step.digest != digest:
         recorded = f"step {name!r} with other arguments (digest {step.digest.hex()})"
-        raise _diverged(run, number, recorded, f"step {name!r} (digest {digest.hex()})")
+        raise diverged(run, number, recorded, f"step {name!r} (digest {digest.hex()})")
 
 
 def refuse_other_child(run: Run, number: int, name: str, workflow_id: str) -> None:
@@ -56,7 +61,7 @@ def refuse_other_child(run: Run, number: int, name: str, workflow_id: str) -> No
     child = run.children.get(number)
     if child is not None and (child.name, child.workflow_id) != (name, workflow_id):
         recorded = f"workflow {child.name!r} with the id {child.workflow_id!r}"
-        raise _diverged(run, number, recorded, called)
+        raise diverged(run, number, recorded, called)
 
 
 def recorded_child(run: Run, number: int, name: str, data: bytes) -> WorkflowRecord | None:
@@ -68,10 +73,11 @@ def recorded_child(run: Run, number: int, name: str, data: bytes) -> WorkflowRec
     child = run.children.get(number)
     if child is None:
         _refuse_other(run, number, run.steps.get(number), f"workflow {name!r}")
+        _refuse_new(run, number, f"workflow {name!r}")
         return None
     if (child.name, child.input) != (name, data):
         what = " with other arguments" if child.name == name else ""
-        raise _diverged(run, number, f"workflow {child.name!r}{what}", f"workflow {name!r}")
+        raise diverged(run, number, f"workflow {child.name!r}{what}", f"workflow {name!r}")
     return child
 
 
@@ -81,7 +87,7 @@ def unused_log(run: Run) -> Interrupted | None:
     if numbers:
         number = min(numbers)
         entry = run.steps.get(number) or run.children[number]
-        _diverged(run, number, repr(entry.name), "nothing, as it has ended")
+        diverged(run, number, repr(entry.name), "nothing, as it has ended")
     return run.stopped
 
 
@@ -119,10 +125,17 @@ async def _interrupted(run: Run, step: StepRecord) -> StepRecord:
 def _refuse_other(run: Run, number: int, other: Entry | None, called: str) -> None:
     if other is not None:
         kind = "step" if isinstance(other, StepRecord) else "workflow"
-        raise _diverged(run, number, f"{kind} {other.name!r}", called)
+        raise diverged(run, number, f"{kind} {other.name!r}", called)
 
 
-def _diverged(run: Run, number: int, recorded: str, called: str) -> Exception:
+def _refuse_new(run: Run, number: int, called: str) -> None:
+    """Raise if a run has ended: no body runs, as its effects are not in the log."""
+    if run.has_ended:
+        raise diverged(run, number, NOTHING, called)
+
+
+def diverged(run: Run, number: int, recorded: str, called: str) -> Exception:
+    """Stop a run whose code has left its log; return what to raise."""
     error = NonDeterministicWorkflowError(run.workflow_id, number, recorded=recorded, called=called)
     # The code may catch the error; it must not go on all the same.
     run.stop(error)

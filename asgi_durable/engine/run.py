@@ -59,6 +59,9 @@ class Run:
         single_transaction: What a request is that makes no other durable call.
     """
 
+    # True for one over the log of a workflow that has ended: it records nothing more.
+    has_ended = False
+
     __slots__ = (
         "_guard",
         "_lane",

@@ -4,24 +4,32 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Coroutine
 from dataclasses import replace
 from typing import Any
 
 from asgi_durable.context import current_request
 from asgi_durable.engine.active_runs import ActiveRuns, wait_for
 from asgi_durable.engine.call import Call
-from asgi_durable.engine.drives import Drives, conflict, missing_ambient
-from asgi_durable.engine.endings import Ending, Finished, Interrupted, OwnedElsewhereError, finished
+from asgi_durable.engine.drives import Drives, conflict, refuse_ambient
+from asgi_durable.engine.endings import (
+    Ending,
+    Finished,
+    Interrupted,
+    OwnedElsewhereError,
+    finished,
+    refuse_cancelled,
+)
 from asgi_durable.engine.kept_context import kept_context
 from asgi_durable.engine.outbox import Outbox
 from asgi_durable.engine.outcomes import Outcomes
 from asgi_durable.engine.replay import recorded_child, refuse_other_child
+from asgi_durable.engine.rerun import EndedRun, Reruns, is_repeated
 from asgi_durable.engine.result_order import end_of_child, forget_result, in_turn
 from asgi_durable.engine.run import Run, Services
 from asgi_durable.engine.values import decode_recorded
 from asgi_durable.errors import (
     StorageError,
-    WorkflowCancelledError,
     WorkflowConflictError,
     WorkflowNotFoundError,
 )
@@ -52,6 +60,7 @@ class Workflows:
         self._active = active
         self._drives = drives
         self._outcomes = outcomes
+        self._reruns = Reruns(services, outcomes)
 
     async def begin(self, call: Call) -> Run | WorkflowRecord:
         """Return the run that a call starts or joins, or the finished workflow it finds.
@@ -66,7 +75,7 @@ class Workflows:
         definition.prepare()
         data = definition.encode_input(call.args, call.kwargs)
         if definition.ambient:
-            _refuse_ambient(call)
+            refuse_ambient(call)
         workflow_id = call.options.workflow_id
         if workflow_id is not None:
             if call.parent is not None:
@@ -81,28 +90,33 @@ class Workflows:
             return self._start_fresh(call, data, child_workflow_id(parent.workflow_id, number))
         return await self._join_recorded(call, child)
 
-    async def result(self, call: Call) -> Any:
+    def result(self, call: Call) -> Coroutine[Any, Any, Any]:
         """Begin a call, wait for its outcome, and return or raise it."""
+        if call.parent is None:
+            return self._result_alone(call)
+        parent, number = call.parent
+        if isinstance(parent, EndedRun):
+            return self._reruns.result(call, parent, number)
+        return self._result_in_run(call, parent, number)
+
+    async def _result_alone(self, call: Call) -> Any:
         begun = await self.begin(call)
         ending = await self._ending(call, begun)
-        if call.parent is None:
-            while (
-                isinstance(begun, Run)
-                and _is_elsewhere(ending)
-                and not await self._exists(call, begun.workflow_id)
-            ):
-                await self._wait_for_rebirth(begun)
-                begun = await self.begin(call)
-                ending = await self._ending(call, begun)
-            if _is_elsewhere(ending):
-                ending = await self._ending_elsewhere(call, begun.workflow_id)
-            return self.value_of(ending, begun.workflow_id)
-        return await self._result_in(*call.parent, call, begun, ending)
+        while (
+            isinstance(begun, Run)
+            and _is_elsewhere(ending)
+            and not await self._exists(call, begun.workflow_id)
+        ):
+            await self._wait_for_rebirth(begun)
+            begun = await self.begin(call)
+            ending = await self._ending(call, begun)
+        if _is_elsewhere(ending):
+            ending = await self._ending_elsewhere(call, begun.workflow_id)
+        return self.value_of(ending, begun.workflow_id)
 
-    async def _result_in(
-        self, parent: Run, number: int, call: Call, begun: Run | WorkflowRecord, ending: Ending
-    ) -> Any:
-        """Return or raise the outcome of a workflow that another one has called."""
+    async def _result_in_run(self, call: Call, parent: Run, number: int) -> Any:
+        begun = await self.begin(call)
+        ending = await self._ending(call, begun)
         if _is_elsewhere(ending):
             try:
                 ending = await self._ending_elsewhere(call, begun.workflow_id)
@@ -112,7 +126,7 @@ class Workflows:
         await in_turn(parent, number, _time_of_end(parent, number, begun))
         parent.note_settled()
         if isinstance(ending, Finished):
-            _refuse_cancelled(ending, begun.workflow_id)
+            refuse_cancelled(ending, begun.workflow_id)
             return decode_recorded(parent, ending.output, ending.error)
         if isinstance(ending.error, WorkflowConflictError):
             raise ending.error
@@ -152,7 +166,21 @@ class Workflows:
                 return ending
 
     async def _ending(self, call: Call, begun: Run | WorkflowRecord) -> Ending:
-        """Wait until a call's run is over, or over enough for its parent."""
+        """Wait until a call's run is over, or over enough for its parent.
+
+        What its code does to the objects of the call is done by then, whoever has run it.
+        """
+        ending = await self._outcome(call, begun)
+        if call.parent is None or not isinstance(ending, Finished):
+            return ending
+        if is_repeated(call, ending) and not _has_run(call, begun):
+            if isinstance(begun, Run):
+                # Its whole log is to be read.
+                await wait_for(begun, begun.done, call.loop)
+            await self._reruns.repeat(call, *call.parent, begun.workflow_id)
+        return ending
+
+    async def _outcome(self, call: Call, begun: Run | WorkflowRecord) -> Ending:
         if isinstance(begun, WorkflowRecord):
             return finished(begun)
         if call.parent is None or begun.loop is not call.parent[0].loop:
@@ -172,8 +200,15 @@ class Workflows:
             parent.depend_on(begun)
         return ending
 
-    async def start(self, call: Call) -> str:
+    def start(self, call: Call) -> Coroutine[Any, Any, str]:
         """Begin a call and return the workflow's id once its start is durable."""
+        if call.parent is not None:
+            parent, number = call.parent
+            if isinstance(parent, EndedRun):
+                return self._reruns.start(call, parent, number)
+        return self._start(call)
+
+    async def _start(self, call: Call) -> str:
         parent = call.parent[0] if call.parent is not None else None
         while True:
             begun = await self._begin_and_leave(call)
@@ -211,7 +246,7 @@ class Workflows:
         definition.prepare()
         data = definition.encode_input(call.args, call.kwargs)
         if definition.ambient:
-            _refuse_ambient(call)
+            refuse_ambient(call)
         outbox.add(self._new_record(call, data, workflow_id))
 
     async def _begin_and_leave(self, call: Call) -> Run | WorkflowRecord:
@@ -225,7 +260,7 @@ class Workflows:
         """Return an outcome's result, or raise its error."""
         if isinstance(ending, Interrupted):
             raise ending.error
-        _refuse_cancelled(ending, workflow_id)
+        refuse_cancelled(ending, workflow_id)
         decode = self._services.registry.codec.decode
         if ending.error is not None:
             raise decode(ending.error)
@@ -239,7 +274,7 @@ class Workflows:
                 return active
             if child.is_final:
                 return child
-            run = Run(self._services, child, call.loop)
+            run = self._launched_by(call, Run(self._services, child, call.loop))
             # Invariant: the run is active before its log is read, so the log cannot grow
             # under another run of the same workflow.
             if self._active.launch(run, self._drives.loaded(run, call)):
@@ -279,6 +314,11 @@ class Workflows:
                     raise conflict(call.definition, active.workflow)
                 return active
 
+    def _launched_by(self, call: Call, run: Run) -> Run:
+        if call.definition.injected:
+            call.runs.append(run)
+        return run
+
     def _new_run(self, call: Call, data: bytes, workflow_id: str) -> Run:
         record = self._new_record(call, data, workflow_id)
         observed = self._services.telemetry.observer.run(record, entries=0)
@@ -288,7 +328,7 @@ class Workflows:
             record = replace(record, last_span=span)
         run = Run(self._services, record, call.loop, executor_id=record.executor_id)
         run.observed = observed
-        return run
+        return self._launched_by(call, run)
 
     def _new_record(self, call: Call, data: bytes, workflow_id: str) -> WorkflowRecord:
         request_id, request = None, current_request.get()
@@ -320,11 +360,6 @@ class Workflows:
         )
 
 
-def _refuse_cancelled(ending: Finished, workflow_id: str) -> None:
-    if ending.state is WorkflowState.CANCELLED:
-        raise WorkflowCancelledError(workflow_id)
-
-
 def _time_of_end(parent: Run, number: int, begun: Run | WorkflowRecord) -> int:
     """Return when what a parent waited for has ended, as times in the parent's log are."""
     if isinstance(begun, WorkflowRecord):
@@ -337,10 +372,6 @@ def _is_elsewhere(ending: Ending) -> bool:
     return isinstance(ending, Interrupted) and ending.is_elsewhere
 
 
-def _refuse_ambient(call: Call) -> None:
-    """Refuse to run a workflow that needs its request where there is none."""
-    if not call.awaited:
-        raise missing_ambient(call.definition, min(call.definition.ambient))
-    given = call.definition.signature.bind(*call.args, **call.kwargs).arguments
-    for name in sorted(call.definition.ambient - given.keys()):
-        raise missing_ambient(call.definition, name)
+def _has_run(call: Call, begun: Run | WorkflowRecord) -> bool:
+    """Tell whether a workflow's code has run to its end with the objects of a call."""
+    return any(run is begun and run.claimed.get() for run in call.runs)

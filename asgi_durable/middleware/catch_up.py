@@ -88,7 +88,7 @@ async def send_catch_up(
 
 
 def _query(scope: Scope) -> dict[str, list[str]]:
-    return parse_qs(scope["query_string"].decode("latin-1"), keep_blank_values=True)
+    return parse_qs(scope.get("query_string", b"").decode("latin-1"), keep_blank_values=True)
 
 
 def _check(query: dict[str, list[str]], offset: bytes) -> None:

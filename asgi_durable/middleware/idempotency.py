@@ -19,6 +19,12 @@ from asgi_durable.middleware.asgi import ASGIApp, Receive, Scope, Send
 from asgi_durable.middleware.fingerprint import idempotency_key
 from asgi_durable.middleware.idempotency_policy import IdempotencyPolicy
 from asgi_durable.middleware.keyed_request import KeyedRequest
+from asgi_durable.middleware.own_request import (
+    ClaimingApp,
+    is_claimed_by,
+    is_inside_another,
+    outside_of_all,
+)
 from asgi_durable.middleware.policy_routes import PolicyFinder, PolicyRoutes
 from asgi_durable.middleware.principal import ApiKeys
 from asgi_durable.middleware.problem_details import send_problem
@@ -41,10 +47,6 @@ class RequestSource(Protocol):
     @property
     def request_servers(self) -> RequestServers:
         """Who in this process can serve requests without their clients."""
-
-    @property
-    def is_in_request(self) -> bool:
-        """True where a claimed request is being handled."""
 
 
 class IdempotencyMiddleware:
@@ -80,7 +82,8 @@ class IdempotencyMiddleware:
         self._policies = PolicyRoutes(self.policy, routes or {}, find_policy)
         self._api_keys: ApiKeys | None = None
         prefix = self.policy.status_prefix
-        self._serving = ServingApp(app, self._policies)
+        self._claiming = ClaimingApp(app, engine)
+        self._serving = ServingApp(self._claiming, self._policies)
         self._pages = (
             StatusPages(prefix, may_cancel=self.policy.client_may_cancel)
             if prefix is not None
@@ -89,8 +92,11 @@ class IdempotencyMiddleware:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve a request."""
+        if is_inside_another(scope):
+            with outside_of_all():
+                await self(scope, receive, send)
         # A stack inside another one, as of a mounted application, leaves the request to it.
-        if scope["type"] != "http" or self.engine.is_in_request:
+        elif scope["type"] != "http" or is_claimed_by(self.engine, scope):
             await self._pass(scope, receive, send)
         elif scope["method"] in self._policies.methods and not self._is_cancellation(scope):
             try:
@@ -139,7 +145,7 @@ class IdempotencyMiddleware:
             # Now: routes may be added up to the first request.
             self._api_keys = api_keys_within(self.app, scope.get("app"))
         connection = Connection(scope, receive, send, self._api_keys)
-        request = KeyedRequest(self.app, requests, policy, self._pages, connection)
+        request = KeyedRequest(self._claiming, requests, policy, self._pages, connection)
         try:
             await request.serve(key)
         except ClientGoneError:

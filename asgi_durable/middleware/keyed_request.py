@@ -21,11 +21,20 @@ from asgi_durable.engine.sleepers import asleep_until_us
 from asgi_durable.errors import DurableError, StorageError
 from asgi_durable.ids import new_id
 from asgi_durable.middleware.asgi import ASGIApp, Headers, Message, header_values
+from asgi_durable.middleware.body_source import BodySource, lift_limit, source_behind
+from asgi_durable.middleware.current_key import AboutKey, current_key
 from asgi_durable.middleware.fingerprint import RequestHash, request_fingerprint
 from asgi_durable.middleware.idempotency_policy import IdempotencyPolicy
-from asgi_durable.middleware.long_body import LongBody, Pieces, SpentBody, SpooledBody
+from asgi_durable.middleware.kept_session import restore_session
+from asgi_durable.middleware.long_body import (
+    LongBody,
+    Pieces,
+    RefusedBody,
+    SpentBody,
+    SpooledBody,
+)
 from asgi_durable.middleware.prefer import preferences
-from asgi_durable.middleware.problem_details import AboutKey, current_key, send_problem
+from asgi_durable.middleware.problem_details import send_problem
 from asgi_durable.middleware.refusal_errors import refusal_error
 from asgi_durable.middleware.replay import RecordedAnswer, send_answer, send_stream
 from asgi_durable.middleware.request_attempt import Connection, RequestAttempt, Waited
@@ -35,10 +44,11 @@ from asgi_durable.middleware.request_body import (
     read_start,
     too_large,
 )
+from asgi_durable.middleware.request_name import request_name
 from asgi_durable.middleware.request_server import encode_request
 from asgi_durable.middleware.request_status import StatusPages, send_accepted
 from asgi_durable.middleware.response_headers import IGNORED, with_marks
-from asgi_durable.request_errors import RequestInProgressError
+from asgi_durable.request_errors import RequestInProgressError, ResponseDamagedError
 from asgi_durable.request_ids import former_workflow_id
 from asgi_durable.storage.records import (
     PENDING_FINGERPRINT,
@@ -84,6 +94,7 @@ class KeyedRequest:
         self._principal = b""
         self._former_id: str | None = None
         self._body: bytes | Pieces = b""
+        self._source: BodySource | None = None
         self._waited_seconds = 0.0
         self._lost_at: float | None = None
 
@@ -122,23 +133,37 @@ class KeyedRequest:
         while not await self._try(request):
             # What the other one made of it, or what is left to be done: the claim tells.
             self._lost_at = self._lost_at or time.monotonic()
+            if self._source is not None:
+                # What counts bytes on its way has counted these.
+                self._source.forget()
+                self._connection = replace(self._connection, comes_again=False)
             self._scope.clear()
             self._scope.update(scope_before)
 
     async def _read_body(self) -> str:
         """Read the body, or its start, and return the fingerprint, or what stands for it."""
-        scope, policy = self._scope, self._policy
-        start, is_whole = await read_start(scope, self._connection.receive, policy.max_request_body)
+        scope, policy, receive = self._scope, self._policy, self._connection.receive
+        source = self._source = source_behind(scope, receive)
+        read = source.read_ahead if source is not None else receive
+        try:
+            start, is_whole = await read_start(scope, read, policy.max_request_body)
+        except (ClientGoneError, DurableError):
+            raise
+        except Exception as error:  # of a middleware around this one
+            self._body = RefusedBody(error)
+            return PENDING_FINGERPRINT + new_id()
         self._body = start
         if is_whole and len(start) <= policy.max_request_body:
+            self._connection = replace(self._connection, comes_again=source is not None)
             return request_fingerprint(scope, start, policy.make_fingerprint)
         if policy.oversize == "reject":
             raise too_large(policy.max_request_body)
         hashing = RequestHash(scope)
         if is_whole:
+            self._connection = replace(self._connection, comes_again=source is not None)
             hashing.add(start)
             return hashing.fingerprint()
-        self._body = LongBody(start, self._connection.receive, hashing)
+        self._body = LongBody(b"" if source is not None else start, receive, hashing)
         return PENDING_FINGERPRINT + new_id()
 
     def _identify(self, key: bytes) -> str:
@@ -188,7 +213,7 @@ class KeyedRequest:
             data = encode_request(scope, body, self._principal)
         return Request(
             workflow_id=workflow_id,
-            name=f"{scope['method']} {scope['path']}",
+            name=request_name(scope),
             fingerprint=fingerprint,
             request_id=context.request_id if context is not None else new_id(),
             retention=policy.kept_for,
@@ -237,6 +262,9 @@ class KeyedRequest:
         if not isinstance(body, LongBody):
             msg = "a body that is whole has a fingerprint"
             raise TypeError(msg)
+        if self._source is not None:
+            # Who limits it on its way waits for the route to say how long it may be.
+            body.read_from(self._source.receive)
         if wanted.workflow.is_final:
             await body.read_to_end()
             self._body = SpentBody(wanted.workflow.workflow_id)
@@ -290,11 +318,12 @@ class KeyedRequest:
     async def _answer(self, claim: Refused | Followed | Answered, workflow_id: str) -> None:
         """Answer for a request that is not carried out here and now."""
         self._close_body()
+        await self._begin_answer()
         logger.debug("Request %s: asked for again, %s", workflow_id, type(claim).__name__)
         match claim:
             case Answered() if claim.response.stream_end is None:
                 self._about.members["run"] = claim.workflow.attempts
-                await send_answer(self._send, claim.response, self._marks, policy=self._policy)
+                await self._replay(claim.response)
             case Answered():
                 await self._send_stream(claim.workflow, claim.response)
             case Followed():
@@ -306,6 +335,13 @@ class KeyedRequest:
                     self._about.members["run"] = claim.workflow.attempts
                     self._marks += self._location
                 await self._refuse(refusal_error(claim))
+
+    async def _replay(self, response: ResponseRecord) -> None:
+        restore_session(self._scope, response.headers)
+        try:
+            await send_answer(self._send, response, self._marks, policy=self._policy)
+        except ResponseDamagedError as error:
+            await self._refuse(error)
 
     async def _send_stream(self, workflow: WorkflowRecord, response: ResponseRecord | None) -> None:
         answer = RecordedAnswer(workflow.workflow_id, workflow.created_at_us, response)
@@ -331,8 +367,13 @@ class KeyedRequest:
             headers.append((b"preference-applied", b"respond-async"))
         await send_accepted(self._send, workflow_id, headers, sleeps_until_us=sleeps_until_us)
 
+    async def _begin_answer(self) -> None:
+        """Get ready for an answer that the app is not asked for."""
+        await lift_limit(self._scope, self._connection.receive, self._send)
+
     async def _refuse(self, error: DurableError) -> None:
         self._close_body()
+        await self._begin_answer()
         headers = [*self._marks, *self._policy.links]
         await send_problem(self._send, self._policy.restated(error), headers=headers)
 
@@ -351,7 +392,8 @@ class KeyedRequest:
                 message = {**message, "headers": headers}
             await self._send(message)
 
-        replayed = ReplayedBody(self._body, self._connection.receive)
+        connection = self._connection
+        replayed = ReplayedBody(self._body, connection.receive, comes_again=connection.comes_again)
         replayed.may_tell.set()
         try:
             await self._app(self._scope, replayed.receive, send)

@@ -11,7 +11,7 @@ from asgi_durable.errors import WorkflowInterruptedError
 from asgi_durable.middleware.asgi import Message, Receive
 from asgi_durable.middleware.fingerprint import RequestHash
 
-__all__ = ["LongBody", "Pieces", "SpentBody", "SpooledBody"]
+__all__ = ["LongBody", "Pieces", "RefusedBody", "SpentBody", "SpooledBody"]
 
 PIECE_BYTES = 64 * 1024
 
@@ -81,6 +81,10 @@ class LongBody:
         """Read what is left of it, and hash it."""
         while not self.over.is_set():
             await self.receive()
+
+    def read_from(self, receive: Receive) -> None:
+        """Let the rest come from elsewhere."""
+        self._receive = receive
 
     async def read_into(self, file: IO[bytes]) -> None:
         """Read what is left of it, and write it into a file."""
@@ -175,6 +179,33 @@ class SpentBody:
 
     async def read_to_end(self) -> None:
         """Do nothing: there is nothing left of it."""
+
+    def close(self) -> None:
+        """Do nothing: it is kept nowhere."""
+
+
+class RefusedBody:
+    """A body that could not be read: what is around the middleware has refused it.
+
+    The app is told so where it asks for it, and answers as it does without a key. Nothing that it
+    answers without having asked is kept.
+
+    Args:
+        error: What ``receive()`` has raised.
+    """
+
+    def __init__(self, error: Exception) -> None:
+        self.over = asyncio.Event()
+        self.over.set()
+        self.is_cut = True
+        self._error = error
+
+    async def receive(self) -> Message:
+        """Raise what ``receive()`` has raised."""
+        raise self._error
+
+    async def read_to_end(self) -> None:
+        """Do nothing: there is nothing to be had of it."""
 
     def close(self) -> None:
         """Do nothing: it is kept nowhere."""

@@ -6,8 +6,6 @@ import json
 import logging
 import math
 from collections.abc import Mapping
-from contextvars import ContextVar
-from dataclasses import dataclass, field
 from http import HTTPStatus
 from typing import Any
 
@@ -21,14 +19,10 @@ from asgi_durable.errors import (
     StepInterruptedError,
 )
 from asgi_durable.middleware.asgi import ASGIApp, Headers, Message, Receive, Scope, Send
+from asgi_durable.middleware.current_key import AboutKey, current_key
+from asgi_durable.middleware.own_request import is_inside_another, outside_of_all
 
-__all__ = [
-    "AboutKey",
-    "ProblemDetailsMiddleware",
-    "current_key",
-    "problem_response",
-    "send_problem",
-]
+__all__ = ["ProblemDetailsMiddleware", "problem_response", "send_problem"]
 
 logger = logging.getLogger(__name__)
 
@@ -41,26 +35,6 @@ _IN_VAIN = (
     RecoveryAttemptsExceededError,
     StepInterruptedError,
 )
-
-
-@dataclass(slots=True)
-class AboutKey:
-    """What every problem answer to a keyed request says of it.
-
-    Attributes:
-        members: Of the problem object: ``idempotency_key``, ``instance``, ``run``.
-        is_resumed: True once its log is kept, and a retry goes on with what is recorded.
-        retry_delay: Seconds that its policy gives before the next try.
-        is_told_when: True once an answer says by itself when that is.
-    """
-
-    members: dict[str, Any] = field(default_factory=dict)
-    is_resumed: bool = False
-    retry_delay: float = 0.0
-    is_told_when: bool = False
-
-
-current_key: ContextVar[AboutKey | None] = ContextVar("asgi_durable_current_key", default=None)
 
 
 class ProblemDetailsMiddleware:
@@ -81,7 +55,13 @@ class ProblemDetailsMiddleware:
         """Serve a request."""
         if scope["type"] != "http":
             await self.app(scope, receive, send)
-            return
+        elif is_inside_another(scope):
+            with outside_of_all():
+                await self._serve(scope, receive, send)
+        else:
+            await self._serve(scope, receive, send)
+
+    async def _serve(self, scope: Scope, receive: Receive, send: Send) -> None:
         sender = _HoldingSender(receive, send)
         try:
             await self.app(scope, sender.receive, sender.send)

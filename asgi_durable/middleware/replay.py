@@ -19,7 +19,7 @@ from asgi_durable.middleware.response_headers import (
     with_marks,
 )
 from asgi_durable.middleware.stream_sending import StreamCutError, StreamSender, decode_start
-from asgi_durable.request_errors import ResponseNotKeptError
+from asgi_durable.request_errors import ResponseDamagedError, ResponseNotKeptError
 from asgi_durable.storage.records import ResponseRecord
 
 __all__ = ["RecordedAnswer", "send_answer", "send_stream"]
@@ -43,10 +43,13 @@ async def send_answer(
         response: The answer.
         marks: Put on it.
         policy: The request's, where it has a key.
+
+    Raises:
+        ResponseDamagedError: It cannot be read; nothing is sent.
     """
     marks = [*marks, (REPLAYED_HEADER, b"true")]
-    status, body = response.status_code, response.body
-    headers = decode_headers(response.headers)
+    status, headers = _read(response)
+    body = response.body
     if body is None:
         error = ResponseNotKeptError("the request was carried out; its answer was not kept")
         locations = header_values(headers, b"location")
@@ -64,6 +67,19 @@ async def send_answer(
         {"type": "http.response.start", "status": status, "headers": with_marks(headers, marks)}
     )
     await send({"type": "http.response.body", "body": body})
+
+
+def _read(response: ResponseRecord) -> tuple[int, Headers]:
+    """Return status and headers of an answer, as they are recorded."""
+    status = response.status_code
+    try:
+        headers = decode_headers(response.headers)
+        if not isinstance(status, int) or not 100 <= status <= 999:
+            msg = f"its status is {status!r}"
+            raise ValueError(msg)
+    except ValueError as error:
+        raise ResponseDamagedError.of(error, response.workflow_id) from error
+    return status, headers
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,11 +16,13 @@ from asgi_durable.engine.run import Run
 from asgi_durable.engine.sleepers import asleep_until_us, seconds_until, sleeping_of
 from asgi_durable.errors import DurableError, WorkflowInterruptedError
 from asgi_durable.middleware.asgi import ASGIApp, Headers, Message, Receive, Scope, Send
+from asgi_durable.middleware.current_key import current_key
 from asgi_durable.middleware.event_stream import last_event_id
 from asgi_durable.middleware.idempotency_policy import IdempotencyPolicy
+from asgi_durable.middleware.kept_session import SessionChanges
 from asgi_durable.middleware.long_body import LongBody, Pieces
 from asgi_durable.middleware.principal import NO_API_KEYS, ApiKeys
-from asgi_durable.middleware.problem_details import current_key, send_problem
+from asgi_durable.middleware.problem_details import send_problem
 from asgi_durable.middleware.request_body import ReplayedBody
 from asgi_durable.middleware.response_headers import REPLAYED_HEADER
 from asgi_durable.middleware.response_recording import ResponseRecorder
@@ -44,12 +46,14 @@ class Connection:
 
     Attributes:
         api_keys: Where clients of the application send API keys.
+        comes_again: True if the body was read ahead, and ``receive`` gives it once more.
     """
 
     scope: Scope
     receive: Receive
     send: Send
     api_keys: ApiKeys = NO_API_KEYS
+    comes_again: bool = False
 
 
 class Waited(Enum):
@@ -127,7 +131,10 @@ class RequestAttempt:
         self._seen = last_event_id(connection.scope)
         self._is_cancelled_by_client = False
         self._body = ReplayedBody(
-            body, connection.receive, is_watched=policy.on_disconnect == "cancel"
+            body,
+            connection.receive,
+            is_watched=policy.on_disconnect == "cancel",
+            comes_again=connection.comes_again,
         )
         self._recorder: ResponseRecorder | None = None
         self._app_error: Exception | None = None
@@ -183,6 +190,8 @@ class RequestAttempt:
             request_body=self._body,
         )
         recorder.retry_delay = delay
+        if self._policy.keep_cookies and "session" in self._scope:
+            recorder.session = SessionChanges(self._scope)
         return recorder
 
     def _stop_with_body(self, request: RequestRun) -> None:

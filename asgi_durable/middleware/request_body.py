@@ -49,22 +49,35 @@ class ReplayedBody:
         body: What was read, or what gives it piece by piece.
         receive: Where the next messages come from.
         is_watched: True if :meth:`wait_until_gone` is called, and the app is told at once.
+        comes_again: True if the body was read ahead, and *receive* gives it once more.
 
     Attributes:
         pieces: What gives the body piece by piece, ``None`` if it was read.
         may_tell: Set once the app may be told that its client has gone.
     """
 
-    def __init__(self, body: bytes | Pieces, receive: Receive, *, is_watched: bool = False) -> None:
+    def __init__(
+        self,
+        body: bytes | Pieces,
+        receive: Receive,
+        *,
+        is_watched: bool = False,
+        comes_again: bool = False,
+    ) -> None:
         self._body = body if isinstance(body, bytes) else None
         self.pieces = None if isinstance(body, bytes) else body
         self._receive = receive
         self._is_watched = is_watched
+        self._is_read = asyncio.Event()
+        if not comes_again:
+            self._is_read.set()
         self._gone = asyncio.Event()
         self.may_tell = asyncio.Event()
 
     async def receive(self) -> Message:
         """Return the next message for the app."""
+        if not self._is_read.is_set():
+            return await self._receive_again()
         if self._body is not None:
             body, self._body = self._body, None
             return {"type": "http.request", "body": body, "more_body": False}
@@ -85,8 +98,19 @@ class ReplayedBody:
             await self.may_tell.wait()
         return {"type": "http.disconnect"}
 
+    async def _receive_again(self) -> Message:
+        """Return the next piece from where it comes, with what is to be said about it there."""
+        message = await self._receive()
+        if not message.get("more_body", False):
+            self._body = None
+            self._is_read.set()
+        if message["type"] == "http.disconnect":
+            self._gone.set()
+        return message
+
     async def wait_until_gone(self) -> None:
         """Return once the client has gone away."""
+        await self._is_read.wait()
         if self.pieces is not None:
             # Invariant: what is left of the body is the app's to receive.
             await self.pieces.over.wait()

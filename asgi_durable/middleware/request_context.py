@@ -17,6 +17,7 @@ from asgi_durable.middleware.asgi import (
     Send,
     replace_header,
 )
+from asgi_durable.middleware.own_request import REQUEST_KEY, is_inside_another, outside_of_all
 from asgi_durable.middleware.problem_details import problem_response, send_problem
 from asgi_durable.middleware.request_id_policy import (
     RequestIdPolicy,
@@ -25,10 +26,7 @@ from asgi_durable.middleware.request_id_policy import (
 )
 from asgi_durable.trace_headers import parse_traceparent, parse_tracestate
 
-__all__ = ["SCOPE_KEY", "RequestContextMiddleware"]
-
-# Where a scope has its context, for code that has the scope and no context variables.
-SCOPE_KEY = "asgi_durable.request"
+__all__ = ["RequestContextMiddleware"]
 
 _TRACE_HEADERS = (b"traceparent", b"tracestate")
 _BAGGAGE = b"baggage"
@@ -78,6 +76,10 @@ class RequestContextMiddleware:
         if scope["type"] not in ("http", "websocket"):
             await self.app(scope, receive, send)
             return
+        if is_inside_another(scope):
+            with outside_of_all():
+                await self(scope, receive, send)
+            return
         found = self._find_headers(scope)
         trace = _trace_of(found) if b"traceparent" in found else _NO_TRACE
         refusal = None
@@ -95,11 +97,9 @@ class RequestContextMiddleware:
                 message = {**message, "headers": headers}
             await send(message)
 
-        scope[SCOPE_KEY] = context
-        # The app, and what else makes request ids inside, reads the same one.
-        if self._sent_name not in found:
-            scope["headers"] = [*scope["headers"], (self._sent_name, sent_value)]
-        elif found[self._sent_name] != [sent_value]:
+        scope[REQUEST_KEY] = context
+        if found.get(self._sent_name) != [sent_value]:
+            # The app, and what else makes request ids inside, reads the same one.
             scope["headers"] = replace_header(scope["headers"], self._sent_name, sent_value)
         token = current_request.set(context)
         try:

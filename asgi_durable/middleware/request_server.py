@@ -34,6 +34,8 @@ _NOT_KEPT = frozenset(
         b"upgrade",
     }
 )
+# Of a scope without it, as test clients make them.
+_ASGI = {"version": "3.0", "spec_version": "2.0"}
 _TEXTS = ("http_version", "method", "scheme", "path", "root_path")
 _BYTES = ("raw_path", "query_string")
 _ADDRESSES = ("client", "server")
@@ -123,7 +125,7 @@ def encode_request(scope: Scope, body: bytes, principal: bytes) -> bytes:
 
     Neither ``Authorization`` nor ``Cookie`` is, nor any hash of them.
     """
-    document: dict[str, Any] = {"version": 1, "asgi": scope["asgi"]}
+    document: dict[str, Any] = {"version": 1, "asgi": scope.get("asgi", _ASGI)}
     document |= {name: scope[name] for name in _TEXTS if name in scope}
     document |= {name: _text(scope[name]) for name in _BYTES if scope.get(name) is not None}
     document |= {name: scope[name] for name in _ADDRESSES if scope.get(name) is not None}

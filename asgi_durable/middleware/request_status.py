@@ -14,6 +14,7 @@ from asgi_durable.errors import DurableError, WorkflowNotFoundError
 from asgi_durable.ids import REQUEST_ID_PATTERN
 from asgi_durable.middleware.asgi import Headers, Scope, Send, route_path
 from asgi_durable.middleware.catch_up import closed_marks, send_catch_up, wants_part
+from asgi_durable.middleware.kept_session import restore_session
 from asgi_durable.middleware.principal import Senders
 from asgi_durable.middleware.problem_details import send_problem
 from asgi_durable.middleware.replay import RecordedAnswer, send_answer, send_stream
@@ -93,6 +94,7 @@ class StatusPages:
                 return
             await _send_progress(send, 200, workflow_id, progress, [])
         elif wants_result:
+            restore_session(scope, progress.response.headers)
             await send_answer(send, progress.response, _marks(answer))
         else:
             result = (location[0], location[1] + b"/result")

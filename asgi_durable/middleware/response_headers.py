@@ -9,9 +9,11 @@ from asgi_durable.middleware.asgi import Headers
 
 __all__ = ["IGNORED", "REPLAYED_HEADER", "decode_headers", "encode_headers", "with_marks"]
 
-# What only concerns the connection, the moment or one client's session.
+REPLAYED_HEADER = b"idempotent-replayed"
+# What only concerns the connection, the moment or one client's session; and what the library adds.
 _NOT_KEPT = frozenset(
     {
+        REPLAYED_HEADER,
         b"connection",
         b"content-length",
         b"date",
@@ -32,7 +34,6 @@ _NOT_KEPT = frozenset(
 # How much the sender may send still.
 _OF_RATE_LIMITS = (b"ratelimit", b"x-ratelimit-", b"x-rate-limit-")
 _COOKIE = b"set-cookie"
-REPLAYED_HEADER = b"idempotent-replayed"
 # On the answer to a request that was served without any protection.
 IGNORED = (b"idempotency-status", b"ignored")
 
@@ -64,5 +65,15 @@ def encode_headers(headers: Iterable[tuple[bytes, bytes]], *, keeps_cookies: boo
 
 
 def decode_headers(data: bytes) -> Headers:
-    """Return what :func:`encode_headers` was given, without what is not kept."""
-    return [(name.encode("latin-1"), value.encode("latin-1")) for name, value in json.loads(data)]
+    """Return what :func:`encode_headers` was given, without what is not kept.
+
+    Raises:
+        ValueError: It is no such thing.
+    """
+    try:
+        return [
+            (name.encode("latin-1"), value.encode("latin-1")) for name, value in json.loads(data)
+        ]
+    except (TypeError, AttributeError) as error:
+        msg = f"these are no headers: {error}"
+        raise ValueError(msg) from error

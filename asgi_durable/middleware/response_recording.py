@@ -9,10 +9,12 @@ import logging
 from asgi_durable.engine.requests import RequestRun
 from asgi_durable.errors import DurableError, DurableUsageError, StorageError
 from asgi_durable.middleware.asgi import Headers, Message, Send, header_values
+from asgi_durable.middleware.current_key import current_key
 from asgi_durable.middleware.event_stream import is_event_stream
 from asgi_durable.middleware.idempotency_policy import IdempotencyPolicy
+from asgi_durable.middleware.kept_session import SessionChanges
 from asgi_durable.middleware.long_body import Pieces
-from asgi_durable.middleware.problem_details import current_key, send_problem
+from asgi_durable.middleware.problem_details import send_problem
 from asgi_durable.middleware.request_body import ReplayedBody
 from asgi_durable.middleware.response_headers import IGNORED, encode_headers, with_marks
 from asgi_durable.middleware.retry_delay import RETRY_AFTER, said_delay, whole_seconds
@@ -55,6 +57,7 @@ class ResponseRecorder:
         is_ending: True once the app's answer is whole.
         is_taken_over: True if another executor has the request, and this answer is void.
         seen: Id of the last event of a stream that the client has seen.
+        session: What is kept of the request's session, if it has one.
         retry_delay: Seconds that the policy gives before the next try. Drawn once for each try:
             what its client is told is what counts.
     """
@@ -86,6 +89,7 @@ class ResponseRecorder:
         # Of what earlier executions have recorded as a stream.
         self._recorded: list[PieceRecord] = []
         self.seen: bytes | None = None
+        self.session: SessionChanges | None = None
         self.retry_delay = 0.0
         self.complete = False
         self.is_ending = False
@@ -103,7 +107,8 @@ class ResponseRecorder:
         if self.is_taken_over:
             return
         if kind == "http.response.start":
-            self._start = message
+            # They may be given once only, and are read several times.
+            message = self._start = {**message, "headers": list(message.get("headers", ()))}
             if self._policy.stream == "record" and await self._is_streamed(message):
                 await self._begin_stream(message)
             elif is_event_stream(message.get("headers", ())):
@@ -270,14 +275,18 @@ class ResponseRecorder:
                 await self._request.finish(status, stream.headers, None, stream.end_offset)
                 return
             body = bytes(self._body) if self._is_kept else None
-            headers = encode_headers(
-                start.get("headers", ()), keeps_cookies=self._policy.keep_cookies
-            )
+            headers = self._kept_headers(start)
             await self._request.finish(status, headers, body)
         elif status >= 500 or self._has_recorded:
             await self._request.leave_for_retry(delay)
         else:
             await self._request.forget()
+
+    def _kept_headers(self, start: Message) -> bytes:
+        headers = start.get("headers", ())
+        if self.session is not None:
+            return self.session.encode_with(headers)
+        return encode_headers(headers, keeps_cookies=self._policy.keep_cookies)
 
     async def _read_request(self, pieces: Pieces) -> None:
         """Read what the app has left of a long request: only the whole has a fingerprint.

@@ -29,6 +29,8 @@ logger = logging.getLogger(__name__)
 
 AttributesHook = Callable[[Mapping[str, Any]], Mapping[str, Any]]
 RouteFinder = Callable[[MutableMapping[str, Any]], str | None]
+# Where a scope has the span of its request, for stacks that are mounted inside.
+_SPAN_KEY = "asgi_durable.span"
 
 _METHODS = frozenset(
     {"CONNECT", "DELETE", "GET", "HEAD", "OPTIONS", "PATCH", "POST", "PUT", "QUERY", "TRACE"}
@@ -63,8 +65,12 @@ class ServerSpans:
         # Looked up once, and handed on: the API looks it up in each of its functions else.
         around = get_current()
         current = get_current_span(around)
-        if current.is_recording() and getattr(current, "kind", None) is SpanKind.SERVER:
+        # A client in this process is called in the span of the request that calls it.
+        is_anothers = current is current_request_span.get() is not scope.get(_SPAN_KEY)
+        is_servers = getattr(current, "kind", None) is SpanKind.SERVER
+        if current.is_recording() and is_servers and not is_anothers:
             _enrich(current, scope)
+            scope[_SPAN_KEY] = current
             return ServerSpan(current, scope["method"], hook=self._hook)
         method, tracer, times = scope["method"], self._tracer, self._times
         known = method if method in _METHODS else "_OTHER"
@@ -72,14 +78,14 @@ class ServerSpans:
         if tracer is None:
             return ServerSpan(None, time=request_time)
         name = known if known is method else "HTTP"
-        attributes, parent = self._read(scope, known, around)
-        span = tracer.start_span(name, parent, SpanKind.SERVER, attributes)
+        attributes, parent = self._read(scope, known, around, is_anothers=is_anothers)
+        span = scope[_SPAN_KEY] = tracer.start_span(name, parent, SpanKind.SERVER, attributes)
         # With what else the headers have brought, baggage say.
         context = set_span_in_context(span, parent)
         return ServerSpan(span, name, hook=self._hook, context=context, time=request_time)
 
     def _read(
-        self, scope: Mapping[str, Any], method: str, around: Context
+        self, scope: Mapping[str, Any], method: str, around: Context, *, is_anothers: bool
     ) -> tuple[dict[str, Any], Context]:
         """Return a span's attributes, and where it belongs: its headers may say that."""
         carrier: dict[str, str] = {}
@@ -98,7 +104,8 @@ class ServerSpans:
         if user_agent is not None:
             attributes["user_agent.original"] = user_agent
         # What is opened around us has decided already, and has read the headers.
-        is_first = bool(carrier) and not get_current_span(around).get_span_context().is_valid
+        is_within = get_current_span(around).get_span_context().is_valid and not is_anothers
+        is_first = bool(carrier) and not is_within
         return attributes, extract(carrier, around) if is_first else around
 
 

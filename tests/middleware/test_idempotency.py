@@ -8,6 +8,7 @@ import sqlite3
 import threading
 from collections.abc import Awaitable, Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from support.asgi import Exchange, answer, exchange, http_scope, keyed, read_all
@@ -916,3 +917,40 @@ async def test_the_request_id_of_the_first_try_reaches_a_resumed_child(url: str)
 
     assert seen == ["first-try", "first-try"]
     assert again.status == 200
+
+
+@pytest.mark.parametrize("media_type", [b"text/plain", b"text/event-stream"])
+@pytest.mark.parametrize("stream", ["bypass", "record"])
+async def test_headers_that_are_given_once_reach_the_client_and_every_replay(
+    url: str, media_type: bytes, stream: Any
+) -> None:
+    async def handle(scope, receive, send) -> None:
+        headers = iter([(b"Content-Type", media_type), (b"Location", b"/things/1")])
+        await send({"type": "http.response.start", "status": 201, "headers": headers})
+        await send({"type": "http.response.body", "body": b"data: 1\n\n"})
+
+    durable = Durable(url, idempotency=IdempotencyPolicy(stream=stream), drain_timeout=0.0)
+    app = durable.wrap(handle)
+    async with durable:
+        unkeyed = await exchange(app, http_scope("POST"))
+        first, again = [await exchange(app, keyed()) for _ in range(2)]
+
+    answers = [unkeyed, first, again]
+    if (media_type, stream) == (b"text/event-stream", "bypass"):
+        assert problem(answers.pop())["location"] == "/things/1"
+    assert [a.status for a in answers] == [201] * len(answers)
+    assert {tuple(a.headers("location")) for a in answers} == {("/things/1",)}
+    assert {tuple(a.headers("content-type")) for a in answers} == {(media_type.decode(),)}
+
+
+async def test_a_retry_after_that_is_given_once_counts(durable: Durable) -> None:
+    async def handle(scope, receive, send) -> None:
+        headers = iter([(b"Retry-After", b"60")])
+        await send({"type": "http.response.start", "status": 503, "headers": headers})
+        await send({"type": "http.response.body", "body": b""})
+
+    app = durable.wrap(handle)
+    first, again = [await exchange(app, keyed()) for _ in range(2)]
+
+    assert first.headers("retry-after") == ["60"]
+    assert problem(again)["code"] == "RETRY_LATER"
