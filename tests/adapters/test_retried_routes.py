@@ -22,7 +22,7 @@ from asgi_durable_fastapi import install
 from asgi_durable_litestar import DurablePlugin
 
 KEY = {"Idempotency-Key": "k"}
-KEEPS_COOKIES = IdempotencyPolicy(keep_cookies=True)
+KEEPS_COOKIES = IdempotencyPolicy(keep_cookies=True, anonymous="share")
 
 
 @pytest.fixture
