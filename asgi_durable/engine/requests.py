@@ -47,6 +47,7 @@ from asgi_durable.errors import (
     WorkflowInterruptedError,
     WorkflowNotFoundError,
 )
+from asgi_durable.storage.records import WorkflowRecord
 from asgi_durable.storage.writes import (
     ClaimRequest,
     OutcomeKind,
@@ -130,7 +131,7 @@ class Requests:
                 break
             left_seconds = give_up_at - time.monotonic()
             if request.follows:
-                if await self._may_follow(request.workflow_id):
+                if await self._may_follow(claim.workflow):
                     claim = Followed(claim.workflow)
                     break
                 left_seconds = min(left_seconds, delay)
@@ -150,12 +151,17 @@ class Requests:
             observer.request_claimed(outcome, claim.workflow, waited_seconds=waited_seconds)
         return claim
 
-    async def _may_follow(self, workflow_id: str) -> bool:
-        """Tell whether a twin's answer is recorded as a stream already, and can be followed."""
-        streams = self.streams
-        if not streams.may_follow(workflow_id):
+    async def _may_follow(self, twin: WorkflowRecord) -> bool:
+        """Tell whether a twin's answer is recorded as a stream already, and can be followed.
+
+        Not where its process may have died: whoever asks now waits for the takeover instead.
+        """
+        streams, workflow_id = self.streams, twin.workflow_id
+        if not streams.may_follow(workflow_id) or await streams.start_of(workflow_id) is None:
             return False
-        return await streams.start_of(workflow_id) is not None
+        if self._active.find(workflow_id) is not None or twin.executor_id is None:
+            return True
+        return not await self._services.storage.is_missing(twin.executor_id)
 
     async def progress(self, workflow_id: str) -> Progress | None:
         """Return how far a request is, ``None`` if there is none, or it is expired.

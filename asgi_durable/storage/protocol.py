@@ -116,6 +116,13 @@ class Executors(Protocol):
         An executor whose process is known to be gone is declared dead sooner.
         """
 
+    async def is_missing(self, executor_id: str) -> bool:
+        """Tell whether an executor may be dead, so that nobody should count on it.
+
+        It is not alive, its lease has run out, or its process is gone as far as the database
+        can tell. One that :meth:`beat` does not declare dead yet may come back.
+        """
+
     async def take_over(
         self, executor_id: str, *, runnable: Runnable, limit: int, suspects: bool
     ) -> list[TakenWorkflow]:

@@ -156,6 +156,9 @@ class PostgresStorage:
             lambda parts: parts.executors.beat(executor_id, lease_seconds, runnable)
         )
 
+    async def is_missing(self, executor_id: str) -> bool:
+        return await self._run(lambda parts: parts.executors.is_missing(executor_id))
+
     async def take_over(
         self, executor_id: str, *, runnable: Runnable, limit: int, suspects: bool
     ) -> list[TakenWorkflow]:

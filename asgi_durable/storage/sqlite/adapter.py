@@ -162,6 +162,12 @@ class SQLiteStorage:
         except StorageError as error:
             logger.warning("To be tried again at the next beat: %s", error)
 
+    async def is_missing(self, executor_id: str) -> bool:
+        def look(opened: _Opened) -> bool:
+            return opened.executors.is_missing(opened.reader.connection, executor_id)
+
+        return await self._read(look)
+
     async def take_over(
         self, executor_id: str, *, runnable: Runnable, limit: int, suspects: bool
     ) -> list[TakenWorkflow]:
