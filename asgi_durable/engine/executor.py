@@ -21,6 +21,8 @@ logger = logging.getLogger(__name__)
 HAS_LEFT = "has-left"
 RENAMING_POLL_SECONDS = 0.05
 GOODBYE_SECONDS = 5.0
+# How long the first requests wait for the first look; a database that is slower cannot tell.
+FIRST_LOOK_SECONDS = 2.0
 
 
 class Executor:
@@ -55,6 +57,7 @@ class Executor:
         self._wake = asyncio.Event()
         self._is_over = False
         self._ended: Future[None] = Future()
+        self._looked: Future[None] = Future()
         self._sending: set[asyncio.Task[None]] = set()
 
     async def start(self) -> None:
@@ -79,6 +82,16 @@ class Executor:
     def beat_soon(self) -> None:
         """Beat now rather than when it is due; may be called from any thread."""
         self._on_thread(self._wake.set)
+
+    @property
+    def has_looked(self) -> bool:
+        """True once it was looked for dead executors, or that was tried in vain."""
+        return self._looked.done()
+
+    async def wait_for_first_look(self) -> None:
+        """Wait for that, but not for long."""
+        # Not cancelled with its waiter: the future is the thread's to set.
+        await asyncio.wait([asyncio.wrap_future(self._looked)], timeout=FIRST_LOOK_SECONDS)
 
     async def wait_until_renamed(self, old_id: str, timeout_seconds: float) -> bool:
         """Wait until the process goes on as another executor; return False if it does not.
@@ -148,6 +161,8 @@ class Executor:
         while not self._is_over:
             self._wake.clear()
             await self._beat()
+            if not self._looked.done():
+                self._looked.set_result(None)
             interval = min(self._storage.beat_interval_seconds, self._lease_seconds / 6)
             try:
                 async with asyncio.timeout(interval):
