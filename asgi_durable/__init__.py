@@ -48,6 +48,7 @@ from asgi_durable.request_errors import (
     RequestFinishedError,
     RequestInProgressError,
     RequestTooLargeError,
+    ResponseDamagedError,
     ResponseNotKeptError,
     RetryLaterError,
 )
@@ -93,6 +94,7 @@ __all__ = [
     "RequestIdPolicy",
     "RequestInProgressError",
     "RequestTooLargeError",
+    "ResponseDamagedError",
     "ResponseNotKeptError",
     "ResumedRequest",
     "RetryLaterError",

@@ -25,6 +25,7 @@ DurableError                          500  base class; raise it, or catch this o
     ├── RequestInProgressError        409  the first request with this key still runs
     ├── RequestTooLargeError          413  the body is longer than a keyed request may be
     ├── ResponseNotKeptError          410  the request is done, but its answer was not kept
+    ├── ResponseDamagedError          500  the request is done, and its answer is damaged
     ├── KeyExpiredError               410  the request was done, and its answer has expired
     ├── AttemptsExhaustedError        500  the request was tried as often as it may be
     ├── OutcomeUnknownError           503  it is not known whether the answer was kept

@@ -17,6 +17,7 @@ __all__ = [
     "RequestFinishedError",
     "RequestInProgressError",
     "RequestTooLargeError",
+    "ResponseDamagedError",
     "ResponseNotKeptError",
     "RetryLaterError",
 ]
@@ -67,6 +68,20 @@ class ResponseNotKeptError(IdempotencyError):
     default_code = "RESPONSE_NOT_KEPT"
     default_status = 410
     title = "The request is done, and its answer was not kept"
+
+
+class ResponseDamagedError(IdempotencyError):
+    """The request is done, but what the database has of its answer is damaged."""
+
+    default_code = "RESPONSE_DAMAGED"
+    default_status = 500
+    title = "The request is done, and its recorded answer is damaged"
+    shows_message = False
+
+    @classmethod
+    def of(cls, error: Exception, workflow_id: str) -> ResponseDamagedError:
+        """Return the answer where a request's answer cannot be read."""
+        return cls(f"the recorded answer of request {workflow_id} is damaged: {error}")
 
 
 class KeyExpiredError(IdempotencyError):

@@ -38,7 +38,7 @@ from asgi_durable.engine.request_run import RequestRun
 from asgi_durable.engine.retention import Retention
 from asgi_durable.engine.run import Run, Services
 from asgi_durable.engine.single_transaction import SingleTransaction
-from asgi_durable.engine.streams import StreamLog, Streams
+from asgi_durable.engine.streams import StreamDamagedError, StreamLog, Streams
 from asgi_durable.engine.twins import Twins
 from asgi_durable.errors import (
     DurableUsageError,
@@ -157,7 +157,13 @@ class Requests:
         Not where its process may have died: whoever asks now waits for the takeover instead.
         """
         streams, workflow_id = self.streams, twin.workflow_id
-        if not streams.may_follow(workflow_id) or await streams.start_of(workflow_id) is None:
+        if not streams.may_follow(workflow_id):
+            return False
+        try:
+            if await streams.start_of(workflow_id) is None:
+                return False
+        except StreamDamagedError:
+            # The run that records it may replace it still.
             return False
         if self._active.find(workflow_id) is not None or twin.executor_id is None:
             return True

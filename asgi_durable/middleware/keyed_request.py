@@ -43,7 +43,7 @@ from asgi_durable.middleware.request_body import (
 from asgi_durable.middleware.request_server import encode_request
 from asgi_durable.middleware.request_status import StatusPages, send_accepted
 from asgi_durable.middleware.response_headers import IGNORED, with_marks
-from asgi_durable.request_errors import RequestInProgressError
+from asgi_durable.request_errors import RequestInProgressError, ResponseDamagedError
 from asgi_durable.storage.records import (
     PENDING_FINGERPRINT,
     ResponseRecord,
@@ -293,7 +293,7 @@ class KeyedRequest:
         streams = self._requests.streams
         try:
             is_sent = await send_stream(self._scope, self._send, streams, answer, self._marks)
-        except StorageError as error:
+        except (StorageError, ResponseDamagedError) as error:
             await self._refuse(error)
             return
         if not is_sent:

@@ -7,9 +7,9 @@ from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Any
 
-from asgi_durable.engine.streams import StreamLostError, Streams
+from asgi_durable.engine.streams import StreamDamagedError, StreamLostError, Streams
 from asgi_durable.errors import StorageError
-from asgi_durable.middleware.asgi import Headers, Scope, Send, header_values
+from asgi_durable.middleware.asgi import Headers, Message, Scope, Send, header_values
 from asgi_durable.middleware.event_stream import StreamIds, last_event_id
 from asgi_durable.middleware.idempotency_policy import IdempotencyPolicy
 from asgi_durable.middleware.problem_details import problem_response
@@ -19,8 +19,8 @@ from asgi_durable.middleware.response_headers import (
     with_marks,
 )
 from asgi_durable.middleware.stream_sending import StreamCutError, StreamSender, decode_start
-from asgi_durable.request_errors import ResponseNotKeptError
-from asgi_durable.storage.records import ResponseRecord
+from asgi_durable.request_errors import ResponseDamagedError, ResponseNotKeptError
+from asgi_durable.storage.records import PieceRecord, ResponseRecord
 
 __all__ = ["RecordedAnswer", "send_answer", "send_stream"]
 
@@ -80,9 +80,14 @@ class RecordedAnswer:
     response: ResponseRecord | None
 
     @property
+    def end(self) -> int | None:
+        """Where the stream ends, if the whole of it is recorded."""
+        return self.response.stream_end if self.response is not None else None
+
+    @property
     def is_whole(self) -> bool:
         """True if the whole of it is recorded."""
-        return self.response is not None and self.response.stream_end is not None
+        return self.end is not None
 
 
 async def send_stream(
@@ -95,25 +100,59 @@ async def send_stream(
 
     Raises:
         StorageError: The storage failed before anything was sent.
+        ResponseDamagedError: What is recorded is damaged, as far as it was read by then.
     """
-    workflow_id, response = answer.workflow_id, answer.response
-    start = await streams.start_of(workflow_id)
-    if start is None:
+    workflow_id = answer.workflow_id
+    try:
+        opened = await _open(streams, answer, [*marks, (REPLAYED_HEADER, b"true")])
+    except StreamDamagedError as error:
+        raise ResponseDamagedError.of(error, workflow_id) from error
+    if opened is None:
         return False
+    message, offset, page = opened
     sender = StreamSender(send, StreamIds(answer.created_at_us), last_event_id(scope))
-    message = decode_start(start.data, [*marks, (REPLAYED_HEADER, b"true")])
-    await sender.begin(message, start.end_offset)
-    if response is None or response.stream_end is None:
+    await sender.begin(message, offset)
+    if answer.end is None:
         pieces = streams.follow(workflow_id, sender.position)
     else:
-        pieces = streams.replay(workflow_id, sender.position, response.stream_end)
+        pieces = streams.replay(workflow_id, page, answer.end)
     try:
         if scope["method"] != "HEAD":
             async with aclosing(pieces):
                 async for piece in pieces:
                     await sender.take(piece)
+    except StreamDamagedError as error:
+        logger.error("The stream of request %s ends unfinished, damaged: %s", workflow_id, error)
+        return True
     except (StreamLostError, StreamCutError, StorageError) as error:
         logger.info("The stream of request %s ends unfinished: %r", workflow_id, error)
         return True
     await sender.end()
     return True
+
+
+async def _open(
+    streams: Streams, answer: RecordedAnswer, marks: Headers
+) -> tuple[Message, int, list[PieceRecord]] | None:
+    """Return a stream's start, its offset, and the first pieces of a whole one.
+
+    They are read before anything is sent: then it can be said still that it is damaged.
+
+    Returns:
+        ``None`` if there is no stream.
+
+    Raises:
+        StreamDamagedError: It is.
+    """
+    workflow_id, end, page = answer.workflow_id, answer.end, list[PieceRecord]()
+    start = await streams.start_of(workflow_id)
+    try:
+        if start is not None and end is not None:
+            page = await streams.page_of(workflow_id, start.end_offset, end)
+        elif end is not None:
+            raise await streams.why_missing(workflow_id, end)
+    except StreamLostError:
+        return None
+    if start is None:
+        return None
+    return decode_start(start.data, marks), start.end_offset, page

@@ -6,7 +6,8 @@ import asyncio
 from collections import deque
 from collections.abc import Awaitable
 
-from asgi_durable.engine.streams import StreamLog
+from asgi_durable.engine.stream_pieces import fits
+from asgi_durable.engine.streams import StreamDamagedError, StreamLog
 from asgi_durable.middleware.asgi import Headers, Message, Send, header_values
 from asgi_durable.middleware.event_stream import (
     StreamIds,
@@ -118,7 +119,7 @@ class RecordedStream:
         elif first.cut_to == CUT_FOR_GOOD:
             self.is_kept = False
             self._position = first.end_offset
-        elif _is_like(decode_start(first.data, []), start):
+        elif _may_stand_for(first, start):
             if first.data != self._start:
                 self._start = first.data
                 message = decode_start(first.data, marks)
@@ -214,6 +215,10 @@ class RecordedStream:
         if recorded is None:
             await self._append()
             return True
+        if not fits(recorded, self._position):
+            # Damaged: what was recorded up to here stands.
+            await self._roll_back()
+            return True
         if recorded.cut_to is None:
             length = len(recorded.data)
             if not recorded.data.startswith(self._waiting[:length]):
@@ -307,8 +312,15 @@ class RecordedStream:
         )
 
 
-def _is_like(recorded: Message, start: Message) -> bool:
+def _may_stand_for(first: PieceRecord, start: Message) -> bool:
     """Tell whether a recorded start may stand for another one: of the same kind of body."""
+    try:
+        recorded = decode_start(first.data, []) if first.cut_to == CUT_ALL else None
+    except StreamDamagedError:
+        recorded = None
+    if recorded is None:
+        # Damaged: it is recorded anew, and all that follows.
+        return False
     headers, recorded_headers = start.get("headers", ()), recorded["headers"]
     return bool(recorded["status"] == start["status"]) and all(
         header_values(headers, name) == header_values(recorded_headers, name)

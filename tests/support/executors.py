@@ -218,7 +218,9 @@ async def _is_dead(url: str, executor_id: str) -> bool:
 
 
 def _query_file(path: str, sql: str) -> list[tuple[Any, ...]]:
-    with closing(sqlite3.connect(Path(path), timeout=PATIENCE_SECONDS)) as connection:
+    with closing(
+        sqlite3.connect(Path(path), timeout=PATIENCE_SECONDS, isolation_level=None)
+    ) as connection:
         return connection.execute(sql).fetchall()
 
 
