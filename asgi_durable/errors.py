@@ -24,6 +24,7 @@ DurableError                          500  base class; raise it, or catch this o
     ├── KeyReusedError                422  the key belongs to another request
     ├── RequestInProgressError        409  the first request with this key still runs
     ├── RequestTooLargeError          413  the body is longer than a keyed request may be
+    ├── SpoolFullError                503  too many long bodies are compared at the moment
     ├── ResponseNotKeptError          410  the request is done, but its answer was not kept
     ├── ResponseDamagedError          500  the request is done, and its answer is damaged
     ├── KeyExpiredError               410  the request was done, and its answer has expired

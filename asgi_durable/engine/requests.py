@@ -38,6 +38,7 @@ from asgi_durable.engine.request_run import RequestRun
 from asgi_durable.engine.retention import Retention
 from asgi_durable.engine.run import Run, Services
 from asgi_durable.engine.single_transaction import SingleTransaction
+from asgi_durable.engine.spool import SpoolSpace
 from asgi_durable.engine.streams import StreamDamagedError, StreamLog, Streams
 from asgi_durable.engine.twins import Twins
 from asgi_durable.errors import (
@@ -80,7 +81,12 @@ Handler = Callable[[RequestRun], Awaitable[None]]
 
 
 class Requests:
-    """Claims requests and runs their handlers."""
+    """Claims requests and runs their handlers.
+
+    Attributes:
+        streams: Reads the answers that are recorded as streams.
+        spool: Where the bodies of duplicates are counted that are kept on the disk.
+    """
 
     def __init__(
         self,
@@ -88,6 +94,7 @@ class Requests:
         active: ActiveRuns,
         outcomes: Outcomes,
         cancellation: Cancellation,
+        spool: SpoolSpace,
     ) -> None:
         self._services = services
         self._active = active
@@ -95,6 +102,7 @@ class Requests:
         self._cancellation = cancellation
         self._twins = Twins()
         self.streams = Streams(services.storage, outcomes)
+        self.spool = spool
 
     async def claim(
         self,

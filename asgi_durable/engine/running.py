@@ -21,6 +21,7 @@ from asgi_durable.engine.retention import Sweeper
 from asgi_durable.engine.run import Run
 from asgi_durable.engine.services import Services
 from asgi_durable.engine.sleepers import Sleepers
+from asgi_durable.engine.spool import SpoolSpace
 from asgi_durable.engine.takeover import Takeover
 from asgi_durable.engine.workflows import Workflows
 from asgi_durable.storage.protocol import Beat, Storage
@@ -79,7 +80,9 @@ def assemble(
         services=services,
         active=active,
         workflows=workflows,
-        requests=Requests(services, active, outcomes, cancellation),
+        requests=Requests(
+            services, active, outcomes, cancellation, SpoolSpace(limits.spooled_bytes)
+        ),
         recovery=recovery,
         takeover=takeover,
         outcomes=outcomes,
