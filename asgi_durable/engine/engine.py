@@ -14,6 +14,7 @@ from asgi_durable.engine.call import Call, WorkflowOptions
 from asgi_durable.engine.event_loops import require_asyncio
 from asgi_durable.engine.frame import Frame, current_frame
 from asgi_durable.engine.handle import WorkflowStatus
+from asgi_durable.engine.heartbeat_listener import end_when_dropped
 from asgi_durable.engine.home_loop import HomeLoop
 from asgi_durable.engine.limits import Limits
 from asgi_durable.engine.outbox import Outbox
@@ -183,6 +184,7 @@ class Engine:
                 await application.open()
                 opened.push_async_callback(application.close)
             running = assemble(storage, application, self.registry, self._limits, self._telemetry)
+            end_when_dropped(running, self.home)
             self._telemetry.start()
             opened.push_async_callback(self._telemetry.close)
             await running.services.executor.start()

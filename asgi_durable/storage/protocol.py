@@ -44,6 +44,10 @@ class Lifecycle(Protocol):
     An open storage may be called on any event loop, on several at once as well.
     """
 
+    @property
+    def name(self) -> str:
+        """How messages name the database; without a password."""
+
     async def open(self) -> None:
         """Connect, and create or migrate the tables; any number of processes may at once.
 

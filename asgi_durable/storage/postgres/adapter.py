@@ -107,6 +107,10 @@ class PostgresStorage:
         self._names = PostgresNames(self._database.schema)
         self._opened: _Opened | None = None
 
+    @property
+    def name(self) -> str:
+        return self._database.name
+
     @classmethod
     def application_database(cls, url: str) -> SQLApplicationDatabase:
         """Return a database of the application's own, apart from the step log's."""

@@ -97,6 +97,10 @@ class SQLiteStorage:
         self._opened: _Opened | None = None
         self._upkeep: asyncio.Task[None] | None = None
 
+    @property
+    def name(self) -> str:
+        return str(self._file.path)
+
     @classmethod
     def application_database(cls, url: str) -> SQLApplicationDatabase:
         """Return a file of the application's own, apart from the step log's."""
