@@ -14,9 +14,11 @@ from asgi_durable.middleware.event_stream import StreamIds, last_event_id
 from asgi_durable.middleware.idempotency_policy import IdempotencyPolicy
 from asgi_durable.middleware.problem_details import problem_response
 from asgi_durable.middleware.response_headers import (
+    CONTENT_LENGTH,
     REPLAYED_HEADER,
     decode_headers,
     with_marks,
+    without_length,
 )
 from asgi_durable.middleware.stream_sending import StreamCutError, StreamSender, decode_start
 from asgi_durable.request_errors import ResponseDamagedError, ResponseNotKeptError
@@ -46,7 +48,8 @@ async def send_answer(
     """
     marks = [*marks, (REPLAYED_HEADER, b"true")]
     status, body = response.status_code, response.body
-    headers = decode_headers(response.headers)
+    kept = decode_headers(response.headers)
+    headers = without_length(kept)
     if body is None:
         error = ResponseNotKeptError("the request was carried out; its answer was not kept")
         locations = header_values(headers, b"location")
@@ -58,8 +61,9 @@ async def send_answer(
             policy.restated(error)
         status, headers, body = problem_response(error, members=members)
         headers += policy.links if policy is not None else []
-    elif status not in _WITHOUT_BODY:
-        headers.append((b"content-length", b"%d" % len(body)))
+    elif status not in _WITHOUT_BODY and len(headers) < len(kept):
+        # The first answer had one.
+        headers.append((CONTENT_LENGTH, b"%d" % len(body)))
     await send(
         {"type": "http.response.start", "status": status, "headers": with_marks(headers, marks)}
     )

@@ -7,13 +7,22 @@ from collections.abc import Iterable
 
 from asgi_durable.middleware.asgi import Headers
 
-__all__ = ["IGNORED", "REPLAYED_HEADER", "decode_headers", "encode_headers", "with_marks"]
+__all__ = [
+    "CONTENT_LENGTH",
+    "IGNORED",
+    "REPLAYED_HEADER",
+    "decode_headers",
+    "encode_headers",
+    "with_marks",
+    "without_length",
+]
+
+CONTENT_LENGTH = b"content-length"
 
 # What only concerns the connection, the moment or one client's session.
 _NOT_KEPT = frozenset(
     {
         b"connection",
-        b"content-length",
         b"date",
         b"keep-alive",
         b"proxy-authenticate",
@@ -41,6 +50,11 @@ def with_marks(headers: Iterable[tuple[bytes, bytes]], marks: Headers) -> Header
     """Return an answer's headers with those of the library's, which an app may pass on."""
     ours = {REPLAYED_HEADER, *(name for name, _ in marks)}
     return [*((name, value) for name, value in headers if name.lower() not in ours), *marks]
+
+
+def without_length(headers: Iterable[tuple[bytes, bytes]]) -> Headers:
+    """Return an answer's headers without the length of its body."""
+    return [(name, value) for name, value in headers if name.lower() != CONTENT_LENGTH]
 
 
 def encode_headers(headers: Iterable[tuple[bytes, bytes]], *, keeps_cookies: bool = False) -> bytes:

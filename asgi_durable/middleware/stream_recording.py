@@ -16,7 +16,11 @@ from asgi_durable.middleware.event_stream import (
     without_comments,
 )
 from asgi_durable.middleware.idempotency_policy import IdempotencyPolicy
-from asgi_durable.middleware.response_headers import with_marks
+from asgi_durable.middleware.response_headers import (
+    CONTENT_LENGTH,
+    with_marks,
+    without_length,
+)
 from asgi_durable.middleware.stream_sending import (
     StreamCutError,
     StreamSender,
@@ -105,11 +109,11 @@ class RecordedStream:
         """
         headers = start.get("headers", ())
         self._is_event_stream = is_event_stream(headers)
-        self._start = encode_start(start, keeps_cookies=self._policy.keep_cookies)
         if self._is_event_stream:
             # Ids are added.
-            headers = [pair for pair in headers if pair[0].lower() != b"content-length"]
-        message: Message = {**start, "headers": with_marks(headers, marks)}
+            start = {**start, "headers": without_length(headers)}
+        self._start = encode_start(start, keeps_cookies=self._policy.keep_cookies)
+        message: Message = {**start, "headers": with_marks(start.get("headers", ()), marks)}
         first = recorded[0] if recorded else None
         if first is None:
             # Nobody can have any of it, unless the key has expired since.
@@ -322,6 +326,9 @@ def _may_stand_for(first: PieceRecord, start: Message) -> bool:
         # Damaged: it is recorded anew, and all that follows.
         return False
     headers, recorded_headers = start.get("headers", ()), recorded["headers"]
+    lengths = header_values(recorded_headers, CONTENT_LENGTH)
+    if lengths and lengths != header_values(headers, CONTENT_LENGTH):
+        return False
     return bool(recorded["status"] == start["status"]) and all(
         header_values(headers, name) == header_values(recorded_headers, name)
         for name in (b"content-type", b"content-encoding")
