@@ -175,7 +175,15 @@ class Requests:
             return False
         if self._active.find(workflow_id) is not None or twin.executor_id is None:
             return True
-        return not await self._services.storage.is_missing(twin.executor_id)
+        return not await self._may_be_dead(twin.executor_id)
+
+    async def _may_be_dead(self, executor_id: str) -> bool:
+        is_missing = self._services.storage.is_missing
+        if await is_missing(executor_id):
+            return True
+        # Once more: a client may be back before the database knows that a process was killed.
+        await asyncio.sleep(FIRST_POLL_SECONDS)
+        return await is_missing(executor_id)
 
     async def progress(self, workflow_id: str) -> Progress | None:
         """Return how far a request is, ``None`` if there is none, or it is expired.
