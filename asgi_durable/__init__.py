@@ -51,6 +51,7 @@ from asgi_durable.request_errors import (
     ResponseDamagedError,
     ResponseNotKeptError,
     RetryLaterError,
+    SpoolFullError,
 )
 from asgi_durable.retry import RetryPolicy
 from asgi_durable.storage.records import WorkflowState
@@ -99,6 +100,7 @@ __all__ = [
     "ResumedRequest",
     "RetryLaterError",
     "RetryPolicy",
+    "SpoolFullError",
     "StepInterruptedError",
     "StepRetriesExhaustedError",
     "StepTimeoutError",

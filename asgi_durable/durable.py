@@ -123,6 +123,7 @@ class Durable(Decorators, CurrentContext, WorkflowCalls):
                 lease_seconds=positive_seconds(lease, "lease"),
                 request_lifetime_seconds=self.idempotency.max_lifetime,
                 cancelled_requests=self.idempotency.kept_for,
+                spooled_bytes=self.idempotency.max_spooled,
             ),
             self.telemetry,
         )

@@ -24,6 +24,7 @@ DurableError                          500  base class; raise it, or catch this o
     ├── KeyReusedError                422  the key belongs to another request
     ├── RequestInProgressError        409  the first request with this key still runs
     ├── RequestTooLargeError          413  the body is longer than a keyed request may be
+    ├── SpoolFullError                503  too many long bodies are compared at the moment
     ├── ResponseNotKeptError          410  the request is done, but its answer was not kept
     ├── ResponseDamagedError          500  the request is done, and its answer is damaged
     ├── KeyExpiredError               410  the request was done, and its answer has expired
@@ -281,9 +282,18 @@ class StepInterruptedError(DurableError):
 class RemoteError(DurableError):
     """Stands for a recorded error whose class cannot be found or rebuilt here.
 
+    Where the original was a ``DurableError`` it has its ``code`` and ``status_code``, and is
+    answered as that was: a ``FinalError`` is final.
+
     Args:
         type_name: Where the original class lived, ``"module:QualName"``.
         message: ``str()`` of the original error.
+
+    Attributes:
+        kinds: Which of the library's own classes with a meaning for clients the original is
+            made of, by their names.
+        shown_detail: What a client is told of the original; ``None`` if that was no
+            ``DurableError``.
     """
 
     default_code = "REMOTE_ERROR"
@@ -294,6 +304,20 @@ class RemoteError(DurableError):
         super().__init__(f"{type_name.rpartition(':')[2]}: {message}")
         self.type_name = type_name
         self.message = message
+        self.kinds: tuple[str, ...] = ()
+        self.shown_detail: str | None = None
+
+    @property
+    def detail(self) -> str:
+        """What a client was told of the original error."""
+        return self.title if self.shown_detail is None else self.shown_detail
+
+    @property
+    def name(self) -> str:
+        """The class's name in answers: that of the original, where it was a ``DurableError``."""
+        if self.shown_detail is None:
+            return type(self).__name__
+        return self.type_name.rpartition(":")[2].rpartition(".")[2]
 
 
 class EncodeError(DurableError):

@@ -1,6 +1,7 @@
 """How exceptions are written into the step log and come back.
 
-They are stored as type, message, arguments, attributes, cause, notes and traceback text.
+They are stored as type, message, arguments, attributes, cause, notes and traceback text, a
+``DurableError`` with what it says to HTTP clients.
 A class is found again only among the modules that are already loaded, and is rebuilt
 without calling its ``__init__``: odd constructors cannot break a replay, and no stored
 name makes code run. What cannot be rebuilt comes back as ``RemoteError``.
@@ -12,9 +13,10 @@ import sys
 import traceback
 from collections.abc import Callable
 from contextvars import ContextVar
-from typing import Any
+from typing import Any, TypeGuard
 
-from asgi_durable.errors import RemoteError
+from asgi_durable.errors import DurableError, RemoteError
+from asgi_durable.recorded_answers import pack_answer, stand_in
 
 __all__ = ["pack_exception", "unpack_exception"]
 
@@ -61,6 +63,8 @@ def _pack(error: BaseException, pack: Pack, level: int) -> dict[str, Any]:
     }
     if isinstance(error, RemoteError):
         packed["t"], packed["m"] = error.type_name, error.message
+    if _has_answer(error):
+        packed["d"] = pack_answer(error)
     notes = [str(note) for note in getattr(error, "__notes__", ())]
     if notes:
         packed["n"] = notes
@@ -68,6 +72,13 @@ def _pack(error: BaseException, pack: Pack, level: int) -> dict[str, Any]:
     if cause is not None and whole:
         packed["c"] = pack(cause)
     return packed
+
+
+def _has_answer(error: BaseException) -> TypeGuard[DurableError]:
+    """Tell whether an error, or the one that it stands for, says how it is answered."""
+    if isinstance(error, RemoteError):
+        return error.shown_detail is not None
+    return isinstance(error, DurableError)
 
 
 def _attributes(error: BaseException, pack: Pack) -> dict[str, Any]:
@@ -79,7 +90,7 @@ def unpack_exception(packed: dict[str, Any], unpack: Unpack) -> BaseException:
     """Return the exception that was packed, or a ``RemoteError`` in its place."""
     error = _rebuild(packed, unpack)
     if error is None:
-        error = RemoteError(packed["t"], packed["m"])
+        error = stand_in(packed["t"], packed["m"], packed.get("d"))
     # Past the class's own __setattr__, which may refuse.
     vars(error)[TRACEBACK_ATTRIBUTE] = packed["tb"]
     if "n" in packed:

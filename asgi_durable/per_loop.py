@@ -21,6 +21,10 @@ class PerLoop(Generic[ThingT]):
         self._make = make
         self._things: dict[asyncio.AbstractEventLoop, ThingT] = {}
 
+    def items(self) -> list[tuple[asyncio.AbstractEventLoop, ThingT]]:
+        """Return each event loop that has one, and that."""
+        return list(self._things.items())
+
     def get(self, loop: asyncio.AbstractEventLoop) -> ThingT:
         """Return the own one of *loop*, which must be running here.
 

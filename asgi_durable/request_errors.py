@@ -20,6 +20,7 @@ __all__ = [
     "ResponseDamagedError",
     "ResponseNotKeptError",
     "RetryLaterError",
+    "SpoolFullError",
 ]
 
 
@@ -60,6 +61,15 @@ class RequestTooLargeError(IdempotencyError):
     default_code = "BODY_TOO_LARGE"
     default_status = 413
     title = "The request body is too large"
+
+
+class SpoolFullError(IdempotencyError):
+    """There is no room to keep the body, which has to be compared with that of another request."""
+
+    default_code = "SPOOL_FULL"
+    default_status = 503
+    title = "Too many long bodies are compared at the moment"
+    retryable = True
 
 
 class ResponseNotKeptError(IdempotencyError):

@@ -9,7 +9,18 @@ import pytest
 from fastapi import HTTPException
 from pydantic import BaseModel, ValidationError
 
-from asgi_durable import JsonCodec, RemoteError
+from asgi_durable import (
+    DurableError,
+    EncodeError,
+    FinalError,
+    JsonCodec,
+    RemoteError,
+    StorageError,
+    StorageUnavailableError,
+)
+from asgi_durable.engine.values import encode_error
+from asgi_durable.middleware.problem_details import problem_response
+from asgi_durable.recorded_answers import is_kind_of, stand_in
 
 
 class TwoArguments(Exception):  # noqa: N818
@@ -175,3 +186,58 @@ def test_a_stored_name_reaches_nothing_but_exceptions() -> None:
     data = b'{"$":"error","t":"os:system","m":"x","a":["true"],"s":{},"tb":""}'
 
     assert type(JsonCodec().decode(data)) is RemoteError
+
+
+def local_error(base: type[DurableError] = DurableError, **attributes: object) -> DurableError:
+    """Return an error whose class nobody finds again."""
+
+    class LocalError(base):  # type: ignore[valid-type,misc]
+        title = "No money"
+
+    error: DurableError = LocalError("card 7 is empty", code="CARD_EMPTY", status_code=402)
+    vars(error).update(attributes)
+    return error
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        local_error(),
+        local_error(retry_after_seconds=9),
+        local_error(FinalError),
+        local_error(StorageUnavailableError),
+        local_error(StorageError),
+    ],
+    ids=["plain", "when to retry", "final", "retryable", "that shows no message"],
+)
+def test_a_durable_error_that_cannot_be_rebuilt_is_answered_as_before(error: DurableError) -> None:
+    once = through_the_log(error)
+    twice = through_the_log(once)
+
+    assert (type(once), type(twice)) == (RemoteError, RemoteError)
+    assert problem_response(once) == problem_response(twice) == problem_response(error)
+    assert is_kind_of(twice, FinalError) == isinstance(error, FinalError)
+
+
+def test_an_error_that_no_codec_can_write_is_answered_as_before() -> None:
+    class Refusing(JsonCodec):
+        def encode(self, value: object) -> bytes:
+            if isinstance(value, DurableError) and not isinstance(value, RemoteError):
+                raise EncodeError
+            return super().encode(value)
+
+    error, codec = local_error(FinalError), Refusing()
+
+    restored = codec.decode(encode_error(codec, error))
+
+    assert problem_response(restored) == problem_response(error)
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [None, "402", {}, {"status": 200, "code": "X"}, {"status": True, "code": "X"}, {"status": 402}],
+)
+def test_an_answer_that_makes_no_sense_is_none(answer: object) -> None:
+    error = stand_in("shop:NoMoneyError", "empty", answer)
+
+    assert (error.status_code, error.code, error.detail) == (500, "REMOTE_ERROR", error.title)

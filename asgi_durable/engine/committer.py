@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import logging
 import random
 import time
@@ -78,7 +79,8 @@ class Committer:
         settled: Signal[Outcome] = Signal(lane.loop)
         lane.pending.append((write, settled))
         if lane.task is None or lane.task.done():
-            lane.task = lane.loop.create_task(self._drain(lane))
+            # In none of the callers' contexts: drivers have timers that keep them for minutes.
+            lane.task = lane.loop.create_task(self._drain(lane), context=contextvars.Context())
         return settled
 
     async def flush(self) -> None:

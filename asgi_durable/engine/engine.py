@@ -14,6 +14,7 @@ from asgi_durable.engine.call import Call, WorkflowOptions
 from asgi_durable.engine.event_loops import require_asyncio
 from asgi_durable.engine.frame import Frame, current_frame
 from asgi_durable.engine.handle import WorkflowStatus
+from asgi_durable.engine.heartbeat_listener import end_when_dropped
 from asgi_durable.engine.home_loop import HomeLoop
 from asgi_durable.engine.limits import Limits
 from asgi_durable.engine.outbox import Outbox
@@ -27,7 +28,7 @@ from asgi_durable.engine.request_servers import RequestServers
 from asgi_durable.engine.requests import Requests
 from asgi_durable.engine.run import Run
 from asgi_durable.engine.running import Running, assemble
-from asgi_durable.engine.sleep import checked_seconds, run_sleep
+from asgi_durable.engine.sleep import checked_seconds, plain_sleep, run_sleep
 from asgi_durable.engine.step import run_step
 from asgi_durable.engine.transaction import run_plain_transaction, run_transaction
 from asgi_durable.engine.workflow_questions import WorkflowQuestions
@@ -101,12 +102,18 @@ class Engine:
 
     async def ensure_started(self) -> None:
         """Start on the first request of an application whose lifespan never runs."""
-        if self._running is None:
+        running = self._running
+        if running is None:
             await self._start()
             self.recover()
+            running = self.running()
         else:
-            self._running.recovery.sweep_if_wanted()
-            self._running.takeover.start()
+            require_asyncio()
+            running.recovery.sweep_if_wanted()
+            running.takeover.start()
+        if not running.services.executor.has_looked:
+            # What a dead process has left is anybody's before the first request is served.
+            await running.services.executor.wait_for_first_look()
 
     def recover(self) -> None:
         """Resume, in the background, what dead executors left, now and from now on."""
@@ -178,6 +185,7 @@ class Engine:
                 opened.push_async_callback(application.close)
             parts = (storage, application, self.registry, self._limits, self._telemetry)
             running = await assemble(*parts)
+            end_when_dropped(running, self.home)
             self._telemetry.start()
             opened.push_async_callback(self._telemetry.close)
             await running.services.executor.start()
@@ -207,9 +215,8 @@ class Engine:
         Raises:
             DurableUsageError: The engine is not started.
         """
-        if self._running is None:
-            # Says why it could not be started.
-            require_asyncio()
+        # An engine that runs on asyncio may be called on another event loop all the same.
+        require_asyncio()
         return self.running().requests
 
     @property
@@ -291,7 +298,7 @@ class Engine:
         checked_seconds(seconds)
         run = self.run_between_steps()
         if run is None:
-            return asyncio.sleep(seconds)
+            return plain_sleep(seconds)
         return run_sleep(run, run.next_number(), seconds)
 
     def find_workflow(self, workflow_id: str) -> Coroutine[Any, Any, None]:
@@ -335,7 +342,7 @@ class Engine:
             args=args,
             kwargs=kwargs,
             options=options,
-            loop=run.loop if run is not None else asyncio.get_running_loop(),
+            loop=run.loop if run is not None else require_asyncio(),
             parent=(run, run.next_number()) if run is not None else None,
             awaited=awaited,
         )

@@ -9,14 +9,17 @@ from asgi_durable.errors import DurableUsageError
 __all__ = ["require_asyncio"]
 
 
-def require_asyncio() -> None:
+def require_asyncio() -> asyncio.AbstractEventLoop:
     """Check that async code runs on asyncio: the engine and its drivers wait for its futures.
+
+    Returns:
+        The running event loop.
 
     Raises:
         DurableUsageError: It runs on another event loop, as trio's.
     """
     try:
-        asyncio.get_running_loop()
+        return asyncio.get_running_loop()
     except RuntimeError:
         msg = (
             "durable functions and requests with a key need asyncio, and this code runs on another "

@@ -6,12 +6,13 @@ import asyncio
 import logging
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from concurrent.futures import Future
+from typing import Any
 
 from asgi_durable.errors import StorageError
 from asgi_durable.ids import new_id
-from asgi_durable.storage.protocol import Beat, Executors, Runnable
+from asgi_durable.storage.protocol import Beat, Runnable, Storage
 
 __all__ = ["Executor"]
 
@@ -21,6 +22,8 @@ logger = logging.getLogger(__name__)
 HAS_LEFT = "has-left"
 RENAMING_POLL_SECONDS = 0.05
 GOODBYE_SECONDS = 5.0
+# How long the first requests wait for the first look; a database that is slower cannot tell.
+FIRST_LOOK_SECONDS = 2.0
 
 
 class Executor:
@@ -40,14 +43,20 @@ class Executor:
         on_beat: Told what each beat has brought; called on the thread.
         on_message: Told what other executors send; called on any thread.
         on_renamed: Told when the process goes on as another executor; called on the thread.
+        is_used: Tells whether anything is left that could stop it; called on the thread.
+        on_dropped: Ends what works for it, where there is nothing; called on the thread.
+
+    Invariant: none of these refers to the engine, but weakly. The thread would keep it alive.
     """
 
-    def __init__(self, storage: Executors, *, lease_seconds: float) -> None:
+    def __init__(self, storage: Storage, *, lease_seconds: float) -> None:
         self.id = new_id()
         self.runnable: Callable[[], Runnable] = lambda: Runnable(names=frozenset())
         self.on_beat: Callable[[Beat], None] = lambda _: None
         self.on_message: Callable[[str], None] = lambda _: None
         self.on_renamed: Callable[[], None] = lambda: None
+        self.is_used: Callable[[], bool] = lambda: True
+        self.on_dropped: Callable[[], Coroutine[Any, Any, None]] = _nothing
         self._storage = storage
         self._lease_seconds = lease_seconds
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -55,6 +64,7 @@ class Executor:
         self._wake = asyncio.Event()
         self._is_over = False
         self._ended: Future[None] = Future()
+        self._looked: Future[None] = Future()
         self._sending: set[asyncio.Task[None]] = set()
 
     async def start(self) -> None:
@@ -68,6 +78,9 @@ class Executor:
         self._on_thread(self._cancel)
         # Shielded: the future is the thread's to set.
         await asyncio.shield(asyncio.wrap_future(self._ended))
+        await self._say_goodbye()
+
+    async def _say_goodbye(self) -> None:
         try:
             async with asyncio.timeout(GOODBYE_SECONDS):
                 await self._storage.retire(self.id)
@@ -79,6 +92,16 @@ class Executor:
     def beat_soon(self) -> None:
         """Beat now rather than when it is due; may be called from any thread."""
         self._on_thread(self._wake.set)
+
+    @property
+    def has_looked(self) -> bool:
+        """True once it was looked for dead executors, or that was tried in vain."""
+        return self._looked.done()
+
+    async def wait_for_first_look(self) -> None:
+        """Wait for that, but not for long."""
+        # Not cancelled with its waiter: the future is the thread's to set.
+        await asyncio.wait([asyncio.wrap_future(self._looked)], timeout=FIRST_LOOK_SECONDS)
 
     async def wait_until_renamed(self, old_id: str, timeout_seconds: float) -> bool:
         """Wait until the process goes on as another executor; return False if it does not.
@@ -146,14 +169,32 @@ class Executor:
         # Invariant: set before it is asked whether all is over; `stop` does the reverse.
         self._loop = asyncio.get_running_loop()
         while not self._is_over:
+            if not self.is_used():
+                self._is_over = True
+                await self._end_unused()
+                return
             self._wake.clear()
             await self._beat()
+            if not self._looked.done():
+                self._looked.set_result(None)
             interval = min(self._storage.beat_interval_seconds, self._lease_seconds / 6)
             try:
                 async with asyncio.timeout(interval):
                     await self._wake.wait()
             except TimeoutError:
                 continue
+
+    async def _end_unused(self) -> None:
+        logger.warning(
+            "The engine on %s was dropped, and never stopped: it ends now. Serve the application "
+            "with its lifespan, or use 'async with durable:' or 'with durable:'",
+            self._storage.name,
+        )
+        try:
+            await self._say_goodbye()
+            await self.on_dropped()
+        except Exception:  # nobody is there that could be told otherwise
+            logger.exception("The engine on %s has not ended in good order", self._storage.name)
 
     async def _beat(self) -> None:
         try:
@@ -183,3 +224,7 @@ class Executor:
             executor_id,
         )
         await self._storage.retire(old_id)
+
+
+async def _nothing() -> None:
+    """There is nothing to end."""

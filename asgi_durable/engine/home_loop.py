@@ -54,6 +54,13 @@ class HomeLoop:
             self._own = None
             await own.stop()
 
+    def end_soon(self) -> None:
+        """Do the same without waiting; callable on any thread."""
+        with self._lock:
+            own, self._own = self._own, None
+        if own is not None:
+            own.stop_soon()
+
     def end(self) -> None:
         """End our own event loop, from a thread in which none runs."""
         with self._lock:

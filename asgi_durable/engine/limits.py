@@ -1,4 +1,4 @@
-"""How long what may take."""
+"""How long what may take, and how much there may be of it."""
 
 from __future__ import annotations
 
@@ -11,12 +11,14 @@ from asgi_durable.engine.retention import (
 )
 from asgi_durable.errors import DurableUsageError
 
-__all__ = ["Limits", "positive_seconds"]
+__all__ = ["SPOOLED_BYTES", "Limits", "positive_seconds"]
+
+SPOOLED_BYTES = 1024 * 1024 * 1024
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Limits:
-    """How long what may take, in seconds.
+    """How long what may take, in seconds, and how much there may be of it.
 
     Attributes:
         drain_timeout_seconds: How long a stop waits for runs before it interrupts them.
@@ -25,6 +27,7 @@ class Limits:
         request_lifetime_seconds: How long a request is kept that waits for its retry.
         sweep_interval_seconds: How often expired requests are looked for.
         cancelled_requests: For how long requests are kept that are cancelled.
+        spooled_bytes: How much the bodies of duplicates may take on the disk.
     """
 
     drain_timeout_seconds: float
@@ -33,6 +36,7 @@ class Limits:
     request_lifetime_seconds: float = REQUEST_LIFETIME_SECONDS
     sweep_interval_seconds: float = SWEEP_INTERVAL_SECONDS
     cancelled_requests: Retention = field(default_factory=Retention)
+    spooled_bytes: int = SPOOLED_BYTES
 
 
 def positive_seconds(seconds: float, name: str) -> float:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import contextvars
 
 from asgi_durable.per_loop import PerLoop
 
@@ -18,11 +20,23 @@ class LoopGuards:
     """
 
     def __init__(self) -> None:
-        self._guards = PerLoop(lambda: asyncio.get_running_loop().create_task(_wait()))
+        self._guards = PerLoop(
+            lambda: asyncio.get_running_loop().create_task(
+                # Kept for as long as the loop runs, and so is what its context holds.
+                _wait(),
+                context=contextvars.Context(),
+            )
+        )
 
     def watch(self, loop: asyncio.AbstractEventLoop) -> asyncio.Task[None]:
         """Return the guard of *loop*, which must be running here."""
         return self._guards.get(loop)
+
+    def dismiss_all(self) -> None:
+        """End the guards of all event loops; callable on any thread."""
+        for loop, guard in self._guards.items():
+            with contextlib.suppress(RuntimeError):  # it has ended
+                loop.call_soon_threadsafe(guard.cancel)
 
     async def dismiss(self) -> None:
         """End the running event loop's guard; nothing runs there any more."""

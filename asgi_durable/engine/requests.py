@@ -38,7 +38,8 @@ from asgi_durable.engine.request_run import RequestRun
 from asgi_durable.engine.retention import Retention
 from asgi_durable.engine.run import Run, Services
 from asgi_durable.engine.single_transaction import SingleTransaction
-from asgi_durable.engine.streams import StreamLog, Streams
+from asgi_durable.engine.spool import SpoolSpace
+from asgi_durable.engine.streams import StreamDamagedError, StreamLog, Streams
 from asgi_durable.engine.twins import Twins
 from asgi_durable.errors import (
     DurableUsageError,
@@ -48,6 +49,7 @@ from asgi_durable.errors import (
     WorkflowNotFoundError,
 )
 from asgi_durable.request_ids import RequestIds
+from asgi_durable.storage.records import WorkflowRecord
 from asgi_durable.storage.writes import (
     ClaimRequest,
     OutcomeKind,
@@ -84,7 +86,8 @@ class Requests:
 
     Attributes:
         ids: Makes the ids of the workflows that requests are.
-        streams: What is recorded of answers that are sent while they are produced.
+        streams: Reads the answers that are recorded as streams.
+        spool: Where the bodies of duplicates are counted that are kept on the disk.
     """
 
     def __init__(
@@ -94,6 +97,7 @@ class Requests:
         outcomes: Outcomes,
         cancellation: Cancellation,
         ids: RequestIds,
+        spool: SpoolSpace,
     ) -> None:
         self.ids = ids
         self._services = services
@@ -102,6 +106,7 @@ class Requests:
         self._cancellation = cancellation
         self._twins = Twins()
         self.streams = Streams(services.storage, outcomes)
+        self.spool = spool
 
     async def claim(
         self,
@@ -138,7 +143,7 @@ class Requests:
                 break
             left_seconds = give_up_at - time.monotonic()
             if request.follows:
-                if await self._may_follow(request.workflow_id):
+                if await self._may_follow(claim.workflow):
                     claim = Followed(claim.workflow)
                     break
                 left_seconds = min(left_seconds, delay)
@@ -158,12 +163,31 @@ class Requests:
             observer.request_claimed(outcome, claim.workflow, waited_seconds=waited_seconds)
         return claim
 
-    async def _may_follow(self, workflow_id: str) -> bool:
-        """Tell whether a twin's answer is recorded as a stream already, and can be followed."""
-        streams = self.streams
+    async def _may_follow(self, twin: WorkflowRecord) -> bool:
+        """Tell whether a twin's answer is recorded as a stream already, and can be followed.
+
+        Not where its process may have died: whoever asks now waits for the takeover instead.
+        """
+        streams, workflow_id = self.streams, twin.workflow_id
         if not streams.may_follow(workflow_id):
             return False
-        return await streams.start_of(workflow_id) is not None
+        try:
+            if await streams.start_of(workflow_id) is None:
+                return False
+        except StreamDamagedError:
+            # The run that records it may replace it still.
+            return False
+        if self._active.find(workflow_id) is not None or twin.executor_id is None:
+            return True
+        return not await self._may_be_dead(twin.executor_id)
+
+    async def _may_be_dead(self, executor_id: str) -> bool:
+        is_missing = self._services.storage.is_missing
+        if await is_missing(executor_id):
+            return True
+        # Once more: a client may be back before the database knows that a process was killed.
+        await asyncio.sleep(FIRST_POLL_SECONDS)
+        return await is_missing(executor_id)
 
     async def is_known(self, workflow_id: str) -> bool:
         """Tell whether a key is taken by a request with this id, and not free again.

@@ -9,6 +9,7 @@ from asgi_durable.engine.cancellation import Cancellation
 from asgi_durable.engine.committer import Committer
 from asgi_durable.engine.drives import Drives
 from asgi_durable.engine.executor import Executor
+from asgi_durable.engine.heartbeat_listener import HeartbeatListener
 from asgi_durable.engine.limits import Limits
 from asgi_durable.engine.loop_guard import LoopGuards
 from asgi_durable.engine.outcomes import Outcomes
@@ -21,19 +22,23 @@ from asgi_durable.engine.retention import Sweeper
 from asgi_durable.engine.run import Run
 from asgi_durable.engine.services import Services
 from asgi_durable.engine.sleepers import Sleepers
+from asgi_durable.engine.spool import SpoolSpace
 from asgi_durable.engine.takeover import Takeover
 from asgi_durable.engine.workflows import Workflows
 from asgi_durable.request_ids import RequestIds
-from asgi_durable.storage.protocol import Beat, Storage
+from asgi_durable.storage.protocol import Storage
 from asgi_durable.storage.transaction_port import ApplicationDatabase
 from asgi_durable.telemetry_port import TelemetrySource
 
 __all__ = ["Running", "assemble"]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, weakref_slot=True)
 class Running:
-    """What exists between start and stop."""
+    """What exists between start and stop.
+
+    It lives as long as anybody has it: an engine, the task of a run, a request.
+    """
 
     services: Services
     active: ActiveRuns
@@ -82,7 +87,9 @@ async def assemble(
         services=services,
         active=active,
         workflows=workflows,
-        requests=Requests(services, active, outcomes, cancellation, ids),
+        requests=Requests(
+            services, active, outcomes, cancellation, ids, SpoolSpace(limits.spooled_bytes)
+        ),
         recovery=recovery,
         takeover=takeover,
         outcomes=outcomes,
@@ -96,35 +103,18 @@ async def assemble(
 def _listen(running: Running, limits: Limits) -> None:
     """Let the parts be told of each other's doings."""
     services, active = running.services, running.active
-    executor = services.executor
     sweeper = Sweeper(
         services.storage,
         lifetime_seconds=limits.request_lifetime_seconds,
         interval_seconds=limits.sweep_interval_seconds,
     )
 
-    def on_beat(beat: Beat) -> None:
-        running.takeover.on_beat(beat)
-        running.cancellation.look_if_due()
-        sweeper.sweep_if_due()
-
-    def on_message(message: str) -> None:
-        running.outcomes.on_message(message)
-        running.cancellation.on_message(message)
-
-    def on_renamed() -> None:
-        services.telemetry.observer.lease_lost()
-        active.drop_others(executor.id)
-
     def on_ended(run: Run) -> None:
         running.outcomes.on_ended(run)
         if run.outbox is not None:
             running.resumption.begin(run.outbox.take())
 
-    executor.runnable = running.takeover.runnable
-    executor.on_beat = on_beat
-    executor.on_message = on_message
-    executor.on_renamed = on_renamed
+    HeartbeatListener(running, sweeper).listen(running)
     active.on_interrupted = running.recovery.on_interrupted
     active.on_lost = running.recovery.on_lost
     active.on_ended = on_ended

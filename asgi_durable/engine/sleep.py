@@ -7,6 +7,7 @@ import time
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from asgi_durable.engine.event_loops import require_asyncio
 from asgi_durable.engine.execution_spans import go_on
 from asgi_durable.engine.replay import recorded_step
 from asgi_durable.engine.result_order import (
@@ -23,7 +24,7 @@ from asgi_durable.storage.records import SLEEP
 if TYPE_CHECKING:
     from asgi_durable.engine.run import Run
 
-__all__ = ["checked_seconds", "run_sleep"]
+__all__ = ["checked_seconds", "plain_sleep", "run_sleep"]
 
 # Nobody lives to see the end of a longer one, and no database can hold it.
 LONGEST_SECONDS = 1000 * 366 * 24 * 3600.0
@@ -43,6 +44,16 @@ def checked_seconds(seconds: float) -> float:
         msg = f"the seconds of a sleep must be 0 or more, and have an end; got {seconds!r}"
         raise DurableUsageError(msg)
     return seconds
+
+
+async def plain_sleep(seconds: float) -> None:
+    """Sleep outside of every run.
+
+    Raises:
+        DurableUsageError: The event loop is not one of asyncio's.
+    """
+    require_asyncio()
+    await asyncio.sleep(seconds)
 
 
 async def run_sleep(run: Run, number: int, seconds: float) -> None:

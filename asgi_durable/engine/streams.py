@@ -9,12 +9,13 @@ from contextlib import contextmanager
 from asgi_durable.engine.endings import RunStopped
 from asgi_durable.engine.outcomes import Outcomes, Waiter
 from asgi_durable.engine.run import Run
+from asgi_durable.engine.stream_pieces import StreamDamagedError, check_pieces, checked_start
 from asgi_durable.errors import StorageError
 from asgi_durable.storage.protocol import PAGE_BYTES, StepLog
-from asgi_durable.storage.records import CUT_ALL, CUT_FOR_GOOD, PieceRecord
+from asgi_durable.storage.records import CUT_FOR_GOOD, PieceRecord
 from asgi_durable.storage.writes import RecordPiece
 
-__all__ = ["StreamLog", "StreamLostError", "Streams"]
+__all__ = ["StreamDamagedError", "StreamLog", "StreamLostError", "Streams"]
 
 # How many follow streams that are not complete, in this process.
 MAX_FOLLOWERS = 1000
@@ -84,6 +85,9 @@ class StreamLog:
 class Streams:
     """Reads recorded streams, whoever records them.
 
+    Each method raises ``StreamDamagedError`` where what it reads cannot be of one stream, and
+    ``StorageError`` where the storage failed.
+
     Args:
         storage: Where they are.
         outcomes: Tells when to look again.
@@ -95,14 +99,9 @@ class Streams:
         self._followers: Counter[str] = Counter()
 
     async def start_of(self, workflow_id: str) -> PieceRecord | None:
-        """Return a stream's start, ``None`` if nothing is recorded.
-
-        Raises:
-            StorageError: The storage failed.
-        """
+        """Return a stream's start, ``None`` if nothing is recorded."""
         # From so far in front that the page ends with it, wherever it is.
-        page = await self._storage.read_pieces(workflow_id, -PAGE_BYTES)
-        return page[0] if page and page[0].cut_to == CUT_ALL else None
+        return checked_start(await self._storage.read_pieces(workflow_id, -PAGE_BYTES))
 
     def may_follow(self, workflow_id: str) -> bool:
         """Return False if too many follow streams already."""
@@ -121,56 +120,76 @@ class Streams:
 
         Raises:
             StreamLostError: They have expired.
-            StorageError: The storage failed.
         """
-        if end is not None and after >= end:
-            return [], True
-        page = await self._storage.read_pieces(workflow_id, after)
-        if not page and end is not None:
-            raise StreamLostError
-        last = page[-1].end_offset if page else after
         if end is not None:
-            return page, last >= end
+            page = await self.page_of(workflow_id, after, end)
+            return page, after >= end or page[-1].end_offset >= end
+        page = await self._read(workflow_id, after)
+        last = page[-1].end_offset if page else after
         return page, not page or not await self._storage.read_pieces(workflow_id, last)
 
-    async def tail_of(self, workflow_id: str, after: int) -> int:
-        """Return the last offset of a stream for now, at or behind another.
+    async def page_of(self, workflow_id: str, after: int, end: int) -> list[PieceRecord]:
+        """Return the next pieces of a complete stream behind an offset; none at its end.
 
         Raises:
-            StorageError: The storage failed.
+            StreamLostError: They have expired.
         """
-        while page := await self._storage.read_pieces(workflow_id, after):
+        if after >= end:
+            return []
+        page = await self._read(workflow_id, after, end)
+        last = page[-1].end_offset if page else after
+        if not page or last < end <= after + PAGE_BYTES:
+            raise await self.why_missing(workflow_id, end)
+        return page
+
+    async def why_missing(self, workflow_id: str, end: int) -> StreamLostError | StreamDamagedError:
+        """Return why pieces of a complete stream are not there."""
+        response = await self._storage.get_response(workflow_id)
+        if response is None or response.is_tombstone or response.stream_end != end:
+            return StreamLostError()
+        return StreamDamagedError(f"it ends at {end}, and its last pieces are missing")
+
+    async def _read(
+        self, workflow_id: str, after: int, end: int | None = None
+    ) -> list[PieceRecord]:
+        page = await self._storage.read_pieces(workflow_id, after)
+        check_pieces(page, after, end)
+        return page
+
+    async def tail_of(self, workflow_id: str, after: int) -> int:
+        """Return the last offset of a stream for now, at or behind another."""
+        while page := await self._read(workflow_id, after):
             after = page[-1].end_offset
         return after
 
     async def replay(
-        self, workflow_id: str, after: int, end: int
+        self, workflow_id: str, page: list[PieceRecord], end: int
     ) -> AsyncGenerator[PieceRecord, None]:
-        """Yield the pieces of a complete stream behind an offset.
+        """Yield the pieces of a complete stream.
+
+        Args:
+            workflow_id: Whose stream.
+            page: The first ones, see :meth:`page_of`.
+            end: Where it ends.
 
         Raises:
             StreamLostError: They have expired.
-            StorageError: The storage failed.
         """
-        while after < end:
-            page = await self._storage.read_pieces(workflow_id, after)
-            if not page:
-                raise StreamLostError
+        while page:
             for piece in page:
                 yield piece
-            after = page[-1].end_offset
+            page = await self.page_of(workflow_id, page[-1].end_offset, end)
 
     async def follow(self, workflow_id: str, after: int) -> AsyncGenerator[PieceRecord, None]:
         """Yield the pieces behind an offset, those that are not there yet as they come.
 
         Raises:
             StreamLostError: The request was interrupted, or the stream is not kept.
-            StorageError: The storage failed.
         """
         delay, end, is_over = FIRST_POLL_SECONDS, None, False
         with self._following(workflow_id) as waiter:
             while True:
-                page = await self._storage.read_pieces(workflow_id, after)
+                page = await self._read(workflow_id, after, end)
                 if any(piece.cut_to == CUT_FOR_GOOD for piece in page):
                     raise StreamLostError
                 for piece in page:
@@ -183,7 +202,9 @@ class Streams:
                 # Invariant: read once more when it is known to be over. The last pieces may have
                 # come in between.
                 if is_over:
-                    raise StreamLostError
+                    raise (
+                        StreamLostError if end is None else await self.why_missing(workflow_id, end)
+                    )
                 end, is_over = await self._state(workflow_id)
                 if not is_over:
                     await waiter.wait(delay)

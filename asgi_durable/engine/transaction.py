@@ -8,6 +8,7 @@ from dataclasses import replace
 from typing import Any
 
 from asgi_durable.engine.endings import OwnedElsewhereError
+from asgi_durable.engine.event_loops import require_asyncio
 from asgi_durable.engine.frame import Frame, entered
 from asgi_durable.engine.patience import while_unavailable
 from asgi_durable.engine.registry import TransactionDefinition
@@ -35,6 +36,7 @@ async def run_plain_transaction(
     kwargs: Mapping[str, Any],
 ) -> Any:
     """Run a transaction that no step log has a place for; inside another it joins that one."""
+    require_asyncio()
     if frame is not None and frame.session is not None:
         if definition.is_async != hasattr(frame.session, "sync_session"):
             raise _other_session(definition, frame)

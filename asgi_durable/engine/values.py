@@ -7,11 +7,12 @@ from typing import TYPE_CHECKING, Any
 from asgi_durable.codec import Codec
 from asgi_durable.errors import (
     DecodeError,
+    DurableError,
     EncodeError,
-    RemoteError,
     StorageError,
     WorkflowInterruptedError,
 )
+from asgi_durable.recorded_answers import pack_answer, stand_in
 
 if TYPE_CHECKING:
     from asgi_durable.engine.run import Run
@@ -33,7 +34,8 @@ def encode_error(codec: Codec, error: Exception) -> bytes:
     except EncodeError:
         kind = type(error)
         name = f"{kind.__module__}:{kind.__qualname__}"
-        return codec.encode(RemoteError(name, _text(error)[:MAX_MESSAGE_CHARACTERS]))
+        answer = pack_answer(error) if isinstance(error, DurableError) else None
+        return codec.encode(stand_in(name, _text(error)[:MAX_MESSAGE_CHARACTERS], answer))
 
 
 def decoded_failure(run: Run, encoded: bytes, failure: Exception) -> Exception:

@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Callable
 from typing import Any
 
+from asgi_durable.engine.event_loops import require_asyncio
 from asgi_durable.engine.frame import Frame
 from asgi_durable.engine.handle import WorkflowStatus, workflow_status
 from asgi_durable.engine.registry import Registry, StepDefinition
@@ -39,12 +40,16 @@ class WorkflowQuestions:
         frame: Callable[[], Frame | None],
     ) -> None:
         self._registry = registry
-        self._running = running
+        self._given_running = running
         self._frame = frame
         self.exists = self._step(self._refuse_missing, "durable.retrieve_workflow")
         self.status = self._step(self._read_status, "durable.get_status")
         self.result = self._step(self._wait_for_result, "durable.get_result")
         self.cancel = self._step(self._cancel, "durable.cancel_workflow")
+
+    def _running(self) -> Running:
+        require_asyncio()
+        return self._given_running()
 
     def _step(self, function: Callable[..., Any], name: str) -> StepDefinition:
         return StepDefinition(function, name=name, registry=self._registry, options=StepOptions())

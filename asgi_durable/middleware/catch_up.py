@@ -9,18 +9,21 @@ from __future__ import annotations
 from dataclasses import dataclass
 from urllib.parse import parse_qs
 
-from asgi_durable.engine.streams import StreamLostError, Streams
+from asgi_durable.engine.streams import StreamDamagedError, StreamLostError, Streams
 from asgi_durable.errors import DurableError, WorkflowNotFoundError
 from asgi_durable.middleware.asgi import Headers, Message, Scope, Send, header_values
 from asgi_durable.middleware.event_stream import StreamIds, is_event_stream, is_offset
 from asgi_durable.middleware.replay import RecordedAnswer
 from asgi_durable.middleware.response_headers import REPLAYED_HEADER
 from asgi_durable.middleware.stream_sending import StreamCutError, StreamSender, decode_start
+from asgi_durable.request_errors import RequestInProgressError, ResponseDamagedError
 from asgi_durable.storage.records import PieceRecord
 
 __all__ = ["closed_marks", "send_catch_up", "wants_part"]
 
 BEGINNING, TAIL = b"-1", b"now"
+# How often a stream is read from its beginning while that is replaced.
+MAX_READS = 5
 _CLOSED = (b"stream-closed", b"true")
 _ENCODING = b"content-encoding"
 
@@ -64,27 +67,41 @@ async def send_catch_up(
 
     Raises:
         DurableError: The offset is malformed, or void.
+        ResponseDamagedError: What is recorded is damaged.
         WorkflowNotFoundError: The stream has just expired.
         StorageError: The storage failed.
     """
     query = _query(scope)
     offset = query["offset"][0].encode("latin-1", "replace")
-    while True:
+    try:
+        part = await _part(streams, answer, query, offset)
+    except StreamLostError as error:
+        raise WorkflowNotFoundError(answer.workflow_id) from error
+    except StreamDamagedError as error:
+        raise ResponseDamagedError.of(error, answer.workflow_id) from error
+    if part is None:
+        return False
+    await _send(scope, send, part, _headers(part, answer, offset) + marks)
+    return True
+
+
+async def _part(
+    streams: Streams, answer: RecordedAnswer, query: dict[str, list[str]], offset: bytes
+) -> _Part | None:
+    """Return what there is behind an offset, ``None`` if there is no stream to read in parts."""
+    for _ in range(MAX_READS):
         start = await streams.start_of(answer.workflow_id)
         if start is None or header_values(decode_start(start.data, [])["headers"], _ENCODING):
-            return False
+            return None
         _check(query, offset)
         try:
-            part = await _read(streams, answer, start, offset)
-        except StreamLostError as error:
-            raise WorkflowNotFoundError(answer.workflow_id) from error
+            return await _read(streams, answer, start, offset)
         except StreamCutError:
-            if offset == BEGINNING:
-                # It has nothing of what was replaced between the two reads.
-                continue
-            raise _gone() from None
-        await _send(scope, send, part, _headers(part, answer, offset) + marks)
-        return True
+            if offset != BEGINNING:
+                raise _gone() from None
+            # It has nothing of what was replaced between the two reads.
+    msg = "the answer is replaced again and again; try again"
+    raise RequestInProgressError(msg)
 
 
 def _query(scope: Scope) -> dict[str, list[str]]:

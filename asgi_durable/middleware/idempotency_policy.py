@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
+from asgi_durable.engine.limits import SPOOLED_BYTES
 from asgi_durable.engine.retention import Retention
 from asgi_durable.errors import DurableError, DurableUsageError
 from asgi_durable.middleware.asgi import Headers, Scope
@@ -40,6 +41,7 @@ _AMOUNTS = (
     "tombstone_retention",
     "max_lifetime",
     "max_request_body",
+    "max_spooled",
     "max_response_body",
     "max_stream",
 )
@@ -133,6 +135,10 @@ class IdempotencyPolicy:
         oversize: What becomes of a request with a longer body: ``"reject"`` answers 413;
             ``"hash"`` hands the body to the app as it arrives, and learns its fingerprint
             meanwhile.
+        max_spooled: Bytes of temporary files that the bodies of duplicates may take in a process,
+            all together (1 GiB), see there; no longer body can be sent again while its request
+            is not finished. Beyond it a duplicate is answered 503 ``SPOOL_FULL``. The
+            application's policy counts, whatever a route's says.
         max_response_body: Bytes; a longer answer passes through and is not kept.
 
     Raises:
@@ -174,6 +180,7 @@ class IdempotencyPolicy:
     stream_after: float = 0.25
     max_request_body: int = 1024 * 1024
     oversize: Literal["reject", "hash"] = "reject"
+    max_spooled: int = SPOOLED_BYTES
     max_response_body: int = 1024 * 1024
     stream: Literal["bypass", "record"] = "bypass"
     max_stream: int = 16 * 1024 * 1024

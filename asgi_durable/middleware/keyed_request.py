@@ -242,7 +242,12 @@ class KeyedRequest:
             return True
         if isinstance(claim, FingerprintWanted):
             self._waited_seconds = time.monotonic() - began_at
-            return await self._try(replace(request, fingerprint=await self._read_whole(claim)))
+            try:
+                fingerprint = await self._read_whole(claim)
+            except DurableError as error:
+                await self._refuse(error)
+                return True
+            return await self._try(replace(request, fingerprint=fingerprint))
         if not isinstance(claim, Claimed):
             await self._answer(claim, request.workflow_id)
             return True
@@ -269,7 +274,7 @@ class KeyedRequest:
             await body.read_to_end()
             self._body = SpentBody(wanted.workflow.workflow_id)
         else:
-            self._body = await SpooledBody.of(body)
+            self._body = await SpooledBody.of(body, self._requests.spool)
         if body.is_cut:
             self._close_body()
             raise ClientGoneError
@@ -348,7 +353,7 @@ class KeyedRequest:
         streams = self._requests.streams
         try:
             is_sent = await send_stream(self._scope, self._send, streams, answer, self._marks)
-        except StorageError as error:
+        except (StorageError, ResponseDamagedError) as error:
             await self._refuse(error)
             return
         if not is_sent:

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import tempfile
+import threading
 from collections.abc import Callable
 from typing import IO, Protocol
 
+from asgi_durable.engine.spool import SpoolSpace
 from asgi_durable.errors import WorkflowInterruptedError
 from asgi_durable.middleware.asgi import Message, Receive
 from asgi_durable.middleware.fingerprint import RequestHash
+from asgi_durable.request_errors import RequestTooLargeError, SpoolFullError
 
 __all__ = ["LongBody", "Pieces", "RefusedBody", "SpentBody", "SpooledBody"]
 
@@ -86,13 +89,13 @@ class LongBody:
         """Let the rest come from elsewhere."""
         self._receive = receive
 
-    async def read_into(self, file: IO[bytes]) -> None:
-        """Read what is left of it, and write it into a file."""
+    async def read_into(self, write: Callable[[bytes], object]) -> None:
+        """Read what is left of it, and write it."""
         while not self.over.is_set():
             message = await self.receive()
             if piece := message.get("body", b""):
                 # In a thread: the disk may be slow.
-                await asyncio.to_thread(file.write, piece)
+                await asyncio.to_thread(write, piece)
 
     def close(self) -> None:
         """Do nothing: it is kept nowhere."""
@@ -116,33 +119,40 @@ class LongBody:
 
 
 class SpooledBody:
-    """A whole body in a temporary file, which is deleted when it is closed."""
+    """A whole body in a temporary file, which is deleted when it is closed or not used any more.
 
-    def __init__(self) -> None:
+    Args:
+        space: Where its bytes are counted, until then.
+    """
+
+    def __init__(self, space: SpoolSpace) -> None:
         self.over = asyncio.Event()
         self.is_cut = False
-        self.file: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115  closed by its user
+        self._file = _CountedFile(space)
         self._left_bytes = 0
 
     @classmethod
-    async def of(cls, body: LongBody) -> SpooledBody:
+    async def of(cls, body: LongBody, space: SpoolSpace) -> SpooledBody:
         """Read a body to its end.
 
         It may have been cut off, see there.
+
+        Raises:
+            SpoolFullError: There is no room for it now.
+            RequestTooLargeError: There never is.
         """
-        spooled = cls()
+        spooled = cls(space)
         try:
-            await body.read_into(spooled.file)
+            await body.read_into(spooled._file.write)
         except BaseException:
             spooled.close()
             raise
-        spooled._left_bytes = spooled.file.tell()
-        spooled.file.seek(0)
+        spooled._left_bytes = spooled._file.rewind()
         return spooled
 
     async def receive(self) -> Message:
         """Return the next piece."""
-        piece = await asyncio.to_thread(self.file.read, PIECE_BYTES) if self._left_bytes else b""
+        piece = await asyncio.to_thread(self._file.read, PIECE_BYTES) if self._left_bytes else b""
         self._left_bytes -= len(piece)
         if not self._left_bytes:
             self.over.set()
@@ -153,7 +163,49 @@ class SpooledBody:
 
     def close(self) -> None:
         """Delete the file."""
-        self.file.close()
+        self._file.close()
+
+
+class _CountedFile:
+    """A temporary file whose bytes are counted until it is closed, or nobody has it any more."""
+
+    def __init__(self, space: SpoolSpace) -> None:
+        # Writing is done in threads that go on where their caller is cancelled.
+        self._lock = threading.Lock()
+        self._space = space
+        self._bytes = 0
+        self._file: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115  closed by its user
+        self.read = self._file.read
+
+    def write(self, data: bytes) -> None:
+        with self._lock:
+            if self._file.closed:
+                return
+            if self._bytes + len(data) > self._space.max_bytes:
+                msg = f"the body has more than max_spooled={self._space.max_bytes} bytes"
+                raise RequestTooLargeError(msg)
+            if not self._space.take(len(data)):
+                msg = "too many long bodies are compared with those of other requests; try again"
+                raise SpoolFullError(msg)
+            self._bytes += len(data)
+            self._file.write(data)
+
+    def rewind(self) -> int:
+        """Return to the beginning; return the length."""
+        self._file.seek(0)
+        return self._bytes
+
+    def close(self) -> None:
+        """Delete it."""
+        with self._lock:
+            self._file.close()
+            count, self._bytes = self._bytes, 0
+        self._space.give_back(count)
+
+    def __del__(self) -> None:
+        """Do the same: whoever was to use it may have been cancelled before it began."""
+        if hasattr(self, "_file"):
+            self.close()
 
 
 class SpentBody:

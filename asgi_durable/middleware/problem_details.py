@@ -16,11 +16,13 @@ from asgi_durable.errors import (
     FinalError,
     NonDeterministicWorkflowError,
     RecoveryAttemptsExceededError,
+    RemoteError,
     StepInterruptedError,
 )
 from asgi_durable.middleware.asgi import ASGIApp, Headers, Message, Receive, Scope, Send
 from asgi_durable.middleware.current_key import AboutKey, current_key
 from asgi_durable.middleware.own_request import is_inside_another, outside_of_all
+from asgi_durable.recorded_answers import is_kind_of
 
 __all__ = ["ProblemDetailsMiddleware", "problem_response", "send_problem"]
 
@@ -141,7 +143,7 @@ def problem_response(
         members: More members of the problem object.
     """
     about = current_key.get()
-    if isinstance(error, FinalError):
+    if is_kind_of(error, FinalError):
         _note_final_answer(about)
     if error.status_code >= 500:
         logger.error("%s: %s", type(error).__name__, error, exc_info=error)
@@ -154,7 +156,7 @@ def problem_response(
         "status": error.status_code,
         "detail": error.detail,
         "code": error.code,
-        "error": type(error).__name__,
+        "error": error.name if isinstance(error, RemoteError) else type(error).__name__,
         "request_id": request.request_id if request is not None else None,
         "retryable": retryable,
         **({"retry_after": seconds} if retryable else {}),
@@ -174,7 +176,7 @@ def _is_resumed(error: DurableError, about: AboutKey | None) -> bool:
         about is not None
         and about.is_resumed
         and error.status_code >= 500
-        and not isinstance(error, _IN_VAIN)
+        and not is_kind_of(error, *_IN_VAIN)
     )
 
 

@@ -7,20 +7,22 @@ from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Any
 
-from asgi_durable.engine.streams import StreamLostError, Streams
+from asgi_durable.engine.streams import StreamDamagedError, StreamLostError, Streams
 from asgi_durable.errors import StorageError
-from asgi_durable.middleware.asgi import Headers, Scope, Send, header_values
+from asgi_durable.middleware.asgi import Headers, Message, Scope, Send, header_values
 from asgi_durable.middleware.event_stream import StreamIds, last_event_id
 from asgi_durable.middleware.idempotency_policy import IdempotencyPolicy
 from asgi_durable.middleware.problem_details import problem_response
 from asgi_durable.middleware.response_headers import (
+    CONTENT_LENGTH,
     REPLAYED_HEADER,
     decode_headers,
     with_marks,
+    without_length,
 )
 from asgi_durable.middleware.stream_sending import StreamCutError, StreamSender, decode_start
 from asgi_durable.request_errors import ResponseDamagedError, ResponseNotKeptError
-from asgi_durable.storage.records import ResponseRecord
+from asgi_durable.storage.records import PieceRecord, ResponseRecord
 
 __all__ = ["RecordedAnswer", "send_answer", "send_stream"]
 
@@ -48,7 +50,8 @@ async def send_answer(
         ResponseDamagedError: It cannot be read; nothing is sent.
     """
     marks = [*marks, (REPLAYED_HEADER, b"true")]
-    status, headers = _read(response)
+    status, kept = _read(response)
+    headers = without_length(kept)
     body = response.body
     if body is None:
         error = ResponseNotKeptError("the request was carried out; its answer was not kept")
@@ -61,8 +64,9 @@ async def send_answer(
             policy.restated(error)
         status, headers, body = problem_response(error, members=members)
         headers += policy.links if policy is not None else []
-    elif status not in _WITHOUT_BODY:
-        headers.append((b"content-length", b"%d" % len(body)))
+    elif status not in _WITHOUT_BODY and len(headers) < len(kept):
+        # The first answer had one.
+        headers.append((CONTENT_LENGTH, b"%d" % len(body)))
     await send(
         {"type": "http.response.start", "status": status, "headers": with_marks(headers, marks)}
     )
@@ -96,9 +100,14 @@ class RecordedAnswer:
     response: ResponseRecord | None
 
     @property
+    def end(self) -> int | None:
+        """Where the stream ends, if the whole of it is recorded."""
+        return self.response.stream_end if self.response is not None else None
+
+    @property
     def is_whole(self) -> bool:
         """True if the whole of it is recorded."""
-        return self.response is not None and self.response.stream_end is not None
+        return self.end is not None
 
 
 async def send_stream(
@@ -111,25 +120,59 @@ async def send_stream(
 
     Raises:
         StorageError: The storage failed before anything was sent.
+        ResponseDamagedError: What is recorded is damaged, as far as it was read by then.
     """
-    workflow_id, response = answer.workflow_id, answer.response
-    start = await streams.start_of(workflow_id)
-    if start is None:
+    workflow_id = answer.workflow_id
+    try:
+        opened = await _open(streams, answer, [*marks, (REPLAYED_HEADER, b"true")])
+    except StreamDamagedError as error:
+        raise ResponseDamagedError.of(error, workflow_id) from error
+    if opened is None:
         return False
+    message, offset, page = opened
     sender = StreamSender(send, StreamIds(answer.created_at_us), last_event_id(scope))
-    message = decode_start(start.data, [*marks, (REPLAYED_HEADER, b"true")])
-    await sender.begin(message, start.end_offset)
-    if response is None or response.stream_end is None:
+    await sender.begin(message, offset)
+    if answer.end is None:
         pieces = streams.follow(workflow_id, sender.position)
     else:
-        pieces = streams.replay(workflow_id, sender.position, response.stream_end)
+        pieces = streams.replay(workflow_id, page, answer.end)
     try:
         if scope["method"] != "HEAD":
             async with aclosing(pieces):
                 async for piece in pieces:
                     await sender.take(piece)
+    except StreamDamagedError as error:
+        logger.error("The stream of request %s ends unfinished, damaged: %s", workflow_id, error)
+        return True
     except (StreamLostError, StreamCutError, StorageError) as error:
         logger.info("The stream of request %s ends unfinished: %r", workflow_id, error)
         return True
     await sender.end()
     return True
+
+
+async def _open(
+    streams: Streams, answer: RecordedAnswer, marks: Headers
+) -> tuple[Message, int, list[PieceRecord]] | None:
+    """Return a stream's start, its offset, and the first pieces of a whole one.
+
+    They are read before anything is sent: then it can be said still that it is damaged.
+
+    Returns:
+        ``None`` if there is no stream.
+
+    Raises:
+        StreamDamagedError: It is.
+    """
+    workflow_id, end, page = answer.workflow_id, answer.end, list[PieceRecord]()
+    start = await streams.start_of(workflow_id)
+    try:
+        if start is not None and end is not None:
+            page = await streams.page_of(workflow_id, start.end_offset, end)
+        elif end is not None:
+            raise await streams.why_missing(workflow_id, end)
+    except StreamLostError:
+        return None
+    if start is None:
+        return None
+    return decode_start(start.data, marks), start.end_offset, page

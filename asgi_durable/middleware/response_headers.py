@@ -7,7 +7,17 @@ from collections.abc import Iterable
 
 from asgi_durable.middleware.asgi import Headers
 
-__all__ = ["IGNORED", "REPLAYED_HEADER", "decode_headers", "encode_headers", "with_marks"]
+__all__ = [
+    "CONTENT_LENGTH",
+    "IGNORED",
+    "REPLAYED_HEADER",
+    "decode_headers",
+    "encode_headers",
+    "with_marks",
+    "without_length",
+]
+
+CONTENT_LENGTH = b"content-length"
 
 REPLAYED_HEADER = b"idempotent-replayed"
 # What only concerns the connection, the moment or one client's session; and what the library adds.
@@ -15,7 +25,6 @@ _NOT_KEPT = frozenset(
     {
         REPLAYED_HEADER,
         b"connection",
-        b"content-length",
         b"date",
         b"keep-alive",
         b"proxy-authenticate",
@@ -42,6 +51,11 @@ def with_marks(headers: Iterable[tuple[bytes, bytes]], marks: Headers) -> Header
     """Return an answer's headers with those of the library's, which an app may pass on."""
     ours = {REPLAYED_HEADER, *(name for name, _ in marks)}
     return [*((name, value) for name, value in headers if name.lower() not in ours), *marks]
+
+
+def without_length(headers: Iterable[tuple[bytes, bytes]]) -> Headers:
+    """Return an answer's headers without the length of its body."""
+    return [(name, value) for name, value in headers if name.lower() != CONTENT_LENGTH]
 
 
 def encode_headers(headers: Iterable[tuple[bytes, bytes]], *, keeps_cookies: bool = False) -> bytes:

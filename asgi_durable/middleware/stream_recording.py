@@ -6,7 +6,8 @@ import asyncio
 from collections import deque
 from collections.abc import Awaitable
 
-from asgi_durable.engine.streams import StreamLog
+from asgi_durable.engine.stream_pieces import fits
+from asgi_durable.engine.streams import StreamDamagedError, StreamLog
 from asgi_durable.middleware.asgi import Headers, Message, Send, header_values
 from asgi_durable.middleware.event_stream import (
     StreamIds,
@@ -15,7 +16,11 @@ from asgi_durable.middleware.event_stream import (
     without_comments,
 )
 from asgi_durable.middleware.idempotency_policy import IdempotencyPolicy
-from asgi_durable.middleware.response_headers import with_marks
+from asgi_durable.middleware.response_headers import (
+    CONTENT_LENGTH,
+    with_marks,
+    without_length,
+)
 from asgi_durable.middleware.stream_sending import (
     StreamCutError,
     StreamSender,
@@ -104,11 +109,11 @@ class RecordedStream:
         """
         headers = start.get("headers", ())
         self._is_event_stream = is_event_stream(headers)
-        self._start = encode_start(start, keeps_cookies=self._policy.keep_cookies)
         if self._is_event_stream:
             # Ids are added.
-            headers = [pair for pair in headers if pair[0].lower() != b"content-length"]
-        message: Message = {**start, "headers": with_marks(headers, marks)}
+            start = {**start, "headers": without_length(headers)}
+        self._start = encode_start(start, keeps_cookies=self._policy.keep_cookies)
+        message: Message = {**start, "headers": with_marks(start.get("headers", ()), marks)}
         first = recorded[0] if recorded else None
         if first is None:
             # Nobody can have any of it, unless the key has expired since.
@@ -118,7 +123,7 @@ class RecordedStream:
         elif first.cut_to == CUT_FOR_GOOD:
             self.is_kept = False
             self._position = first.end_offset
-        elif _is_like(decode_start(first.data, []), start):
+        elif _may_stand_for(first, start):
             if first.data != self._start:
                 self._start = first.data
                 message = decode_start(first.data, marks)
@@ -214,6 +219,10 @@ class RecordedStream:
         if recorded is None:
             await self._append()
             return True
+        if not fits(recorded, self._position):
+            # Damaged: what was recorded up to here stands.
+            await self._roll_back()
+            return True
         if recorded.cut_to is None:
             length = len(recorded.data)
             if not recorded.data.startswith(self._waiting[:length]):
@@ -307,9 +316,19 @@ class RecordedStream:
         )
 
 
-def _is_like(recorded: Message, start: Message) -> bool:
+def _may_stand_for(first: PieceRecord, start: Message) -> bool:
     """Tell whether a recorded start may stand for another one: of the same kind of body."""
+    try:
+        recorded = decode_start(first.data, []) if first.cut_to == CUT_ALL else None
+    except StreamDamagedError:
+        recorded = None
+    if recorded is None:
+        # Damaged: it is recorded anew, and all that follows.
+        return False
     headers, recorded_headers = start.get("headers", ()), recorded["headers"]
+    lengths = header_values(recorded_headers, CONTENT_LENGTH)
+    if lengths and lengths != header_values(headers, CONTENT_LENGTH):
+        return False
     return bool(recorded["status"] == start["status"]) and all(
         header_values(headers, name) == header_values(recorded_headers, name)
         for name in (b"content-type", b"content-encoding")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from asgi_durable.engine.streams import StreamDamagedError
 from asgi_durable.middleware.asgi import Headers, Message, Send
 from asgi_durable.middleware.event_stream import StreamIds, is_event_stream
 from asgi_durable.middleware.response_headers import decode_headers, encode_headers, with_marks
@@ -89,10 +90,19 @@ def encode_start(start: Message, *, keeps_cookies: bool) -> bytes:
 
 
 def decode_start(data: bytes, marks: Headers) -> Message:
-    """Return an answer's start as it is sent again."""
-    status, _, headers = data.partition(b" ")
+    """Return an answer's start as it is sent again.
+
+    Raises:
+        StreamDamagedError: It is not what :func:`encode_start` returns.
+    """
+    number, _, encoded = data.partition(b" ")
+    try:
+        status, headers = int(number), decode_headers(encoded)
+    except (ValueError, TypeError, AttributeError) as error:
+        msg = "its start cannot be read"
+        raise StreamDamagedError(msg) from error
     return {
         "type": "http.response.start",
-        "status": int(status),
-        "headers": with_marks(decode_headers(headers), marks),
+        "status": status,
+        "headers": with_marks(headers, marks),
     }

@@ -46,6 +46,10 @@ class Lifecycle(Protocol):
     An open storage may be called on any event loop, on several at once as well.
     """
 
+    @property
+    def name(self) -> str:
+        """How messages name the database; without a password."""
+
     async def open(self) -> None:
         """Connect, and create or migrate the tables; any number of processes may at once.
 
@@ -116,6 +120,13 @@ class Executors(Protocol):
         """Renew the lease when that is due, and declare dead whose lease has run out.
 
         An executor whose process is known to be gone is declared dead sooner.
+        """
+
+    async def is_missing(self, executor_id: str) -> bool:
+        """Tell whether an executor may be dead, so that nobody should count on it.
+
+        It is not alive, its lease has run out, or its process is gone as far as the database
+        can tell. One that :meth:`beat` does not declare dead yet may come back.
         """
 
     async def take_over(

@@ -8,7 +8,7 @@ import pytest
 from fastapi import FastAPI
 from support.asgi import answer, exchange, keyed
 
-from asgi_durable import Durable, FinalError, IdempotencyPolicy
+from asgi_durable import Durable, DurableError, FinalError, IdempotencyPolicy
 from asgi_durable_fastapi import install
 
 pytestmark = pytest.mark.anyio
@@ -90,3 +90,38 @@ async def test_a_refusal_may_be_kept_though_nothing_was_recorded(
             assert (await exchange(app, keyed(), b"{}")).status == status
 
     assert len(called) == calls
+
+
+@pytest.mark.parametrize("base", [DurableError, FinalError])
+async def test_an_error_that_cannot_be_rebuilt_is_answered_as_it_would_be(
+    url: str, base: type[DurableError]
+) -> None:
+    class NoMoneyError(base):  # type: ignore[valid-type,misc]
+        title = "No money"
+
+    durable, runs = Durable(url), []
+
+    @durable.step(retry=None)
+    async def charge() -> None:
+        runs.append(1)
+        raise NoMoneyError("card 7 is empty", code="CARD_EMPTY", status_code=502)
+
+    async def handle(scope, receive, send) -> None:
+        await charge()
+
+    app = durable.wrap(handle)
+    async with durable:
+        first, retry = [await exchange(app, keyed(), b"{}") for _ in range(2)]
+
+    for answered in (first, retry):
+        said = json.loads(answered.body)
+        assert (answered.status, said["code"], said["error"], said["title"], said["detail"]) == (
+            502,
+            "CARD_EMPTY",
+            "NoMoneyError",
+            "No money",
+            "card 7 is empty",
+        )
+        assert said["retryable"] == (base is DurableError)
+    # A failure is dropped and tried again by the retry; what is final is not.
+    assert len(runs) == (2 if base is DurableError else 1)

@@ -7,8 +7,11 @@ from collections.abc import Iterable
 
 import pytest
 from support.asgi import answer, exchange, http_scope
+from support.executors import end_lease, executor_of, kill, query
 
-from asgi_durable import Durable, LifespanMiddleware, StorageError
+from asgi_durable import Durable, LifespanMiddleware, StorageError, StorageUnavailableError
+from asgi_durable.engine import executor
+from asgi_durable.storage.protocol import Storage
 
 pytestmark = pytest.mark.anyio
 
@@ -77,6 +80,7 @@ def app_with_lifespan(engine: Engine):
     return app
 
 
+LIVING = "SELECT executor_id FROM asgi_durable_executors WHERE state = 'ALIVE'"
 COMPLETE = ["lifespan.startup.complete", "lifespan.shutdown.complete"]
 
 
@@ -315,3 +319,53 @@ def test_work_left_on_an_event_loop_that_ended_goes_on_at_the_next_request(url: 
     asyncio.run(durable.engine.stop())
 
     assert result.body == b"[0, 1]"
+
+
+async def test_dead_executors_are_looked_for_before_the_first_request_is_served(
+    database_url: str,
+) -> None:
+    killed, durable = Durable(database_url), Durable(database_url)
+    await killed.engine.start()
+    killed_id = executor_of(killed).id
+    await kill(killed)
+    await end_lease(database_url, killed_id)
+    living: list[tuple[object, ...]] = []
+
+    async def app(scope, receive, send) -> None:
+        living.extend(await query(database_url, LIVING))
+        await answer(send)
+
+    wrapped = durable.wrap(app)
+    try:
+        await exchange(wrapped, http_scope())
+        assert living == [(executor_of(durable).id,)]
+    finally:
+        await durable.engine.stop()
+
+
+@pytest.mark.parametrize("answers", [True, False])
+async def test_a_database_that_cannot_tell_keeps_no_request_waiting(
+    url: str, monkeypatch: pytest.MonkeyPatch, answers: bool
+) -> None:
+    if not answers:
+        monkeypatch.setattr(executor, "FIRST_LOOK_SECONDS", 0.05)
+    durable, called = Durable(url), []
+
+    async def beat(*_: object, **__: object) -> None:
+        called.append("beat")
+        if not answers:
+            await asyncio.Event().wait()
+        raise StorageUnavailableError
+
+    open_storage = durable.engine._open_storage
+
+    def storage_that_cannot_tell() -> Storage:
+        storage = open_storage()
+        storage.beat = beat  # type: ignore[method-assign,assignment]
+        return storage
+
+    durable.engine._open_storage = storage_that_cannot_tell
+    served = await exchange(durable.wrap(lambda scope, receive, send: answer(send)), http_scope())
+    await durable.engine.stop()
+
+    assert (served.status, called[:1]) == (200, ["beat"])

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Iterator
 from typing import Any
 
 import pytest
@@ -17,6 +18,7 @@ from asgi_durable import (
     ProblemDetailsMiddleware,
     RequestContextMiddleware,
     TracingMiddleware,
+    WorkflowHandle,
 )
 from asgi_durable.middleware.asgi import ASGIApp, Scope
 
@@ -97,6 +99,55 @@ def test_without_a_lifespan_each_request_is_told(durable: Durable, scope: Scope)
     exchange = send_request(durable.wrap(app), scope)
 
     assert (exchange.status, json.loads(exchange.body)["error"]) == (500, "DurableUsageError")
+
+
+@pytest.fixture
+def running(durable: Durable) -> Iterator[Durable]:
+    """An instance that was started on asyncio, by requests of another server say."""
+    asyncio.run(durable.engine.start())
+    yield durable
+    asyncio.run(durable.engine.stop())
+
+
+@pytest.mark.parametrize("scope", [http_scope(), keyed()])
+def test_an_app_that_ran_on_asyncio_says_why_it_cannot_be_called_elsewhere(
+    running: Durable, scope: Scope, caplog: pytest.LogCaptureFixture
+) -> None:
+    exchange = send_request(running.wrap(app), scope)
+
+    assert (exchange.status, json.loads(exchange.body)["error"]) == (500, "DurableUsageError")
+    assert "need asyncio" in caplog.text
+
+
+def test_so_does_a_key_without_the_rest_of_the_stack(
+    running: Durable, toolkit: ASGIApp, caplog: pytest.LogCaptureFixture
+) -> None:
+    exchange = send_request(toolkit, keyed())
+
+    assert (exchange.status, json.loads(exchange.body)["error"]) == (500, "DurableUsageError")
+    assert "need asyncio" in caplog.text
+
+
+def test_so_does_each_durable_call(running: Durable) -> None:
+    @running.workflow
+    async def work() -> None: ...
+
+    @running.transaction
+    async def save() -> None: ...
+
+    handle = WorkflowHandle[None](running.engine, "w")
+    for call in (
+        work,
+        save,
+        lambda: running.start_workflow(work),
+        lambda: running.sleep(0.0),
+        lambda: running.retrieve_workflow("w"),
+        lambda: running.cancel_workflow("w"),
+        handle.get_status,
+        handle.get_result,
+    ):
+        with pytest.raises(DurableUsageError, match="need asyncio"):
+            call().send(None)
 
 
 @pytest.mark.parametrize("call", [Durable.__aenter__, Durable.migrate])

@@ -362,7 +362,59 @@ async def test_a_short_answer_is_kept_as_ever(url: str) -> None:
         again = await ask(wrapped)
         kept = await pieces_of(durable, again)
 
-    assert (again.body, again.headers("content-length"), kept) == (b"ab", ["2"], [])
+    assert (again.body, again.headers("content-length"), kept) == (b"ab", [], [])
+
+
+@pytest.mark.parametrize("length", [[], [(b"Content-Length", b"5")]], ids=["unknown", "known"])
+@pytest.mark.parametrize("stream_after", [0.0, 1000.0], ids=["recorded", "kept whole"])
+async def test_a_replay_has_the_headers_of_the_first_answer(
+    url: str, stream_after: float, length: list[tuple[bytes, bytes]]
+) -> None:
+    durable, gate, first, twin = recording(url, stream_after=stream_after), Gate(), *exchanges(2)
+    headers = [(b"content-type", b"text/plain"), *length]
+
+    async def app(scope, receive, send) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": headers})
+        await send({"type": "http.response.body", "body": b"ab", "more_body": True})
+        await gate.wait()
+        await send({"type": "http.response.body", "body": b"cde", "more_body": False})
+
+    wrapped = durable.wrap(app)
+    async with durable:
+        calls = [begin(wrapped, first)]
+        await gate.reached.wait()
+        if not stream_after:
+            await until(has(first, b"ab"))
+            calls.append(begin(wrapped, twin))
+            await until(has(twin, b"ab"))
+        gate.open()
+        await asyncio.gather(*calls)
+        again = await ask(wrapped)
+
+    answers = [first, again, twin] if not stream_after else [first, again]
+    assert [each.body for each in answers] == [b"abcde"] * len(answers)
+    lengths = [each.headers("content-length") for each in answers]
+    assert lengths == [["5"] if length else []] * len(answers)
+
+
+async def test_events_have_no_length_as_ids_are_added(url: str) -> None:
+    durable = recording(url)
+
+    async def app(scope, receive, send) -> None:
+        headers = [(b"content-type", b"text/event-stream"), (b"content-length", b"9")]
+        await send({"type": "http.response.start", "status": 200, "headers": headers})
+        await send({"type": "http.response.body", "body": b"data: a\n\n"})
+
+    wrapped = durable.wrap(app)
+    async with durable:
+        answers = [await ask(wrapped) for _ in range(2)]
+
+    assert [each.headers("content-length") for each in answers] == [[], []]
+    assert answers[0].body == answers[1].body
+
+
+def exchanges(number: int) -> list[Exchange]:
+    return [Exchange(b"") for _ in range(number)]
 
 
 async def test_a_long_stream_is_read_in_pages(url: str) -> None:

@@ -274,6 +274,45 @@ async def test_a_process_that_was_killed_is_noticed_long_before_its_lease_ends(
         assert await take_over(storage) == ["w"]
 
 
+async def test_who_lives_is_not_missing(storage: Storage, other: Storage) -> None:
+    assert not await storage.is_missing(OTHER)
+    assert not await storage.is_missing(EXECUTOR)
+    assert not await other.is_missing(EXECUTOR)
+
+
+async def test_who_left_is_dead_or_never_came_is_missing(storage: Storage, doomed: Storage) -> None:
+    await orphans_appear(storage)
+    await storage.retire(EXECUTOR)
+
+    missing = [await doomed.is_missing(name) for name in (EXECUTOR, DOOMED, "unknown")]
+    assert missing == [True, True, True]
+
+
+async def test_whose_lease_has_run_out_is_missing_before_anybody_declares_it_dead(
+    storage: Storage, doomed: Storage
+) -> None:
+    await until(lambda: storage.is_missing(DOOMED))
+
+    assert await is_alive(doomed, DOOMED)
+
+
+async def test_a_process_that_was_killed_is_missing_before_anybody_declares_it_dead(
+    storage: Storage, new_storage: Adapter
+) -> None:
+    if not new_storage.notices_kills:
+        pytest.skip("nothing but its lease says that an executor lives")
+    with process_that_owns_a_workflow(new_storage, "killed") as process:
+        assert not await storage.is_missing("killed")
+        process.kill()
+        process.wait(PATIENCE_SECONDS)
+
+        await until(lambda: storage.is_missing("killed"))
+
+    progress = await storage.get_progress("w")
+    assert progress is not None
+    assert progress.is_owned
+
+
 class Inbox:
     """What an executor was sent; filled on any thread."""
 

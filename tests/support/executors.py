@@ -7,7 +7,7 @@ import os
 import sqlite3
 import threading
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager, closing
+from contextlib import asynccontextmanager, closing, suppress
 from inspect import isawaitable
 from pathlib import Path
 from typing import Any
@@ -172,7 +172,7 @@ async def declared_dead(durable: Durable) -> AsyncIterator[None]:
     try:
         executor.beat_soon()
         await until(stopped.is_set)
-        await _end_lease(durable.url, executor.id)
+        await end_lease(durable.url, executor.id)
         await until(lambda: _is_dead(durable.url, executor.id))
         yield
     finally:
@@ -201,10 +201,12 @@ async def beats(durable: Durable, number: int) -> None:
         executor.on_beat = on_beat
 
 
-async def _end_lease(url: str, executor_id: str) -> None:
+async def end_lease(url: str, executor_id: str) -> None:
+    """Let an executor's lease run out now; on SQLite a dead one has none."""
     parts = urlsplit(url)
     if parts.scheme == "sqlite":
-        os.utime(f"{parts.path.removeprefix('/')}-executor-{executor_id}", (0, 0))
+        with suppress(FileNotFoundError):
+            os.utime(f"{parts.path.removeprefix('/')}-executor-{executor_id}", (0, 0))
         return
     where = f"WHERE executor_id = '{executor_id}'"
     await query(url, f"UPDATE asgi_durable_executors SET lease_expires_at_us = 0 {where}")
@@ -216,7 +218,9 @@ async def _is_dead(url: str, executor_id: str) -> bool:
 
 
 def _query_file(path: str, sql: str) -> list[tuple[Any, ...]]:
-    with closing(sqlite3.connect(Path(path), timeout=PATIENCE_SECONDS)) as connection:
+    with closing(
+        sqlite3.connect(Path(path), timeout=PATIENCE_SECONDS, isolation_level=None)
+    ) as connection:
         return connection.execute(sql).fetchall()
 
 

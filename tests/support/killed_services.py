@@ -6,7 +6,7 @@ The programs are in ``tests/crash``, and have a ``support.kill_points.KillPoints
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import ExitStack, asynccontextmanager, nullcontext, suppress
 from pathlib import Path
 
@@ -27,6 +27,7 @@ async def served(
     kill_at: str = "",
     *,
     may_die: bool = False,
+    arguments: Sequence[str] = (),
     **environment: str,
 ) -> AsyncIterator[Server]:
     """Serve until the end of the block or a kill.
@@ -37,6 +38,7 @@ async def served(
         url: The database.
         kill_at: The place to die at; none if it is empty.
         may_die: True if that may come before it serves.
+        arguments: More arguments of uvicorn.
         environment: More variables.
     """
     await asyncio.to_thread(folder.mkdir)
@@ -50,6 +52,7 @@ async def served(
         f"{program}:app",
         app_dir=TESTS / "crash",
         environment=importing_from(TESTS) | environment,
+        arguments=arguments,
     )
     with ExitStack() as stack:
         stack.push(server)

@@ -108,6 +108,10 @@ class PostgresStorage:
         self._names = PostgresNames(self._database.schema)
         self._opened: _Opened | None = None
 
+    @property
+    def name(self) -> str:
+        return self._database.name
+
     @classmethod
     def application_database(cls, url: str) -> SQLApplicationDatabase:
         """Return a database of the application's own, apart from the step log's."""
@@ -156,6 +160,9 @@ class PostgresStorage:
         return await self._run(
             lambda parts: parts.executors.beat(executor_id, lease_seconds, runnable)
         )
+
+    async def is_missing(self, executor_id: str) -> bool:
+        return await self._run(lambda parts: parts.executors.is_missing(executor_id))
 
     async def take_over(
         self, executor_id: str, *, runnable: Runnable, limit: int, suspects: bool

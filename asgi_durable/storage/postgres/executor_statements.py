@@ -40,6 +40,12 @@ class ExecutorStatements:
         self.register = self._register()
         self.look = self._look(renews=False)
         self.renew_and_look = self._look(renews=True)
+        self.is_missing = (
+            f"SELECT NOT EXISTS (SELECT 1 FROM {names.executors} AS e "
+            "WHERE e.executor_id = $1::text AND e.state = 'ALIVE' "
+            f"AND e.lease_expires_at_us >= {NOW_US} "
+            f"AND (e.session_lock IS NULL OR e.session_lock IN ({_HELD_KEYS}))) AS is_missing"
+        )
         self.declare_dead = self._declare_dead()
         # Each a statement of its own, in this order: see `PostgresNames.fence`.
         self.leave = (

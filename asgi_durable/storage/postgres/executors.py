@@ -71,6 +71,13 @@ class PostgresExecutors:
             lambda wire: self._beat(wire, executor_id, lease_seconds, runnable)
         )
 
+    async def is_missing(self, executor_id: str) -> bool:
+        """See ``Executors.is_missing``."""
+        row = await self._session.run(
+            lambda wire: wire.fetch_one(self._sql.is_missing, executor_id)
+        )
+        return bool(row["is_missing"])
+
     async def take_over(
         self, executor_id: str, runnable: Runnable, limit: int, *, suspects: bool
     ) -> list[TakenWorkflow]:

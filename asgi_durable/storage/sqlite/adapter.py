@@ -99,6 +99,10 @@ class SQLiteStorage:
         self._opened: _Opened | None = None
         self._upkeep: asyncio.Task[None] | None = None
 
+    @property
+    def name(self) -> str:
+        return str(self._file.path)
+
     @classmethod
     def application_database(cls, url: str) -> SQLApplicationDatabase:
         """Return a file of the application's own, apart from the step log's."""
@@ -163,6 +167,12 @@ class SQLiteStorage:
             await self._write(lambda opened: opened.checkpoints.checkpoint_if_due())
         except StorageError as error:
             logger.warning("To be tried again at the next beat: %s", error)
+
+    async def is_missing(self, executor_id: str) -> bool:
+        def look(opened: _Opened) -> bool:
+            return opened.executors.is_missing(opened.reader.connection, executor_id)
+
+        return await self._read(look)
 
     async def take_over(
         self, executor_id: str, *, runnable: Runnable, limit: int, suspects: bool

@@ -32,6 +32,7 @@ _EXECUTORS, _WORKFLOWS, _STEPS = (
 
 LIVING = f"SELECT executor_id FROM {_EXECUTORS} WHERE state = 'ALIVE'"
 
+_FIND_LIVING = f"{LIVING} AND executor_id = ?"
 _LIST = f"SELECT executor_id, state FROM {_EXECUTORS}"
 _LIST_ENDS = f"SELECT executor_id, lease_expires_at_us FROM {_EXECUTORS}"
 _END = (
@@ -133,6 +134,14 @@ class SQLiteExecutors:
             has_orphans=any(_has_runnable(reader, owner, runnable) for owner in (None, *free)),
         )
         return beat, gone
+
+    def is_missing(self, reader: sqlite3.Connection, executor_id: str) -> bool:
+        """See ``Executors.is_missing``."""
+        row = reader.execute(_FIND_LIVING, (executor_id,)).fetchone()
+        if row is None:
+            return True
+        lock = self._own.get(executor_id) or self._lock(executor_id)
+        return _is_lease_over(lock) or not (lock.is_mine or lock.is_held())
 
     def declare_dead(self, executor_ids: Sequence[str]) -> None:
         """Take executors out of the living, if they are still gone."""

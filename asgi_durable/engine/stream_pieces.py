@@ -1,0 +1,75 @@
+"""Whether the pieces of a recorded stream fit together; rows may have been damaged by hand."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from asgi_durable.storage.records import CUT_ALL, CUT_FOR_GOOD, PieceRecord
+
+__all__ = ["StreamDamagedError", "check_pieces", "checked_start", "fits"]
+
+
+class StreamDamagedError(Exception):
+    """What is recorded of a stream is not what was recorded."""
+
+
+def check_pieces(pieces: Iterable[PieceRecord], after: int, end: int | None) -> None:
+    """Check pieces that were read at once.
+
+    Args:
+        pieces: In order.
+        after: The offset behind which they were read; it may be within the first one.
+        end: Where the stream ends, if it is complete.
+
+    Raises:
+        StreamDamagedError: One is missing in between, or cannot be of this stream.
+    """
+    position, is_first = after, True
+    for piece in pieces:
+        if not fits(piece, position, is_first=is_first):
+            msg = f"the piece that ends at {piece.end_offset!r} does not follow offset {position}"
+            raise StreamDamagedError(msg)
+        position, is_first = piece.end_offset, False
+    if end is not None and position > max(after, end):
+        msg = f"it ends at {end}, and there is a piece that ends at {position}"
+        raise StreamDamagedError(msg)
+
+
+def checked_start(pieces: list[PieceRecord]) -> PieceRecord | None:
+    """Return a stream's start, of its first pieces; ``None`` if there is nothing of it.
+
+    Raises:
+        StreamDamagedError: They begin with something else.
+    """
+    if not pieces or pieces[0].cut_to == CUT_FOR_GOOD:
+        return None
+    if pieces[0].cut_to != CUT_ALL or not _is_readable(pieces[0]):
+        msg = "its start is missing"
+        raise StreamDamagedError(msg)
+    return pieces[0]
+
+
+def fits(piece: PieceRecord, position: int, *, is_first: bool = False) -> bool:
+    """Tell whether a piece can be the next one behind an offset.
+
+    A cut leaves a gap behind what it cuts back to, and is itself recorded at the gap's end.
+
+    Args:
+        piece: The next one that there is.
+        position: The offset.
+        is_first: True if the offset was asked for: it may be in the middle of a piece, and
+            behind what was cut.
+    """
+    if not _is_readable(piece):
+        return False
+    begin = piece.cut_to if piece.cut_to is not None else piece.end_offset - len(piece.data)
+    return begin <= position if is_first else begin == position
+
+
+def _is_readable(piece: PieceRecord) -> bool:
+    # SQLite takes a value of any type into any column.
+    return (
+        isinstance(piece.end_offset, int)
+        and isinstance(piece.data, bytes)
+        and (piece.cut_to is None or isinstance(piece.cut_to, int))
+    )
