@@ -38,7 +38,6 @@ from asgi_durable.engine.request_run import RequestRun
 from asgi_durable.engine.retention import Retention
 from asgi_durable.engine.run import Run, Services
 from asgi_durable.engine.single_transaction import SingleTransaction
-from asgi_durable.engine.spool import SpoolSpace
 from asgi_durable.engine.streams import StreamDamagedError, StreamLog, Streams
 from asgi_durable.engine.twins import Twins
 from asgi_durable.errors import (
@@ -97,7 +96,6 @@ class Requests:
         outcomes: Outcomes,
         cancellation: Cancellation,
         ids: RequestIds,
-        spool: SpoolSpace,
     ) -> None:
         self.ids = ids
         self._services = services
@@ -106,7 +104,7 @@ class Requests:
         self._cancellation = cancellation
         self._twins = Twins()
         self.streams = Streams(services.storage, outcomes)
-        self.spool = spool
+        self.spool = services.spool
 
     async def claim(
         self,

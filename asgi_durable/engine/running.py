@@ -69,6 +69,7 @@ async def assemble(
         executor=executor,
         patience_seconds=limits.patience_seconds,
         sleepers=Sleepers(),
+        spool=SpoolSpace(limits.spooled_bytes),
         telemetry=telemetry,
     )
     active = ActiveRuns()
@@ -87,9 +88,7 @@ async def assemble(
         services=services,
         active=active,
         workflows=workflows,
-        requests=Requests(
-            services, active, outcomes, cancellation, ids, SpoolSpace(limits.spooled_bytes)
-        ),
+        requests=Requests(services, active, outcomes, cancellation, ids),
         recovery=recovery,
         takeover=takeover,
         outcomes=outcomes,

@@ -9,6 +9,7 @@ from asgi_durable.engine.executor import Executor
 from asgi_durable.engine.loop_guard import LoopGuards
 from asgi_durable.engine.registry import Registry
 from asgi_durable.engine.sleepers import Sleepers
+from asgi_durable.engine.spool import SpoolSpace
 from asgi_durable.storage.protocol import Storage
 from asgi_durable.storage.transaction_port import ApplicationDatabase
 from asgi_durable.telemetry_port import NO_TELEMETRY, TelemetrySource
@@ -23,6 +24,7 @@ class Services:
     Attributes:
         application: The application's own database; ``None`` where it is the step log's.
         sleepers: Told of runs that do nothing but sleep.
+        spool: Where the bodies of duplicates are counted that are kept on the disk.
     """
 
     storage: Storage
@@ -33,4 +35,5 @@ class Services:
     executor: Executor
     patience_seconds: float
     sleepers: Sleepers
+    spool: SpoolSpace
     telemetry: TelemetrySource = NO_TELEMETRY
