@@ -11,6 +11,7 @@ from asgi_durable.engine.endings import Interrupted
 from asgi_durable.engine.resumption import Resumption
 from asgi_durable.engine.run import Run, Services
 from asgi_durable.errors import StorageError
+from asgi_durable.retry_lines import is_worth_a_line
 from asgi_durable.storage.records import StoredRun, WorkflowRecord
 
 __all__ = ["Recovery"]
@@ -44,6 +45,8 @@ class Recovery:
         self._is_failing = False
         # Ended here without an outcome, and would again: left for code that knows better.
         self._parked: dict[str, Exception] = {}
+        # How often a workflow was interrupted by the storage.
+        self._failures: dict[str, int] = {}
 
     @property
     def parked_ids(self) -> frozenset[str]:
@@ -96,7 +99,23 @@ class Recovery:
             self._wanted = True
         else:
             self._is_failing = True
+            self._tell_of(run, ending.error)
             self.sweep_soon(self._delay)
+
+    def _tell_of(self, run: Run, error: Exception) -> None:
+        """Log that a workflow will be run again, the more seldom the more often it is."""
+        failures = self._failures.pop(run.workflow_id, 0) + 1
+        self._failures[run.workflow_id] = failures
+        if len(self._failures) > MAX_PARKED:
+            del self._failures[next(iter(self._failures))]
+        if is_worth_a_line(failures) and not run.workflow.is_request:
+            name, reason = run.workflow.name, str(error) or type(error).__name__
+            logger.warning(
+                "Workflow %s (%s) is interrupted, and will be run again: %s",
+                run.workflow_id,
+                name,
+                reason,
+            )
 
     def _park(self, run: Run, error: Exception) -> None:
         """Leave a workflow to others, now that its run is over."""

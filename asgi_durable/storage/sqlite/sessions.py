@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AbstractContextManager, asynccontextmanager
 from typing import Any
 
 import sqlalchemy as sa
@@ -12,7 +12,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_en
 from asgi_durable.errors import StorageError
 from asgi_durable.storage.engines import LoopEngines
 from asgi_durable.storage.isolation import checked_isolation_level
-from asgi_durable.storage.sqlite.errors import TranslatingErrors
+from asgi_durable.storage.sqlite.errors import TranslatingErrors, application_error
 from asgi_durable.storage.sqlite.file import SQLiteFile
 from asgi_durable.storage.sqlite.write_turn import WriteTurn
 
@@ -58,10 +58,19 @@ class SQLiteSessions:
             msg = "the storage is not open"
             raise StorageError(msg)
         async with self._turn:
-            with TranslatingErrors(str(self._file.path)):
+            with TranslatingErrors(str(self._file.path), application_error):
                 async with engines.here().connect() as connection:
-                    await connection.exec_driver_sql("BEGIN IMMEDIATE")
+                    with self.our_own_statements():
+                        await connection.exec_driver_sql("BEGIN IMMEDIATE")
                     yield connection
+
+    def our_own_statements(self) -> AbstractContextManager[None]:
+        """See :class:`asgi_durable.storage.application.Sessions`."""
+        return TranslatingErrors(str(self._file.path))
+
+    async def commit(self, connection: AsyncConnection) -> None:
+        """See :class:`asgi_durable.storage.application.Sessions`."""
+        await connection.commit()
 
     async def is_in_transaction(self, connection: AsyncConnection) -> bool:
         """Tell whether the transaction has not been ended behind the connection's back."""
