@@ -416,3 +416,27 @@ async def test_a_statement_in_its_own_way_is_the_transactions_error(
         assert await work() == "database table is locked"
     assert len(runs) == 1
     assert "trying again" not in caplog.text
+
+
+async def test_a_statement_that_takes_for_ever_ends_with_its_timeout(
+    durable: Durable, effects
+) -> None:
+    endless = sa.text(
+        "WITH RECURSIVE n(i) AS (VALUES (1) UNION ALL SELECT i + 1 FROM n) SELECT count(*) FROM n"
+    )
+
+    @durable.transaction
+    async def select() -> None:
+        await durable.session.execute(INSERT, {"name": "gone"})
+        await durable.session.execute(endless)
+
+    @durable.transaction
+    async def insert() -> None:
+        await durable.session.execute(INSERT, {"name": "kept"})
+
+    async with asyncio.timeout(60):
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(0.1):
+                await select()
+        await insert()
+    assert effects() == ["kept"]

@@ -11,7 +11,7 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 
 from asgi_durable.errors import StorageError
-from asgi_durable.storage.engines import LoopEngines
+from asgi_durable.storage.engines import LoopEngines, driver_of
 from asgi_durable.storage.isolation import checked_isolation_level
 from asgi_durable.storage.postgres.application_errors import (
     application_error,
@@ -68,7 +68,7 @@ class PostgresSessions:
             connection = await engines.here().connect().start()
         except Exception as error:
             raise self._refusal(error) from error
-        driver = _driver_of(connection)
+        driver = driver_of(connection)
         try:
             if level is not None:
                 await connection.execution_options(isolation_level=level)
@@ -148,8 +148,3 @@ async def _close(connection: AsyncConnection) -> None:
     except DBAPIError as error:
         if not error.connection_invalidated:
             raise
-
-
-def _driver_of(connection: AsyncConnection) -> Any:
-    """Return the driver's connection; no await, as there is one already."""
-    return connection.sync_connection and connection.sync_connection.connection.driver_connection
