@@ -117,12 +117,20 @@ class Recovery:
                 reason,
             )
 
-    def _park(self, run: Run, error: Exception) -> None:
-        """Leave a workflow to others, now that its run is over."""
-        self._parked[run.workflow_id] = error
+    def set_aside(self, workflow: WorkflowRecord, error: Exception) -> Run | None:
+        """Leave a workflow to others that this process cannot even begin to go on with."""
+        self._note_parked(workflow.workflow_id, error)
+        return self._resumption.release(workflow)
+
+    def _note_parked(self, workflow_id: str, error: Exception) -> None:
+        self._parked[workflow_id] = error
         if len(self._parked) > MAX_PARKED:
             # It may be tried once more, and is parked again.
             del self._parked[next(iter(self._parked))]
+
+    def _park(self, run: Run, error: Exception) -> None:
+        """Leave a workflow to others, now that its run is over."""
+        self._note_parked(run.workflow_id, error)
         asyncio.get_running_loop().call_soon(self._release, run.workflow)
 
     def _release(self, workflow: WorkflowRecord) -> None:
@@ -188,6 +196,8 @@ class Recovery:
         workflow = stored.workflow
         if workflow.executor_id != self._services.executor.id:
             return None
+        if stored.damage is not None:
+            return self.set_aside(workflow, stored.damage)
         if workflow.is_request or workflow.workflow_id in self._parked:
             return self._resumption.release(workflow)
         return self._resumption.resume(stored, is_counted=False)

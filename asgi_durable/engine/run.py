@@ -153,7 +153,7 @@ class Run:
 
     def load(self, stored: StoredRun) -> None:
         """Take up the log of earlier executions, to be replayed from memory."""
-        self.workflow, self.observed = stored.workflow, UNSEEN_RUN
+        self.workflow, self.observed = stored.sound().workflow, UNSEEN_RUN
         self._steps = {step.step_number: step for step in stored.steps}
         self._children = {
             child.parent_step: child for child in stored.children if child.parent_step is not None
