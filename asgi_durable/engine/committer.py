@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from asgi_durable.engine.signal import Signal
 from asgi_durable.errors import StorageError, StorageUnavailableError
 from asgi_durable.per_loop import PerLoop
+from asgi_durable.retry_lines import is_worth_a_line
 from asgi_durable.storage.protocol import StepLog
 from asgi_durable.storage.writes import (
     ClaimRequest,
@@ -118,7 +119,8 @@ class Committer:
                 if attempts >= FEWEST_ATTEMPTS and time.monotonic() + delay > give_up_at:
                     logger.error("Giving up %d writes: %s", len(writes), error)
                     return [Outcome(OutcomeKind.UNAVAILABLE, error=error)] * len(writes)
-                logger.warning("The storage is unavailable, trying again: %s", error)
+                if is_worth_a_line(attempts):
+                    logger.warning("The storage is unavailable, trying again: %s", error)
             except StorageError as error:
                 logger.exception("The storage failed; %d writes are lost", len(writes))
                 return [Outcome(OutcomeKind.UNAVAILABLE, error=error)] * len(writes)

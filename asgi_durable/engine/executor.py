@@ -12,6 +12,7 @@ from typing import Any
 
 from asgi_durable.errors import StorageError
 from asgi_durable.ids import new_id
+from asgi_durable.retry_lines import is_worth_a_line
 from asgi_durable.storage.protocol import Beat, Runnable, Storage
 
 __all__ = ["Executor"]
@@ -63,6 +64,7 @@ class Executor:
         self._task: asyncio.Task[None] | None = None
         self._wake = asyncio.Event()
         self._is_over = False
+        self._failed_beats = 0
         self._ended: Future[None] = Future()
         self._looked: Future[None] = Future()
         self._sending: set[asyncio.Task[None]] = set()
@@ -204,10 +206,15 @@ class Executor:
             if not beat.is_alive and not self._is_over:
                 await self._go_on_as_another()
         except StorageError as error:
-            logger.warning("The executor's lease cannot be renewed, trying again: %s", error)
+            self._failed_beats += 1
+            if is_worth_a_line(self._failed_beats):
+                logger.warning("The executor's lease cannot be renewed, trying again: %s", error)
         except Exception:  # a defect must not end the heartbeat
-            logger.exception("The executor's lease cannot be renewed, trying again")
+            self._failed_beats += 1
+            if is_worth_a_line(self._failed_beats):
+                logger.exception("The executor's lease cannot be renewed, trying again")
         else:
+            self._failed_beats = 0
             self.on_beat(beat)
 
     async def _go_on_as_another(self) -> None:

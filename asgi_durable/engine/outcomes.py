@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import random
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -121,7 +122,7 @@ class Outcomes:
             except StorageUnavailableError:
                 if time.monotonic() > give_up_at:
                     raise
-                await asyncio.sleep(LONGEST_POLL_SECONDS)
+                await asyncio.sleep(LONGEST_POLL_SECONDS * (1.0 + random.random() * 0.2))
                 continue
             if record is None:
                 raise WorkflowNotFoundError(workflow_id)

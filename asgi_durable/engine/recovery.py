@@ -11,6 +11,7 @@ from asgi_durable.engine.endings import Interrupted
 from asgi_durable.engine.resumption import Resumption
 from asgi_durable.engine.run import Run, Services
 from asgi_durable.errors import StorageError
+from asgi_durable.retry_lines import is_worth_a_line
 from asgi_durable.storage.records import StoredRun, WorkflowRecord
 
 __all__ = ["Recovery"]
@@ -44,6 +45,8 @@ class Recovery:
         self._is_failing = False
         # Ended here without an outcome, and would again: left for code that knows better.
         self._parked: dict[str, Exception] = {}
+        # How often a workflow was interrupted by the storage.
+        self._failures: dict[str, int] = {}
 
     @property
     def parked_ids(self) -> frozenset[str]:
@@ -96,14 +99,38 @@ class Recovery:
             self._wanted = True
         else:
             self._is_failing = True
+            self._tell_of(run, ending.error)
             self.sweep_soon(self._delay)
 
-    def _park(self, run: Run, error: Exception) -> None:
-        """Leave a workflow to others, now that its run is over."""
-        self._parked[run.workflow_id] = error
+    def _tell_of(self, run: Run, error: Exception) -> None:
+        """Log that a workflow will be run again, the more seldom the more often it is."""
+        failures = self._failures.pop(run.workflow_id, 0) + 1
+        self._failures[run.workflow_id] = failures
+        if len(self._failures) > MAX_PARKED:
+            del self._failures[next(iter(self._failures))]
+        if is_worth_a_line(failures) and not run.workflow.is_request:
+            name, reason = run.workflow.name, str(error) or type(error).__name__
+            logger.warning(
+                "Workflow %s (%s) is interrupted, and will be run again: %s",
+                run.workflow_id,
+                name,
+                reason,
+            )
+
+    def set_aside(self, workflow: WorkflowRecord, error: Exception) -> Run | None:
+        """Leave a workflow to others that this process cannot even begin to go on with."""
+        self._note_parked(workflow.workflow_id, error)
+        return self._resumption.release(workflow)
+
+    def _note_parked(self, workflow_id: str, error: Exception) -> None:
+        self._parked[workflow_id] = error
         if len(self._parked) > MAX_PARKED:
             # It may be tried once more, and is parked again.
             del self._parked[next(iter(self._parked))]
+
+    def _park(self, run: Run, error: Exception) -> None:
+        """Leave a workflow to others, now that its run is over."""
+        self._note_parked(run.workflow_id, error)
         asyncio.get_running_loop().call_soon(self._release, run.workflow)
 
     def _release(self, workflow: WorkflowRecord) -> None:
@@ -169,6 +196,8 @@ class Recovery:
         workflow = stored.workflow
         if workflow.executor_id != self._services.executor.id:
             return None
+        if stored.damage is not None:
+            return self.set_aside(workflow, stored.damage)
         if workflow.is_request or workflow.workflow_id in self._parked:
             return self._resumption.release(workflow)
         return self._resumption.resume(stored, is_counted=False)

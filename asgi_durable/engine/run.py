@@ -157,7 +157,7 @@ class Run:
 
     def load(self, stored: StoredRun) -> None:
         """Take up the log of earlier executions, to be replayed from memory."""
-        self.workflow, self.observed = stored.workflow, UNSEEN_RUN
+        self.workflow, self.observed = stored.sound().workflow, UNSEEN_RUN
         self.steps = {step.step_number: step for step in stored.steps}
         self.children = {
             child.parent_step: child for child in stored.children if child.parent_step is not None

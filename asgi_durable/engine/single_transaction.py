@@ -14,7 +14,7 @@ from asgi_durable.engine.endings import OwnedElsewhereError, RunStopped
 from asgi_durable.engine.frame import Frame, entered
 from asgi_durable.engine.patience import while_unavailable
 from asgi_durable.engine.registry import TransactionDefinition
-from asgi_durable.engine.values import infrastructure_error_in
+from asgi_durable.engine.values import infrastructure_error_in, named
 from asgi_durable.errors import DurableUsageError, StorageUnavailableError
 from asgi_durable.request_errors import RequestInProgressError
 from asgi_durable.storage.transaction_port import (
@@ -126,7 +126,9 @@ class SingleTransaction:
         with observer.step(run.workflow, definition.name, number, kind="transaction"):
             try:
                 opening = functools.partial(self._open, definition, number, body)
-                return await while_unavailable(opening, run.services.patience_seconds)
+                return await while_unavailable(
+                    opening, run.services.patience_seconds, lambda: named(run, definition.name)
+                )
             except SlotTakenError:
                 raise await self._stop_as_taken() from None
             except SlotBusyError:

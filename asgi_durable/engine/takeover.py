@@ -12,7 +12,7 @@ from asgi_durable.engine.run import Run, Services
 from asgi_durable.engine.sleepers import asleep_until_us
 from asgi_durable.errors import StorageError
 from asgi_durable.storage.protocol import Beat, Runnable
-from asgi_durable.storage.records import TakenWorkflow
+from asgi_durable.storage.records import StoredRun, TakenWorkflow
 from asgi_durable.storage.writes import AcquitWorkflow
 
 __all__ = ["Takeover"]
@@ -24,6 +24,7 @@ logger = logging.getLogger(__name__)
 SUSPECT_SECONDS = 5.0
 LONGEST_SUSPECT_SECONDS = 300.0
 SUSPECT_POLL_SECONDS = 0.05
+MOST_DOUBLINGS = 16
 
 
 class Takeover:
@@ -118,7 +119,7 @@ class Takeover:
         ids = [one.workflow.workflow_id for one in taken]
         stored_runs = await self._resumption.load_idle(ids)
         resumed = [
-            self._resumption.resume(stored, is_counted=True)
+            self._begin(stored)
             for stored in stored_runs
             # Not what was lost again while its log was read.
             if stored.workflow.executor_id == executor_id
@@ -126,6 +127,11 @@ class Takeover:
         runs = [run for run in resumed if run is not None]
         self._tell_lags(runs, taken, time.monotonic() - taken_at)
         return runs
+
+    def _begin(self, stored: StoredRun) -> Run | None:
+        if stored.damage is not None:
+            return self._recovery.set_aside(stored.workflow, stored.damage)
+        return self._resumption.resume(stored, is_counted=True)
 
     def _tell_lags(self, runs: list[Run], taken: list[TakenWorkflow], seconds_since: float) -> None:
         """Tell how long these workflows had been nobody's until their runs began."""
@@ -152,7 +158,8 @@ def _tasks(runs: list[Run]) -> list[asyncio.Task[None]]:
 async def _wait_for_progress(run: Run) -> bool:
     """Wait until a suspect ends, records something, or has had its time; True if it ended."""
     clock = asyncio.get_running_loop().time
-    patience = SUSPECT_SECONDS * 2.0 ** max(0, run.workflow.attempts - 3)
+    doublings = min(max(0, run.workflow.attempts - 3), MOST_DOUBLINGS)
+    patience = SUSPECT_SECONDS * 2.0**doublings
     give_up_at = clock() + min(patience, LONGEST_SUSPECT_SECONDS)
     while not (
         run.done.is_set() or run.has_progressed or clock() > give_up_at or asleep_until_us(run)

@@ -10,7 +10,7 @@ from typing import Any
 from asgi_durable.engine.endings import OwnedElsewhereError
 from asgi_durable.engine.event_loops import require_asyncio
 from asgi_durable.engine.frame import Frame, entered
-from asgi_durable.engine.patience import while_unavailable
+from asgi_durable.engine.patience import while_given_up, while_unavailable
 from asgi_durable.engine.registry import TransactionDefinition
 from asgi_durable.engine.replay import recorded_step, refuse_other_step, replayed
 from asgi_durable.engine.result_order import expect_result_at, forget_result, in_turn
@@ -20,6 +20,7 @@ from asgi_durable.engine.values import (
     decoded_failure,
     encode_error,
     infrastructure_error_in,
+    named,
 )
 from asgi_durable.errors import DurableUsageError, StorageUnavailableError
 from asgi_durable.storage.records import StepRecord
@@ -53,11 +54,16 @@ async def run_plain_transaction(
         ):
             return definition.call_decorated(*args, **kwargs)
 
-    if not definition.is_async:
-        return await definition.thread.run(in_thread)
-    async with database.transaction(None, isolation_level=level) as transaction:
-        with entered(replace(place, session=transaction.session, in_thread=False)):
-            return await definition.function(*args, **kwargs)
+    async def once() -> Any:
+        if not definition.is_async:
+            return await definition.thread.run(in_thread)
+        async with database.transaction(None, isolation_level=level) as transaction:
+            with entered(replace(place, session=transaction.session, in_thread=False)):
+                return await definition.function(*args, **kwargs)
+
+    return await while_given_up(
+        once, services.patience_seconds, lambda: f"The transaction {definition.name!r}"
+    )
 
 
 async def run_transaction(
@@ -163,7 +169,10 @@ class _Transaction:
                 self._may_be_recorded = True
                 raise
 
-        return await while_unavailable(attempt, self._run.services.patience_seconds)
+        run = self._run
+        return await while_unavailable(
+            attempt, run.services.patience_seconds, lambda: named(run, self._definition.name)
+        )
 
     async def commit(self) -> StepRecord:
         """Run the body and commit its rows with its record."""

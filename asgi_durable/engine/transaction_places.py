@@ -95,7 +95,7 @@ class PlaceInTheLog:
         run = self._run
         for stored in await run.services.storage.load_runs([run.workflow_id]):
             if stored.workflow.executor_id == run.executor_id:
-                for step in stored.steps:
+                for step in stored.sound().steps:
                     if step.step_number == self._slot.step_number:
                         return step
         raise OwnedElsewhereError(run.workflow_id)

@@ -22,6 +22,7 @@ __all__ = [
     "decoded_failure",
     "encode_error",
     "infrastructure_error_in",
+    "named",
 ]
 
 MAX_MESSAGE_CHARACTERS = 10_000
@@ -72,6 +73,11 @@ def infrastructure_error_in(error: BaseException) -> Exception | None:
         if found is not None:
             return found
     return None
+
+
+def named(run: Run, transaction: str) -> str:
+    """Name a transaction of a run for the log."""
+    return f"The transaction {transaction!r} of workflow {run.workflow_id} ({run.workflow.name})"
 
 
 def _text(error: Exception) -> str:

@@ -21,9 +21,9 @@ from sqlalchemy.exc import DBAPIError, IntegrityError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession
 from sqlalchemy.orm import Session
 
-from asgi_durable.errors import DurableUsageError
+from asgi_durable.errors import DurableUsageError, StorageUnavailableError
 from asgi_durable.storage.records import StepRecord
-from asgi_durable.storage.transaction_port import ApplicationSlot, SlotTakenError
+from asgi_durable.storage.transaction_port import ApplicationSlot, GivenUpError, SlotTakenError
 
 __all__ = [
     "SESSION_OPTIONS",
@@ -76,6 +76,20 @@ class Sessions(Protocol):
             StorageError: The database failed, here or in what was done with the connection.
         """
 
+    def our_own_statements(self) -> AbstractContextManager[None]:
+        """Take a limit of the application for an outage where it ends a statement of ours.
+
+        Raises:
+            StorageUnavailableError: A limit has ended one.
+        """
+
+    async def commit(self, connection: AsyncConnection) -> None:
+        """Commit the transaction; a connection that is lost by then is an outage.
+
+        Raises:
+            StorageUnavailableError: The connection is lost.
+        """
+
     async def is_in_transaction(self, connection: AsyncConnection) -> bool:
         """Tell whether the transaction has not been ended behind the connection's back."""
 
@@ -93,6 +107,12 @@ class BlockingSessions(Protocol):
             DurableUsageError: There is no such isolation level, or no driver.
             StorageError: The database failed, here or in what was done with the connection.
         """
+
+    def our_own_statements(self) -> AbstractContextManager[None]:
+        """See :class:`Sessions`."""
+
+    def commit(self, connection: sa.Connection) -> None:
+        """See :class:`Sessions`."""
 
     def is_in_transaction(self, connection: sa.Connection) -> bool:
         """Tell whether the transaction has not been ended behind the connection's back."""
@@ -147,7 +167,8 @@ class _Transaction:
         # Invariant: the application's rows and the record are in one transaction.
         await end_session(self._sessions, self._connection, self.session)
         if self._slot is not None:
-            await self._connection.run_sync(_insert, step, self._slot)
+            with self._sessions.our_own_statements():
+                await self._connection.run_sync(_insert, step, self._slot)
 
 
 class _BlockingTransaction:
@@ -169,7 +190,8 @@ class _BlockingTransaction:
         # Invariant: as above.
         end_blocking_session(self._sessions, self._connection, self.session)
         if self._slot is not None:
-            _insert(self._connection, step, self._slot)
+            with self._sessions.our_own_statements():
+                _insert(self._connection, step, self._slot)
 
 
 class SQLApplicationDatabase:
@@ -204,7 +226,7 @@ class SQLApplicationDatabase:
             async with AsyncSession(connection, **SESSION_OPTIONS) as session:
                 yield _Transaction(self._sessions, connection, session, slot)
                 await session.commit()
-            await connection.commit()
+            await self._sessions.commit(connection)
 
     @contextmanager
     def blocking_transaction(
@@ -214,10 +236,10 @@ class SQLApplicationDatabase:
             with Session(connection, **SESSION_OPTIONS) as session:
                 yield _BlockingTransaction(self._blocking_sessions, connection, session, slot)
                 session.commit()
-            connection.commit()
+            self._blocking_sessions.commit(connection)
 
     async def find(self, slot: ApplicationSlot) -> StepRecord | None:
-        async with self._sessions.begin(None) as connection:
+        async with self._begin_our_own() as connection:
             row = await _find(connection, slot)
         if row is None or (row.error is not None and row.execution < slot.execution):
             return None
@@ -228,9 +250,19 @@ class SQLApplicationDatabase:
         return StepRecord(**fields)
 
     async def record_failure(self, step: StepRecord, slot: ApplicationSlot) -> None:
-        async with self._sessions.begin(None) as connection:
+        async with self._begin_our_own() as connection:
             await connection.run_sync(_insert, step, slot)
-            await connection.commit()
+            await self._sessions.commit(connection)
+
+    @asynccontextmanager
+    async def _begin_our_own(self) -> AsyncIterator[AsyncConnection]:
+        """Give a connection for a transaction in which nothing is the application's."""
+        try:
+            with self._sessions.our_own_statements():
+                async with self._sessions.begin(None) as connection:
+                    yield connection
+        except GivenUpError as error:
+            raise StorageUnavailableError(str(error)) from error
 
     async def _create_table(self) -> None:
         # Several processes may do it at once, and a role without the right to finds it there.

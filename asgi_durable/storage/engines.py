@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator, Callable
+from typing import Any
 
 import sqlalchemy as sa
-from sqlalchemy.ext.asyncio import AsyncEngine
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
-__all__ = ["LoopEngines"]
+__all__ = ["LoopEngines", "driver_of"]
 
 
 class LoopEngines:
@@ -71,3 +72,8 @@ async def _disposed_with_loop(engine: AsyncEngine) -> AsyncGenerator[None]:
         yield
     finally:
         await engine.dispose()
+
+
+def driver_of(connection: AsyncConnection) -> Any:
+    """Return the driver's connection below an open one."""
+    return connection.sync_connection and connection.sync_connection.connection.driver_connection

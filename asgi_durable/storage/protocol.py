@@ -176,7 +176,11 @@ class StepLog(Protocol):
         """
 
     async def get_workflow(self, workflow_id: str) -> WorkflowRecord | None:
-        """Return a workflow's row, ``None`` if there is none."""
+        """Return a workflow's row, ``None`` if there is none.
+
+        Raises:
+            StorageError: The row cannot be read; here and for all that return one.
+        """
 
     async def get_progress(self, workflow_id: str) -> StoredProgress | None:
         """Return how far a workflow is, ``None`` if there is none with this id."""
@@ -192,7 +196,11 @@ class StepLog(Protocol):
         """
 
     async def load_runs(self, workflow_ids: Sequence[str]) -> list[StoredRun]:
-        """Return all that is recorded of these workflows; unknown ids are left out."""
+        """Return all that is recorded of these workflows; unknown ids are left out.
+
+        So is one whose row cannot be read, with a line in the log. Where that is a row of its
+        steps or children, ``damage`` says so.
+        """
 
     async def list_cancelled(self, workflow_ids: Sequence[str]) -> list[str]:
         """Return which of these workflows are CANCELLED; unknown ids are left out."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from enum import StrEnum
 
+from asgi_durable.errors import StorageError
 from asgi_durable.value_class import value_class
 
 __all__ = [
@@ -249,11 +250,26 @@ class StoredProgress:
 
 @value_class(kw_only=True)
 class StoredRun:
-    """All that is recorded of one workflow: its row, its steps, its children."""
+    """All that is recorded of one workflow: its row, its steps, its children.
+
+    Attributes:
+        damage: Why steps or children are missing here that are recorded; nobody can go on then.
+    """
 
     workflow: WorkflowRecord
     steps: tuple[StepRecord, ...]
     children: tuple[WorkflowRecord, ...]
+    damage: StorageError | None = None
+
+    def sound(self) -> StoredRun:
+        """Return this log, if it is whole: what is missing must not be taken for not done.
+
+        Raises:
+            StorageError: A row of it cannot be read.
+        """
+        if self.damage is not None:
+            raise self.damage
+        return self
 
 
 def is_pending(fingerprint: str | None) -> bool:

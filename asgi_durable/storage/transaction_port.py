@@ -6,6 +6,7 @@ from contextlib import AbstractAsyncContextManager, AbstractContextManager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
+from asgi_durable.errors import StorageUnavailableError
 from asgi_durable.storage.records import StepRecord, WorkflowRecord
 from asgi_durable.storage.writes import FinishWorkflow
 
@@ -18,6 +19,7 @@ __all__ = [
     "ApplicationSlot",
     "BlockingRequestTransaction",
     "BlockingTransaction",
+    "GivenUpError",
     "RequestSlot",
     "RequestTransaction",
     "SlotBusyError",
@@ -119,8 +121,8 @@ class Transactions(Protocol):
 
         Raises:
             SlotTakenError: The place is taken, or the workflow is not the executor's.
-            StorageUnavailableError: The database failed, or gave up this transaction for
-                another one; nothing is known to be committed.
+            StorageUnavailableError: The database failed; nothing is known to be committed.
+            GivenUpError: The transaction is rolled back, and is to be run again.
             DurableUsageError: The database does not know the isolation level.
         """
 
@@ -223,3 +225,11 @@ class SlotTakenError(Exception):
 
 class SlotBusyError(Exception):
     """A transaction that is not over has claimed the same request."""
+
+
+class GivenUpError(StorageUnavailableError):
+    """The database has rolled the transaction back, and may not the next time.
+
+    It was in another one's way (a serialization failure, a deadlock), or what its connection had
+    cached was of tables that were changed meanwhile. The database's own error is the cause.
+    """

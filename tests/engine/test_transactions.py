@@ -377,3 +377,66 @@ async def test_the_losing_twin_stops_and_shows_nothing(durable: Durable, effects
     assert await task == 77
     assert effects() == []
     assert after == []
+
+
+@pytest.mark.parametrize("is_async", [True, False], ids=["async", "def"])
+async def test_a_statement_in_its_own_way_is_the_transactions_error(
+    url: str, caplog: pytest.LogCaptureFixture, *, is_async: bool
+) -> None:
+    """A table is dropped while rows of it are read: SQLite says that it is locked."""
+    runs = []
+    async with Durable(url, drain_timeout=0.0) as durable:
+
+        @durable.transaction
+        async def asynchronous() -> None:
+            runs.append(1)
+            await durable.session.execute(sa.text("CREATE TABLE goods AS SELECT 1 UNION SELECT 2"))
+            raw = await (await durable.session.connection()).get_raw_connection()
+            async with raw.driver_connection.execute("SELECT * FROM goods") as rows:
+                await rows.fetchone()
+                await durable.session.execute(sa.text("DROP TABLE goods"))
+
+        @durable.transaction
+        def blocking() -> None:
+            runs.append(1)
+            session = durable.blocking.session
+            session.execute(sa.text("CREATE TABLE goods AS SELECT 1 UNION SELECT 2"))
+            rows = session.connection().connection.driver_connection.execute("SELECT * FROM goods")
+            rows.fetchone()
+            session.execute(sa.text("DROP TABLE goods"))
+
+        @durable.workflow
+        async def work() -> str:
+            try:
+                await (asynchronous() if is_async else durable.run_step(blocking))
+            except OperationalError as error:
+                return str(error.orig)
+            return "dropped"
+
+        assert await work() == "database table is locked"
+    assert len(runs) == 1
+    assert "trying again" not in caplog.text
+
+
+async def test_a_statement_that_takes_for_ever_ends_with_its_timeout(
+    durable: Durable, effects
+) -> None:
+    endless = sa.text(
+        "WITH RECURSIVE n(i) AS (VALUES (1) UNION ALL SELECT i + 1 FROM n) SELECT count(*) FROM n"
+    )
+
+    @durable.transaction
+    async def select() -> None:
+        await durable.session.execute(INSERT, {"name": "gone"})
+        await durable.session.execute(endless)
+
+    @durable.transaction
+    async def insert() -> None:
+        await durable.session.execute(INSERT, {"name": "kept"})
+
+    async with asyncio.timeout(60):
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(0.1):
+                await select()
+        await insert()
+    assert effects() == ["kept"]

@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 
 from asgi_durable.errors import StorageError
 from asgi_durable.storage.application import SQLApplicationDatabase
+from asgi_durable.storage.damaged_rows import DamagedRows
 from asgi_durable.storage.loop_thread import LoopThread
 from asgi_durable.storage.postgres.blocking_sessions import PostgresBlockingSessions
 from asgi_durable.storage.postgres.blocking_transactions import (
@@ -243,12 +244,12 @@ class PostgresStorage:
         except BaseException:
             await reading.close()
             raise
-        session = PostgresSession(database, names)
+        session, damaged = PostgresSession(database, names), DamagedRows()
         return _Parts(
             writer=PostgresWriter(writing, names),
             retention=PostgresRetention(writing, names),
-            reader=PostgresReader(reading, names),
-            executors=PostgresExecutors(session, names),
+            reader=PostgresReader(reading, names, damaged),
+            executors=PostgresExecutors(session, names, damaged),
             session=session,
             links=(writing, reading),
         )

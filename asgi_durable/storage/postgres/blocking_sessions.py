@@ -5,17 +5,23 @@ from __future__ import annotations
 import contextlib
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import sqlalchemy as sa
 from sqlalchemy.exc import DBAPIError
 
-from asgi_durable.errors import DurableUsageError, StorageUnavailableError
+from asgi_durable.errors import DurableUsageError
 from asgi_durable.storage.isolation import checked_isolation_level
+from asgi_durable.storage.postgres.application_errors import (
+    application_error,
+    drop_outdated_connections,
+    our_own_commit,
+    our_own_statements,
+    unavailable_error,
+)
 from asgi_durable.storage.postgres.conninfo import connection_parameters
 from asgi_durable.storage.postgres.database import PostgresDatabase
-from asgi_durable.storage.postgres.errors import application_error
 
 __all__ = ["PostgresBlockingSessions", "is_idle"]
 
@@ -51,8 +57,7 @@ class PostgresBlockingSessions:
         try:
             connection = self._given_engine().connect()
         except (sa.exc.SQLAlchemyError, OSError) as error:
-            failure = application_error(error, name, is_lost=True)
-            raise failure or StorageUnavailableError(f"{name}: {error}") from error
+            raise unavailable_error(error, name) from error
         try:
             yield connection
         except Exception as error:
@@ -72,8 +77,18 @@ class PostgresBlockingSessions:
                 connection.execution_options(isolation_level=level)
             # The driver's BEGIN comes with the first statement: at once, so that it can be
             # told whether the transaction goes on.
-            connection.exec_driver_sql("SELECT")
+            with self.our_own_statements():
+                connection.exec_driver_sql("SELECT")
             yield connection
+
+    def our_own_statements(self) -> AbstractContextManager[None]:
+        """See :class:`asgi_durable.storage.application.BlockingSessions`."""
+        return our_own_statements(self._database.name)
+
+    def commit(self, connection: sa.Connection) -> None:
+        """See :class:`asgi_durable.storage.application.BlockingSessions`."""
+        with our_own_commit(self._database.name):
+            connection.commit()
 
     def is_in_transaction(self, connection: sa.Connection) -> bool:
         """Tell whether the transaction has not been ended behind the connection's back."""
@@ -96,6 +111,7 @@ class PostgresBlockingSessions:
             )
             raise DurableUsageError(msg) from error
         dbapi: Any = engine.dialect.dbapi
+        sa.event.listen(engine, "handle_error", drop_outdated_connections)
 
         @sa.event.listens_for(engine, "checkout")
         def check(connection: Any, _record: object, _proxy: object) -> None:

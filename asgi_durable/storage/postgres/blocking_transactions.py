@@ -43,9 +43,14 @@ class _OpenTransaction:
     """A transaction, and the application's session in it."""
 
     def __init__(
-        self, connection: sa.Connection, transaction: sa.RootTransaction, session: Session
+        self,
+        sessions: PostgresBlockingSessions,
+        connection: sa.Connection,
+        transaction: sa.RootTransaction,
+        session: Session,
     ) -> None:
         self.session = session
+        self._sessions = sessions
         self._connection = connection
         self._transaction = transaction
         self._has_begun = False
@@ -69,12 +74,13 @@ class PostgresBlockingTransaction(_OpenTransaction):
 
     def __init__(
         self,
+        sessions: PostgresBlockingSessions,
         connection: sa.Connection,
         transaction: sa.RootTransaction,
         session: Session,
         record: tuple[str, StepSlot] | None,
     ) -> None:
-        super().__init__(connection, transaction, session)
+        super().__init__(sessions, connection, transaction, session)
         self._record = record
 
     def record(self, step: StepRecord) -> None:
@@ -85,7 +91,8 @@ class PostgresBlockingTransaction(_OpenTransaction):
         # Invariant: the application's rows are flushed before the record, and both are in the
         # transaction that `PostgresBlockingTransactions.transaction` commits.
         self.flush()
-        cursor = _execute(self._connection, statement, (slot.executor_id, *step_values(step)))
+        with self._sessions.our_own_statements():
+            cursor = _execute(self._connection, statement, (slot.executor_id, *step_values(step)))
         if cursor.rowcount != 1:
             raise slot_taken(slot)
 
@@ -95,12 +102,13 @@ class PostgresBlockingRequestTransaction(_OpenTransaction):
 
     def __init__(
         self,
+        sessions: PostgresBlockingSessions,
         connection: sa.Connection,
         transaction: sa.RootTransaction,
         session: Session,
         answering: tuple[RequestStatements, RequestSlot],
     ) -> None:
-        super().__init__(connection, transaction, session)
+        super().__init__(sessions, connection, transaction, session)
         self._statements, self._slot = answering
         # With the claim.
         self._has_begun = True
@@ -108,9 +116,11 @@ class PostgresBlockingRequestTransaction(_OpenTransaction):
     def answer(self, end: FinishWorkflow) -> None:
         # Again: what was read of an object meanwhile may have begun something.
         self.flush()
-        for start in end.starts:
-            _execute(self._connection, self._statements.start, workflow_values(start))
-        if _execute(self._connection, self._statements.answer, answer_values(end)).rowcount != 1:
+        with self._sessions.our_own_statements():
+            for start in end.starts:
+                _execute(self._connection, self._statements.start, workflow_values(start))
+            answer = _execute(self._connection, self._statements.answer, answer_values(end))
+        if answer.rowcount != 1:
             raise request_taken(self._slot)
 
 
@@ -139,15 +149,18 @@ class PostgresBlockingTransactions:
         level = checked_isolation_level(isolation_level)
         with self._sessions.connect() as connection:
             if slot is not None:
-                self._check_slot(connection, slot)
+                with self._sessions.our_own_statements():
+                    self._check_slot(connection, slot)
             if level is not None:
                 connection.execution_options(isolation_level=level)
             transaction = connection.begin()
             with Session(connection, **SESSION_OPTIONS) as session:
                 record = (self._statements.record, slot) if slot is not None else None
-                yield PostgresBlockingTransaction(connection, transaction, session, record)
+                yield PostgresBlockingTransaction(
+                    self._sessions, connection, transaction, session, record
+                )
                 session.commit()
-            connection.commit()
+            self._sessions.commit(connection)
 
     @contextmanager
     def request_transaction(
@@ -159,7 +172,7 @@ class PostgresBlockingTransactions:
             if level is not None:
                 connection.execution_options(isolation_level=level)
             transaction = connection.begin()
-            with claiming(slot):
+            with self._sessions.our_own_statements(), claiming(slot):
                 values = (whole_milliseconds(slot), *workflow_values(slot.workflow))
                 (inserted, _) = _execute(connection, statements.claim, values).fetchone()
             if inserted != 1:
@@ -167,10 +180,10 @@ class PostgresBlockingTransactions:
             with Session(connection, **SESSION_OPTIONS) as session:
                 answering = (statements, slot)
                 yield PostgresBlockingRequestTransaction(
-                    connection, transaction, session, answering
+                    self._sessions, connection, transaction, session, answering
                 )
                 session.commit()
-            connection.commit()
+            self._sessions.commit(connection)
 
     def _check_slot(self, connection: sa.Connection, slot: StepSlot) -> None:
         """Check the place, before the transaction begins.

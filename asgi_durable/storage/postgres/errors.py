@@ -5,15 +5,12 @@ from __future__ import annotations
 import ssl
 
 import asyncpg
-from sqlalchemy.exc import DBAPIError
-from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 
 from asgi_durable.errors import StorageError, StorageUnavailableError
 
 __all__ = [
     "DRIVER_ERRORS",
     "ChangedMeanwhileError",
-    "application_error",
     "is_bad_row",
     "is_harmless",
     "is_refused_right",
@@ -55,7 +52,7 @@ class ChangedMeanwhileError(Exception):
 DRIVER_ERRORS = (asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError)
 
 
-def sqlstate_of(error: BaseException) -> str:
+def sqlstate_of(error: BaseException | None) -> str:
     """Return the five characters of an error that the server sent, ``""`` for any other."""
     return getattr(error, "sqlstate", None) or ""
 
@@ -107,35 +104,6 @@ def storage_error(error: BaseException, database: str) -> StorageError | None:
             f"{message} (behind a pooler in transaction mode add ?prepared_statements=false)"
         )
     return StorageError(message) if isinstance(error, DRIVER_ERRORS) else None
-
-
-def application_error(
-    error: BaseException, database: str, *, is_lost: bool
-) -> StorageUnavailableError | None:
-    """Return the library's error for what ended a transaction of the application.
-
-    Args:
-        error: What was raised there, by the driver, by SQLAlchemy or by the application.
-        database: Its name, for the message.
-        is_lost: True if the connection is closed.
-
-    Returns:
-        ``None`` for a mistake in a statement, a constraint that it broke, and all that is no
-        error of the database.
-    """
-    if isinstance(error, PoolTimeoutError):
-        return StorageUnavailableError(f"{database}: {error}")
-    wrapped = isinstance(error, DBAPIError)
-    chain = [e for e in (error, getattr(error, "orig", None)) if isinstance(e, BaseException)]
-    causes = [*chain, *(e.__cause__ for e in chain if e.__cause__ is not None)]
-    # Those of psycopg have a `sqlstate` as well, ``None`` for a connection that is lost.
-    drivers = [e for e in causes if isinstance(e, DRIVER_ERRORS) or hasattr(e, "sqlstate")]
-    driver_errors = causes if wrapped else drivers
-    passing = any(_is_passing_code(sqlstate_of(e)) for e in driver_errors)
-    if passing or (is_lost and (driver_errors or isinstance(error, OSError))):
-        failure = getattr(error, "orig", None) or error
-        return StorageUnavailableError(f"{database}: {str(failure).partition(chr(10))[0]}")
-    return None
 
 
 def _is_passing(error: BaseException) -> bool:

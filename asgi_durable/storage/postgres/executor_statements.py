@@ -169,10 +169,11 @@ class ExecutorStatements:
             " WHERE s.workflow_id = w.workflow_id)"
             f" + (SELECT count(*) FROM {workflows} AS c WHERE c.parent_id = w.workflow_id))"
         )
+        one_more = _one_more("w.crashes")
         # In this order: the entries of one that never crashed need not be counted to know.
         crashes = (
             f"CASE WHEN NOT {crashed} THEN w.crashes WHEN w.crashes = 0 THEN 1 "
-            f"WHEN {entries} > w.crashed_at_entry THEN 1 ELSE w.crashes + 1 END"
+            f"WHEN {entries} > w.crashed_at_entry THEN 1 ELSE {one_more} END"
         )
         # As the index has them, of one owner: no more are read than are taken.
         first = (
@@ -183,6 +184,7 @@ class ExecutorStatements:
         )
         functions = partial(first.format, runnable=_RUNNABLE, then="w.fingerprint, ")
         requests = partial(first.format, runnable=_RUNNABLE_REQUEST, then="")
+        attempts = _one_more("w.attempts")
         of_owner = {"owner": "= owners.executor_id"}
         return (
             f"WITH me AS MATERIALIZED ({self._names.fence('$1::text')}), "
@@ -194,13 +196,13 @@ class ExecutorStatements:
             f"CROSS JOIN LATERAL ({requests(**of_owner)}) AS found UNION ALL "
             f"SELECT workflow_id, NULL FROM ({functions(owner='IS NULL')}) AS released) AS free "
             "ORDER BY workflow_id LIMIT $5::int8) "
-            f"UPDATE {workflows} AS w SET executor_id = $1, attempts = w.attempts + 1, "
+            f"UPDATE {workflows} AS w SET executor_id = $1, attempts = {attempts}, "
             f"crashes = {crashes}, updated_at_us = {NOW_US}, "
             f"crashed_at_entry = CASE WHEN {crashed} THEN {entries} ELSE w.crashed_at_entry END "
             f"FROM taken LEFT JOIN {executors} AS last ON last.executor_id = taken.owner "
             f"WHERE w.workflow_id = taken.workflow_id RETURNING {list_of(tables.workflows, 'w')}, "
             "CASE WHEN last.lease_expires_at_us IS NOT NULL THEN "
-            f"(greatest(0, {NOW_US} - last.lease_expires_at_us) / 1e6)::float8 END AS free_seconds"
+            f"greatest(0, ({NOW_US})::float8 - last.lease_expires_at_us) / 1e6 END AS free_seconds"
         )
 
     def _adopt(self) -> str:
@@ -227,3 +229,8 @@ class ExecutorStatements:
             f"OR EXISTS (SELECT 1 FROM {workflows} AS w "
             f"WHERE w.executor_id = o.executor_id AND {_RECOVERABLE})) ON CONFLICT DO NOTHING"
         )
+
+
+def _one_more(column: str) -> str:
+    """Return one more than a number that may be as large as it can be: it must stop nobody."""
+    return f"least({column}, {2**31 - 2}) + 1"

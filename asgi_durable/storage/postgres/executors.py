@@ -8,9 +8,11 @@ is gone: see ``PostgresNames.fence``.
 
 from __future__ import annotations
 
+import contextlib
 import time
 from typing import Any
 
+from asgi_durable.storage.damaged_rows import DamagedRowError, DamagedRows
 from asgi_durable.storage.postgres.executor_statements import REQUESTS, ExecutorStatements
 from asgi_durable.storage.postgres.link import Wire
 from asgi_durable.storage.postgres.rows import PostgresNames, workflow_from
@@ -35,10 +37,14 @@ class PostgresExecutors:
     Args:
         session: The connection that holds their locks.
         names: The tables' names.
+        damaged: Told of damaged rows.
     """
 
-    def __init__(self, session: PostgresSession, names: PostgresNames) -> None:
+    def __init__(
+        self, session: PostgresSession, names: PostgresNames, damaged: DamagedRows
+    ) -> None:
         self._session = session
+        self._damaged = damaged
         self._sql = ExecutorStatements(names)
         # Locks that were missed, and when first, on the connection of that generation.
         self._missed: dict[tuple[str, int], float] = {}
@@ -86,10 +92,11 @@ class PostgresExecutors:
         rows = await self._session.run(
             lambda wire: wire.fetch(self._sql.take_over, executor_id, *values)
         )
-        taken = [
-            TakenWorkflow(workflow=workflow_from(row), free_seconds=row["free_seconds"])
-            for row in rows
-        ]
+        taken: list[TakenWorkflow] = []
+        for row in rows:
+            with contextlib.suppress(DamagedRowError):
+                workflow = self._damaged.read(workflow_from, row)
+                taken.append(TakenWorkflow(workflow=workflow, free_seconds=row["free_seconds"]))
         return sorted(taken, key=lambda one: one.workflow.workflow_id)
 
     async def retire(self, executor_id: str) -> None:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from asgi_durable.storage import tables
+from asgi_durable.storage.damaged_rows import DamagedRows, StoredLogs
 from asgi_durable.storage.postgres.errors import is_bad_row
 from asgi_durable.storage.postgres.link import Link, Wire
 from asgi_durable.storage.postgres.rows import (
@@ -23,7 +24,6 @@ from asgi_durable.storage.records import (
     SLEEP,
     PieceRecord,
     ResponseRecord,
-    StepRecord,
     StoredProgress,
     StoredRun,
     StoredSecret,
@@ -39,11 +39,13 @@ class PostgresReader:
     Args:
         link: The connection.
         names: The tables' names.
+        damaged: Told of damaged rows.
     """
 
-    def __init__(self, link: Link, names: PostgresNames) -> None:
+    def __init__(self, link: Link, names: PostgresNames, damaged: DamagedRows) -> None:
         self._link = link
         self._names = names
+        self._damaged = damaged
         workflows = f"SELECT {list_of(tables.workflows, 'w')} FROM {names.workflows} AS w"
         responses = f"SELECT {list_of(tables.responses, 'r')} FROM {names.responses} AS r"
         self._workflow = f"{workflows} WHERE w.workflow_id = $1"
@@ -97,13 +99,13 @@ class PostgresReader:
     async def get_workflow(self, workflow_id: str) -> WorkflowRecord | None:
         """See ``StepLog.get_workflow``."""
         rows = await self._fetch(self._workflow, workflow_id)
-        return workflow_from(rows[0]) if rows else None
+        return self._damaged.read(workflow_from, rows[0]) if rows else None
 
     async def get_progress(self, workflow_id: str) -> StoredProgress | None:
         """See ``StepLog.get_progress``."""
         for row in await self._fetch(self._progress, workflow_id):
             return StoredProgress(
-                workflow=workflow_from(row),
+                workflow=self._damaged.read(workflow_from, row),
                 is_owned=row["is_owned"],
                 entries=row["entries"],
                 sleeps_until_us=row["sleeps_until_us"],
@@ -152,20 +154,12 @@ class PostgresReader:
 
     async def _load_runs(self, wire: Wire, workflow_ids: list[str]) -> list[StoredRun]:
         workflows = await wire.fetch(self._workflows, workflow_ids)
-        steps_of: dict[str, list[StepRecord]] = {}
+        logs = StoredLogs(self._damaged)
         for row in await wire.fetch(self._steps, workflow_ids):
-            steps_of.setdefault(row["workflow_id"], []).append(step_from(row))
-        children_of: dict[str, list[WorkflowRecord]] = {}
+            logs.add_step(row["workflow_id"], step_from, row)
         for row in await wire.fetch(self._children, workflow_ids):
-            children_of.setdefault(row["parent_id"], []).append(workflow_from(row))
-        return [
-            StoredRun(
-                workflow=workflow_from(row),
-                steps=tuple(steps_of.get(row["workflow_id"], ())),
-                children=tuple(children_of.get(row["workflow_id"], ())),
-            )
-            for row in workflows
-        ]
+            logs.add_child(row["parent_id"], workflow_from, row)
+        return logs.runs(workflow_from, workflows)
 
     async def _fetch(self, statement: str, *values: Any) -> list[Any]:
         try:

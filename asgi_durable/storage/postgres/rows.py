@@ -11,12 +11,12 @@ from typing import Any
 import sqlalchemy as sa
 
 from asgi_durable.storage import tables
+from asgi_durable.storage.damaged_rows import state_of
 from asgi_durable.storage.records import (
     PieceRecord,
     ResponseRecord,
     StepRecord,
     WorkflowRecord,
-    WorkflowState,
 )
 
 __all__ = [
@@ -202,7 +202,7 @@ def workflow_values(workflow: WorkflowRecord) -> tuple[Any, ...]:
 def workflow_from(row: Any) -> WorkflowRecord:
     """Return the record of a row with all columns; it may have more."""
     fields = {name: row[name] for name in columns(tables.workflows)}
-    fields["state"] = WorkflowState(fields["state"])
+    fields["state"] = state_of(fields["state"], tables.workflows.name, fields["workflow_id"])
     return WorkflowRecord(**fields)
 
 

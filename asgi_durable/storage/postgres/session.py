@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import json
 import logging
 import random
@@ -16,6 +17,7 @@ from typing import Any, TypeVar
 import asyncpg
 
 from asgi_durable.errors import StorageError
+from asgi_durable.retry_lines import is_worth_a_line
 from asgi_durable.storage.postgres.database import PostgresDatabase
 from asgi_durable.storage.postgres.link import Link, Wire
 from asgi_durable.storage.postgres.rows import PostgresNames
@@ -185,11 +187,12 @@ class PostgresSession:
 
     async def _reconnect(self) -> None:
         delay = FIRST_RETRY_SECONDS
-        while True:
+        for attempt in itertools.count(1):
             try:
                 await self._link.connect()
             except StorageError as error:
-                logger.warning("The session's connection is lost, trying again: %s", error)
+                if is_worth_a_line(attempt):
+                    logger.warning("The session's connection is lost, trying again: %s", error)
             else:
                 return
             await asyncio.sleep(delay * (1.0 + random.random() * 0.2))

@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AbstractContextManager, asynccontextmanager
 from typing import Any
 
-import asyncpg
 import sqlalchemy as sa
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 
-from asgi_durable.errors import StorageError, StorageUnavailableError
-from asgi_durable.storage.engines import LoopEngines
+from asgi_durable.errors import StorageError
+from asgi_durable.storage.engines import LoopEngines, driver_of
 from asgi_durable.storage.isolation import checked_isolation_level
+from asgi_durable.storage.postgres.application_errors import (
+    application_error,
+    drop_outdated_connections,
+    our_own_commit,
+    our_own_statements,
+    unavailable_error,
+)
 from asgi_durable.storage.postgres.database import PostgresDatabase
-from asgi_durable.storage.postgres.errors import application_error
-from asgi_durable.storage.postgres.watch import WatchedDatabase
+from asgi_durable.storage.postgres.watch import WatchedDatabase, farewell_on
 
 __all__ = ["PostgresSessions"]
 
@@ -63,13 +68,18 @@ class PostgresSessions:
             connection = await engines.here().connect().start()
         except Exception as error:
             raise self._refusal(error) from error
+        driver = driver_of(connection)
         try:
             if level is not None:
                 await connection.execution_options(isolation_level=level)
             yield connection
         except Exception as error:
-            is_lost = await _is_lost(connection)
-            failure = application_error(error, self._database.name, is_lost=is_lost)
+            failure = application_error(
+                error,
+                self._database.name,
+                is_lost=connection.invalidated or driver.is_closed(),
+                farewell=farewell_on(driver),
+            )
             if failure is None:
                 raise
             raise failure from error
@@ -82,8 +92,18 @@ class PostgresSessions:
         async with self.connect(isolation_level) as connection:
             # The driver's BEGIN comes with the first statement: at once, so that it can be
             # told whether the transaction goes on.
-            await connection.exec_driver_sql("SELECT")
+            with self.our_own_statements():
+                await connection.exec_driver_sql("SELECT")
             yield connection
+
+    def our_own_statements(self) -> AbstractContextManager[None]:
+        """See :class:`asgi_durable.storage.application.Sessions`."""
+        return our_own_statements(self._database.name)
+
+    async def commit(self, connection: AsyncConnection) -> None:
+        """See :class:`asgi_durable.storage.application.Sessions`."""
+        with our_own_commit(self._database.name):
+            await connection.commit()
 
     async def is_in_transaction(self, connection: AsyncConnection) -> bool:
         """Tell whether the transaction has not been ended behind the connection's back."""
@@ -94,9 +114,7 @@ class PostgresSessions:
     def _refusal(self, error: Exception) -> StorageError:
         if isinstance(error, StorageError):
             return error
-        name = self._database.name
-        failure = application_error(error, name, is_lost=True)
-        return failure or StorageUnavailableError(f"{name}: {error}")
+        return unavailable_error(error, self._database.name)
 
     def _create_engine(self, **options: Any) -> AsyncEngine:
         database = self._database
@@ -111,6 +129,8 @@ class PostgresSessions:
             return dbapi.connect(async_creator_fn=self._watched.connect, **adapting)
 
         engine = create_async_engine("postgresql+asyncpg://", creator=connect, **options)
+
+        sa.event.listen(engine.sync_engine, "handle_error", drop_outdated_connections)
 
         @sa.event.listens_for(engine.sync_engine, "checkout")
         def check(connection: Any, _record: object, _proxy: object) -> None:
@@ -128,11 +148,3 @@ async def _close(connection: AsyncConnection) -> None:
     except DBAPIError as error:
         if not error.connection_invalidated:
             raise
-
-
-async def _is_lost(connection: AsyncConnection) -> bool:
-    if connection.invalidated:
-        return True
-    raw = await connection.get_raw_connection()
-    driver: asyncpg.Connection = raw.driver_connection
-    return driver is None or driver.is_closed()

@@ -38,9 +38,14 @@ class _OpenTransaction:
     """A transaction, and the application's session in it."""
 
     def __init__(
-        self, connection: AsyncConnection, transaction: AsyncTransaction, session: AsyncSession
+        self,
+        sessions: PostgresSessions,
+        connection: AsyncConnection,
+        transaction: AsyncTransaction,
+        session: AsyncSession,
     ) -> None:
         self.session = session
+        self._sessions = sessions
         self._connection = connection
         self._transaction = transaction
         self._has_begun = False
@@ -66,12 +71,13 @@ class PostgresTransaction(_OpenTransaction):
 
     def __init__(
         self,
+        sessions: PostgresSessions,
         connection: AsyncConnection,
         transaction: AsyncTransaction,
         session: AsyncSession,
         record: tuple[str, StepSlot] | None,
     ) -> None:
-        super().__init__(connection, transaction, session)
+        super().__init__(sessions, connection, transaction, session)
         self._record = record
 
     async def record(self, step: StepRecord) -> None:
@@ -83,7 +89,8 @@ class PostgresTransaction(_OpenTransaction):
         # transaction that `PostgresTransactions.transaction` commits.
         await self.flush()
         values = (slot.executor_id, *step_values(step))
-        result = await self._connection.exec_driver_sql(statement, values)
+        with self._sessions.our_own_statements():
+            result = await self._connection.exec_driver_sql(statement, values)
         if result.rowcount != 1:
             raise slot_taken(slot)
 
@@ -93,12 +100,13 @@ class PostgresRequestTransaction(_OpenTransaction):
 
     def __init__(
         self,
+        sessions: PostgresSessions,
         connection: AsyncConnection,
         transaction: AsyncTransaction,
         session: AsyncSession,
         answering: tuple[RequestStatements, RequestSlot],
     ) -> None:
-        super().__init__(connection, transaction, session)
+        super().__init__(sessions, connection, transaction, session)
         self._statements, self._slot = answering
         # With the claim.
         self._has_begun = True
@@ -106,10 +114,12 @@ class PostgresRequestTransaction(_OpenTransaction):
     async def answer(self, end: FinishWorkflow) -> None:
         # Again: what was read of an object meanwhile may have begun something.
         await self.flush()
-        for start in end.starts:
-            await self._connection.exec_driver_sql(self._statements.start, workflow_values(start))
         values = answer_values(end)
-        result = await self._connection.exec_driver_sql(self._statements.answer, values)
+        with self._sessions.our_own_statements():
+            for start in end.starts:
+                row = workflow_values(start)
+                await self._connection.exec_driver_sql(self._statements.start, row)
+            result = await self._connection.exec_driver_sql(self._statements.answer, values)
         if result.rowcount != 1:
             raise request_taken(self._slot)
 
@@ -143,13 +153,14 @@ class PostgresTransactions:
         """See ``Transactions.transaction``."""
         async with self._sessions.connect(isolation_level) as connection:
             if slot is not None:
-                await self._check_slot(connection, slot)
+                with self._sessions.our_own_statements():
+                    await self._check_slot(connection, slot)
             transaction = await connection.begin()
             async with AsyncSession(connection, **SESSION_OPTIONS) as session:
                 record = (self._statements.record, slot) if slot is not None else None
-                yield PostgresTransaction(connection, transaction, session, record)
+                yield PostgresTransaction(self._sessions, connection, transaction, session, record)
                 await session.commit()
-            await connection.commit()
+            await self._sessions.commit(connection)
 
     @asynccontextmanager
     async def request_transaction(
@@ -159,16 +170,18 @@ class PostgresTransactions:
         statements = self._request_statements
         async with self._sessions.connect(isolation_level) as connection:
             transaction = await connection.begin()
-            with claiming(slot):
+            with self._sessions.our_own_statements(), claiming(slot):
                 values = (whole_milliseconds(slot), *workflow_values(slot.workflow))
                 claimed = await connection.exec_driver_sql(statements.claim, values)
             if claimed.one().inserted != 1:
                 raise request_taken(slot)
             async with AsyncSession(connection, **SESSION_OPTIONS) as session:
                 answering = (statements, slot)
-                yield PostgresRequestTransaction(connection, transaction, session, answering)
+                yield PostgresRequestTransaction(
+                    self._sessions, connection, transaction, session, answering
+                )
                 await session.commit()
-            await connection.commit()
+            await self._sessions.commit(connection)
 
     async def _check_slot(self, connection: AsyncConnection, slot: StepSlot) -> None:
         """Check the place, before the transaction begins.

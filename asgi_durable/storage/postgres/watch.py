@@ -12,9 +12,10 @@ from typing import Any
 import asyncpg
 
 from asgi_durable.storage.postgres.database import PostgresDatabase
+from asgi_durable.storage.postgres.farewells import listen_for_farewell
 from asgi_durable.storage.postgres.inquiry import Inquiry, is_pooled
 
-__all__ = ["WatchedDatabase"]
+__all__ = ["WatchedDatabase", "farewell_on"]
 
 logger = logging.getLogger(__name__)
 
@@ -87,6 +88,12 @@ class WatchedDatabase:
         logger.warning("%s is silent, a connection is ended: %s", self._database.name, doubt)
 
 
+def farewell_on(connection: Any) -> asyncpg.PostgresError | None:
+    """Return the error with which the server has ended a watched connection, if it did."""
+    protocol: Any = getattr(connection, "_protocol", None)
+    return protocol.farewell.error if isinstance(protocol, _WatchedProtocol) else None
+
+
 class _Call:
     """One call of the driver's.
 
@@ -119,6 +126,7 @@ class _WatchedProtocol:
         self._loop = asyncio.get_running_loop()
         self._timer: asyncio.TimerHandle | None = None
         self._calls: dict[_Call, None] = {}
+        self.farewell = listen_for_farewell(connection)
 
     def __getattr__(self, name: str) -> Any:
         if name in CALLS:

@@ -11,6 +11,7 @@ from typing import TypeVar
 
 from asgi_durable.errors import StorageError
 from asgi_durable.storage.application import SQLApplicationDatabase
+from asgi_durable.storage.damaged_rows import DamagedRows
 from asgi_durable.storage.protocol import Beat, Runnable
 from asgi_durable.storage.records import (
     PieceRecord,
@@ -264,10 +265,11 @@ class SQLiteStorage:
             writer = SQLiteWriter(file)
             opened.callback(writer.close)
             writer.migrate()
-            reader = SQLiteReader(file)
+            damaged = DamagedRows()
+            reader = SQLiteReader(file, damaged)
             opened.callback(reader.close)
             checkpoints = SQLiteCheckpoints(file, writer.connection)
-            executors = SQLiteExecutors(file, writer.connection)
+            executors = SQLiteExecutors(file, writer.connection, damaged)
             retention = SQLiteRetention(writer.connection)
             self._opened = _Opened(writer, reader, executors, checkpoints, retention)
             opened.pop_all()

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import cast
 
 import sqlalchemy as sa
 
 from asgi_durable.storage.isolation import checked_isolation_level
-from asgi_durable.storage.sqlite.errors import TranslatingErrors
+from asgi_durable.storage.sqlite.errors import TranslatingErrors, application_error
 from asgi_durable.storage.sqlite.file import SQLiteFile
 from asgi_durable.storage.sqlite.write_turn import WriteTurn
 
@@ -40,10 +40,19 @@ class SQLiteBlockingSessions:
         """See :class:`asgi_durable.storage.application.BlockingSessions`."""
         # SQLite is serializable whatever is asked for.
         checked_isolation_level(isolation_level)
-        naming = TranslatingErrors(str(self._file.path))
+        naming = TranslatingErrors(str(self._file.path), application_error)
         with self._turn, naming, self._engine.connect() as connection:
-            connection.exec_driver_sql("BEGIN IMMEDIATE")
+            with self.our_own_statements():
+                connection.exec_driver_sql("BEGIN IMMEDIATE")
             yield connection
+
+    def our_own_statements(self) -> AbstractContextManager[None]:
+        """See :class:`asgi_durable.storage.application.BlockingSessions`."""
+        return TranslatingErrors(str(self._file.path))
+
+    def commit(self, connection: sa.Connection) -> None:
+        """See :class:`asgi_durable.storage.application.BlockingSessions`."""
+        connection.commit()
 
     def is_in_transaction(self, connection: sa.Connection) -> bool:
         """Tell whether the transaction has not been ended behind the connection's back."""

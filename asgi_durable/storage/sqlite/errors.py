@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from sqlalchemy.exc import DBAPIError
 
 from asgi_durable.errors import StorageError, StorageUnavailableError
 
-__all__ = ["TranslatingErrors", "naming_errors", "storage_error"]
+__all__ = ["TranslatingErrors", "application_error", "naming_errors", "storage_error"]
+
+Meaning = Callable[[BaseException, str], StorageError | None]
 
 # Conditions that pass: a lock, a full disk, a disk that stumbled.
 _PASSING = frozenset(
@@ -51,6 +53,21 @@ def storage_error(error: BaseException, database: str) -> StorageError | None:
     return None
 
 
+# Of a statement of the application's: it has interrupted it, or forbidden it, itself; or one
+# connection is in its own way, as with a table that is dropped while rows of it are read.
+_OF_APPLICATION = frozenset(
+    {sqlite3.SQLITE_INTERRUPT, sqlite3.SQLITE_AUTH, sqlite3.SQLITE_PERM, sqlite3.SQLITE_LOCKED}
+)
+
+
+def application_error(error: BaseException, database: str) -> StorageError | None:
+    """Return the same for a failure in a transaction of the application."""
+    code = getattr(error, "sqlite_errorcode", 0)
+    # An index of the application's own, for full text say, that does not fit its table.
+    is_own = code & 0xFF in _OF_APPLICATION or code == sqlite3.SQLITE_CORRUPT_VTAB
+    return None if is_own else storage_error(error, database)
+
+
 @contextmanager
 def naming_errors(database: str) -> Iterator[None]:
     """Turn every error of the driver into a ``StorageError`` that names the database."""
@@ -64,12 +81,17 @@ class TranslatingErrors:
     """Tell failures of the database from mistakes of the application, which pass.
 
     Every statement is in one: a generator would take four times as long.
+
+    Args:
+        database: Its name, for the messages.
+        meaning: What an error of the driver means; by default one of our own statements.
     """
 
-    __slots__ = ("_database",)
+    __slots__ = ("_database", "_meaning")
 
-    def __init__(self, database: str) -> None:
+    def __init__(self, database: str, meaning: Meaning = storage_error) -> None:
         self._database = database
+        self._meaning = meaning
 
     def __enter__(self) -> None:
         """Begin."""
@@ -78,6 +100,6 @@ class TranslatingErrors:
         """Raise a failure of the database as what it is."""
         if isinstance(error, (DBAPIError, sqlite3.Error)):
             driver_error = error.orig if isinstance(error, DBAPIError) else error
-            failure = storage_error(driver_error or error, self._database)
+            failure = self._meaning(driver_error or error, self._database)
             if failure is not None:
                 raise failure from error

@@ -9,6 +9,7 @@ can keep an executor from renewing its lease.
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import sqlite3
 import time
@@ -16,6 +17,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from asgi_durable.storage import tables
+from asgi_durable.storage.damaged_rows import DamagedRowError, DamagedRows
 from asgi_durable.storage.protocol import Beat, Runnable
 from asgi_durable.storage.records import TakenWorkflow
 from asgi_durable.storage.sqlite.file import SQLiteFile, write_transaction
@@ -29,6 +31,9 @@ _EXECUTORS, _WORKFLOWS, _STEPS = (
     tables.workflows.name,
     tables.steps.name,
 )
+
+# What the system says of a name that no file can have.
+_NO_NAME = frozenset({errno.ENAMETOOLONG, errno.EINVAL, errno.EILSEQ})
 
 LIVING = f"SELECT executor_id FROM {_EXECUTORS} WHERE state = 'ALIVE'"
 
@@ -51,12 +56,13 @@ _FUNCTIONS = (
     "executor_id IS :owner AND fingerprint IS NULL AND state = 'PENDING' "
     "AND name IN (SELECT value FROM json_each(:names)) "
     "AND (parent_id IS NULL OR name NOT IN (SELECT value FROM json_each(:bound))) "
+    "AND typeof(workflow_id) = 'text' "
     "AND workflow_id NOT IN (SELECT value FROM json_each(:excluded))"
 )
 # Free requests of one owner. One of nobody has failed and waits for its client.
 _REQUESTS = (
     "executor_id = :owner AND fingerprint IS NOT NULL AND input IS NOT NULL "
-    "AND state = 'PENDING' AND :requests "
+    "AND state = 'PENDING' AND :requests AND typeof(workflow_id) = 'text' "
     "AND workflow_id NOT IN (SELECT value FROM json_each(:excluded))"
 )
 _HAS_RUNNABLE = (
@@ -93,11 +99,15 @@ class SQLiteExecutors:
     Args:
         file: The database.
         writer: The connection that writes; :meth:`beat` uses another one, on another thread.
+        damaged: Told of damaged rows.
     """
 
-    def __init__(self, file: SQLiteFile, writer: sqlite3.Connection) -> None:
+    def __init__(self, file: SQLiteFile, writer: sqlite3.Connection, damaged: DamagedRows) -> None:
         self._file = file
         self._writer = writer
+        self._damaged = damaged
+        # Damaged workflows: nobody is asked to take them over again.
+        self._set_aside: set[str] = set()
         self._own: dict[str, ProcessLock] = {}
         self._overdue: set[str] = set()
 
@@ -125,13 +135,13 @@ class SQLiteExecutors:
         self, reader: sqlite3.Connection, executor_id: str, runnable: Runnable
     ) -> tuple[Beat, list[str]]:
         """Return what a beat says, and which other executors are gone."""
-        states = dict(reader.execute(_LIST).fetchall())
+        states = self._states(reader)
         living = [i for i, state in states.items() if state == "ALIVE" and i != executor_id]
         gone = [other for other in living if self._is_gone(other)]
         free = [i for i, state in states.items() if state != "ALIVE"]
         beat = Beat(
             is_alive=states.get(executor_id) == "ALIVE",
-            has_orphans=any(_has_runnable(reader, owner, runnable) for owner in (None, *free)),
+            has_orphans=any(self._has_runnable(reader, owner, runnable) for owner in (None, *free)),
         )
         return beat, gone
 
@@ -148,12 +158,14 @@ class SQLiteExecutors:
         with write_transaction(self._writer):
             for executor_id in executor_ids:
                 if self._is_gone(executor_id):
-                    ended_at_us = _lease_end_us(self._lock(executor_id))
+                    lock = self._lock_of_other(executor_id)
+                    ended_at_us = _lease_end_us(lock) if lock is not None else _now_us()
                     self._writer.execute(_END, ("DEAD", ended_at_us, executor_id))
         for executor_id in executor_ids:
             self._overdue.discard(executor_id)
-            if not self._lock(executor_id).is_held():
-                self._lock(executor_id).path.unlink(missing_ok=True)
+            lock = self._lock_of_other(executor_id)
+            if lock is not None and not lock.is_held():
+                lock.path.unlink(missing_ok=True)
 
     def retire(self, executor_id: str) -> None:
         """See ``Executors.retire``."""
@@ -172,23 +184,15 @@ class SQLiteExecutors:
     ) -> list[TakenWorkflow]:
         """See ``Executors.take_over``."""
         with write_transaction(self._writer):
-            states = dict(self._writer.execute(_LIST).fetchall())
+            states = self._states(self._writer)
             if states.get(executor_id) != "ALIVE":
                 return []
-            free = [i for i, state in states.items() if state != "ALIVE"]
-            ends = dict(self._writer.execute(_LIST_ENDS).fetchall())
-            found: list[tuple[Any, ...]] = []
-            for owner in (None, *free):
-                parameters = _parameters(owner, runnable) | {
-                    "crashed": owner is not None and states[owner] == "DEAD",
-                    "suspects": suspects,
-                    "limit": limit,
-                }
-                for select in _SELECT_RUNNABLE:
-                    rows = self._writer.execute(select, parameters).fetchall()
-                    found += [(*row, ends.get(owner)) for row in rows]
+            wanted = {"suspects": suspects, "limit": limit}
             # By id, of which each is there once.
-            found = sorted(found)[:limit]
+            found = sorted(self._find_free(states, runnable, wanted))[:limit]
+            # Invariant: read before they are taken. What cannot be read stays as it is.
+            sound = self._sound([row[0] for row in found])
+            found = [row for row in found if row[0] in sound]
             now = _now_us()
             self._writer.executemany(
                 _TAKE,
@@ -209,13 +213,29 @@ class SQLiteExecutors:
                 for row, (*_, ended_at_us) in zip(taken, found, strict=True)
             ]
 
+    def _find_free(
+        self, states: dict[str, str], runnable: Runnable, wanted: dict[str, Any]
+    ) -> list[tuple[Any, ...]]:
+        """Return free workflows of each owner: id, crashes, entries, when the owner ended."""
+        free = [i for i, state in states.items() if state != "ALIVE"]
+        ends = dict(self._writer.execute(_LIST_ENDS).fetchall())
+        found: list[tuple[Any, ...]] = []
+        for owner in (None, *free):
+            crashed = owner is not None and states[owner] == "DEAD"
+            parameters = self._parameters(owner, runnable) | wanted | {"crashed": crashed}
+            for select in _SELECT_RUNNABLE:
+                rows = self._writer.execute(select, parameters).fetchall()
+                sound = set(self._damaged.sound_ids(_WORKFLOWS, (row[0] for row in rows)))
+                found += [(*row, ends.get(owner)) for row in rows if row[0] in sound]
+        return found
+
     def _is_gone(self, executor_id: str) -> bool:
         """Tell whether an executor's process is dead, or its lease was over twice in a row.
 
         Twice: where the clock was set forward, the other renews it in between.
         """
-        lock = self._own.get(executor_id) or self._lock(executor_id)
-        if not lock.is_mine and not lock.is_held():
+        lock = self._own.get(executor_id) or self._lock_of_other(executor_id)
+        if lock is None or (not lock.is_mine and not lock.is_held()):
             return True
         if not _is_lease_over(lock):
             self._overdue.discard(executor_id)
@@ -223,6 +243,51 @@ class SQLiteExecutors:
         was_overdue = executor_id in self._overdue
         self._overdue.add(executor_id)
         return was_overdue
+
+    def _states(self, connection: sqlite3.Connection) -> dict[str, str]:
+        """Return the executors' states, by their ids."""
+        rows = connection.execute(_LIST).fetchall()
+        sound = set(self._damaged.sound_ids(_EXECUTORS, (row[0] for row in rows)))
+        return {executor_id: state for executor_id, state in rows if executor_id in sound}
+
+    def _sound(self, workflow_ids: Sequence[str]) -> set[str]:
+        """Return those workflows whose rows can be read; the others are left alone from now on."""
+        sound: set[str] = set()
+        for row in self._writer.execute(_FIND_TAKEN, (json_list(workflow_ids),)):
+            try:
+                sound.add(self._damaged.read(workflow_from, row).workflow_id)
+            except DamagedRowError:
+                self._set_aside.add(row[0])
+        return sound
+
+    def _has_runnable(
+        self, reader: sqlite3.Connection, owner: str | None, runnable: Runnable
+    ) -> bool:
+        found = reader.execute(_HAS_RUNNABLE, self._parameters(owner, runnable)).fetchone()
+        return bool(found[0])
+
+    def _parameters(self, owner: str | None, runnable: Runnable) -> dict[str, Any]:
+        return {
+            "owner": owner,
+            "names": json_list(runnable.names),
+            "bound": json_list(runnable.bound_names),
+            "excluded": json_list(runnable.excluded_ids | self._set_aside),
+            "requests": runnable.requests,
+        }
+
+    def _lock_of_other(self, executor_id: str) -> ProcessLock | None:
+        """Return an executor's lock, ``None`` if no file can have such a name: it is gone."""
+        try:
+            lock = self._lock(executor_id)
+            lock.path.stat()
+        except FileNotFoundError:
+            return lock
+        except (ValueError, OSError) as error:
+            if isinstance(error, OSError) and error.errno not in _NO_NAME:
+                return lock
+            self._damaged.set_aside(DamagedRowError(_EXECUTORS, executor_id, str(error)))
+            return None
+        return lock
 
     def _lock(self, executor_id: str) -> ProcessLock:
         return ProcessLock(self._file.beside(f"executor-{executor_id}"))
@@ -257,25 +322,10 @@ def _lease_end_us(lock: ProcessLock) -> int:
         return now_us
 
 
-def _seconds(ended_at_us: int | None, now_us: int) -> float | None:
+def _seconds(ended_at_us: object, now_us: int) -> float | None:
     # Not less than none: the clock may have been set back.
-    return None if ended_at_us is None else max(0, now_us - ended_at_us) / 1e6
+    return max(0, now_us - ended_at_us) / 1e6 if isinstance(ended_at_us, int) else None
 
 
 def _now_us() -> int:
     return time.time_ns() // 1000
-
-
-def _has_runnable(reader: sqlite3.Connection, owner: str | None, runnable: Runnable) -> bool:
-    found = reader.execute(_HAS_RUNNABLE, _parameters(owner, runnable)).fetchone()
-    return bool(found[0])
-
-
-def _parameters(owner: str | None, runnable: Runnable) -> dict[str, Any]:
-    return {
-        "owner": owner,
-        "names": json_list(runnable.names),
-        "bound": json_list(runnable.bound_names),
-        "excluded": json_list(runnable.excluded_ids),
-        "requests": runnable.requests,
-    }

@@ -6,12 +6,12 @@ import sqlite3
 from collections.abc import Sequence
 from typing import Any
 
+from asgi_durable.storage.damaged_rows import DamagedRows, StoredLogs
 from asgi_durable.storage.protocol import PAGE_BYTES
 from asgi_durable.storage.records import (
     SLEEP,
     PieceRecord,
     ResponseRecord,
-    StepRecord,
     StoredProgress,
     StoredRun,
     WorkflowRecord,
@@ -28,16 +28,19 @@ from asgi_durable.storage.sqlite.rows import (
     piece_from,
     response_from,
     step_from,
+    text_or_bytes,
     workflow_from,
 )
 from asgi_durable.storage.tables import pieces, steps, workflows
 
 __all__ = ["SQLiteReader"]
 
+_STEPS_WORKFLOW = columns(steps).index("workflow_id")
+_PARENT = columns(workflows).index("parent_id")
 _AMONG = "IN (SELECT value FROM json_each(?))"
 _LIST_PENDING = (
     f"SELECT workflow_id FROM {workflows.name} WHERE executor_id = ? AND state = 'PENDING' "
-    "AND workflow_id > ? ORDER BY workflow_id LIMIT ?"
+    "AND typeof(workflow_id) = 'text' AND workflow_id > ? ORDER BY workflow_id LIMIT ?"
 )
 _LIST_CANCELLED = (
     f"SELECT workflow_id FROM {workflows.name} WHERE workflow_id {_AMONG} AND state = 'CANCELLED'"
@@ -66,8 +69,10 @@ _READ_PIECES = (
 class SQLiteReader:
     """Reads; everything here runs on one thread."""
 
-    def __init__(self, file: SQLiteFile) -> None:
+    def __init__(self, file: SQLiteFile, damaged: DamagedRows) -> None:
         self.connection = file.connect()
+        self.connection.text_factory = text_or_bytes
+        self._damaged = damaged
 
     def close(self) -> None:
         """Close the connection."""
@@ -76,7 +81,7 @@ class SQLiteReader:
     def get_workflow(self, workflow_id: str) -> WorkflowRecord | None:
         """See ``StepLog.get_workflow``."""
         row = self._find(SELECT_WORKFLOW, workflow_id)
-        return workflow_from(row) if row is not None else None
+        return self._damaged.read(workflow_from, row) if row is not None else None
 
     def get_progress(self, workflow_id: str) -> StoredProgress | None:
         """See ``StepLog.get_progress``."""
@@ -85,7 +90,7 @@ class SQLiteReader:
             return None
         *fields, is_owned, entries, sleeps_until_us = row
         return StoredProgress(
-            workflow=workflow_from(tuple(fields)),
+            workflow=self._damaged.read(workflow_from, tuple(fields)),
             is_owned=bool(is_owned),
             entries=entries,
             sleeps_until_us=sleeps_until_us,
@@ -94,7 +99,7 @@ class SQLiteReader:
     def get_response(self, workflow_id: str) -> ResponseRecord | None:
         """See ``StepLog.get_response``."""
         row = self._find(SELECT_RESPONSE, workflow_id)
-        return response_from(row) if row is not None else None
+        return self._damaged.read(response_from, row) if row is not None else None
 
     def read_pieces(self, workflow_id: str, after: int) -> list[PieceRecord]:
         """See ``StepLog.read_pieces``."""
@@ -103,7 +108,7 @@ class SQLiteReader:
             rows = self.connection.execute(_READ_PIECES, parameters).fetchall()
         except UnicodeEncodeError:  # no row can have such an id
             return []
-        return [piece_from(row) for row in rows]
+        return [self._damaged.read(piece_from, row) for row in rows]
 
     def load_runs(self, workflow_ids: Sequence[str]) -> list[StoredRun]:
         """See ``StepLog.load_runs``."""
@@ -113,23 +118,15 @@ class SQLiteReader:
             rows = self._execute(f"{SELECT_WORKFLOW} WHERE workflow_id {_AMONG}", ids).fetchall()
             step_rows = self._execute(f"{SELECT_STEP} WHERE workflow_id {_AMONG}", ids).fetchall()
             child_rows = self._execute(f"{SELECT_WORKFLOW} WHERE parent_id {_AMONG}", ids)
-            children = [workflow_from(row) for row in child_rows]
+            children = child_rows.fetchall()
         finally:
             self.connection.execute("ROLLBACK")
-        steps_of: dict[str, list[StepRecord]] = {}
-        for step in map(step_from, step_rows):
-            steps_of.setdefault(step.workflow_id, []).append(step)
-        children_of: dict[str | None, list[WorkflowRecord]] = {}
-        for child in children:
-            children_of.setdefault(child.parent_id, []).append(child)
-        return [
-            StoredRun(
-                workflow=workflow,
-                steps=tuple(steps_of.get(workflow.workflow_id, ())),
-                children=tuple(children_of.get(workflow.workflow_id, ())),
-            )
-            for workflow in map(workflow_from, rows)
-        ]
+        logs = StoredLogs(self._damaged)
+        for row in step_rows:
+            logs.add_step(row[_STEPS_WORKFLOW], step_from, row)
+        for row in children:
+            logs.add_child(row[_PARENT], workflow_from, row)
+        return logs.runs(workflow_from, rows)
 
     def list_cancelled(self, workflow_ids: Sequence[str]) -> list[str]:
         """See ``StepLog.list_cancelled``."""
@@ -138,7 +135,7 @@ class SQLiteReader:
     def list_pending(self, executor_id: str, after: str, limit: int) -> list[str]:
         """See ``StepLog.list_pending``."""
         rows = self._execute(_LIST_PENDING, executor_id, after, limit)
-        return [row[0] for row in rows]
+        return list(self._damaged.sound_ids(workflows.name, (row[0] for row in rows)))
 
     def _find(self, select: str, workflow_id: str) -> tuple[Any, ...] | None:
         try:

@@ -73,8 +73,8 @@ def blocking_request_transaction(
 def _claim(connection: sa.Connection, slot: RequestSlot) -> None:
     """Invariant: under the write lock, so both hold still at this transaction's commit."""
     workflow = slot.workflow
-    living = {row[0] for row in connection.exec_driver_sql(LIVING)}
-    if workflow.executor_id not in living:
+    living = connection.exec_driver_sql(f"{LIVING} AND executor_id = ?", (workflow.executor_id,))
+    if living.first() is None:
         msg = f"the executor {workflow.executor_id!r} is not alive"
         raise SlotTakenError(msg)
     inserted = connection.exec_driver_sql(INSERT_WORKFLOW, workflow_values(workflow))

@@ -28,12 +28,13 @@ _IS_DUE = (
     "AND updated_at_us < ?)"
 )
 _EXPIRED = (
-    f"SELECT workflow_id FROM {_RESPONSES} WHERE expires_at_us <= ? ORDER BY expires_at_us LIMIT ?"
+    f"SELECT workflow_id FROM {_RESPONSES} WHERE expires_at_us <= ? "
+    "AND typeof(workflow_id) = 'text' ORDER BY expires_at_us LIMIT ?"
 )
 _ABANDONED = (
     f"SELECT workflow_id FROM {_WORKFLOWS} WHERE state = 'PENDING' AND fingerprint IS NOT NULL "
     f"AND updated_at_us < ? AND ifnull(executor_id NOT IN ({LIVING}), true) "
-    "ORDER BY updated_at_us LIMIT ?"
+    "AND typeof(workflow_id) = 'text' ORDER BY updated_at_us LIMIT ?"
 )
 # Workflows below some roots, at any depth, as (root, id, is PENDING).
 _BELOW = (
@@ -108,7 +109,7 @@ class SQLiteRetention:
         rows = self._writer.execute(_BELOW, (json_list(workflow_ids),)).fetchall()
         busy = {root_id for root_id, _, is_pending in rows if is_pending}
         over = set(workflow_ids) - busy
-        below = {workflow_id for root_id, workflow_id, _ in rows if root_id in over}
+        below = {i for root_id, i, _ in rows if root_id in over and isinstance(i, str)}
         tombstones = set(self._ids(_FIND_TOMBSTONES, json_list(over), now_us))
         gone = over - tombstones
         self._delete(_STEPS, over | below)
@@ -123,7 +124,9 @@ class SQLiteRetention:
         return gone
 
     def _ids(self, select: str, *parameters: object) -> list[str]:
-        return [row[0] for row in self._writer.execute(select, parameters)]
+        rows = self._writer.execute(select, parameters)
+        # An id that is no text is damaged, and stays.
+        return [row[0] for row in rows if isinstance(row[0], str)]
 
     def _delete(self, table: str, workflow_ids: Iterable[str]) -> None:
         statement = f"DELETE FROM {table} WHERE workflow_id {_AMONG}"

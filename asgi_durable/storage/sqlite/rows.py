@@ -10,12 +10,12 @@ from typing import Any
 from sqlalchemy import Table
 
 from asgi_durable.storage import tables
+from asgi_durable.storage.damaged_rows import RowCheck, state_of
 from asgi_durable.storage.records import (
     PieceRecord,
     ResponseRecord,
     StepRecord,
     WorkflowRecord,
-    WorkflowState,
 )
 
 __all__ = [
@@ -33,9 +33,21 @@ __all__ = [
     "response_values",
     "step_from",
     "step_values",
+    "text_or_bytes",
     "workflow_from",
     "workflow_values",
 ]
+
+
+def text_or_bytes(data: bytes) -> str | bytes:
+    """Return a text of the database's; its bytes if it is none, so that it fails alone.
+
+    The driver raises for all rows of a statement otherwise.
+    """
+    try:
+        return data.decode()
+    except UnicodeDecodeError:
+        return data
 
 
 def columns(table: Table) -> tuple[str, ...]:
@@ -79,25 +91,35 @@ def workflow_values(workflow: WorkflowRecord) -> tuple[Any, ...]:
     return tuple(values)
 
 
+# SQLite takes any value in any column. Each raises DamagedRowError for what is not sound.
+_check_workflow, _check_step = RowCheck(tables.workflows), RowCheck(tables.steps)
+_check_response, _check_piece = RowCheck(tables.responses), RowCheck(tables.pieces)
+
+
 def workflow_from(row: tuple[Any, ...]) -> WorkflowRecord:
     """Return the record of a row of ``SELECT_WORKFLOW``."""
+    _check_workflow(row)
     fields = dict(zip(_WORKFLOW_COLUMNS, row, strict=True))
-    fields["state"], fields["awaited"] = WorkflowState(fields["state"]), bool(fields["awaited"])
+    fields["state"] = state_of(fields["state"], tables.workflows.name, row[0])
+    fields["awaited"] = bool(fields["awaited"])
     return WorkflowRecord(**fields)
 
 
 def step_from(row: tuple[Any, ...]) -> StepRecord:
     """Return the record of a row of ``SELECT_STEP``."""
+    _check_step(row)
     return StepRecord(**dict(zip(columns(tables.steps), row, strict=True)))
 
 
 def response_from(row: tuple[Any, ...]) -> ResponseRecord:
     """Return the record of a row of ``SELECT_RESPONSE``."""
+    _check_response(row)
     return ResponseRecord(**dict(zip(columns(tables.responses), row, strict=True)))
 
 
 def piece_from(row: tuple[Any, ...]) -> PieceRecord:
     """Return the record of a row of ``SELECT_PIECE``."""
+    _check_piece(row)
     return PieceRecord(**dict(zip(columns(tables.pieces), row, strict=True)))
 
 

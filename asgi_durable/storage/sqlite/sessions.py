@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AbstractContextManager, asynccontextmanager
 from typing import Any
 
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 
 from asgi_durable.errors import StorageError
-from asgi_durable.storage.engines import LoopEngines
+from asgi_durable.storage.engines import LoopEngines, driver_of
 from asgi_durable.storage.isolation import checked_isolation_level
-from asgi_durable.storage.sqlite.errors import TranslatingErrors
+from asgi_durable.storage.sqlite.errors import TranslatingErrors, application_error
 from asgi_durable.storage.sqlite.file import SQLiteFile
+from asgi_durable.storage.sqlite.task_connection import (
+    TaskConnection,
+    interrupt,
+    task_connection_of,
+    until_it_is_over,
+)
 from asgi_durable.storage.sqlite.write_turn import WriteTurn
 
 __all__ = ["SQLiteSessions"]
@@ -57,11 +63,33 @@ class SQLiteSessions:
         if engines is None:
             msg = "the storage is not open"
             raise StorageError(msg)
+        naming = TranslatingErrors(str(self._file.path), application_error)
         async with self._turn:
-            with TranslatingErrors(str(self._file.path)):
-                async with engines.here().connect() as connection:
-                    await connection.exec_driver_sql("BEGIN IMMEDIATE")
+            with naming:
+                async with self._connect(engines.here()) as connection:
+                    with self.our_own_statements():
+                        await connection.exec_driver_sql("BEGIN IMMEDIATE")
                     yield connection
+
+    @asynccontextmanager
+    async def _connect(self, engine: AsyncEngine) -> AsyncIterator[AsyncConnection]:
+        """Give a connection, and wait until it has no transaction any more, at the end."""
+        own: TaskConnection | None = None
+        try:
+            async with engine.connect() as connection:
+                own = task_connection_of(driver_of(connection))
+                yield connection
+        finally:
+            # Where this is cancelled again and again it is closed by its thread alone.
+            await until_it_is_over(own, self._file.busy_timeout_seconds)
+
+    def our_own_statements(self) -> AbstractContextManager[None]:
+        """See :class:`asgi_durable.storage.application.Sessions`."""
+        return TranslatingErrors(str(self._file.path))
+
+    async def commit(self, connection: AsyncConnection) -> None:
+        """See :class:`asgi_durable.storage.application.Sessions`."""
+        await connection.commit()
 
     async def is_in_transaction(self, connection: AsyncConnection) -> bool:
         """Tell whether the transaction has not been ended behind the connection's back."""
@@ -73,9 +101,14 @@ class SQLiteSessions:
         file = self._file
         engine = create_async_engine(
             sa.URL.create("sqlite+aiosqlite", database=str(file.path)),
-            connect_args={"timeout": file.busy_timeout_seconds, "isolation_level": None},
+            connect_args={
+                "timeout": file.busy_timeout_seconds,
+                "isolation_level": None,
+                "factory": TaskConnection,
+            },
             **options,
         )
+        sa.event.listen(engine.sync_engine, "close", interrupt)
 
         @sa.event.listens_for(engine.sync_engine, "connect")
         def configure(connection: Any, _record: object) -> None:

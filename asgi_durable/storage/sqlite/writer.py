@@ -27,6 +27,7 @@ from asgi_durable.storage.sqlite.rows import (
     response_from,
     response_values,
     step_from,
+    text_or_bytes,
     workflow_from,
     workflow_values,
 )
@@ -96,6 +97,7 @@ class SQLiteWriter:
     def __init__(self, file: SQLiteFile) -> None:
         self._file = file
         self.connection = file.connect()
+        self.connection.text_factory = text_or_bytes
         self._cursor = self.connection.cursor()
         # As of the transaction under way.
         self._living: frozenset[str | None] = frozenset()

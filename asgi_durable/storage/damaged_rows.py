@@ -1,0 +1,171 @@
+"""Rows that hold what no version of the library has written there."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, TypeVar
+
+import sqlalchemy as sa
+
+from asgi_durable.errors import StorageError
+from asgi_durable.storage.records import StepRecord, StoredRun, WorkflowRecord, WorkflowState
+
+__all__ = ["DamagedRowError", "DamagedRows", "RowCheck", "StoredLogs", "state_of"]
+
+logger = logging.getLogger(__name__)
+
+RecordT = TypeVar("RecordT")
+
+MOST_REMEMBERED = 10_000
+LONGEST_TEXT = 200
+_TYPES: dict[type[object], tuple[type, ...]] = {
+    sa.Text: (str,),
+    sa.LargeBinary: (bytes,),
+    sa.Integer: (int,),
+    sa.BigInteger: (int,),
+    sa.Boolean: (bool, int),
+}
+
+
+class DamagedRowError(StorageError, ValueError):
+    """A row cannot be read.
+
+    Args:
+        table: Its table's name.
+        row_id: Its workflow's or executor's id, whatever that is.
+        reason: What is wrong with it.
+    """
+
+    def __init__(self, table: str, row_id: object, reason: str) -> None:
+        self.row_id = row_id
+        super().__init__(f"the row {_shown(row_id)} of {table} is damaged: {reason}")
+
+
+class DamagedRows:
+    """Names damaged rows in the log, each once."""
+
+    def __init__(self) -> None:
+        self._seen: dict[str, None] = {}
+
+    def set_aside(self, error: DamagedRowError) -> None:
+        """Log that a row is left alone by this process."""
+        text = str(error)
+        if text in self._seen:
+            return
+        self._seen[text] = None
+        if len(self._seen) > MOST_REMEMBERED:
+            del self._seen[next(iter(self._seen))]
+        logger.error("Set aside: %s", text)
+
+    def read(self, decode: Callable[[Any], RecordT], row: Any) -> RecordT:
+        """Return the record of a row.
+
+        Raises:
+            DamagedRowError: There is none; the log names it.
+        """
+        try:
+            return decode(row)
+        except DamagedRowError as error:
+            self.set_aside(error)
+            raise
+
+    def sound_ids(self, table: str, ids: Iterable[object]) -> Iterator[str]:
+        """Return those ids that are texts; the log names the others."""
+        for one in ids:
+            if isinstance(one, str):
+                yield one
+            else:
+                self.set_aside(DamagedRowError(table, one, "its id is no text"))
+
+
+class StoredLogs:
+    """Puts the logs of some workflows together; one that is damaged is no other's trouble.
+
+    Args:
+        damaged: Told of damaged rows.
+    """
+
+    def __init__(self, damaged: DamagedRows) -> None:
+        self._damaged = damaged
+        self._steps: dict[object, list[StepRecord]] = {}
+        self._children: dict[object, list[WorkflowRecord]] = {}
+        self._damage: dict[object, DamagedRowError] = {}
+
+    def add_step(self, workflow_id: object, decode: Callable[[Any], StepRecord], row: Any) -> None:
+        """Add a row to a workflow's steps."""
+        self._add(self._steps, workflow_id, decode, row)
+
+    def add_child(
+        self, workflow_id: object, decode: Callable[[Any], WorkflowRecord], row: Any
+    ) -> None:
+        """Add a row to a workflow's children."""
+        self._add(self._children, workflow_id, decode, row)
+
+    def runs(self, decode: Callable[[Any], WorkflowRecord], rows: Iterable[Any]) -> list[StoredRun]:
+        """Return the logs of those workflows whose own row is sound."""
+        workflows: list[WorkflowRecord] = []
+        for row in rows:
+            with contextlib.suppress(DamagedRowError):
+                workflows.append(self._damaged.read(decode, row))
+        return [
+            StoredRun(
+                workflow=workflow,
+                steps=tuple(self._steps.get(workflow.workflow_id, ())),
+                children=tuple(self._children.get(workflow.workflow_id, ())),
+                damage=self._damage.get(workflow.workflow_id),
+            )
+            for workflow in workflows
+        ]
+
+    def _add(
+        self,
+        records: dict[object, list[RecordT]],
+        workflow_id: object,
+        decode: Callable[[Any], RecordT],
+        row: Any,
+    ) -> None:
+        try:
+            records.setdefault(workflow_id, []).append(self._damaged.read(decode, row))
+        except DamagedRowError as error:
+            self._damage[workflow_id] = error
+
+
+class RowCheck:
+    """Refuses rows of a table whose values are not of their columns' types.
+
+    Where a database does not check that itself.
+    """
+
+    def __init__(self, table: sa.Table) -> None:
+        self._table = table
+        self._sound: set[tuple[type, ...]] = set()
+
+    def __call__(self, row: tuple[object, ...]) -> None:
+        """Raise ``DamagedRowError`` for such a row."""
+        types = tuple(map(type, row))
+        if types not in self._sound:
+            self._look_at(row, types)
+            # One for each combination of values that may be missing.
+            self._sound.add(types)
+
+    def _look_at(self, row: tuple[object, ...], types: tuple[type, ...]) -> None:
+        for column, value, kind in zip(self._table.columns, row, types, strict=True):
+            is_missing = value is None and column.nullable
+            if not is_missing and kind not in _TYPES[type(column.type)]:
+                reason = f"{column.name} is {_shown(value)}"
+                raise DamagedRowError(self._table.name, row[0], reason)
+
+
+def state_of(value: str, table: str, row_id: object) -> WorkflowState:
+    """Return a workflow's state; raise ``DamagedRowError`` if there is no such state."""
+    try:
+        return WorkflowState(value)
+    except ValueError:
+        raise DamagedRowError(table, row_id, f"state is {_shown(value)}") from None
+
+
+def _shown(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= LONGEST_TEXT else f"{text[:LONGEST_TEXT]}…"
