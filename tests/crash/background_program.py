@@ -20,9 +20,10 @@ from starlette.routing import Route
 from support.executors import storage_of
 from support.kill_points import KillPoints
 
-from asgi_durable import Durable
+from asgi_durable import Durable, IdempotencyPolicy
 
-durable = Durable()
+# Its processes are called by their ports, and are one service.
+durable = Durable(idempotency=IdempotencyPolicy(authority="service.example"))
 points = KillPoints(Path(os.environ["KILL_POINT_LEDGER"]), os.environ.get("KILL_AT", ""))
 
 

@@ -25,7 +25,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse
 from starlette.routing import Route
 
-from asgi_durable import Durable
+from asgi_durable import Durable, IdempotencyPolicy
 
 FOLDER = Path(os.environ["COUNTING_FOLDER"])
 POLL_SECONDS = 0.01
@@ -34,7 +34,11 @@ MAX_RECOVERY_ATTEMPTS = 2
 
 logging.basicConfig(level=logging.INFO, format="%(asctime)s %(process)d %(levelname)s %(message)s")
 
-durable = Durable(**json.loads(os.environ.get("COUNTING_SETTINGS", "{}")))
+# Its processes are called by their ports, and are one service.
+durable = Durable(
+    idempotency=IdempotencyPolicy(authority="service.example"),
+    **json.loads(os.environ.get("COUNTING_SETTINGS", "{}")),
+)
 
 
 def note() -> None:

@@ -21,7 +21,7 @@ from support.kill_points import KillPoints
 
 from asgi_durable import Durable, IdempotencyPolicy
 
-durable = Durable(idempotency=IdempotencyPolicy(recover="server"))
+durable = Durable(idempotency=IdempotencyPolicy(recover="server", authority="service.example"))
 points = KillPoints(Path(os.environ["KILL_POINT_LEDGER"]), os.environ.get("KILL_AT", ""))
 
 

@@ -12,6 +12,7 @@ import hashlib
 import os
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import sqlalchemy as sa
@@ -24,11 +25,15 @@ from support.kill_points import KillPoints
 
 from asgi_durable import Durable, IdempotencyPolicy
 
-UPLOAD = IdempotencyPolicy(oversize="hash", max_request_body=1024)
+# Its processes are called by their ports, and are one service.
+NAMED = IdempotencyPolicy(authority="service.example")
+UPLOAD = replace(NAMED, oversize="hash", max_request_body=1024)
 
-SALE = IdempotencyPolicy(single_transaction=True)
+SALE = replace(NAMED, single_transaction=True)
 
-durable = Durable(idempotency_routes={"POST /uploads": UPLOAD, "POST /sales": SALE})
+durable = Durable(
+    idempotency=NAMED, idempotency_routes={"POST /uploads": UPLOAD, "POST /sales": SALE}
+)
 points = KillPoints(Path(os.environ["KILL_POINT_LEDGER"]), os.environ.get("KILL_AT", ""))
 
 

@@ -28,7 +28,8 @@ from asgi_durable.middleware.asgi import Message, Receive, Scope, Send
 
 WORDS = ("one", "two", "three")
 
-durable = Durable(idempotency=IdempotencyPolicy(stream="record"))
+# Its processes are called by their ports, and are one service.
+durable = Durable(idempotency=IdempotencyPolicy(stream="record", authority="service.example"))
 points = KillPoints(Path(os.environ["KILL_POINT_LEDGER"]), os.environ.get("KILL_AT", ""))
 voice = os.environ["VOICE"]
 sent = asyncio.Event()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from typing import Any
 
 import pytest
 from support.asgi import Exchange, answer, exchange, http_scope, keyed
@@ -166,3 +167,25 @@ async def test_a_new_database_is_not_searched_for_former_ids(url: str) -> None:
     assert former == ANONYMOUS
     assert again.headers("durable-id") == [made]
     assert again.headers("idempotent-replayed") == []
+
+
+@pytest.mark.parametrize("on_store_error", ["reject", "bypass"])
+async def test_nothing_runs_twice_where_the_search_for_a_former_id_fails(
+    url: str, on_store_error: Any
+) -> None:
+    await create_version_1(url, finished(ANONYMOUS))
+    app = App()
+    policy = IdempotencyPolicy(on_store_error=on_store_error)
+    async with Durable(url, idempotency=policy, storage_patience=0.0) as durable:
+        served = durable.wrap(app)
+        await durable.engine.running().services.storage.close()
+        result = await exchange(served, keyed())
+    async with Durable(url) as durable:
+        again = await exchange(durable.wrap(app), keyed())
+
+    if on_store_error == "reject":
+        assert (json.loads(result.body)["error"], app.calls) == ("StorageError", 0)
+    else:
+        assert result.headers("idempotency-status") == ["ignored"]
+        assert (result.body, app.calls) == (b"a new answer", 1)
+    assert again.body == b"a former answer"
