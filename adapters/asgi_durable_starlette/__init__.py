@@ -29,6 +29,7 @@ from asgi_durable import (
 from asgi_durable.ambient import filled_with
 from asgi_durable.middleware.handler_policy import idempotent
 from asgi_durable.middleware.placement import class_of, classes_within
+from asgi_durable.middleware.policy_routes import RouterView
 from asgi_durable.middleware.problem_details import problem_response
 from asgi_durable_starlette.dependencies import (
     STATE_NAME,
@@ -83,7 +84,7 @@ def install(
             engine=durable.engine,
             policy=durable.idempotency,
             routes=durable.idempotency_routes,
-            find_policy=handler_policies,
+            find_policy=RouterView(handler_policies, handler_policies.parameters),
         )
     )
     build = app.build_middleware_stack

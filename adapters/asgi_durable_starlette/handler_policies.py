@@ -38,6 +38,7 @@ class HandlerPolicies:
         self._app = app
         self._flatten = flatten
         self._handlers: list[_Handler] | None = None
+        self._with_parameters: list[_Handler] | None = None
 
     def __call__(self, scope: MutableMapping[str, Any]) -> IdempotencyPolicy | None:
         """Return the policy, ``None`` if the handler has none of its own."""
@@ -49,6 +50,16 @@ class HandlerPolicies:
             if is_for_method and handler.path.match(route_path(scope)):
                 return handler.policy
         return None
+
+    def parameters(self, scope: MutableMapping[str, Any]) -> dict[str, str]:
+        """Return the parameters in the path of the handler that a request will be routed to."""
+        if self._with_parameters is None:
+            self._with_parameters = self._all_handlers()
+        for handler in self._with_parameters:
+            is_for_method = handler.methods is None or scope["method"] in handler.methods
+            if is_for_method and (found := handler.path.match(route_path(scope))):
+                return found.groupdict()
+        return {}
 
     def policies(self) -> Iterator[IdempotencyPolicy]:
         """Return the policies that handlers have by now."""

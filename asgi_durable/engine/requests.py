@@ -78,6 +78,14 @@ Claim = Claimed | Refusal
 Handler = Callable[[RequestRun], Awaitable[None]]
 
 
+def _as_stored(request: Request, reused: KeyReused) -> Request | None:
+    """Return the request with the stored fingerprint, if that is its own in another version."""
+    if request.fingerprint_like is None:
+        return None
+    fingerprint = request.fingerprint_like(reused.fingerprint)
+    return replace(request, fingerprint=fingerprint) if fingerprint == reused.fingerprint else None
+
+
 class Requests:
     """Claims requests and runs their handlers."""
 
@@ -125,7 +133,9 @@ class Requests:
         give_up_at = now + wait_seconds
         delay, has_waited = FIRST_POLL_SECONDS, False
         while True:
-            claim = await self._claim_now(request, handler, rename_by, give_up_at)
+            request, claim = await self._claim_in_any_version(
+                request, handler, rename_by, give_up_at
+            )
             if not isinstance(claim, InProgress):
                 break
             left_seconds = give_up_at - time.monotonic()
@@ -185,6 +195,17 @@ class Requests:
             if may_wait:
                 await self._outcomes.wait_while_it_runs(workflow_id, left_seconds, poll_seconds)
         return may_wait
+
+    async def _claim_in_any_version(
+        self, request: Request, handler: Handler, rename_by: float, give_up_at: float
+    ) -> tuple[Request, Claim]:
+        """Claim a request with the fingerprint that its earlier tries have, if there are any."""
+        while True:
+            claim = await self._claim_now(request, handler, rename_by, give_up_at)
+            same = _as_stored(request, claim) if isinstance(claim, KeyReused) else None
+            if same is None:
+                return request, claim
+            request = same
 
     async def _claim_now(
         self, request: Request, handler: Handler, rename_by: float, give_up_at: float

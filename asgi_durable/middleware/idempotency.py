@@ -15,15 +15,19 @@ from asgi_durable.engine.request_servers import RequestServers
 from asgi_durable.engine.requests import Requests
 from asgi_durable.errors import DurableError
 from asgi_durable.middleware.asgi import ASGIApp, Receive, Scope, Send
-from asgi_durable.middleware.fingerprint import idempotency_key, principal_of
+from asgi_durable.middleware.fingerprint import principal_of
 from asgi_durable.middleware.idempotency_policy import IdempotencyPolicy
 from asgi_durable.middleware.keyed_request import KeyedRequest
-from asgi_durable.middleware.policy_routes import PolicyFinder, PolicyRoutes
+from asgi_durable.middleware.policy_functions import check_request
+from asgi_durable.middleware.policy_routes import PolicyFinder, PolicyRoutes, RouterView
 from asgi_durable.middleware.problem_details import send_problem
+from asgi_durable.middleware.read_ahead import ReadAhead
 from asgi_durable.middleware.request_attempt import Connection
-from asgi_durable.middleware.request_body import ClientGoneError
+from asgi_durable.middleware.request_body import ClientGoneError, too_large
+from asgi_durable.middleware.request_key import BodyUnreadableError
 from asgi_durable.middleware.request_server import ServingApp
 from asgi_durable.middleware.request_status import StatusPages
+from asgi_durable.middleware.response_headers import IGNORED, marking
 from asgi_durable.request_errors import KeyMalformedError, KeyMissingError, PolicyFailedError
 
 __all__ = ["IdempotencyMiddleware"]
@@ -57,10 +61,11 @@ class IdempotencyMiddleware:
             ``"/hooks/{rest:path}"``; the first that fits counts. ``None`` for a route that keys
             have no effect on.
         find_policy: Returns the policy of the handler that a scope leads to, where no route
-            fits; ``None`` for the one above.
+            fits; ``None`` for the one above. An adapter gives a ``RouterView`` instead, which
+            knows more of that handler.
 
     Raises:
-        DurableUsageError: A route cannot be read.
+        DurableUsageError: A route cannot be read, or has not the parameter that is the key.
     """
 
     def __init__(
@@ -70,7 +75,7 @@ class IdempotencyMiddleware:
         *,
         policy: IdempotencyPolicy | None = None,
         routes: Mapping[str, IdempotencyPolicy | None] | None = None,
-        find_policy: PolicyFinder | None = None,
+        find_policy: PolicyFinder | RouterView | None = None,
     ) -> None:
         self.app = app
         self.engine = engine
@@ -95,7 +100,7 @@ class IdempotencyMiddleware:
             except DurableError as error:
                 await send_problem(send, error)
                 return
-            if policy is None or not (policy.required or _has_header(scope, policy.header)):
+            if policy is None or not (policy.required or _may_have_key(scope, policy)):
                 await self.app(scope, receive, send)
             else:
                 await self._serve_covered(scope, receive, send, policy)
@@ -119,19 +124,59 @@ class IdempotencyMiddleware:
         else:
             await self.app(scope, receive, send)
 
+    async def _find_key(
+        self, scope: Scope, policy: IdempotencyPolicy, ahead: ReadAhead | None
+    ) -> bytes | None:
+        """Return the request's key, once the request is verified; ``None`` if it has none.
+
+        Raises:
+            ClientGoneError: The client went away before its request was complete.
+            BodyUnreadableError: It may have a key or not, and need not have one.
+            DurableError: It has no key and needs one, none that is accepted, or is refused.
+        """
+        source, body = policy.key_source, b""
+        if source.needs_body and ahead is not None:
+            read = await ahead.read(scope, policy.max_request_body)
+            if read is None and policy.required:
+                raise too_large(policy.max_request_body)
+            if read is None:
+                raise BodyUnreadableError
+            body = read
+        key = await _checked_key(scope, body, policy, self._policies)
+        if key is not None and policy.verify is not None and ahead is not None:
+            if not source.needs_body:
+                read = await ahead.read(scope, policy.max_request_body)
+                if read is None:
+                    raise too_large(policy.max_request_body)
+                body = read
+            await check_request(policy.verify, scope, body)
+        return key
+
     async def _serve_covered(
         self, scope: Scope, receive: Receive, send: Send, policy: IdempotencyPolicy
     ) -> None:
+        ahead = ReadAhead(receive) if policy.needs_body else None
         try:
-            key = _checked_key(scope, policy)
-            requests = self.engine.requests
+            key = await self._find_key(scope, policy, ahead)
+            requests = self.engine.requests if key is not None else None
+        except ClientGoneError:
+            return
+        except BodyUnreadableError:
+            # Not silently: it may have had a key.
+            await self.app(scope, (ahead or ReadAhead(receive)).receive, marking(send, [IGNORED]))
+            return
         except DurableError as error:
             await send_problem(send, policy.restated(error), headers=policy.links)
+            return
+        if ahead is not None:
+            receive = ahead.receive
+        if key is None or requests is None:
+            await self.app(scope, receive, send)
             return
         if policy.recover == "server" and not self._serving.is_started:
             # No process could call the app that has not seen its lifespan.
             policy = replace(policy, recover="client")
-        connection = Connection(scope, receive, send)
+        connection = Connection(scope, receive, send, merges_slashes=self._policies.merges_slashes)
         request = KeyedRequest(self.app, requests, policy, self._pages, connection)
         try:
             await request.serve(key)
@@ -139,29 +184,39 @@ class IdempotencyMiddleware:
             return
 
 
-def _has_header(scope: Scope, name: bytes) -> bool:
-    return name in [key.lower() for key, _ in scope["headers"]]
+def _may_have_key(scope: Scope, policy: IdempotencyPolicy) -> bool:
+    """Tell whether a request has the header of the key; others have to be looked into."""
+    return policy.header is None or policy.header in [key.lower() for key, _ in scope["headers"]]
 
 
-def _checked_key(scope: Scope, policy: IdempotencyPolicy) -> bytes:
-    """Return the request's key.
+async def _checked_key(
+    scope: Scope, body: bytes, policy: IdempotencyPolicy, policies: PolicyRoutes
+) -> bytes | None:
+    """Return the request's key, ``None`` if it has none and need not have one.
 
     Raises:
         IdempotencyError: It has none, or none that is accepted.
+        BodyUnreadableError: It may have a key or not, and need not have one.
     """
-    key = idempotency_key(scope, policy.header)
-    if key is None:
-        msg = f"this request needs the header {policy.header_name}"
+    source = policy.key_source
+    try:
+        key = await source.find(scope, body, policies.parameters)
+    except BodyUnreadableError:
+        if not policy.required:
+            raise
+        key = None
+    if key is None and policy.required:
+        msg = f"this request needs a key in {source.place}"
         raise KeyMissingError(msg)
-    if policy.validate_key is not None and not _is_valid(key, policy.validate_key):
+    if key is not None and not _is_valid(key, policy.validate_key):
         msg = "this key is not accepted here"
         raise KeyMalformedError(msg)
     return key
 
 
-def _is_valid(key: bytes, validate_key: Callable[[str], bool]) -> bool:
+def _is_valid(key: bytes, validate_key: Callable[[str], bool] | None) -> bool:
     try:
-        return validate_key(key.decode("ascii"))
+        return validate_key is None or validate_key(key.decode("ascii"))
     except DurableError:
         raise
     except Exception as error:

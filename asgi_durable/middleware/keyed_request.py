@@ -20,13 +20,9 @@ from asgi_durable.engine.requests import (
 from asgi_durable.engine.sleepers import asleep_until_us
 from asgi_durable.errors import DurableError, StorageError
 from asgi_durable.ids import new_id
-from asgi_durable.middleware.asgi import ASGIApp, Headers, Message, header_values
-from asgi_durable.middleware.fingerprint import (
-    RequestHash,
-    principal_of,
-    request_fingerprint,
-    request_workflow_id,
-)
+from asgi_durable.middleware.asgi import ASGIApp, Headers, header_values
+from asgi_durable.middleware.compared_request import ComparedRequest
+from asgi_durable.middleware.fingerprint import principal_of, request_workflow_id
 from asgi_durable.middleware.idempotency_policy import IdempotencyPolicy
 from asgi_durable.middleware.long_body import LongBody, Pieces, SpentBody, SpooledBody
 from asgi_durable.middleware.prefer import preferences
@@ -42,7 +38,7 @@ from asgi_durable.middleware.request_body import (
 )
 from asgi_durable.middleware.request_server import encode_request
 from asgi_durable.middleware.request_status import StatusPages, send_accepted
-from asgi_durable.middleware.response_headers import IGNORED, with_marks
+from asgi_durable.middleware.response_headers import IGNORED, marking
 from asgi_durable.request_errors import RequestInProgressError
 from asgi_durable.storage.records import (
     PENDING_FINGERPRINT,
@@ -85,6 +81,9 @@ class KeyedRequest:
         self._marks: Headers = []
         self._location: Headers = []
         self._about = AboutKey()
+        self._compared = ComparedRequest(
+            connection.scope, policy.make_fingerprint, merges_slashes=connection.merges_slashes
+        )
         self._principal = b""
         self._body: bytes | Pieces = b""
         self._waited_seconds = 0.0
@@ -106,7 +105,8 @@ class KeyedRequest:
 
     async def _serve(self, key: bytes) -> None:
         name = self._policy.header
-        self._marks = [(name, header_values(self._scope["headers"], name)[0])]
+        if name is not None:
+            self._marks = [(name, header_values(self._scope["headers"], name)[0])]
         self._about.members["idempotency_key"] = key.decode("ascii")
         # Of the app's changes to it none may be left where it is called again.
         scope_before = dict(self._scope)
@@ -128,15 +128,12 @@ class KeyedRequest:
         scope, policy = self._scope, self._policy
         start, is_whole = await read_start(scope, self._connection.receive, policy.max_request_body)
         self._body = start
-        if is_whole and len(start) <= policy.max_request_body:
-            return request_fingerprint(scope, start, policy.make_fingerprint)
-        if policy.oversize == "reject":
+        is_long = not is_whole or len(start) > policy.max_request_body
+        if is_long and policy.oversize == "reject":
             raise too_large(policy.max_request_body)
-        hashing = RequestHash(scope)
         if is_whole:
-            hashing.add(start)
-            return hashing.fingerprint()
-        self._body = LongBody(start, self._connection.receive, hashing)
+            return await self._compared.fingerprint_of(start, as_it_is=is_long)
+        self._body = LongBody(start, self._connection.receive, self._compared.hashing())
         return PENDING_FINGERPRINT + new_id()
 
     def _identify(self, key: bytes) -> str:
@@ -173,6 +170,7 @@ class KeyedRequest:
             follows=policy.stream == "record" and policy.dialect == "default",
             input=data,
             is_single_transaction=policy.single_transaction,
+            fingerprint_like=self._compared.fingerprint_like,
         )
 
     async def _try(self, request: Request) -> bool:
@@ -218,6 +216,7 @@ class KeyedRequest:
         if not isinstance(body, LongBody):
             msg = "a body that is whole has a fingerprint"
             raise TypeError(msg)
+        body.hash_with(self._compared.hashing(wanted.workflow.fingerprint))
         if wanted.workflow.is_final:
             await body.read_to_end()
             self._body = SpentBody(wanted.workflow.workflow_id)
@@ -318,14 +317,7 @@ class KeyedRequest:
         await send_problem(self._send, self._policy.restated(error), headers=headers)
 
     async def _serve_without_protection(self) -> None:
-        marks = [*self._marks, IGNORED]
-
-        async def send(message: Message) -> None:
-            if message["type"] == "http.response.start":
-                headers = with_marks(message.get("headers", ()), marks)
-                message = {**message, "headers": headers}
-            await self._send(message)
-
+        send = marking(self._send, [*self._marks, IGNORED])
         replayed = ReplayedBody(self._body, self._connection.receive)
         replayed.may_tell.set()
         try:

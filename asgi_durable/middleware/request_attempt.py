@@ -39,11 +39,16 @@ _HIDDEN_EXTENSIONS = frozenset(
 
 @value_class()
 class Connection:
-    """What a server has called the middleware with."""
+    """What a server has called the middleware with.
+
+    Attributes:
+        merges_slashes: See :func:`~asgi_durable.middleware.request_target.path_of`.
+    """
 
     scope: Scope
     receive: Receive
     send: Send
+    merges_slashes: bool = False
 
 
 class Waited(Enum):

@@ -217,7 +217,9 @@ async def _is_dead(url: str, executor_id: str) -> bool:
 
 def _query_file(path: str, sql: str) -> list[tuple[Any, ...]]:
     with closing(sqlite3.connect(Path(path), timeout=PATIENCE_SECONDS)) as connection:
-        return connection.execute(sql).fetchall()
+        rows = connection.execute(sql).fetchall()
+        connection.commit()
+        return rows
 
 
 async def _nothing(*_: object) -> None:
