@@ -17,6 +17,7 @@ from asgi_durable.engine.claimed import Claimed
 from asgi_durable.engine.endings import CancelledElsewhereError, Ending, Interrupted
 from asgi_durable.engine.execution_spans import keep_span
 from asgi_durable.engine.outcomes import Outcomes
+from asgi_durable.engine.redirects import find_redirect
 from asgi_durable.engine.refusals import (
     Answered,
     Cancelled,
@@ -47,6 +48,7 @@ from asgi_durable.errors import (
     WorkflowInterruptedError,
     WorkflowNotFoundError,
 )
+from asgi_durable.storage.records import ResponseRecord
 from asgi_durable.storage.writes import (
     ClaimRequest,
     OutcomeKind,
@@ -159,6 +161,15 @@ class Requests:
             waited_seconds = time.monotonic() - now if has_waited else None
             observer.request_claimed(outcome, claim.workflow, waited_seconds=waited_seconds)
         return claim
+
+    async def redirect_of(self, request: Request) -> ResponseRecord | None:
+        """Return the redirect that a request was answered with before, ``None`` if it was not.
+
+        Raises:
+            StorageError: The storage failed.
+        """
+        storage = self._services.storage
+        return await find_redirect(storage, request.workflow_id, request.fingerprint)
 
     async def _may_follow(self, workflow_id: str) -> bool:
         """Tell whether a twin's answer is recorded as a stream already, and can be followed."""

@@ -14,6 +14,7 @@ from asgi_durable.engine.requests import (
     FingerprintWanted,
     Followed,
     InProgress,
+    KeyReused,
     Request,
     Requests,
 )
@@ -197,6 +198,8 @@ class KeyedRequest:
         if isinstance(claim, FingerprintWanted):
             self._waited_seconds = time.monotonic() - began_at
             return await self._try(replace(request, fingerprint=await self._read_whole(claim)))
+        if isinstance(claim, KeyReused) and await self._redirects_again(request):
+            return True
         if not isinstance(claim, Claimed):
             await self._answer(claim, request.workflow_id)
             return True
@@ -286,6 +289,19 @@ class KeyedRequest:
                     self._about.members["run"] = claim.workflow.attempts
                     self._marks += self._location
                 await self._refuse(refusal_error(claim))
+
+    async def _redirects_again(self, request: Request) -> bool:
+        """Redirect a request whose key is taken by the one that it was redirected to."""
+        try:
+            redirect = await self._requests.redirect_of(request)
+        except StorageError as error:
+            await self._refuse(error)
+            return True
+        if redirect is None:
+            return False
+        self._close_body()
+        await send_answer(self._send, redirect, self._marks, policy=self._policy)
+        return True
 
     async def _send_stream(self, workflow: WorkflowRecord, response: ResponseRecord | None) -> None:
         answer = RecordedAnswer(workflow.workflow_id, workflow.created_at_us, response)
