@@ -7,7 +7,7 @@ asked to come back, or interrupted and goes on after what is recorded.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Protocol
 
@@ -17,18 +17,15 @@ from asgi_durable.errors import DurableError
 from asgi_durable.middleware.asgi import ASGIApp, Receive, Scope, Send
 from asgi_durable.middleware.fingerprint import principal_of
 from asgi_durable.middleware.idempotency_policy import IdempotencyPolicy
+from asgi_durable.middleware.key_finding import find_key, may_have_key
 from asgi_durable.middleware.keyed_request import KeyedRequest
-from asgi_durable.middleware.policy_functions import check_request
 from asgi_durable.middleware.policy_routes import PolicyFinder, PolicyRoutes, RouterView
 from asgi_durable.middleware.problem_details import send_problem
-from asgi_durable.middleware.read_ahead import ReadAhead
 from asgi_durable.middleware.request_attempt import Connection
-from asgi_durable.middleware.request_body import ClientGoneError, too_large
-from asgi_durable.middleware.request_key import BodyUnreadableError
+from asgi_durable.middleware.request_body import ClientGoneError
 from asgi_durable.middleware.request_server import ServingApp
 from asgi_durable.middleware.request_status import StatusPages
 from asgi_durable.middleware.response_headers import IGNORED, marking
-from asgi_durable.request_errors import KeyMalformedError, KeyMissingError, PolicyFailedError
 
 __all__ = ["IdempotencyMiddleware"]
 
@@ -100,7 +97,7 @@ class IdempotencyMiddleware:
             except DurableError as error:
                 await send_problem(send, error)
                 return
-            if policy is None or not (policy.required or _may_have_key(scope, policy)):
+            if policy is None or not (policy.required or may_have_key(scope, policy)):
                 await self.app(scope, receive, send)
             else:
                 await self._serve_covered(scope, receive, send, policy)
@@ -124,54 +121,22 @@ class IdempotencyMiddleware:
         else:
             await self.app(scope, receive, send)
 
-    async def _find_key(
-        self, scope: Scope, policy: IdempotencyPolicy, ahead: ReadAhead | None
-    ) -> bytes | None:
-        """Return the request's key, once the request is verified; ``None`` if it has none.
-
-        Raises:
-            ClientGoneError: The client went away before its request was complete.
-            BodyUnreadableError: It may have a key or not, and need not have one.
-            DurableError: It has no key and needs one, none that is accepted, or is refused.
-        """
-        source, body = policy.key_source, b""
-        if source.needs_body and ahead is not None:
-            read = await ahead.read(scope, policy.max_request_body)
-            if read is None and policy.required:
-                raise too_large(policy.max_request_body)
-            if read is None:
-                raise BodyUnreadableError
-            body = read
-        key = await _checked_key(scope, body, policy, self._policies)
-        if key is not None and policy.verify is not None and ahead is not None:
-            if not source.needs_body:
-                read = await ahead.read(scope, policy.max_request_body)
-                if read is None:
-                    raise too_large(policy.max_request_body)
-                body = read
-            await check_request(policy.verify, scope, body)
-        return key
-
     async def _serve_covered(
         self, scope: Scope, receive: Receive, send: Send, policy: IdempotencyPolicy
     ) -> None:
-        ahead = ReadAhead(receive) if policy.needs_body else None
         try:
-            key = await self._find_key(scope, policy, ahead)
-            requests = self.engine.requests if key is not None else None
+            found = await find_key(scope, receive, policy, self._policies.parameters)
+            requests = self.engine.requests if found.key is not None else None
         except ClientGoneError:
-            return
-        except BodyUnreadableError:
-            # Not silently: it may have had a key.
-            await self.app(scope, (ahead or ReadAhead(receive)).receive, marking(send, [IGNORED]))
             return
         except DurableError as error:
             await send_problem(send, policy.restated(error), headers=policy.links)
             return
-        if ahead is not None:
-            receive = ahead.receive
-        if key is None or requests is None:
-            await self.app(scope, receive, send)
+        receive = found.receive
+        if found.key is None or requests is None:
+            # Not silently where it may have had a key.
+            marked = marking(send, [IGNORED]) if found.is_unknown else send
+            await self.app(scope, receive, marked)
             return
         if policy.recover == "server" and not self._serving.is_started:
             # No process could call the app that has not seen its lifespan.
@@ -179,45 +144,6 @@ class IdempotencyMiddleware:
         connection = Connection(scope, receive, send, merges_slashes=self._policies.merges_slashes)
         request = KeyedRequest(self.app, requests, policy, self._pages, connection)
         try:
-            await request.serve(key)
+            await request.serve(found.key)
         except ClientGoneError:
             return
-
-
-def _may_have_key(scope: Scope, policy: IdempotencyPolicy) -> bool:
-    """Tell whether a request has the header of the key; others have to be looked into."""
-    return policy.header is None or policy.header in [key.lower() for key, _ in scope["headers"]]
-
-
-async def _checked_key(
-    scope: Scope, body: bytes, policy: IdempotencyPolicy, policies: PolicyRoutes
-) -> bytes | None:
-    """Return the request's key, ``None`` if it has none and need not have one.
-
-    Raises:
-        IdempotencyError: It has none, or none that is accepted.
-        BodyUnreadableError: It may have a key or not, and need not have one.
-    """
-    source = policy.key_source
-    try:
-        key = await source.find(scope, body, policies.parameters)
-    except BodyUnreadableError:
-        if not policy.required:
-            raise
-        key = None
-    if key is None and policy.required:
-        msg = f"this request needs a key in {source.place}"
-        raise KeyMissingError(msg)
-    if key is not None and not _is_valid(key, policy.validate_key):
-        msg = "this key is not accepted here"
-        raise KeyMalformedError(msg)
-    return key
-
-
-def _is_valid(key: bytes, validate_key: Callable[[str], bool] | None) -> bool:
-    try:
-        return validate_key is None or validate_key(key.decode("ascii"))
-    except DurableError:
-        raise
-    except Exception as error:
-        raise PolicyFailedError.of(error, "validate_key") from error
