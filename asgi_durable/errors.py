@@ -23,6 +23,7 @@ DurableError                          500  base class; raise it, or catch this o
     ├── KeyMalformedError             400  the key is empty, too long, repeated or not legal
     ├── KeyReusedError                422  the key belongs to another request
     ├── RequestInProgressError        409  the first request with this key still runs
+    ├── RequestNotVerifiedError       403  the policy's verify= has refused the request
     ├── RequestTooLargeError          413  the body is longer than a keyed request may be
     ├── SpoolFullError                503  too many long bodies are compared at the moment
     ├── ResponseNotKeptError          410  the request is done, but its answer was not kept

@@ -16,6 +16,7 @@ __all__ = [
     "RequestCancelledError",
     "RequestFinishedError",
     "RequestInProgressError",
+    "RequestNotVerifiedError",
     "RequestTooLargeError",
     "ResponseDamagedError",
     "ResponseNotKeptError",
@@ -25,14 +26,14 @@ __all__ = [
 
 
 class KeyMissingError(IdempotencyError):
-    """The request has no ``Idempotency-Key``, and has to have one."""
+    """The request has no key, and has to have one."""
 
     default_code = "KEY_MISSING"
     title = "The request needs an idempotency key"
 
 
 class KeyMalformedError(IdempotencyError):
-    """The ``Idempotency-Key`` is empty, too long, repeated, not legal or not accepted."""
+    """The key is empty, too long, repeated, not legal or not accepted."""
 
     default_code = "KEY_MALFORMED"
     title = "The idempotency key is malformed"
@@ -53,6 +54,14 @@ class RequestInProgressError(IdempotencyError):
     default_status = 409
     title = "A request with this key is still running"
     retryable = True
+
+
+class RequestNotVerifiedError(IdempotencyError):
+    """The policy's ``verify=`` has refused the request; nothing is told about its key."""
+
+    default_code = "REQUEST_NOT_VERIFIED"
+    default_status = 403
+    title = "The request could not be verified"
 
 
 class RequestTooLargeError(IdempotencyError):

@@ -61,11 +61,9 @@ def _describe_route(document: dict[str, Any], durable: Durable, route: Any) -> N
 def _describe_operation(operation: dict[str, Any], policy: IdempotencyPolicy) -> None:
     # The document is kept by FastAPI and may be described already; or the handler has said
     # itself that it takes the header.
-    parameters = operation.setdefault("parameters", [])
     parameter = key_parameter(policy)
-    name = parameter["name"].lower()
-    if all(known.get("name", "").lower() != name for known in parameters):
-        parameters.append(parameter)
+    if parameter is not None and not _has(operation.get("parameters", ()), parameter["name"]):
+        operation.setdefault("parameters", []).append(parameter)
     responses = operation.setdefault("responses", {})
     for status, response in responses.items():
         if status[:1] in "23":
@@ -76,3 +74,7 @@ def _describe_operation(operation: dict[str, Any], policy: IdempotencyPolicy) ->
         response = responses.setdefault(status, {"description": description})
         content = response.setdefault("content", {})
         content.setdefault(PROBLEM_MEDIA_TYPE, {"schema": problem_schema()})
+
+
+def _has(parameters: Iterable[dict[str, Any]], name: str) -> bool:
+    return any(known.get("name", "").lower() == name.lower() for known in parameters)

@@ -32,6 +32,7 @@ from asgi_durable import (
 )
 from asgi_durable.ambient import filled_with
 from asgi_durable.middleware.handler_policy import idempotent
+from asgi_durable.middleware.policy_routes import RouterView
 from asgi_durable.middleware.problem_details import problem_response
 from asgi_durable_litestar.filled_parameters import FilledParameters
 from asgi_durable_litestar.handlers import handler_policy, handlers_of
@@ -92,7 +93,7 @@ class DurablePlugin(InitPlugin, ReceiveRoutePlugin):
                 engine=durable.engine,
                 policy=policy,
                 routes=durable.idempotency_routes,
-                find_policy=_find_policy,
+                find_policy=RouterView(_find_policy, _find_parameters, merges_slashes=True),
             )
         )
         app_config.exception_handlers.setdefault(DurableError, _answer)
@@ -118,6 +119,10 @@ class DurablePlugin(InitPlugin, ReceiveRoutePlugin):
 
 def _find_policy(scope: Any) -> IdempotencyPolicy | None:
     return handler_policy(scope["route_handler"])
+
+
+def _find_parameters(scope: Any) -> dict[str, Any]:
+    return dict(scope.get("path_params", {}))
 
 
 def _status_pages(prefix: str) -> Any:

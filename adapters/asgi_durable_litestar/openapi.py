@@ -70,6 +70,8 @@ def _describe(operation: Operation, policy: IdempotencyPolicy) -> None:
 
 def _with_key(parameters: list[Any], policy: IdempotencyPolicy) -> list[Any]:
     said = key_parameter(policy)
+    if said is None:
+        return parameters
     name = said["name"].lower()
     if any(getattr(known, "name", "").lower() == name for known in parameters):
         return parameters

@@ -30,6 +30,7 @@ from asgi_durable.ambient import filled_with
 from asgi_durable.middleware.body_source import ReadAheadMiddleware
 from asgi_durable.middleware.handler_policy import idempotent
 from asgi_durable.middleware.placement import class_of, classes_within
+from asgi_durable.middleware.policy_routes import RouterView
 from asgi_durable.middleware.problem_details import problem_response
 from asgi_durable_starlette.body_limits import lift_limit
 from asgi_durable_starlette.dependencies import (
@@ -86,7 +87,7 @@ def install(
             engine=durable.engine,
             policy=durable.idempotency,
             routes=durable.idempotency_routes,
-            find_policy=handler_policies,
+            find_policy=RouterView(handler_policies, handler_policies.parameters),
         )
     )
     build = app.build_middleware_stack

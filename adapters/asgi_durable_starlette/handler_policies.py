@@ -60,6 +60,12 @@ class HandlerPolicies:
             self._has_policies = any(handler.policy is not None for handler in self._handlers)
         return self._handlers
 
+    def parameters(self, scope: MutableMapping[str, Any]) -> dict[str, str]:
+        """Return the parameters in the path of the handler that a request will be routed to."""
+        handler = _handler_of(scope, self._known_handlers())
+        found = handler.path.match(route_path(scope)) if handler is not None else None
+        return found.groupdict() if found is not None else {}
+
     def policies(self) -> Iterator[IdempotencyPolicy]:
         """Return the policies that handlers have by now."""
         given = (handler.policy for handler in self._all_handlers())

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar
 
 from asgi_durable.storage.protocol import StepLog
@@ -56,8 +56,13 @@ class Followed:
 
 @dataclass(frozen=True, slots=True)
 class KeyReused:
-    """The key belongs to a request with another fingerprint."""
+    """The key belongs to a request with another fingerprint.
 
+    Attributes:
+        fingerprint: The other one.
+    """
+
+    fingerprint: str | None = field(default=None, compare=False)
     outcome: ClassVar[str] = "mismatch"
     workflow: ClassVar[None] = None
 
@@ -131,7 +136,9 @@ def told_of(running: WorkflowRecord, fingerprint: str) -> Refusal:
 
 
 def _other(existing: WorkflowRecord, fingerprint: str) -> KeyReused | FingerprintWanted:
-    return FingerprintWanted(existing) if is_pending(fingerprint) else KeyReused()
+    if is_pending(fingerprint):
+        return FingerprintWanted(existing)
+    return KeyReused(existing.fingerprint)
 
 
 async def explain(refused: RefusedError, fingerprint: str, storage: StepLog) -> Refusal | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 
 from asgi_durable.engine.kept_context import kept_context
 from asgi_durable.engine.retention import Retention
@@ -29,6 +30,8 @@ class Request:
             is left to the client.
         is_single_transaction: True for one that is claimed and answered by the commit of the
             only transaction that it calls.
+        fingerprint_like: Returns this request's fingerprint, made in the same way as a stored
+            one: earlier versions had another way.
     """
 
     workflow_id: str
@@ -39,6 +42,7 @@ class Request:
     follows: bool = False
     input: bytes | None = None
     is_single_transaction: bool = False
+    fingerprint_like: Callable[[str | None], str] | None = None
 
 
 def record_of(services: Services, request: Request) -> WorkflowRecord:

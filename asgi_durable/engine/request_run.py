@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import time
+from collections.abc import Sequence
 from dataclasses import replace
 
 from asgi_durable.engine.active_runs import ActiveRuns
 from asgi_durable.engine.endings import Ending, Finished, Interrupted, RunStopped
+from asgi_durable.engine.redirects import redirect_writes
 from asgi_durable.engine.replay import unused_log
 from asgi_durable.engine.request_log import note
 from asgi_durable.engine.retention import Retention
@@ -198,11 +201,28 @@ class RequestRun:
 
     async def forget(self) -> None:
         """Take the claim back: nothing was recorded, and the next try starts afresh."""
+        await self._forget([])
+
+    async def forget_redirected(self, status_code: int, headers: bytes, body: bytes | None) -> None:
+        """Do the same for a request that its client is to send elsewhere, with its key.
+
+        The redirect is kept beside it, for when the client sends the first request again.
+
+        Args:
+            status_code: Of the redirect.
+            headers: Encoded.
+            body: ``None`` if it is not kept.
+        """
+        await self._forget(redirect_writes(self._run, status_code, headers, body, self._retention))
+
+    async def _forget(self, redirect: Sequence[Write]) -> None:
         run = self._run
+        if run.single_transaction is not None:
+            await run.single_transaction.roll_back()
+        # Invariant: it is kept before the key is free. What is there already is left as it is.
+        await asyncio.gather(*(run.commit(write) for write in redirect))
         if run.single_transaction is None:
             await self._commit(ForgetRequest(run.workflow_id, run.executor_id))
-        else:
-            await run.single_transaction.roll_back()
         reason = "it was refused before it began"
         interrupted = WorkflowInterruptedError(run.workflow_id, reason)
         self._close(Interrupted(interrupted, is_released=True), "forgotten")

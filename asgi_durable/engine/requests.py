@@ -17,6 +17,7 @@ from asgi_durable.engine.claimed import Claimed
 from asgi_durable.engine.endings import CancelledElsewhereError, Ending, Interrupted
 from asgi_durable.engine.execution_spans import keep_span
 from asgi_durable.engine.outcomes import Outcomes
+from asgi_durable.engine.redirects import find_redirect
 from asgi_durable.engine.refusals import (
     Answered,
     Cancelled,
@@ -48,7 +49,7 @@ from asgi_durable.errors import (
     WorkflowNotFoundError,
 )
 from asgi_durable.request_ids import RequestIds
-from asgi_durable.storage.records import WorkflowRecord
+from asgi_durable.storage.records import ResponseRecord, WorkflowRecord
 from asgi_durable.storage.writes import (
     ClaimRequest,
     OutcomeKind,
@@ -78,6 +79,14 @@ Claim = Claimed | Refusal
 
 
 Handler = Callable[[RequestRun], Awaitable[None]]
+
+
+def _as_stored(request: Request, reused: KeyReused) -> Request | None:
+    """Return the request with the stored fingerprint, if that is its own in another version."""
+    if request.fingerprint_like is None:
+        return None
+    fingerprint = request.fingerprint_like(reused.fingerprint)
+    return replace(request, fingerprint=fingerprint) if fingerprint == reused.fingerprint else None
 
 
 class Requests:
@@ -136,7 +145,9 @@ class Requests:
         give_up_at = now + wait_seconds
         delay, has_waited = FIRST_POLL_SECONDS, False
         while True:
-            claim = await self._claim_now(request, handler, rename_by, give_up_at)
+            request, claim = await self._claim_in_any_version(
+                request, handler, rename_by, give_up_at
+            )
             if not isinstance(claim, InProgress):
                 break
             left_seconds = give_up_at - time.monotonic()
@@ -160,6 +171,15 @@ class Requests:
             waited_seconds = time.monotonic() - now if has_waited else None
             observer.request_claimed(outcome, claim.workflow, waited_seconds=waited_seconds)
         return claim
+
+    async def redirect_of(self, request: Request) -> ResponseRecord | None:
+        """Return the redirect that a request was answered with before, ``None`` if it was not.
+
+        Raises:
+            StorageError: The storage failed.
+        """
+        storage = self._services.storage
+        return await find_redirect(storage, request.workflow_id, request.fingerprint)
 
     async def _may_follow(self, twin: WorkflowRecord) -> bool:
         """Tell whether a twin's answer is recorded as a stream already, and can be followed.
@@ -228,6 +248,17 @@ class Requests:
             if may_wait:
                 await self._outcomes.wait_while_it_runs(workflow_id, left_seconds, poll_seconds)
         return may_wait
+
+    async def _claim_in_any_version(
+        self, request: Request, handler: Handler, rename_by: float, give_up_at: float
+    ) -> tuple[Request, Claim]:
+        """Claim a request with the fingerprint that its earlier tries have, if there are any."""
+        while True:
+            claim = await self._claim_now(request, handler, rename_by, give_up_at)
+            same = _as_stored(request, claim) if isinstance(claim, KeyReused) else None
+            if same is None:
+                return request, claim
+            request = same
 
     async def _claim_now(
         self, request: Request, handler: Handler, rename_by: float, give_up_at: float

@@ -7,7 +7,7 @@ asked to come back, or interrupted and goes on after what is recorded.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Protocol
 
@@ -16,23 +16,24 @@ from asgi_durable.engine.requests import Requests
 from asgi_durable.errors import DurableError
 from asgi_durable.middleware.api_keys import api_keys_within
 from asgi_durable.middleware.asgi import ASGIApp, Receive, Scope, Send
-from asgi_durable.middleware.fingerprint import idempotency_key
 from asgi_durable.middleware.idempotency_policy import IdempotencyPolicy
+from asgi_durable.middleware.key_finding import FoundKey, find_key, may_have_key
 from asgi_durable.middleware.keyed_request import KeyedRequest
+from asgi_durable.middleware.long_body import RefusedBody
 from asgi_durable.middleware.own_request import (
     ClaimingApp,
     is_claimed_by,
     is_inside_another,
     outside_of_all,
 )
-from asgi_durable.middleware.policy_routes import PolicyFinder, PolicyRoutes
+from asgi_durable.middleware.policy_routes import PolicyFinder, PolicyRoutes, RouterView
 from asgi_durable.middleware.principal import ApiKeys
 from asgi_durable.middleware.problem_details import send_problem
 from asgi_durable.middleware.request_attempt import Connection
 from asgi_durable.middleware.request_body import ClientGoneError
 from asgi_durable.middleware.request_server import ServingApp
 from asgi_durable.middleware.request_status import StatusPages
-from asgi_durable.request_errors import KeyMalformedError, KeyMissingError, PolicyFailedError
+from asgi_durable.middleware.response_headers import IGNORED, marking
 
 __all__ = ["IdempotencyMiddleware"]
 
@@ -61,10 +62,11 @@ class IdempotencyMiddleware:
             ``"/hooks/{rest:path}"``; the first that fits counts. ``None`` for a route that keys
             have no effect on.
         find_policy: Returns the policy of the handler that a scope leads to, where no route
-            fits; ``None`` for the one above.
+            fits; ``None`` for the one above. An adapter gives a ``RouterView`` instead, which
+            knows more of that handler.
 
     Raises:
-        DurableUsageError: A route cannot be read.
+        DurableUsageError: A route cannot be read, or has not the parameter that is the key.
     """
 
     def __init__(
@@ -74,7 +76,7 @@ class IdempotencyMiddleware:
         *,
         policy: IdempotencyPolicy | None = None,
         routes: Mapping[str, IdempotencyPolicy | None] | None = None,
-        find_policy: PolicyFinder | None = None,
+        find_policy: PolicyFinder | RouterView | None = None,
     ) -> None:
         self.app = app
         self.engine = engine
@@ -104,7 +106,7 @@ class IdempotencyMiddleware:
             except DurableError as error:
                 await send_problem(send, error)
                 return
-            if policy is None or not (policy.required or _has_header(scope, policy.header)):
+            if policy is None or not (policy.required or may_have_key(scope, policy)):
                 await self.app(scope, receive, send)
             else:
                 await self._serve_covered(scope, receive, send, policy)
@@ -133,10 +135,20 @@ class IdempotencyMiddleware:
         self, scope: Scope, receive: Receive, send: Send, policy: IdempotencyPolicy
     ) -> None:
         try:
-            key = _checked_key(scope, policy)
-            requests = self.engine.requests
+            found = await find_key(scope, receive, policy, self._policies.parameters)
+            requests = self.engine.requests if found.key is not None else None
+        except ClientGoneError:
+            return
         except DurableError as error:
             await send_problem(send, policy.restated(error), headers=policy.links)
+            return
+        except Exception as error:  # of a middleware around this one, while the body is read
+            found = FoundKey(None, RefusedBody(error).receive, is_unknown=True)
+        receive = found.receive
+        if found.key is None or requests is None:
+            # Not silently where it may have had a key.
+            marked = marking(send, [IGNORED]) if found.is_unknown else send
+            await self.app(scope, receive, marked)
             return
         if policy.recover == "server" and not self._serving.is_started:
             # No process could call the app that has not seen its lifespan.
@@ -144,38 +156,15 @@ class IdempotencyMiddleware:
         if self._api_keys is None:
             # Now: routes may be added up to the first request.
             self._api_keys = api_keys_within(self.app, scope.get("app"))
-        connection = Connection(scope, receive, send, self._api_keys)
+        connection = Connection(
+            scope,
+            receive,
+            send,
+            api_keys=self._api_keys,
+            merges_slashes=self._policies.merges_slashes,
+        )
         request = KeyedRequest(self._claiming, requests, policy, self._pages, connection)
         try:
-            await request.serve(key)
+            await request.serve(found.key)
         except ClientGoneError:
             return
-
-
-def _has_header(scope: Scope, name: bytes) -> bool:
-    return name in [key.lower() for key, _ in scope["headers"]]
-
-
-def _checked_key(scope: Scope, policy: IdempotencyPolicy) -> bytes:
-    """Return the request's key.
-
-    Raises:
-        IdempotencyError: It has none, or none that is accepted.
-    """
-    key = idempotency_key(scope, policy.header)
-    if key is None:
-        msg = f"this request needs the header {policy.header_name}"
-        raise KeyMissingError(msg)
-    if policy.validate_key is not None and not _is_valid(key, policy.validate_key):
-        msg = "this key is not accepted here"
-        raise KeyMalformedError(msg)
-    return key
-
-
-def _is_valid(key: bytes, validate_key: Callable[[str], bool]) -> bool:
-    try:
-        return validate_key(key.decode("ascii"))
-    except DurableError:
-        raise
-    except Exception as error:
-        raise PolicyFailedError.of(error, "validate_key") from error

@@ -12,8 +12,10 @@ from asgi_durable.engine.retention import Retention
 from asgi_durable.errors import DurableError, DurableUsageError
 from asgi_durable.middleware.asgi import Headers, Scope
 from asgi_durable.middleware.json_members import JsonMembers
+from asgi_durable.middleware.policy_functions import Verify
 from asgi_durable.middleware.principal import Senders
 from asgi_durable.middleware.problem_statuses import DEFAULT_STATUSES, checked_statuses
+from asgi_durable.middleware.request_key import KeyFunction, KeySource, key_source
 from asgi_durable.retry import RetryPolicy
 
 __all__ = ["IdempotencyPolicy"]
@@ -55,7 +57,15 @@ class IdempotencyPolicy:
     Attributes:
         methods: HTTP methods that are covered; on others the key has no effect.
         required: True to answer a covered request without a key 400.
-        header_name: Header that carries the key.
+        key: Where a request's key is: in a header, ``"Idempotency-Key"`` by default; in the JSON
+            body, by a JSON pointer, ``"/id"`` say, to a string or a whole number; in the path,
+            by the name of a parameter, ``"{event_id}"`` say; or what a function, async or not,
+            returns for the ASGI scope and the body, ``None`` for no key.
+        header_name: The former way to name a header.
+        verify: Says whether a request with a key is from whom it claims to be: a function, async
+            or not, of the ASGI scope and the body as it was sent. It is called for each one,
+            before its key is looked up. With ``False`` the request is answered 403, with a
+            ``DurableError`` that it raises as that says; ``True`` and ``None`` let it pass.
         docs_url: Where the use of keys is explained; linked from the
             problem answers about a key.
         validate_key: Returns whether a key is accepted; others are answered 400.
@@ -143,13 +153,16 @@ class IdempotencyPolicy:
 
     Raises:
         DurableUsageError: A method is safe, a word or a code is unknown, a name is none, a number
-            is negative, or a fingerprint of the application's own is to be made of bodies that are
-            not kept; or a single transaction cannot do what is asked for besides.
+            is negative, the key is in no such place, or a fingerprint, a key or a check needs
+            whole bodies that are not kept; or a single transaction cannot do what is asked for
+            besides.
     """
 
     methods: frozenset[str] = frozenset({"POST", "PATCH"})
     required: bool = False
-    header_name: str = "Idempotency-Key"
+    key: str | KeyFunction | None = None
+    header_name: str | None = None
+    verify: Verify | None = None
     docs_url: str | None = None
     validate_key: Callable[[str], bool] | None = None
     scope: Literal["principal", "endpoint"] = "principal"
@@ -184,9 +197,12 @@ class IdempotencyPolicy:
     max_response_body: int = 1024 * 1024
     stream: Literal["bypass", "record"] = "bypass"
     max_stream: int = 16 * 1024 * 1024
-    # The header's name as it is in a scope, what makes the fingerprint, and all statuses by code.
-    header: bytes = field(init=False, repr=False, compare=False)
-    make_fingerprint: Callable[[Scope, bytes], str] | None = field(
+    # Where the key is, the name of its header as it is in a scope, whether the body is read before
+    # the key is looked up, what makes the fingerprint, and all statuses by code.
+    key_source: KeySource = field(init=False, repr=False, compare=False)
+    header: bytes | None = field(init=False, repr=False, compare=False)
+    needs_body: bool = field(init=False, repr=False, compare=False)
+    make_fingerprint: Callable[[Scope, bytes], str] | JsonMembers | None = field(
         init=False, repr=False, compare=False
     )
 
@@ -196,11 +212,12 @@ class IdempotencyPolicy:
 
     def __post_init__(self) -> None:
         """Refuse what cannot be meant."""
-        object.__setattr__(self, "header", self.header_name.lower().encode("ascii"))
-        made = self.fingerprint
-        if made is not None and not callable(made):
-            made = JsonMembers(made)
-        object.__setattr__(self, "make_fingerprint", made)
+        source = key_source(self.key, self.header_name)
+        object.__setattr__(self, "key_source", source)
+        object.__setattr__(self, "header", source.header)
+        needs_body = source.needs_body or self.verify is not None
+        object.__setattr__(self, "needs_body", needs_body)
+        object.__setattr__(self, "make_fingerprint", _maker_of(self.fingerprint))
         of_dialect = {"KEY_REUSED": 400} if self.dialect == "stripe" else {}
         own = {**of_dialect, **checked_statuses(self.statuses)}
         object.__setattr__(self, "status_by_code", {**DEFAULT_STATUSES, **own})
@@ -210,9 +227,7 @@ class IdempotencyPolicy:
         self._refuse_unknown_words()
         self._tell_senders_apart()
         self._refuse_before_the_commit()
-        if self.oversize == "hash" and self.fingerprint is not None:
-            msg = 'a fingerprint= is made of a whole body, and oversize="hash" keeps no long ones'
-            raise DurableUsageError(msg)
+        self._refuse_long_bodies()
         prefix = self.status_prefix
         if prefix is not None and not re.fullmatch(r"(/[A-Za-z0-9._~-]+)+", prefix):
             msg = f"status_prefix must be a path such as /durable/requests, got {prefix!r}"
@@ -231,6 +246,18 @@ class IdempotencyPolicy:
         rules = (self.principal, self.session_cookie, self.anonymous, self.authority, self.vary)
         object.__setattr__(self, "senders", Senders(*rules))
         object.__setattr__(self, "vary", tuple(self.vary))
+
+    def _refuse_long_bodies(self) -> None:
+        """Refuse what needs the whole body where long ones are not kept."""
+        needs = {
+            "fingerprint=": self.fingerprint is not None,
+            "verify=": self.verify is not None,
+            f"key={self.key!r}": self.key_source.needs_body,
+        }
+        for option, is_wanted in needs.items():
+            if self.oversize == "hash" and is_wanted:
+                msg = f'{option} needs the whole body, and oversize="hash" keeps no long ones'
+                raise DurableUsageError(msg)
 
     def _refuse_before_the_commit(self) -> None:
         """Refuse what needs something durable before the commit of a single transaction."""
@@ -276,3 +303,11 @@ class IdempotencyPolicy:
         """Return one of the library's answers with the status that it has here."""
         error.status_code = self.status_by_code.get(error.code, error.status_code)
         return error
+
+
+def _maker_of(
+    fingerprint: Callable[[Scope, bytes], str] | Sequence[str] | None,
+) -> Callable[[Scope, bytes], str] | JsonMembers | None:
+    if fingerprint is None or callable(fingerprint):
+        return fingerprint
+    return JsonMembers(fingerprint)

@@ -1,75 +1,53 @@
-"""A fingerprint of some members of a JSON body, where the others may change between retries."""
+"""The members of a JSON body that must not change between retries, where the others may."""
 
 from __future__ import annotations
 
-import json
-import re
 from collections.abc import Sequence
 from typing import Any
 
 from asgi_durable.errors import DurableUsageError
-from asgi_durable.middleware.asgi import Scope
-from asgi_durable.middleware.fingerprint import RequestHash, canonical_json
+from asgi_durable.middleware.body_meaning import Meaning
+from asgi_durable.middleware.canonical_json import write_json
+from asgi_durable.middleware.json_pointer import JsonPointer
 
 __all__ = ["JsonMembers"]
 
-_INDEX = re.compile(r"0|[1-9][0-9]{0,8}")
-
 
 class JsonMembers:
-    """Makes the fingerprint of a request with a JSON body; that of any other one is of all of it.
+    """Finds the members of a JSON body that count; of any other body all counts.
 
     Args:
-        pointers: JSON pointers (RFC 6901) to the members that count, ``"/order/id"`` say; one
-            that is not there differs from one that is ``null``.
+        pointers: JSON pointers (RFC 6901) to them, ``"/order/id"`` say; one that is not there
+            differs from one that is ``null``.
+
+    Attributes:
+        pointers: Those.
 
     Raises:
-        DurableUsageError: One of them is no JSON pointer.
+        DurableUsageError: One of them is no JSON pointer, or there is none.
     """
 
     def __init__(self, pointers: Sequence[str]) -> None:
-        for pointer in pointers:
-            if isinstance(pointers, str) or (pointer and not pointer.startswith("/")):
-                msg = f"fingerprint is a function or JSON pointers such as '/id', got {pointers!r}"
-                raise DurableUsageError(msg)
-        self._pointers = {pointer: _tokens(pointer) for pointer in pointers}
-
-    def __call__(self, scope: Scope, body: bytes) -> str:
-        """Return the fingerprint."""
-        hashing = RequestHash(scope)
-        hashing.add(self._said_by(body) if hashing.is_plain_json else body)
-        return hashing.fingerprint()
-
-    def _said_by(self, body: bytes) -> bytes:
+        msg = f"fingerprint is a function or JSON pointers such as '/id', got {pointers!r}"
+        if isinstance(pointers, str) or not pointers:
+            raise DurableUsageError(msg)
         try:
-            document = json.loads(canonical_json(body))
-        except (ValueError, RecursionError):
-            return body
-        said: dict[str, Any] = {}
-        for pointer, tokens in self._pointers.items():
+            self.pointers = [JsonPointer(pointer) for pointer in pointers]
+        except ValueError as error:
+            raise DurableUsageError(msg) from error
+
+    def members_of(self, meaning: Meaning) -> bytes | None:
+        """Return what is found in a body; ``None`` if all of the body counts.
+
+        That is so where nothing is found: it may be an error of the application's, and two
+        orders must not be taken for one because of it.
+        """
+        if not meaning.is_json:
+            return None
+        found: dict[str, Any] = {}
+        for pointer in self.pointers:
             try:
-                said[pointer] = _member(document, tokens)
+                found[pointer.text] = pointer.find(meaning.document)
             except LookupError:
                 continue
-        return json.dumps(said, sort_keys=True, separators=(",", ":")).encode("ascii")
-
-
-def _tokens(pointer: str) -> list[str]:
-    # In this order: "~01" is "~1".
-    return [part.replace("~1", "/").replace("~0", "~") for part in pointer.split("/")[1:]]
-
-
-def _member(value: Any, tokens: Sequence[str]) -> Any:
-    """Return what tokens lead to.
-
-    Raises:
-        LookupError: Nothing is there.
-    """
-    for token in tokens:
-        if isinstance(value, dict):
-            value = value[token]
-        elif isinstance(value, list) and _INDEX.fullmatch(token):
-            value = value[int(token)]
-        else:
-            raise LookupError(token)
-    return value
+        return write_json(found) if found else None

@@ -14,44 +14,34 @@ from asgi_durable.engine.requests import (
     FingerprintWanted,
     Followed,
     InProgress,
+    KeyReused,
     Request,
     Requests,
 )
 from asgi_durable.engine.sleepers import asleep_until_us
 from asgi_durable.errors import DurableError, StorageError
 from asgi_durable.ids import new_id
-from asgi_durable.middleware.asgi import ASGIApp, Headers, Message, header_values
-from asgi_durable.middleware.body_source import BodySource, lift_limit, source_behind
+from asgi_durable.middleware.asgi import ASGIApp, Headers, header_values
+from asgi_durable.middleware.body_source import lift_limit
 from asgi_durable.middleware.current_key import AboutKey, current_key
-from asgi_durable.middleware.fingerprint import RequestHash, request_fingerprint
 from asgi_durable.middleware.idempotency_policy import IdempotencyPolicy
 from asgi_durable.middleware.kept_session import restore_session
-from asgi_durable.middleware.long_body import (
-    LongBody,
-    Pieces,
-    RefusedBody,
-    SpentBody,
-    SpooledBody,
-)
+from asgi_durable.middleware.keyed_body import KeyedBody
 from asgi_durable.middleware.prefer import preferences
 from asgi_durable.middleware.problem_details import send_problem
 from asgi_durable.middleware.refusal_errors import refusal_error
 from asgi_durable.middleware.replay import RecordedAnswer, send_answer, send_stream
 from asgi_durable.middleware.request_attempt import Connection, RequestAttempt, Waited
 from asgi_durable.middleware.request_body import (
-    ClientGoneError,
     ReplayedBody,
-    read_start,
-    too_large,
 )
 from asgi_durable.middleware.request_name import request_name
 from asgi_durable.middleware.request_server import encode_request
 from asgi_durable.middleware.request_status import StatusPages, send_accepted
-from asgi_durable.middleware.response_headers import IGNORED, with_marks
+from asgi_durable.middleware.response_headers import IGNORED, marking
 from asgi_durable.request_errors import RequestInProgressError, ResponseDamagedError
 from asgi_durable.request_ids import former_workflow_id
 from asgi_durable.storage.records import (
-    PENDING_FINGERPRINT,
     ResponseRecord,
     WorkflowRecord,
     is_pending,
@@ -88,13 +78,14 @@ class KeyedRequest:
         self._connection = connection
         self._scope, self._send = connection.scope, connection.send
         self._wanted = preferences(connection.scope)
+        # The key as it was sent, and with it all that is put on each answer.
+        self._echo: Headers = []
         self._marks: Headers = []
         self._location: Headers = []
         self._about = AboutKey()
         self._principal = b""
         self._former_id: str | None = None
-        self._body: bytes | Pieces = b""
-        self._source: BodySource | None = None
+        self._body = KeyedBody(connection, policy)
         self._waited_seconds = 0.0
         self._lost_at: float | None = None
 
@@ -114,13 +105,15 @@ class KeyedRequest:
 
     async def _serve(self, key: bytes) -> None:
         name = self._policy.header
-        self._marks = [(name, header_values(self._scope["headers"], name)[0])]
+        if name is not None:
+            self._echo = [(name, header_values(self._scope["headers"], name)[0])]
+            self._marks = [*self._echo]
         self._about.members["idempotency_key"] = key.decode("ascii")
         # Of the app's changes to it none may be left where it is called again.
         scope_before = dict(self._scope)
         try:
             workflow_id = self._identify(key)
-            fingerprint = await self._read_body()
+            fingerprint = await self._body.read()
         except DurableError as error:
             await self._refuse(error)
             return
@@ -133,38 +126,9 @@ class KeyedRequest:
         while not await self._try(request):
             # What the other one made of it, or what is left to be done: the claim tells.
             self._lost_at = self._lost_at or time.monotonic()
-            if self._source is not None:
-                # What counts bytes on its way has counted these.
-                self._source.forget()
-                self._connection = replace(self._connection, comes_again=False)
+            self._body.give_again()
             self._scope.clear()
             self._scope.update(scope_before)
-
-    async def _read_body(self) -> str:
-        """Read the body, or its start, and return the fingerprint, or what stands for it."""
-        scope, policy, receive = self._scope, self._policy, self._connection.receive
-        source = self._source = source_behind(scope, receive)
-        read = source.read_ahead if source is not None else receive
-        try:
-            start, is_whole = await read_start(scope, read, policy.max_request_body)
-        except (ClientGoneError, DurableError):
-            raise
-        except Exception as error:  # of a middleware around this one
-            self._body = RefusedBody(error)
-            return PENDING_FINGERPRINT + new_id()
-        self._body = start
-        if is_whole and len(start) <= policy.max_request_body:
-            self._connection = replace(self._connection, comes_again=source is not None)
-            return request_fingerprint(scope, start, policy.make_fingerprint)
-        if policy.oversize == "reject":
-            raise too_large(policy.max_request_body)
-        hashing = RequestHash(scope)
-        if is_whole:
-            self._connection = replace(self._connection, comes_again=source is not None)
-            hashing.add(start)
-            return hashing.fingerprint()
-        self._body = LongBody(b"" if source is not None else start, receive, hashing)
-        return PENDING_FINGERPRINT + new_id()
 
     def _identify(self, key: bytes) -> str:
         """Return the id of the request's workflow, and take note of what answers say of it."""
@@ -184,7 +148,7 @@ class KeyedRequest:
         return workflow_id
 
     def _mark(self, workflow_id: str) -> None:
-        self._marks[1:] = [(b"durable-id", workflow_id.encode("ascii"))]
+        self._marks = [*self._echo, (b"durable-id", workflow_id.encode("ascii"))]
         if self._pages is not None:
             # Now: a router that the app consists of changes the scope's path.
             location = self._pages.location(self._scope, workflow_id)
@@ -206,7 +170,7 @@ class KeyedRequest:
     def _request(self, workflow_id: str, fingerprint: str) -> Request:
         scope, policy = self._scope, self._policy
         context = current_request.get()
-        body = self._body
+        body = self._body.content
         data = None
         # A body that is not kept can only be sent again by its client.
         if policy.recover == "server" and isinstance(body, bytes):
@@ -220,11 +184,15 @@ class KeyedRequest:
             follows=policy.stream == "record" and policy.dialect == "default",
             input=data,
             is_single_transaction=policy.single_transaction,
+            fingerprint_like=self._body.fingerprint_like,
         )
 
     async def _try(self, request: Request) -> bool:
         """Answer the request; return False if it was taken over meanwhile and is to be claimed."""
-        attempt = RequestAttempt(self._app, self._policy, self._connection, self._body, self._marks)
+        body = self._body
+        attempt = RequestAttempt(
+            self._app, self._policy, body.connection, body.content, self._marks
+        )
         began_at = time.monotonic()
         try:
             with attempt.noticing_cancellation():
@@ -242,47 +210,22 @@ class KeyedRequest:
             return True
         if isinstance(claim, FingerprintWanted):
             self._waited_seconds = time.monotonic() - began_at
-            try:
-                fingerprint = await self._read_whole(claim)
-            except DurableError as error:
-                await self._refuse(error)
-                return True
-            return await self._try(replace(request, fingerprint=fingerprint))
+            return await self._try_compared(request, claim)
         if not isinstance(claim, Claimed):
-            await self._answer(claim, request.workflow_id)
+            if not (isinstance(claim, KeyReused) and await self._redirects_again(request)):
+                await self._answer(claim, request.workflow_id)
             return True
         with attempt.noticing_cancellation():
             return await self._wait_for_answer(claim, attempt)
 
-    async def _read_whole(self, wanted: FingerprintWanted) -> str:
-        """Read a long body to its end, and return its fingerprint.
-
-        Where the request is not finished the body may be needed, to go on with it: only the
-        next claim tells. So it is kept, but not in memory.
-
-        Raises:
-            ClientGoneError: The client went away. A truncated body is never taken for a whole.
-        """
-        body = self._body
-        if not isinstance(body, LongBody):
-            msg = "a body that is whole has a fingerprint"
-            raise TypeError(msg)
-        if self._source is not None:
-            # Who limits it on its way waits for the route to say how long it may be.
-            body.read_from(self._source.receive)
-        if wanted.workflow.is_final:
-            await body.read_to_end()
-            self._body = SpentBody(wanted.workflow.workflow_id)
-        else:
-            self._body = await SpooledBody.of(body, self._requests.spool)
-        if body.is_cut:
-            self._close_body()
-            raise ClientGoneError
-        return body.fingerprint
-
-    def _close_body(self) -> None:
-        if not isinstance(self._body, bytes):
-            self._body.close()
+    async def _try_compared(self, request: Request, wanted: FingerprintWanted) -> bool:
+        """Go on with a request once all of its body is read; see :meth:`_try`."""
+        try:
+            fingerprint = await self._body.read_whole(wanted, self._requests.spool)
+        except DurableError as error:
+            await self._refuse(error)
+            return True
+        return await self._try(replace(request, fingerprint=fingerprint))
 
     def _twins_wait(self) -> float:
         seconds = self._wanted.wait_at_most(self._policy.twins_wait) - self._waited_seconds
@@ -308,7 +251,7 @@ class KeyedRequest:
             self._lost_at is not None and time.monotonic() > self._lost_at + self._policy.max_wait
         )
         # The pieces of a long body are given once.
-        may_leave = not is_late and isinstance(self._body, bytes)
+        may_leave = not is_late and isinstance(self._body.content, bytes)
         waited = await attempt.wait(claim, may_leave=may_leave, longest_sleep=self._longest_sleep())
         if waited is Waited.SUSPENDED:
             await self._accept(claim.run.workflow_id, asleep_until_us(claim.run))
@@ -316,13 +259,13 @@ class KeyedRequest:
 
     def _longest_sleep(self) -> float | None:
         """Return how many seconds of sleep the client waits for, ``None`` for any number."""
-        if self._pages is None or not isinstance(self._body, bytes):
+        if self._pages is None or not isinstance(self._body.content, bytes):
             return None
         return self._wanted.wait_at_most(self._policy.max_wait)
 
     async def _answer(self, claim: Refused | Followed | Answered, workflow_id: str) -> None:
         """Answer for a request that is not carried out here and now."""
-        self._close_body()
+        self._body.close()
         await self._begin_answer()
         logger.debug("Request %s: asked for again, %s", workflow_id, type(claim).__name__)
         match claim:
@@ -347,6 +290,20 @@ class KeyedRequest:
             await send_answer(self._send, response, self._marks, policy=self._policy)
         except ResponseDamagedError as error:
             await self._refuse(error)
+
+    async def _redirects_again(self, request: Request) -> bool:
+        """Redirect a request whose key is taken by the one that it was redirected to."""
+        try:
+            redirect = await self._requests.redirect_of(request)
+        except StorageError as error:
+            await self._refuse(error)
+            return True
+        if redirect is None:
+            return False
+        self._body.close()
+        await self._begin_answer()
+        await self._replay(redirect)
+        return True
 
     async def _send_stream(self, workflow: WorkflowRecord, response: ResponseRecord | None) -> None:
         answer = RecordedAnswer(workflow.workflow_id, workflow.created_at_us, response)
@@ -377,7 +334,7 @@ class KeyedRequest:
         await lift_limit(self._scope, self._connection.receive, self._send)
 
     async def _refuse(self, error: DurableError) -> None:
-        self._close_body()
+        self._body.close()
         await self._begin_answer()
         headers = [*self._marks, *self._policy.links]
         await send_problem(self._send, self._policy.restated(error), headers=headers)
@@ -389,16 +346,9 @@ class KeyedRequest:
             await self._refuse(error)
 
     async def _serve_without_protection(self) -> None:
-        marks = [*self._marks, IGNORED]
-
-        async def send(message: Message) -> None:
-            if message["type"] == "http.response.start":
-                headers = with_marks(message.get("headers", ()), marks)
-                message = {**message, "headers": headers}
-            await self._send(message)
-
-        connection = self._connection
-        replayed = ReplayedBody(self._body, connection.receive, comes_again=connection.comes_again)
+        send = marking(self._send, [*self._marks, IGNORED])
+        body, connection = self._body.content, self._body.connection
+        replayed = ReplayedBody(body, connection.receive, comes_again=connection.comes_again)
         replayed.may_tell.set()
         try:
             await self._app(self._scope, replayed.receive, send)

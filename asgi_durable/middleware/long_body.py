@@ -11,12 +11,21 @@ from typing import IO, Protocol
 from asgi_durable.engine.spool import SpoolSpace
 from asgi_durable.errors import WorkflowInterruptedError
 from asgi_durable.middleware.asgi import Message, Receive
-from asgi_durable.middleware.fingerprint import RequestHash
 from asgi_durable.request_errors import RequestTooLargeError, SpoolFullError
 
-__all__ = ["LongBody", "Pieces", "RefusedBody", "SpentBody", "SpooledBody"]
+__all__ = ["LongBody", "Pieces", "PiecewiseHash", "RefusedBody", "SpentBody", "SpooledBody"]
 
 PIECE_BYTES = 64 * 1024
+
+
+class PiecewiseHash(Protocol):
+    """Makes the fingerprint of a request whose body comes in pieces."""
+
+    def add(self, piece: bytes) -> None:
+        """Add the next piece of the body."""
+
+    def fingerprint(self) -> str:
+        """Return the fingerprint, of the body so far."""
 
 
 class Pieces(Protocol):
@@ -55,7 +64,7 @@ class LongBody:
         on_cut: Called if the client goes away before that.
     """
 
-    def __init__(self, start: bytes, receive: Receive, hashing: RequestHash) -> None:
+    def __init__(self, start: bytes, receive: Receive, hashing: PiecewiseHash) -> None:
         self.over = asyncio.Event()
         self.is_cut = False
         self.on_whole: Callable[[str], None] = lambda _: None
@@ -70,6 +79,10 @@ class LongBody:
     def fingerprint(self) -> str:
         """The request's, of what has arrived so far."""
         return self._hashing.fingerprint()
+
+    def hash_with(self, hashing: PiecewiseHash) -> None:
+        """Make the fingerprint in another way; before anything of the body is received."""
+        self._hashing = hashing
 
     async def receive(self) -> Message:
         """Return the next piece; at its end as well, so that nobody waits for another one."""

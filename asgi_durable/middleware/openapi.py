@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from asgi_durable.middleware.fingerprint import MAX_KEY_BYTES
 from asgi_durable.middleware.idempotency_policy import IdempotencyPolicy
+from asgi_durable.middleware.request_key import MAX_KEY_BYTES, HeaderKey
 
 __all__ = [
     "PROBLEM_MEDIA_TYPE",
@@ -27,12 +27,16 @@ _DESCRIPTIONS = (
     ("RESPONSE_NOT_KEPT", _GONE),
     ("KEY_EXPIRED", _GONE),
 )
+_OF_VERIFY = ("REQUEST_NOT_VERIFIED", "The request could not be verified")
 
 
-def key_parameter(policy: IdempotencyPolicy) -> dict[str, Any]:
-    """Return the header of the key, as a Parameter Object."""
+def key_parameter(policy: IdempotencyPolicy) -> dict[str, Any] | None:
+    """Return the header of the key, as a Parameter Object; ``None`` where it is in no header."""
+    source = policy.key_source
+    if not isinstance(source, HeaderKey):
+        return None
     return {
-        "name": policy.header_name,
+        "name": source.name,
         "in": "header",
         "required": policy.required,
         "description": "Makes the request durable: sent again under its key, it is not carried "
@@ -44,7 +48,8 @@ def key_parameter(policy: IdempotencyPolicy) -> dict[str, Any]:
 def problem_descriptions(policy: IdempotencyPolicy) -> dict[str, str]:
     """Return what the answers to a key mean that are problem documents, by status code."""
     described: dict[str, str] = {}
-    for code, description in _DESCRIPTIONS:
+    checked = (_OF_VERIFY,) if policy.verify is not None else ()
+    for code, description in (*_DESCRIPTIONS, *checked):
         status = str(policy.status_by_code[code])
         known = described.get(status)
         if known is None:

@@ -5,13 +5,15 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from typing import Any
 
 from asgi_durable.errors import DurableError, DurableUsageError
 from asgi_durable.middleware.asgi import Scope, route_path
 from asgi_durable.middleware.idempotency_policy import IdempotencyPolicy
+from asgi_durable.middleware.request_key import ParameterFinder, PathKey
 from asgi_durable.request_errors import PolicyFailedError
 
-__all__ = ["NOT_COVERED", "PolicyFinder", "PolicyRoutes"]
+__all__ = ["NOT_COVERED", "PolicyFinder", "PolicyRoutes", "RouterView"]
 
 # Finds the policy of the handler that a framework will call, ``None`` if it has none of its own.
 PolicyFinder = Callable[[Scope], IdempotencyPolicy | None]
@@ -19,7 +21,7 @@ PolicyFinder = Callable[[Scope], IdempotencyPolicy | None]
 NOT_COVERED = IdempotencyPolicy(methods=frozenset())
 
 _ROUTE = re.compile(r"(?:([A-Z]+) +)?(/\S*)")
-_PARAMETER = re.compile(r"\{[A-Za-z_][A-Za-z0-9_]*(:path)?\}")
+_PARAMETER = re.compile(r"\{([A-Za-z_][A-Za-z0-9_]*)(:path)?\}")
 _CHANGING = frozenset({"POST", "PUT", "PATCH", "DELETE"})
 
 
@@ -30,6 +32,22 @@ class _Route:
     policy: IdempotencyPolicy
 
 
+@dataclass(frozen=True, slots=True)
+class RouterView:
+    """What a framework knows of the handler that a request will be routed to.
+
+    Attributes:
+        find_policy: Returns the handler's own policy.
+        find_parameters: Returns the parameters in the handler's path, by name.
+        merges_slashes: True where ``/a``, ``/a/`` and ``//a`` lead to one handler, so that they
+            are one request.
+    """
+
+    find_policy: PolicyFinder | None
+    find_parameters: ParameterFinder | None = None
+    merges_slashes: bool = False
+
+
 class PolicyRoutes:
     """Finds the policy of a request.
 
@@ -38,27 +56,33 @@ class PolicyRoutes:
         routes: Policies by ``"POST /orders/{order_id}"`` or, for all methods of the policy,
             by ``"/orders/{rest:path}"``; the first that fits counts. ``None`` for a route that
             keys have no effect on.
-        find: Finds the policy of a handler; asked where no route fits.
+        router: What the framework knows of the handler; its policy counts where no route fits.
 
     Attributes:
         methods: Those that any policy may cover.
+        merges_slashes: See :class:`RouterView`.
 
     Raises:
-        DurableUsageError: A route cannot be read.
+        DurableUsageError: A route cannot be read, or has not the parameter that is the key.
     """
 
     def __init__(
         self,
         default: IdempotencyPolicy,
         routes: Mapping[str, IdempotencyPolicy | None],
-        find: PolicyFinder | None,
+        router: PolicyFinder | RouterView | None,
     ) -> None:
         self._default = default
         self._routes = [_read(route, policy) for route, policy in routes.items()]
-        self._find = find
-        self._is_one_for_all = not self._routes and find is None
+        view = router if isinstance(router, RouterView) else RouterView(router)
+        self._find = view.find_policy
+        self._find_parameters = view.find_parameters
+        self.merges_slashes = view.merges_slashes
+        if router is None:
+            self._refuse_unknown_parameters()
+        self._is_one_for_all = not self._routes and self._find is None
         self.methods = default.methods.union(*(route.policy.methods for route in self._routes))
-        if find is not None:
+        if self._find is not None:
             self.methods |= _CHANGING
 
     def find(self, scope: Scope) -> IdempotencyPolicy | None:
@@ -71,6 +95,35 @@ class PolicyRoutes:
         if not self._is_one_for_all:
             policy = self._of_route(scope) or self._of_handler(scope) or policy
         return policy if scope["method"] in policy.methods else None
+
+    def parameters(self, scope: Scope) -> Mapping[str, Any]:
+        """Return the parameters of a request's path: those of its handler, and of its route.
+
+        Raises:
+            PolicyFailedError: What finds those of the handler failed.
+        """
+        try:
+            found = self._find_parameters(scope) if self._find_parameters is not None else {}
+        except Exception as error:
+            raise PolicyFailedError.of(error, "find_parameters") from error
+        method, path = scope["method"], route_path(scope)
+        for route in self._routes:
+            fits = route.path.fullmatch(path) if route.method in (None, method) else None
+            if fits is not None and method in route.policy.methods:
+                return {**found, **fits.groupdict()}
+        return found
+
+    def _refuse_unknown_parameters(self) -> None:
+        """Refuse a key in a parameter that nobody knows, as no request would ever have one."""
+        patterns = [(route.policy, route.path.groupindex) for route in self._routes]
+        for policy, names in [(self._default, {}), *patterns]:
+            source = policy.key_source
+            if isinstance(source, PathKey) and source.parameter not in names:
+                msg = (
+                    f"key='{{{source.parameter}}}' is a parameter of the path: name it in a route, "
+                    f"idempotency_routes={{'POST /hooks/{{{source.parameter}}}': policy}} say"
+                )
+                raise DurableUsageError(msg)
 
     def _of_route(self, scope: Scope) -> IdempotencyPolicy | None:
         method, path = scope["method"], route_path(scope)
@@ -107,10 +160,14 @@ def _pattern(path: str) -> re.Pattern[str]:
     pattern, end = "", 0
     for parameter in _PARAMETER.finditer(path):
         pattern += re.escape(path[end : parameter.start()])
-        pattern += ".*" if parameter[1] else "[^/]+"
+        pattern += f"(?P<{parameter[1]}>{'.*' if parameter[2] else '[^/]+'})"
         end = parameter.end()
     literal = _PARAMETER.sub("", path)
     if "{" in literal or "}" in literal:
         msg = f"the path {path!r} has a parameter that is not {{name}} or {{name:path}}"
         raise DurableUsageError(msg)
-    return re.compile(pattern + re.escape(path[end:]), re.DOTALL)
+    try:
+        return re.compile(pattern + re.escape(path[end:]), re.DOTALL)
+    except re.error as error:
+        msg = f"the path {path!r} names a parameter twice"
+        raise DurableUsageError(msg) from error

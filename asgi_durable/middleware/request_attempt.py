@@ -47,6 +47,7 @@ class Connection:
     Attributes:
         api_keys: Where clients of the application send API keys.
         comes_again: True if the body was read ahead, and ``receive`` gives it once more.
+        merges_slashes: See :func:`~asgi_durable.middleware.request_target.path_of`.
     """
 
     scope: Scope
@@ -54,6 +55,7 @@ class Connection:
     send: Send
     api_keys: ApiKeys = NO_API_KEYS
     comes_again: bool = False
+    merges_slashes: bool = False
 
 
 class Waited(Enum):

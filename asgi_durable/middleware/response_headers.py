@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable
 
-from asgi_durable.middleware.asgi import Headers
+from asgi_durable.middleware.asgi import Headers, Message, Send
 
 __all__ = [
     "CONTENT_LENGTH",
@@ -13,6 +13,7 @@ __all__ = [
     "REPLAYED_HEADER",
     "decode_headers",
     "encode_headers",
+    "marking",
     "with_marks",
     "without_length",
 ]
@@ -51,6 +52,17 @@ def with_marks(headers: Iterable[tuple[bytes, bytes]], marks: Headers) -> Header
     """Return an answer's headers with those of the library's, which an app may pass on."""
     ours = {REPLAYED_HEADER, *(name for name, _ in marks)}
     return [*((name, value) for name, value in headers if name.lower() not in ours), *marks]
+
+
+def marking(send: Send, marks: Headers) -> Send:
+    """Return a ``send`` that puts the library's headers on the answer."""
+
+    async def send_marked(message: Message) -> None:
+        if message["type"] == "http.response.start":
+            message = {**message, "headers": with_marks(message.get("headers", ()), marks)}
+        await send(message)
+
+    return send_marked
 
 
 def without_length(headers: Iterable[tuple[bytes, bytes]]) -> Headers:

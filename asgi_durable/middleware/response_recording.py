@@ -28,9 +28,9 @@ logger = logging.getLogger(__name__)
 
 # Answers about the moment or the sender, not about the request.
 _NEVER_FINAL = frozenset({401, 403, 407, 408, 421, 425, 429})
-# The client is to send the same request elsewhere, with the same key: another path is another
-# fingerprint, and were this answer kept the key would be a misuse there. Nothing is lost, as
-# nothing was recorded. Routers answer so where a slash is missing.
+# They repeat the request at another path, with the same key. Were this response stored under the
+# key, the request there would be refused with 422; so the key is left free, unless something was
+# recorded. Routers answer so where a slash is missing.
 _ASKS_AGAIN = frozenset({307, 308})
 # For how long pieces are held that follow each other without a pause, as a multiple of the pause.
 HELD_PAUSES = 4
@@ -274,19 +274,24 @@ class ResponseRecorder:
             if stream is not None and stream.is_kept:
                 await self._request.finish(status, stream.headers, None, stream.end_offset)
                 return
-            body = bytes(self._body) if self._is_kept else None
-            headers = self._kept_headers(start)
-            await self._request.finish(status, headers, body)
+            await self._request.finish(status, *self._kept(start))
         elif status >= 500 or self._has_recorded:
             await self._request.leave_for_retry(delay)
+        elif status in _ASKS_AGAIN:
+            if pieces is not None:
+                await self._read_request(pieces)
+            await self._request.forget_redirected(status, *self._kept(start))
         else:
             await self._request.forget()
 
-    def _kept_headers(self, start: Message) -> bytes:
+    def _kept(self, start: Message) -> tuple[bytes, bytes | None]:
+        """Return the headers and the body that are kept of the answer."""
         headers = start.get("headers", ())
         if self.session is not None:
-            return self.session.encode_with(headers)
-        return encode_headers(headers, keeps_cookies=self._policy.keep_cookies)
+            kept = self.session.encode_with(headers)
+        else:
+            kept = encode_headers(headers, keeps_cookies=self._policy.keep_cookies)
+        return kept, bytes(self._body) if self._is_kept else None
 
     async def _read_request(self, pieces: Pieces) -> None:
         """Read what the app has left of a long request: only the whole has a fingerprint.

@@ -115,6 +115,19 @@ def test_a_policy_says_the_name_and_whether_it_is_required(
 
 
 @on_both
+def test_a_key_that_is_in_no_header_is_none_of_the_documents_headers(
+    url: str, document_of: Callable[[Durable], Document]
+) -> None:
+    policy = IdempotencyPolicy(key="/id", verify=lambda *_: True)
+    durable = Durable(url, idempotency_routes={"POST /orders/{order_id}": policy})
+
+    operation = document_of(durable)["paths"]["/orders/{order_id}"]["post"]
+
+    assert headers_of(operation) == {}
+    assert {"400", "403", "409", "410", "422"} <= set(operation["responses"])
+
+
+@on_both
 @pytest.mark.parametrize(
     ("path", "method"), [("/orders", "get"), ("/out", "post"), ("/hooks/{name}", "post")]
 )
