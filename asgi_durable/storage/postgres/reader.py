@@ -50,13 +50,6 @@ class PostgresReader:
         responses = f"SELECT {list_of(tables.responses, 'r')} FROM {names.responses} AS r"
         self._workflow = f"{workflows} WHERE w.workflow_id = $1"
         self._response = f"{responses} WHERE r.workflow_id = $1"
-        progress = (
-            f"SELECT {list_of(tables.workflows, 'w')}, EXISTS (SELECT 1 FROM {names.executors} "
-            "AS e WHERE e.executor_id = w.executor_id AND e.state = 'ALIVE') AS is_owned, "
-            f"(SELECT count(*) FROM {names.steps} AS s WHERE s.workflow_id = w.workflow_id) "
-            f"+ (SELECT count(*) FROM {names.workflows} AS c WHERE c.parent_id = w.workflow_id) "
-            f"AS entries FROM {names.workflows} AS w WHERE w.workflow_id = $1"
-        )
         self._pieces = (
             f"SELECT {list_of(tables.pieces, 'p')} FROM {names.pieces} AS p "
             "WHERE p.workflow_id = $1 AND p.end_offset > $2::int8 "
@@ -65,11 +58,7 @@ class PostgresReader:
             "AND next.end_offset > $2::int8 ORDER BY next.end_offset LIMIT 1)) "
             "ORDER BY p.end_offset"
         )
-        self._progress = (
-            f"SELECT p.*, (SELECT s.finished_at_us FROM {names.steps} AS s "
-            "WHERE s.workflow_id = p.workflow_id AND s.step_number = p.entries - 1 "
-            f"AND s.name = '{SLEEP}') AS sleeps_until_us FROM ({progress}) AS p"
-        )
+        self._progress = _progress_statement(names)
         wanted = "FROM unnest($1::text[]) AS wanted(id)"
         self._workflows = (
             f"SELECT {list_of(tables.workflows, 'w')} {wanted} "
@@ -169,3 +158,19 @@ class PostgresReader:
                 # An id that no database can hold is in none.
                 return []
             raise
+
+
+def _progress_statement(names: PostgresNames) -> str:
+    """Return what reads how far a workflow is, by its id."""
+    progress = (
+        f"SELECT {list_of(tables.workflows, 'w')}, EXISTS (SELECT 1 FROM {names.executors} "
+        "AS e WHERE e.executor_id = w.executor_id AND e.state = 'ALIVE') AS is_owned, "
+        f"(SELECT count(*) FROM {names.steps} AS s WHERE s.workflow_id = w.workflow_id) "
+        f"+ (SELECT count(*) FROM {names.workflows} AS c WHERE c.parent_id = w.workflow_id) "
+        f"AS entries FROM {names.workflows} AS w WHERE w.workflow_id = $1"
+    )
+    return (
+        f"SELECT p.*, (SELECT s.finished_at_us FROM {names.steps} AS s "
+        "WHERE s.workflow_id = p.workflow_id AND s.step_number = p.entries - 1 "
+        f"AND s.name = '{SLEEP}') AS sleeps_until_us FROM ({progress}) AS p"
+    )
