@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Coroutine
-from typing import TYPE_CHECKING, Any, Generic, ParamSpec, TypeVar, cast, overload
+from typing import TYPE_CHECKING, Any, Generic, Literal, ParamSpec, TypeVar, cast, overload
 
 from asgi_durable.decorating import called_step, called_workflow
 from asgi_durable.engine.call import WorkflowOptions
@@ -96,9 +96,15 @@ class Blocking(BlockingCalls):
     def __init__(self, engine: Engine, calls: ThreadCalls) -> None:
         super().__init__(engine, calls, WorkflowOptions())
 
-    def options(self, *, workflow_id: str | None = None) -> BlockingCalls:
+    def options(
+        self,
+        *,
+        workflow_id: str | None = None,
+        on_conflict: Literal["raise", "attach"] = "raise",
+    ) -> BlockingCalls:
         """Return the workflow calls with options; see :meth:`Durable.options`."""
-        return BlockingCalls(self._engine, self._calls, WorkflowOptions(workflow_id=workflow_id))
+        options = WorkflowOptions(workflow_id=workflow_id, on_conflict=on_conflict)
+        return BlockingCalls(self._engine, self._calls, options)
 
     def retrieve_workflow(self, workflow_id: str) -> BlockingWorkflowHandle[Any]:
         """Return the handle of a workflow that exists.

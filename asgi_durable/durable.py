@@ -6,7 +6,7 @@ import os
 from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from functools import partial
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, ParamSpec, Self, TypeVar, overload
+from typing import TYPE_CHECKING, Any, Literal, ParamSpec, Self, TypeVar, overload
 
 from asgi_durable.blocking import Blocking
 from asgi_durable.codec import Codec, JsonCodec
@@ -145,13 +145,25 @@ class Durable(Decorators, CurrentContext, WorkflowCalls):
 
     # Workflows
 
-    def options(self, *, workflow_id: str | None = None) -> WorkflowCalls:
+    def options(
+        self,
+        *,
+        workflow_id: str | None = None,
+        on_conflict: Literal["raise", "attach"] = "raise",
+    ) -> WorkflowCalls:
         """Return the workflow calls with options.
 
         Args:
             workflow_id: The workflow's id; one that exists is attached to instead of run.
+            on_conflict: What happens where the workflow with the id was given other arguments:
+                ``"raise"`` a ``WorkflowConflictError``, or ``"attach"`` to it all the same.
+                Arguments count that the function's parameters name, with their defaults.
+
+        Raises:
+            DurableUsageError: The id is empty, too long, not printable or reserved.
         """
-        return WorkflowCalls(self.engine, WorkflowOptions(workflow_id=workflow_id))
+        options = WorkflowOptions(workflow_id=workflow_id, on_conflict=on_conflict)
+        return WorkflowCalls(self.engine, options)
 
     @overload
     def background(

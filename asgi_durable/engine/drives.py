@@ -10,6 +10,7 @@ from dataclasses import replace
 from typing import Any
 
 from asgi_durable.engine.call import Call
+from asgi_durable.engine.conflicts import find_conflict
 from asgi_durable.engine.endings import Ending, Finished, Interrupted, OwnedElsewhereError, finished
 from asgi_durable.engine.execution_spans import keep_span, observed_run
 from asgi_durable.engine.registry import WorkflowDefinition
@@ -19,7 +20,6 @@ from asgi_durable.errors import (
     DecodeError,
     DurableUsageError,
     RecoveryAttemptsExceededError,
-    WorkflowConflictError,
     WorkflowInterruptedError,
 )
 from asgi_durable.storage.records import WorkflowRecord, WorkflowState
@@ -31,7 +31,7 @@ from asgi_durable.storage.writes import (
     StartWorkflow,
 )
 
-__all__ = ["Drives", "conflict", "missing_ambient"]
+__all__ = ["Drives", "missing_ambient"]
 
 logger = logging.getLogger(__name__)
 
@@ -58,9 +58,10 @@ class Drives:
 
     async def _drive_existing(self, run: Run, call: Call, existing: WorkflowRecord) -> Ending:
         """Attach to the workflow that has the id already."""
-        if existing.name != call.definition.name or existing.is_request:
+        conflict = find_conflict(call, run.workflow.input or b"", existing)
+        if conflict is not None:
             # It may be waiting for recovery, which this run has kept from it so far.
-            return Interrupted(conflict(call.definition, existing), goes_on=True)
+            return Interrupted(conflict, goes_on=True)
         if existing.is_final:
             return finished(existing)
         return await self.loaded(run, call)
@@ -203,11 +204,4 @@ def missing_ambient(definition: WorkflowDefinition, name: str) -> DurableUsageEr
     return DurableUsageError(
         f"workflow {definition.name!r} cannot run without its caller: its parameter {name!r} is "
         "not recorded, as a framework fills it for a request, or as it is what a method belongs to"
-    )
-
-
-def conflict(definition: WorkflowDefinition, existing: WorkflowRecord) -> WorkflowConflictError:
-    """Return the error of a call whose id belongs to another function."""
-    return WorkflowConflictError(
-        existing.workflow_id, wanted=definition.name, existing=existing.name
     )
