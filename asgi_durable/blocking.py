@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Generic, Literal, ParamSpec, TypeVar, cas
 from asgi_durable.decorating import called_step, called_workflow
 from asgi_durable.engine.call import WorkflowOptions
 from asgi_durable.engine.engine import Engine
+from asgi_durable.engine.frame import current_session
 from asgi_durable.engine.handle import WorkflowStatus
 from asgi_durable.engine.registry import StepDefinition
 from asgi_durable.engine.thread_calls import ThreadCalls
@@ -153,6 +154,9 @@ class Blocking(BlockingCalls):
 
     @property
     def session(self) -> Session:
-        """The current transaction's session in a ``def`` function; the same, by its type."""
-        frame = self._engine.frame()
-        return cast("Session", frame.session if frame is not None else None)
+        """The current transaction's session in a ``def`` function; the same, by its type.
+
+        Raises:
+            DurableUsageError: The current code is in no transaction.
+        """
+        return cast("Session", current_session(self._engine.frame()))

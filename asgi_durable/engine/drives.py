@@ -159,7 +159,7 @@ class Drives:
                 running = definition.call(arguments)
                 # They may be large, and the function may take long.
                 del args, kwargs, arguments
-                output = codec.encode(await running)
+                output = definition.encode_result(await running)
                 ending = Finished(WorkflowState.SUCCESS, output, None)
             except asyncio.CancelledError:
                 # Neither the engine nor the event loop stops: its own code raised it. No outcome.

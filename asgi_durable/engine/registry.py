@@ -8,7 +8,7 @@ import hashlib
 import inspect
 import logging
 from collections.abc import Callable, Coroutine, Mapping
-from typing import Any, Protocol, Self, TypeVar
+from typing import Any, ClassVar, Protocol, Self, TypeVar
 
 from asgi_durable.codec import Codec
 from asgi_durable.engine.body_threads import BodyThreads
@@ -54,6 +54,7 @@ class Definition:
     """A decorated function.
 
     Attributes:
+        kind: What it was decorated as.
         decorated: The function.
         function: It as one to await: what is not async is called in a thread.
         is_async: True for an ``async def`` function.
@@ -61,6 +62,8 @@ class Definition:
         ambient: Names of the parameters that are never recorded: those that a framework fills
             anew for every request, and what a method belongs to.
     """
+
+    kind: ClassVar[str] = "function"
 
     def __init__(
         self, decorated: Callable[..., Any], *, name: str | None, registry: Registry
@@ -141,6 +144,21 @@ class Definition:
         bound = inspect.BoundArguments(self.signature, ordered)
         return self.function(*bound.args, **bound.kwargs)
 
+    def encode_result(self, value: object) -> bytes:
+        """Return the function's result as bytes.
+
+        Raises:
+            EncodeError: It cannot be recorded; the message names the function.
+        """
+        try:
+            return self.registry.codec.encode(value)
+        except EncodeError as error:
+            if inspect.iscoroutine(value):
+                # The message says that it was not awaited; Python need not.
+                value.close()
+            msg = f"the result of {self.kind} {self.name!r} cannot be recorded: {error}"
+            raise EncodeError(msg) from error.__cause__
+
     def recorded_arguments(
         self, args: tuple[Any, ...], kwargs: Mapping[str, Any]
     ) -> tuple[tuple[Any, ...], Mapping[str, Any]]:
@@ -153,6 +171,8 @@ class Definition:
 
 class StepDefinition(Definition):
     """A function decorated as a step."""
+
+    kind = "step"
 
     def __init__(
         self,
@@ -172,6 +192,8 @@ class StepDefinition(Definition):
 class TransactionDefinition(Definition):
     """A function decorated as a transaction."""
 
+    kind = "transaction"
+
     def __init__(
         self,
         decorated: Callable[..., Any],
@@ -186,6 +208,8 @@ class TransactionDefinition(Definition):
 
 class WorkflowDefinition(Definition):
     """A function decorated as a workflow."""
+
+    kind = "workflow"
 
     def __init__(
         self,

@@ -13,6 +13,7 @@ from asgi_durable.engine.replay import replayed
 from asgi_durable.engine.run import Run
 from asgi_durable.engine.values import decoded_failure, encode_error, infrastructure_error_in
 from asgi_durable.errors import (
+    DurableUsageError,
     EncodeError,
     StepRetriesExhaustedError,
     StepTimeoutError,
@@ -24,6 +25,8 @@ __all__ = ["run_step"]
 
 # Of a step that fails more often, the errors in the middle are not kept.
 MAX_KEPT_ERRORS = 100
+# The next attempt would raise the same.
+_IN_VAIN = (DurableUsageError, EncodeError)
 
 
 async def run_step(
@@ -64,7 +67,7 @@ async def run_step(
             # Not inside `except`: the next attempt would run while this error is being handled.
             if first is not None:
                 value = await _try_again(run, definition, args, kwargs, first)
-            output = registry.codec.encode(value)
+            output = definition.encode_result(value)
         except Exception as error:
             outage = infrastructure_error_in(error)
             if outage is not None:
@@ -125,8 +128,9 @@ async def _try_again(
 
 
 def _may_retry(policy: RetryPolicy, error: Exception) -> bool:
-    pointless = infrastructure_error_in(error) is not None or isinstance(error, EncodeError)
-    return not pointless and policy.wants_retry_of(error)
+    if infrastructure_error_in(error) is not None or isinstance(error, _IN_VAIN):
+        return False
+    return policy.wants_retry_of(error)
 
 
 def _attempt(

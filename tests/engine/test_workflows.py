@@ -402,7 +402,6 @@ async def test_the_context_is_none_outside(durable: Durable) -> None:
     assert durable.step_id is None
     assert durable.request_id is None
     assert durable.request is None
-    assert durable.session is None
 
 
 async def test_two_instances_live_in_one_process(durable: Durable, url: str) -> None:
