@@ -21,6 +21,7 @@ from asgi_durable.engine.registry import StepDefinition
 from asgi_durable.engine.thread_calls import ThreadCalls
 from asgi_durable.errors import DurableUsageError
 from asgi_durable.middleware.asgi import ASGIApp
+from asgi_durable.middleware.bare_routes import refuse_bare_routes
 from asgi_durable.middleware.idempotency import IdempotencyMiddleware
 from asgi_durable.middleware.idempotency_policy import IdempotencyPolicy
 from asgi_durable.middleware.inside import Inside, opens_a_span
@@ -261,9 +262,15 @@ class Durable(Decorators, CurrentContext, WorkflowCalls):
     def wrap(self, app: ASGIApp) -> ASGIApp:
         """Return an ASGI app with the whole stack around it.
 
+        A start raises ``DurableUsageError`` where a route of the app, if it is one of Starlette,
+        FastAPI or Litestar, calls the bare function of a durable one.
+
         Where the app opens a span for each request itself, as FastAPI does, the stack is inside
         of that and around all else; what calls the app itself does not meet the stack.
         """
+
+        registry = self.engine.registry
+        registry.checks.append(partial(refuse_bare_routes, registry, app))
 
         def surround(inner: ASGIApp) -> ASGIApp:
             keyed = IdempotencyMiddleware(

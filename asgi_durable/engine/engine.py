@@ -168,6 +168,8 @@ class Engine:
 
     async def _build(self) -> Running:
         self.registry.prepare()
+        for check in self.registry.checks:
+            check()
         async with AsyncExitStack() as opened:
             storage = self._open_storage()
             await storage.open()

@@ -9,9 +9,11 @@ import inspect
 import logging
 from collections.abc import Callable, Coroutine, Mapping
 from typing import Any, ClassVar, Protocol, Self, TypeVar
+from weakref import WeakKeyDictionary
 
 from asgi_durable.codec import Codec
 from asgi_durable.engine.body_threads import BodyThreads
+from asgi_durable.engine.decorated_functions import owner_parameter, refuse_other_than_functions
 from asgi_durable.engine.request_servers import RequestServers
 from asgi_durable.engine.step_options import StepOptions
 from asgi_durable.errors import DecodeError, DurableUsageError, EncodeError
@@ -68,7 +70,7 @@ class Definition:
     def __init__(
         self, decorated: Callable[..., Any], *, name: str | None, registry: Registry
     ) -> None:
-        _refuse_other_than_functions(decorated)
+        refuse_other_than_functions(decorated)
         self.decorated = decorated
         self.is_async = inspect.iscoroutinefunction(decorated)
         self.function: AsyncFunction = decorated if self.is_async else self.call_in_thread
@@ -117,7 +119,7 @@ class Definition:
             return
         self._prepared = True
         hints = function_hints(self.decorated)  # type: ignore[arg-type]
-        self.ambient = _owner_parameter(self.decorated, self.signature) | {
+        self.ambient = owner_parameter(self.decorated, self.signature) | {
             parameter.name
             for parameter in self.signature.parameters.values()
             if self.registry.is_ambient(parameter, hints.get(parameter.name))
@@ -298,15 +300,18 @@ class Registry:
     Attributes:
         threads: Where functions that are not async run, unless a thread waits for them.
         request_servers: The apps of this process.
+        checks: Called before each start; what one of them raises is why there is none.
     """
 
     def __init__(self, codec: Codec) -> None:
         self.codec = codec
         self.threads = BodyThreads()
         self.request_servers = RequestServers()
+        self.checks: list[Callable[[], None]] = []
         self._workflows: dict[str, WorkflowDefinition] = {}
         self._unprepared: list[Definition] = []
         self._ambient_rules: list[AmbientParameter] = []
+        self._bare: WeakKeyDictionary[Callable[..., Any], str] = WeakKeyDictionary()
 
     def add_workflow(self, definition: WorkflowDefinition) -> None:
         """Make a workflow known under its name.
@@ -337,6 +342,11 @@ class Registry:
     def add(self, definition: Definition) -> None:
         """Take note of a function, to be prepared before a recorded value is read."""
         self._unprepared.append(definition)
+        self._bare[definition.decorated] = f"{definition.kind} {definition.name!r}"
+
+    def bare(self, function: object) -> str | None:
+        """Return what a function is without its decorator: a call of it is not durable."""
+        return self._bare.get(function) if inspect.isroutine(function) else None
 
     def prepare(self) -> None:
         """Resolve the annotations of all functions: any of them may name a recorded class."""
@@ -376,22 +386,6 @@ class Registry:
         except EncodeError:
             return f"{type(value).__module__}:{type(value).__qualname__}"
         return value
-
-
-def _refuse_other_than_functions(decorated: object) -> None:
-    is_function = inspect.isfunction(decorated) or inspect.ismethod(decorated)
-    is_generator = inspect.isgeneratorfunction(decorated) or inspect.isasyncgenfunction(decorated)
-    if not is_function or is_generator:
-        msg = f"{decorated!r} must be a 'def' or 'async def' function, and no generator"
-        raise DurableUsageError(msg)
-
-
-def _owner_parameter(function: Callable[..., Any], signature: inspect.Signature) -> frozenset[str]:
-    """Return the name of a method's ``self`` or ``cls``, which is no argument to record."""
-    owner = function.__qualname__.rpartition(".")[0]
-    first = next(iter(signature.parameters), "")
-    is_method = owner and not owner.endswith("<locals>") and first in {"self", "cls"}
-    return frozenset([first]) if is_method else frozenset()
 
 
 def _is_redefined(known: Callable[..., Any], new: Callable[..., Any]) -> bool:

@@ -8,7 +8,7 @@ from typing import Any
 
 from asgi_durable.middleware.idempotency_policy import IdempotencyPolicy
 
-__all__ = ["class_of", "classes_within", "warn_of_misplaced"]
+__all__ = ["class_of", "classes_within", "parts_within", "warn_of_misplaced"]
 
 logger = logging.getLogger(__name__)
 
@@ -75,7 +75,12 @@ def warn_of_misplaced(
 
 
 def classes_within(*parts: Any) -> Iterator[type]:
-    """Return the classes of parts of an application, and of what is inside them.
+    """Return the classes of parts of an application, and of what is inside them."""
+    return map(class_of, parts_within(*parts))
+
+
+def parts_within(*parts: Any) -> Iterator[Any]:
+    """Return parts of an application, and what is inside them, each once.
 
     It looks into applications, routers and routes of Starlette and Litestar, and into
     middlewares that have what they call as ``app``; of others nothing can be known.
@@ -87,7 +92,7 @@ def classes_within(*parts: Any) -> Iterator[type]:
         if part is None or id(part) in seen:
             continue
         seen[id(part)] = part
-        yield class_of(part)
+        yield part
         pending += _entries_of(part)
         if not isinstance(part, type):
             pending += [getattr(part, name, None) for name in _INNER]
