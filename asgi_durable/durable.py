@@ -268,7 +268,6 @@ class Durable(Decorators, CurrentContext, WorkflowCalls):
         Where the app opens a span for each request itself, as FastAPI does, the stack is inside
         of that and around all else; what calls the app itself does not meet the stack.
         """
-
         registry = self.engine.registry
         registry.checks.append(partial(refuse_bare_routes, registry, app))
 

@@ -14,6 +14,7 @@ import sys
 import traceback
 from collections.abc import Callable
 from contextvars import ContextVar
+from pathlib import Path
 from typing import Any
 
 from asgi_durable.errors import RemoteError
@@ -24,7 +25,7 @@ __all__ = ["RecordedTraceback", "forget_traceback", "pack_exception", "unpack_ex
 TRACEBACK_ATTRIBUTE = "durable_traceback"
 # Of an exception itself, and of one that it refers to.
 MAX_TRACEBACK_CHARACTERS = (16_384, 2_048)
-_OWN_CODE = os.path.join(os.path.dirname(__file__), "")
+_OWN_CODE = f"{Path(__file__).parent}{os.sep}"
 _NOTE_HEADING = "Recorded traceback, of where the error was raised first:"
 MAX_MESSAGE_CHARACTERS = 65_536
 MAX_LINE_CHARACTERS = 1_000
@@ -174,10 +175,9 @@ def _traceback_text(error: BaseException) -> str:
     context = error.__context__
     if context is None or error.__suppress_context__ or not frames:
         return frames
-    return (
-        f"{_frames_of(context)}{type(context).__qualname__}: {_message(context)[:MAX_LINE_CHARACTERS]}"
-        f"\n\nWhile that was handled, another error was raised:\n\n{frames}"
-    )
+    first = f"{type(context).__qualname__}: {_message(context)[:MAX_LINE_CHARACTERS]}"
+    between = "While that was handled, another error was raised:"
+    return f"{_frames_of(context)}{first}\n\n{between}\n\n{frames}"
 
 
 def _frames_of(error: BaseException) -> str:

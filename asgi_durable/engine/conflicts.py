@@ -16,7 +16,9 @@ __all__ = ["find_conflict"]
 _MISSING = object()
 
 
-def find_conflict(call: Call, data: bytes, existing: WorkflowRecord) -> WorkflowConflictError | None:
+def find_conflict(
+    call: Call, data: bytes, existing: WorkflowRecord
+) -> WorkflowConflictError | None:
     """Return the error of a call that means another run than the one that has its id.
 
     Only what can be compared is: where a recorded argument cannot be read any more, as its class

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Coroutine, Mapping
+from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -13,6 +13,7 @@ from asgi_durable.engine.call import Call
 from asgi_durable.engine.conflicts import find_conflict
 from asgi_durable.engine.endings import Ending, Finished, Interrupted, OwnedElsewhereError, finished
 from asgi_durable.engine.execution_spans import keep_span, observed_run
+from asgi_durable.engine.log_text import error_text
 from asgi_durable.engine.registry import WorkflowDefinition
 from asgi_durable.engine.run import Run, Services
 from asgi_durable.engine.values import encode_error, infrastructure_error_in
@@ -37,10 +38,15 @@ logger = logging.getLogger(__name__)
 
 
 class Drives:
-    """Runs workflows: each method is what one run does, and returns how it ended."""
+    """Runs workflows: each method is what one run does, and returns how it ended.
+
+    Attributes:
+        is_waited_for: Tells whether anybody waits for a run's outcome.
+    """
 
     def __init__(self, services: Services) -> None:
         self._services = services
+        self.is_waited_for: Callable[[Run], bool] = lambda _: True
 
     def fresh(self, run: Run, call: Call) -> Coroutine[Any, Any, Ending]:
         if call.awaited:
@@ -83,7 +89,6 @@ class Drives:
         definition = self._services.registry.find_workflow(run.workflow.name)
         if definition is None:
             reason = f"no function is registered as {run.workflow.name!r}"
-            logger.warning("Workflow %s stays PENDING: %s", run.workflow_id, reason)
             return Interrupted(WorkflowInterruptedError(run.workflow_id, reason))
         if definition.ambient and run.workflow.parent_id is not None:
             reason = "it takes parameters of its request and waits for the request's retry"
@@ -126,7 +131,7 @@ class Drives:
     async def _set_aside(self, run: Run) -> Ending:
         """End a workflow that has killed its process again and again."""
         error = RecoveryAttemptsExceededError(run.workflow_id, run.workflow.crashes)
-        logger.error("%s", error)
+        logger.error("Workflow %s (%s): %s", run.workflow_id, run.workflow.name, error)
         encoded = encode_error(self._services.registry.codec, error)
         return await self._finish(run, Finished(WorkflowState.RETRIES_EXCEEDED, None, encoded))
 
@@ -142,15 +147,9 @@ class Drives:
             # Who starts a workflow is told its id, so the start must be durable by then.
             await run.settle()
             run.claimed.set(True)
-        try:
-            # The first execution sees the recorded arguments too.
-            arguments = definition.bind_input(
-                run.workflow.input or b"{}", args, kwargs, is_first=run.workflow.attempts == 1
-            )
-        except DecodeError as failure:
-            raise run.stop(failure) from failure
-        codec = run.services.registry.codec
+        arguments = _arguments(run, definition, args, kwargs)
         ending: Ending
+        failure: Exception | None = None
         with observed_run(run) as observed:
             keep_span(run, observed.begin())
             try:
@@ -170,11 +169,18 @@ class Drives:
                 if outage is not None:
                     run.stop(outage, goes_on=True)
                 observed.failed(error)
-                ending = Finished(WorkflowState.ERROR, None, encode_error(codec, error))
-            # Invariant: asked last. What a stopped run's code makes of it is no outcome.
-            ending = run.interruption() or run.unused_log() or await self._finish(run, ending)
-            if isinstance(ending, Finished):
-                observed.ended(ending.state.value)
+                encoded = encode_error(run.services.registry.codec, error)
+                ending = Finished(WorkflowState.ERROR, None, encoded)
+                failure = None if self.is_waited_for(run) else error
+            try:
+                # Invariant: asked last. What a stopped run's code makes of it is no outcome.
+                ending = run.interruption() or run.unused_log() or await self._finish(run, ending)
+                if isinstance(ending, Finished):
+                    observed.ended(ending.state.value)
+                    _tell_of(run, failure)
+            finally:
+                # It refers to this frame, by its traceback.
+                failure = None
             return ending
 
     async def _finish(self, run: Run, ending: Finished) -> Ending:
@@ -197,6 +203,33 @@ class Drives:
             outbox.on_committed()
         run.services.telemetry.observer.workflow_ended(run.workflow, ending.state.value)
         return ending
+
+
+def _arguments(
+    run: Run, definition: WorkflowDefinition, args: tuple[Any, ...], kwargs: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Return what a function is called with; the first execution sees what is recorded too.
+
+    Raises:
+        RunStopped: It cannot be read.
+    """
+    data, is_first = run.workflow.input or b"{}", run.workflow.attempts == 1
+    try:
+        return definition.bind_input(data, args, kwargs, is_first=is_first)
+    except DecodeError as failure:
+        raise run.stop(failure) from failure
+
+
+def _tell_of(run: Run, failure: Exception | None) -> None:
+    """Write a failure to the log that nobody else is told of."""
+    if failure is not None:
+        logger.error(
+            "Workflow %s (%s) failed, and nobody waits for it: %s",
+            run.workflow_id,
+            run.workflow.name,
+            error_text(failure),
+            exc_info=failure,
+        )
 
 
 def missing_ambient(definition: WorkflowDefinition, name: str) -> DurableUsageError:

@@ -22,6 +22,7 @@ from asgi_durable.engine.run import Run
 from asgi_durable.engine.services import Services
 from asgi_durable.engine.sleepers import Sleepers
 from asgi_durable.engine.takeover import Takeover
+from asgi_durable.engine.unknown_functions import UnknownFunctions
 from asgi_durable.engine.workflows import Workflows
 from asgi_durable.storage.protocol import Beat, Storage
 from asgi_durable.storage.transaction_port import ApplicationDatabase
@@ -73,6 +74,7 @@ def assemble(
     takeover = Takeover(services, resumption, recovery)
     outcomes = Outcomes(services, active, recovery)
     recovered.on_recorded = outcomes.wake
+    drives.is_waited_for = outcomes.is_waited_for
     workflows = Workflows(services, active, drives, outcomes)
     cancellation = Cancellation(services, active, outcomes, limits.cancelled_requests)
     running = Running(
@@ -99,11 +101,13 @@ def _listen(running: Running, limits: Limits) -> None:
         lifetime_seconds=limits.request_lifetime_seconds,
         interval_seconds=limits.sweep_interval_seconds,
     )
+    unknown = UnknownFunctions(services.storage, services.registry)
 
     def on_beat(beat: Beat) -> None:
         running.takeover.on_beat(beat)
         running.cancellation.look_if_due()
         sweeper.sweep_if_due()
+        unknown.look_if_due()
 
     def on_message(message: str) -> None:
         running.outcomes.on_message(message)

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import logging
 from collections.abc import Awaitable, Mapping
 from typing import Any
 
 from asgi_durable.engine.frame import Frame, begin_attempt, current_frame
+from asgi_durable.engine.log_text import error_text
 from asgi_durable.engine.registry import StepDefinition
 from asgi_durable.engine.replay import replayed
 from asgi_durable.engine.run import Run
@@ -22,6 +24,8 @@ from asgi_durable.retry import RetryPolicy
 from asgi_durable.storage.records import NO_OUTPUT
 
 __all__ = ["run_step"]
+
+logger = logging.getLogger(__name__)
 
 # Of a step that fails more often, the errors in the middle are not kept.
 MAX_KEPT_ERRORS = 100
@@ -117,7 +121,18 @@ async def _try_again(
         if attempt >= policy.max_attempts:
             raise StepRetriesExhaustedError(definition.name, errors, attempt) from error
         run.services.telemetry.observer.step_is_tried_again(definition.name, error)
-        await asyncio.sleep(policy.delay_seconds(attempt))
+        delay = policy.delay_seconds(attempt)
+        logger.warning(
+            "Workflow %s (%s): attempt %d of %d of step %r failed, the next one is in %.1f s: %s",
+            run.workflow_id,
+            run.workflow.name,
+            attempt,
+            policy.max_attempts,
+            definition.name,
+            delay,
+            error_text(error),
+        )
+        await asyncio.sleep(delay)
         begin_attempt()
         run.services.telemetry.observer.attempt_begins(attempt + 1)
         try:

@@ -129,7 +129,9 @@ async def test_a_usage_error_is_not_tried_again_by_a_step(durable: Durable) -> N
     assert len(attempts) == 1
 
 
-@pytest.mark.parametrize("policy", [IdempotencyPolicy(), IdempotencyPolicy(single_transaction=True)])
+@pytest.mark.parametrize(
+    "policy", [IdempotencyPolicy(), IdempotencyPolicy(single_transaction=True)]
+)
 def test_clients_are_not_told_to_retry_what_the_code_does_wrong(
     url: str, policy: IdempotencyPolicy
 ) -> None:

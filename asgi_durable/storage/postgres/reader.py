@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 from asgi_durable.storage import tables
@@ -80,10 +80,9 @@ class PostgresReader:
             f"{each_of(names.workflows, 'w.parent_id = wanted.id')} "
             "ORDER BY w.parent_id, w.parent_step, w.workflow_id"
         )
-        self._cancelled = (
-            f"SELECT w.workflow_id {wanted} "
-            f"{each_of(names.workflows, 'w.workflow_id = wanted.id')} WHERE w.state = 'CANCELLED'"
-        )
+        by_id = each_of(names.workflows, "w.workflow_id = wanted.id")
+        self._cancelled = f"SELECT w.workflow_id {wanted} {by_id} WHERE w.state = 'CANCELLED'"
+        self._unknown = f"{workflows} WHERE {_unknown(names)} ORDER BY w.workflow_id LIMIT $2"
         # OFFSET keeps the planner from walking along the primary key past all that is finished.
         self._pending = (
             f"SELECT workflow_id FROM (SELECT w.workflow_id FROM {names.workflows} AS w "
@@ -143,6 +142,10 @@ class PostgresReader:
         rows = await self._fetch(self._pending, executor_id, after, limit)
         return [row["workflow_id"] for row in rows]
 
+    async def list_unknown(self, names: Collection[str], limit: int) -> list[WorkflowRecord]:
+        """See ``StepLog.list_unknown``."""
+        return [workflow_from(row) for row in await self._fetch(self._unknown, [*names], limit)]
+
     async def _load_runs(self, wire: Wire, workflow_ids: list[str]) -> list[StoredRun]:
         workflows = await wire.fetch(self._workflows, workflow_ids)
         steps_of: dict[str, list[StepRecord]] = {}
@@ -168,3 +171,12 @@ class PostgresReader:
                 # An id that no database can hold is in none.
                 return []
             raise
+
+
+def _unknown(names: PostgresNames) -> str:
+    """$1 the names of the functions that are known."""
+    return (
+        "w.state = 'PENDING' AND w.fingerprint IS NULL AND w.name <> ALL($1::text[]) "
+        f"AND NOT EXISTS (SELECT 1 FROM {names.executors} AS e "
+        "WHERE e.executor_id = w.executor_id AND e.state = 'ALIVE')"
+    )
