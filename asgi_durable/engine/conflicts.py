@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import dataclasses
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from asgi_durable.codec import Codec
@@ -10,6 +11,7 @@ from asgi_durable.engine.call import Call
 from asgi_durable.engine.registry import WorkflowDefinition
 from asgi_durable.errors import WorkflowConflictError
 from asgi_durable.storage.records import WorkflowRecord
+from asgi_durable.type_registry import is_pydantic_model
 
 __all__ = ["find_conflict"]
 
@@ -89,6 +91,26 @@ def _empty_value(parameter: Any) -> object:
     return _MISSING if parameter.default is parameter.empty else parameter.default
 
 
-def _is_equal(codec: Codec, one: object, other: object) -> bool:
-    # NaN is not equal to itself, but its record is. The members of a dict have no order.
+def _is_equal(codec: Codec, one: Any, other: Any) -> bool:
+    """Tell whether two values are the same, as far as the code of both has their members."""
+    members = _members_of_both(one, other)
+    if members is not None:
+        return all(_is_equal(codec, *pair) for pair in members)
+    # NaN is not equal to itself, but its record is.
     return bool(one == other) or codec.encode(one) == codec.encode(other)
+
+
+def _members_of_both(one: Any, other: Any) -> Iterable[tuple[Any, Any]] | None:
+    """Return the pairs that decide; ``None`` where the values themselves do."""
+    if type(one) is not type(other):
+        return None
+    if dataclasses.is_dataclass(one) or is_pydantic_model(type(one)):
+        # A field with a default that is newer than the record is not there.
+        members, others = getattr(one, "__dict__", {}), getattr(other, "__dict__", {})
+        return [(members[name], others[name]) for name in members.keys() & others.keys()] or None
+    if isinstance(one, dict) and one.keys() == other.keys():
+        # Their order is none of their meaning.
+        return [(member, other[key]) for key, member in one.items()]
+    if isinstance(one, (list, tuple)) and len(one) == len(other):
+        return zip(one, other, strict=True)
+    return None

@@ -7,6 +7,7 @@ import dataclasses
 from typing import Any
 
 import pytest
+from pydantic import BaseModel
 from support.executors import Worker
 from support.interruption import Gate
 
@@ -132,6 +133,36 @@ async def test_parameters_that_came_or_went_with_the_code_are_no_conflict(url: s
         with pytest.raises(WorkflowConflictError) as caught:
             await with_id.run_workflow(after, 1, "y")
         assert caught.value.parameters == ("added",)
+
+
+@pytest.mark.parametrize("kind", ["dataclass", "model"])
+async def test_fields_that_came_with_the_code_are_no_conflict(url: str, kind: str) -> None:
+    def build(version: int) -> tuple[Durable, Any, Any]:
+        durable = Durable(url)
+        names: dict[str, Any] = {"item": str} | ({"gift": bool} if version == 2 else {})
+        members = {"__annotations__": names, "__module__": __name__, "__qualname__": "Parcel"}
+        defaults = {"gift": False} if version == 2 else {}
+        base = BaseModel if kind == "model" else object
+        parcel: Any = type(base)("Parcel", (base,), members | defaults)
+        if kind == "dataclass":
+            parcel = dataclasses.dataclass(parcel)
+
+        async def work(parcels: Any) -> int:
+            return version
+
+        work.__annotations__["parcels"] = list[parcel]
+        return durable, durable.workflow(work), parcel
+
+    old, work, parcel = build(1)
+    async with old:
+        await old.options(workflow_id="w").run_workflow(work, [parcel(item="pen")])
+    new, work, parcel = build(2)
+    async with new:
+        with_id = new.options(workflow_id="w")
+        assert await with_id.run_workflow(work, [parcel(item="pen")]) == 1
+        for parcels in ([parcel(item="book")], [], [parcel(item="pen")] * 2):
+            with pytest.raises(WorkflowConflictError):
+                await with_id.run_workflow(work, parcels)
 
 
 async def test_arguments_that_cannot_be_read_any_more_are_attached_to(url: str) -> None:
