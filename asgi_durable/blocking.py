@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Coroutine
-from typing import TYPE_CHECKING, Any, Generic, ParamSpec, TypeVar, cast, overload
+from typing import TYPE_CHECKING, Any, Generic, Literal, ParamSpec, TypeVar, cast, overload
 
 from asgi_durable.decorating import called_step, called_workflow
 from asgi_durable.engine.call import WorkflowOptions
 from asgi_durable.engine.engine import Engine
+from asgi_durable.engine.frame import current_session
 from asgi_durable.engine.handle import WorkflowStatus
 from asgi_durable.engine.registry import StepDefinition
 from asgi_durable.engine.thread_calls import ThreadCalls
@@ -96,9 +97,15 @@ class Blocking(BlockingCalls):
     def __init__(self, engine: Engine, calls: ThreadCalls) -> None:
         super().__init__(engine, calls, WorkflowOptions())
 
-    def options(self, *, workflow_id: str | None = None) -> BlockingCalls:
+    def options(
+        self,
+        *,
+        workflow_id: str | None = None,
+        on_conflict: Literal["raise", "attach"] = "raise",
+    ) -> BlockingCalls:
         """Return the workflow calls with options; see :meth:`Durable.options`."""
-        return BlockingCalls(self._engine, self._calls, WorkflowOptions(workflow_id=workflow_id))
+        options = WorkflowOptions(workflow_id=workflow_id, on_conflict=on_conflict)
+        return BlockingCalls(self._engine, self._calls, options)
 
     def retrieve_workflow(self, workflow_id: str) -> BlockingWorkflowHandle[Any]:
         """Return the handle of a workflow that exists.
@@ -147,6 +154,9 @@ class Blocking(BlockingCalls):
 
     @property
     def session(self) -> Session:
-        """The current transaction's session in a ``def`` function; the same, by its type."""
-        frame = self._engine.frame()
-        return cast("Session", frame.session if frame is not None else None)
+        """The current transaction's session in a ``def`` function; the same, by its type.
+
+        Raises:
+            DurableUsageError: The current code is in no transaction.
+        """
+        return cast("Session", current_session(self._engine.frame()))

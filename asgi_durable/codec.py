@@ -29,6 +29,7 @@ from asgi_durable.type_registry import (
     is_pydantic_model,
     is_pydantic_url,
 )
+from asgi_durable.unrecordable import unknown_type_message
 
 __all__ = ["Codec", "JsonCodec"]
 
@@ -103,7 +104,7 @@ class JsonCodec:
             data = _dumps(self._pack(value)).encode("ascii")
         except _UnknownTypeError as unknown:
             path = self._path_to_unknown(value) or "the value itself"
-            raise EncodeError(_unknown_type_message(unknown.type, path)) from None
+            raise EncodeError(unknown_type_message(unknown.type, path)) from None
         except RecursionError:
             msg = "the value is nested too deeply, or contains itself"
             raise EncodeError(msg) from None
@@ -219,14 +220,6 @@ class _UnknownTypeError(Exception):
     def __init__(self, kind: type) -> None:
         super().__init__(kind)
         self.type = kind
-
-
-def _unknown_type_message(kind: type, path: str) -> str:
-    return (
-        f"{kind.__module__}.{kind.__qualname__} at {path} cannot be recorded; name the class in "
-        "the function's annotations or call durable.register_type(), if it is a dataclass, "
-        "enum, named tuple or pydantic model"
-    )
 
 
 def _members(value: object) -> list[tuple[object, object]]:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, cast
 from asgi_durable.baggage import baggage_of, parse_baggage, trace_of
 from asgi_durable.context import RequestContext, current_request
 from asgi_durable.engine.engine import Engine
+from asgi_durable.engine.frame import current_session
 from asgi_durable.errors import DurableUsageError
 from asgi_durable.ids import step_key
 from asgi_durable.outgoing import DONE, OutgoingRequest, add_key, add_trace
@@ -20,7 +21,7 @@ __all__ = ["CurrentContext"]
 
 
 class CurrentContext:
-    """Where the current code runs; ``None`` outside of what is asked for.
+    """Where the current code runs; ``None`` outside of what is asked for, but for a session.
 
     Attributes:
         engine: What runs it.
@@ -127,10 +128,11 @@ class CurrentContext:
 
     @property
     def session(self) -> AsyncSession:
-        """The current transaction's session; ``None`` outside a transaction.
+        """The current transaction's session.
 
         In a ``def`` function it is a ``Session``: ``durable.blocking.session`` has that type.
+
+        Raises:
+            DurableUsageError: The current code is in no transaction.
         """
-        frame = self.engine.frame()
-        # Typed for where it is used: code inside a transaction always has one.
-        return cast("AsyncSession", frame.session if frame is not None else None)
+        return cast("AsyncSession", current_session(self.engine.frame()))

@@ -6,7 +6,7 @@ import os
 from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from functools import partial
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, ParamSpec, Self, TypeVar, overload
+from typing import TYPE_CHECKING, Any, Literal, ParamSpec, Self, TypeVar, overload
 
 from asgi_durable.blocking import Blocking
 from asgi_durable.codec import Codec, JsonCodec
@@ -21,6 +21,7 @@ from asgi_durable.engine.registry import StepDefinition
 from asgi_durable.engine.thread_calls import ThreadCalls
 from asgi_durable.errors import DurableUsageError
 from asgi_durable.middleware.asgi import ASGIApp, Scope
+from asgi_durable.middleware.bare_routes import refuse_bare_routes
 from asgi_durable.middleware.idempotency import IdempotencyMiddleware
 from asgi_durable.middleware.idempotency_policy import IdempotencyPolicy
 from asgi_durable.middleware.inside import Inside, opens_a_span
@@ -148,13 +149,25 @@ class Durable(Decorators, CurrentContext, WorkflowCalls):
 
     # Workflows
 
-    def options(self, *, workflow_id: str | None = None) -> WorkflowCalls:
+    def options(
+        self,
+        *,
+        workflow_id: str | None = None,
+        on_conflict: Literal["raise", "attach"] = "raise",
+    ) -> WorkflowCalls:
         """Return the workflow calls with options.
 
         Args:
             workflow_id: The workflow's id; one that exists is attached to instead of run.
+            on_conflict: What happens where the workflow with the id was given other arguments:
+                ``"raise"`` a ``WorkflowConflictError``, or ``"attach"`` to it all the same.
+                Arguments count that the function's parameters name, with their defaults.
+
+        Raises:
+            DurableUsageError: The id is empty, too long, not printable or reserved.
         """
-        return WorkflowCalls(self.engine, WorkflowOptions(workflow_id=workflow_id))
+        options = WorkflowOptions(workflow_id=workflow_id, on_conflict=on_conflict)
+        return WorkflowCalls(self.engine, options)
 
     @overload
     def background(
@@ -252,9 +265,14 @@ class Durable(Decorators, CurrentContext, WorkflowCalls):
     def wrap(self, app: ASGIApp) -> ASGIApp:
         """Return an ASGI app with the whole stack around it.
 
+        A start raises ``DurableUsageError`` where a route of the app, if it is one of Starlette,
+        FastAPI or Litestar, calls the bare function of a durable one.
+
         Where the app opens a span for each request itself, as FastAPI does, the stack is inside
         of that and around all else; what calls the app itself does not meet the stack.
         """
+        registry = self.engine.registry
+        registry.checks.append(partial(refuse_bare_routes, registry, app))
 
         def surround(inner: ASGIApp) -> ASGIApp:
             keyed = IdempotencyMiddleware(

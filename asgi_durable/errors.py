@@ -5,7 +5,7 @@ DurableError                          500  base class; raise it, or catch this o
 ├── DurableUsageError                 500  the library was called in a way that cannot work
 ├── RequestIdInvalidError             400  the request has an id that is not accepted
 ├── WorkflowNotFoundError             404  no such workflow id
-├── WorkflowConflictError             409  the workflow id belongs to another function
+├── WorkflowConflictError             409  the workflow id belongs to another call
 ├── WorkflowCancelledError            410  the workflow was cancelled
 ├── WorkflowInterruptedError          503  the run ended without an outcome; it will go on
 ├── RecoveryAttemptsExceededError     500  the workflow ended its process again and again
@@ -159,16 +159,31 @@ class WorkflowCancelledError(DurableError):
 
 
 class WorkflowConflictError(DurableError):
-    """The workflow id belongs to a run of another function."""
+    """The workflow id belongs to a run of another function, or with other arguments.
+
+    Attributes:
+        workflow_id: The id.
+        parameters: Names of the parameters that differ, if the function is the same.
+    """
 
     default_code = "WORKFLOW_CONFLICT"
     default_status = 409
     title = "The workflow id is in use for something else"
     shows_message = False
 
-    def __init__(self, workflow_id: str, *, wanted: str, existing: str) -> None:
-        super().__init__(f"workflow {workflow_id!r} is a run of {existing!r}, not of {wanted!r}")
+    def __init__(
+        self, workflow_id: str, *, wanted: str, existing: str, parameters: tuple[str, ...] = ()
+    ) -> None:
+        message = f"workflow {workflow_id!r} is a run of {existing!r}, not of {wanted!r}"
+        if parameters:
+            message = (
+                f"workflow {workflow_id!r} is a run of {existing!r} with other arguments: "
+                f"{', '.join(parameters)}. Use an id of its own for each call, or "
+                'options(workflow_id=…, on_conflict="attach")'
+            )
+        super().__init__(message)
         self.workflow_id = workflow_id
+        self.parameters = parameters
 
 
 class WorkflowInterruptedError(DurableError):

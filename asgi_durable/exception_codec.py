@@ -1,7 +1,8 @@
 """How exceptions are written into the step log and come back.
 
 They are stored as type, message, arguments, attributes, cause, notes and traceback text, a
-``DurableError`` with what it says to HTTP clients.
+``DurableError`` with what it says to HTTP clients. The traceback's text comes back as a note, so
+whatever prints the exception shows where it was raised.
 A class is found again only among the modules that are already loaded, and is rebuilt
 without calling its ``__init__``: odd constructors cannot break a replay, and no stored
 name makes code run. What cannot be rebuilt comes back as ``RemoteError``.
@@ -9,28 +10,39 @@ name makes code run. What cannot be rebuilt comes back as ``RemoteError``.
 
 from __future__ import annotations
 
+import os
 import sys
 import traceback
 from collections.abc import Callable
 from contextvars import ContextVar
+from pathlib import Path
 from typing import Any, TypeGuard
 
 from asgi_durable.errors import DurableError, RemoteError
 from asgi_durable.recorded_answers import pack_answer, stand_in
 
-__all__ = ["pack_exception", "unpack_exception"]
+__all__ = ["RecordedTraceback", "forget_traceback", "pack_exception", "unpack_exception"]
 
 # Kept on rebuilt exceptions, so that recording one again keeps the first traceback.
 TRACEBACK_ATTRIBUTE = "durable_traceback"
 # Of an exception itself, and of one that it refers to.
 MAX_TRACEBACK_CHARACTERS = (16_384, 2_048)
+_OWN_CODE = f"{Path(__file__).parent}{os.sep}"
+_NOTE_HEADING = "Recorded traceback, of where the error was raised first:"
 MAX_MESSAGE_CHARACTERS = 65_536
+MAX_LINE_CHARACTERS = 1_000
 MAX_LEVELS = 4
 
 _level: ContextVar[int] = ContextVar("asgi_durable_exception_level", default=0)
 
 Pack = Callable[[object], Any]
 Unpack = Callable[[Any], Any]
+
+
+class RecordedTraceback(str):
+    """The note that shows a recorded traceback; it is not recorded as a note again."""
+
+    __slots__ = ()
 
 
 def pack_exception(error: BaseException, pack: Pack) -> dict[str, Any]:
@@ -65,7 +77,7 @@ def _pack(error: BaseException, pack: Pack, level: int) -> dict[str, Any]:
         packed["t"], packed["m"] = error.type_name, error.message
     if _has_answer(error):
         packed["d"] = pack_answer(error)
-    notes = [str(note) for note in getattr(error, "__notes__", ())]
+    notes = [str(note) for note in _own_notes(error)]
     if notes:
         packed["n"] = notes
     cause = error.__cause__
@@ -93,11 +105,28 @@ def unpack_exception(packed: dict[str, Any], unpack: Unpack) -> BaseException:
         error = stand_in(packed["t"], packed["m"], packed.get("d"))
     # Past the class's own __setattr__, which may refuse.
     vars(error)[TRACEBACK_ATTRIBUTE] = packed["tb"]
-    if "n" in packed:
-        vars(error)["__notes__"] = packed["n"]
+    notes = list(packed.get("n", ()))
+    if packed["tb"]:
+        notes.append(RecordedTraceback(f"{_NOTE_HEADING}\n{packed['tb'].rstrip()}"))
+    if notes:
+        vars(error)["__notes__"] = notes
     if "c" in packed:
         error.__cause__ = unpack(packed["c"])
     return error
+
+
+def forget_traceback(error: BaseException) -> None:
+    """Take the recorded traceback off an exception that gets a traceback of its own."""
+    vars(error).pop(TRACEBACK_ATTRIBUTE, None)
+    notes = _own_notes(error)
+    vars(error).pop("__notes__", None)
+    if notes:
+        vars(error)["__notes__"] = notes
+
+
+def _own_notes(error: BaseException) -> list[Any]:
+    notes = getattr(error, "__notes__", ())
+    return [note for note in notes if not isinstance(note, RecordedTraceback)]
 
 
 def _rebuild(packed: dict[str, Any], unpack: Unpack) -> BaseException | None:
@@ -152,8 +181,21 @@ def _traceback_text(error: BaseException) -> str:
     kept = getattr(error, TRACEBACK_ATTRIBUTE, None)
     if isinstance(kept, str):
         return kept
-    try:
-        text = "".join(traceback.format_exception(error))
-    except Exception:
-        text = "".join(traceback.format_tb(error.__traceback__))
-    return text
+    frames = _frames_of(error)
+    # A cause is recorded with a traceback of its own, what was handled meanwhile is not.
+    context = error.__context__
+    if context is None or error.__suppress_context__ or not frames:
+        return frames
+    first = f"{type(context).__qualname__}: {_message(context)[:MAX_LINE_CHARACTERS]}"
+    between = "While that was handled, another error was raised:"
+    return f"{_frames_of(context)}{first}\n\n{between}\n\n{frames}"
+
+
+def _frames_of(error: BaseException) -> str:
+    """Return the frames of an exception's traceback, without the library's own."""
+    frames = traceback.extract_tb(error.__traceback__)
+    others = [frame for frame in frames if not frame.filename.startswith(_OWN_CODE)]
+    if not frames:
+        return ""
+    lines = traceback.StackSummary.from_list(others or frames).format()
+    return "".join(["Traceback (most recent call last):\n", *lines])

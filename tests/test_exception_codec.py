@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import sys
+import traceback
 from typing import Any
 
 import pytest
@@ -85,8 +87,72 @@ def test_cause_notes_and_traceback_text_survive() -> None:
     restored = through_the_log(error)
 
     assert repr(restored.__cause__) == "KeyError('inner')"
-    assert restored.__notes__ == ["seen on a Tuesday"]
+    assert restored.__notes__[:-1] == ["seen on a Tuesday"]
     assert "in raised" in restored.durable_traceback
+
+
+def test_whatever_prints_a_restored_error_shows_where_each_of_a_chain_was_raised() -> None:
+    error = raised(ValueError("outer"), raised(KeyError("inner")))
+    for _ in range(3):
+        error = through_the_log(error)
+        text = "".join(traceback.format_exception(error))
+
+        assert text.count("in raised\n    raise error from cause") == 2
+        assert text.count("Recorded traceback") == 2
+        assert (str(error), str(error.__cause__)) == ("outer", "'inner'")
+
+
+def test_an_error_in_the_place_of_another_one_shows_both() -> None:
+    try:
+        try:
+            raise KeyError("first" * 1000)
+        except KeyError:
+            raise ValueError("second")  # noqa: B904
+    except ValueError as caught:
+        error = caught
+
+    text = "".join(traceback.format_exception(through_the_log(error)))
+
+    assert all(line in text for line in ("raise KeyError(", "While that was", "raise ValueError("))
+    assert text.count("first") < 300
+
+
+def test_a_recorded_traceback_has_a_limit_and_keeps_the_innermost_frames() -> None:
+    def fall(depth: int) -> None:
+        if depth == 0:
+            raise ValueError
+        (rise if depth % 2 else fall)(depth - 1)
+
+    def rise(depth: int) -> None:
+        fall(depth - 1) if depth else fall(0)
+
+    try:
+        fall(600)
+    except ValueError as caught:
+        error = caught
+
+    text = through_the_log(error).durable_traceback
+
+    assert len(text) <= 16_384
+    assert text.endswith("raise ValueError\n")
+
+
+def test_an_error_that_was_recorded_with_a_whole_traceback_is_read() -> None:
+    text = 'Traceback (most recent call last):\n  File "shop.py", line 1, in pay\nValueError: x\n'
+    packed = {"$": "error", "t": "builtins:ValueError", "m": "x", "a": ["x"], "s": {}, "tb": text}
+
+    restored = JsonCodec().decode(json.dumps(packed | {"n": ["note"]}).encode())
+    once_more = through_the_log(restored)
+
+    for error in (restored, once_more):
+        assert repr(error) == "ValueError('x')"
+        assert error.__notes__[0] == "note"
+        assert len(error.__notes__) == 2
+        assert "".join(traceback.format_exception(error)).count('"shop.py", line 1, in pay') == 1
+
+
+def test_an_error_that_was_never_raised_has_no_traceback_to_show() -> None:
+    assert not hasattr(through_the_log(ValueError("x")), "__notes__")
 
 
 def test_the_first_traceback_is_kept_when_an_error_is_recorded_again() -> None:

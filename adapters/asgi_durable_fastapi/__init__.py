@@ -28,7 +28,8 @@ def install(app: FastAPI, durable: Durable) -> None:
     of the key, and the answers to wrong ones, unless the application makes it itself.
 
     Raises:
-        DurableUsageError: The application has been started, or has a ``Durable`` already.
+        DurableUsageError: The application has been started, or has a ``Durable`` already; or a
+            route calls the bare function of a durable one. A start raises this for later routes.
     """
     asgi_durable_starlette.install(app, durable, flatten=_flatten)
     durable.engine.registry.add_ambient_rule(_is_dependency)

@@ -31,6 +31,7 @@ from asgi_durable import (
     RequestContext,
 )
 from asgi_durable.ambient import filled_with
+from asgi_durable.middleware.bare_routes import refuse_bare_routes
 from asgi_durable.middleware.handler_policy import idempotent
 from asgi_durable.middleware.policy_routes import RouterView
 from asgi_durable.middleware.problem_details import problem_response
@@ -103,8 +104,13 @@ class DurablePlugin(InitPlugin, ReceiveRoutePlugin):
         return app_config
 
     def receive_route(self, route: BaseRoute) -> None:
-        """Take note of what Litestar fills in, and put the rest of the stack around the app."""
+        """Take note of what Litestar fills in, and put the rest of the stack around the app.
+
+        Raises:
+            DurableUsageError: A handler was made of the bare function of a durable one.
+        """
         for handler in handlers_of(route):
+            refuse_bare_routes(self._durable.engine.registry, handler)
             self._filled.add(handler)
             surround(handler.ownership_layers[0], self._durable)
         if isinstance(route, HTTPRoute):

@@ -25,4 +25,5 @@ def handler_policy(handler: Any) -> IdempotencyPolicy | None:
     """Return the policy of a handler, ``None`` if it has none of its own."""
     if _OPTION in handler.opt:
         return handler.opt[_OPTION] or NOT_COVERED
-    return policy_of(handler.fn)
+    # Of the function, or of the handler, where the decorator is above the one that makes it.
+    return policy_of(handler.fn) or policy_of(handler)

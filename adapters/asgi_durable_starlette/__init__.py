@@ -27,6 +27,7 @@ from asgi_durable import (
     IdempotencyMiddleware,
 )
 from asgi_durable.ambient import filled_with
+from asgi_durable.middleware.bare_routes import refuse_bare_routes
 from asgi_durable.middleware.body_source import ReadAheadMiddleware
 from asgi_durable.middleware.handler_policy import idempotent
 from asgi_durable.middleware.placement import class_of, classes_within
@@ -67,7 +68,8 @@ def install(
             routers have brought in.
 
     Raises:
-        DurableUsageError: The application has been started, or has a ``Durable`` already.
+        DurableUsageError: The application has been started, or has a ``Durable`` already; or a
+            route calls the bare function of a durable one. A start raises this for later routes.
     """
     if app.middleware_stack is not None:
         msg = "install() comes before the application's first request"
@@ -75,8 +77,12 @@ def install(
     if hasattr(app.state, STATE_NAME):
         msg = "a Durable is installed in this application already"
         raise DurableUsageError(msg)
+    registry = durable.engine.registry
+    refuse_bare_routes(registry, app.router)
+    # Routes may be added, and functions decorated, until the start.
+    registry.checks.append(partial(refuse_bare_routes, registry, app.router))
     setattr(app.state, STATE_NAME, durable)
-    durable.engine.registry.add_ambient_rule(_is_ambient)
+    registry.add_ambient_rule(_is_ambient)
     # Starlette calls it for requests and for WebSockets; its annotation knows one at a time.
     app.add_exception_handler(DurableError, typing.cast("typing.Any", _answer))
     handler_policies = HandlerPolicies(app, flatten)

@@ -18,6 +18,7 @@ from asgi_durable.engine.endings import (
     RunStopped,
 )
 from asgi_durable.engine.frame import Frame, current_frame
+from asgi_durable.engine.log_text import workflows_text
 from asgi_durable.engine.run import Run
 from asgi_durable.engine.signal import Signal
 from asgi_durable.engine.sleepers import asleep_until_us
@@ -139,7 +140,8 @@ class ActiveRuns:
             self._is_draining = False
         # Again and again: a run that is interrupted may have launched another one.
         while tasks := self._tasks_here():
-            logger.info("%d runs are interrupted and will be continued", len(tasks))
+            interrupted = workflows_text(run.workflow for run in tasks.values())
+            logger.info("Interrupted, to be continued: %s", interrupted)
             for run in tasks.values():
                 _interrupt(run)
             _, stuck = await asyncio.wait(tasks, timeout=CANCEL_TIMEOUT_SECONDS)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 from asgi_durable.engine.registry import WorkflowDefinition
 from asgi_durable.engine.run import Run
@@ -22,14 +22,23 @@ MAX_WORKFLOW_ID_CHARACTERS = 255
 class WorkflowOptions:
     """How a workflow is called.
 
+    Attributes:
+        workflow_id: Its id; one of its own with ``None``.
+        on_conflict: What a call with an id does where the workflow that has it was given other
+            arguments: it raises, or attaches to that workflow.
+
     Raises:
         DurableUsageError: The id is empty, too long, not printable or reserved.
     """
 
     workflow_id: str | None = None
+    on_conflict: Literal["raise", "attach"] = "raise"
 
     def __post_init__(self) -> None:
         """Refuse ids that could be a child's, or that break a log line."""
+        if self.on_conflict not in ("raise", "attach"):
+            msg = f"on_conflict is 'raise' or 'attach', got {self.on_conflict!r}"
+            raise DurableUsageError(msg)
         workflow_id = self.workflow_id
         if workflow_id is None:
             return

@@ -5,13 +5,15 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Coroutine, Mapping
+from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import replace
 from typing import Any
 
 from asgi_durable.engine.call import Call
+from asgi_durable.engine.conflicts import find_conflict
 from asgi_durable.engine.endings import Ending, Finished, Interrupted, OwnedElsewhereError, finished
 from asgi_durable.engine.execution_spans import keep_span, observed_run
+from asgi_durable.engine.log_text import error_text
 from asgi_durable.engine.registry import WorkflowDefinition
 from asgi_durable.engine.replay import unused_log
 from asgi_durable.engine.result_order import expect_result_at
@@ -21,7 +23,6 @@ from asgi_durable.errors import (
     DecodeError,
     DurableUsageError,
     RecoveryAttemptsExceededError,
-    WorkflowConflictError,
     WorkflowInterruptedError,
 )
 from asgi_durable.storage.records import WorkflowRecord, WorkflowState
@@ -33,16 +34,21 @@ from asgi_durable.storage.writes import (
     StartWorkflow,
 )
 
-__all__ = ["Drives", "conflict", "missing_ambient", "refuse_ambient"]
+__all__ = ["Drives", "missing_ambient", "refuse_ambient"]
 
 logger = logging.getLogger(__name__)
 
 
 class Drives:
-    """Runs workflows: each method is what one run does, and returns how it ended."""
+    """Runs workflows: each method is what one run does, and returns how it ended.
+
+    Attributes:
+        is_waited_for: Tells whether anybody waits for a run's outcome.
+    """
 
     def __init__(self, services: Services) -> None:
         self._services = services
+        self.is_waited_for: Callable[[Run], bool] = lambda _: True
 
     def fresh(self, run: Run, call: Call) -> Coroutine[Any, Any, Ending]:
         if call.awaited:
@@ -60,9 +66,10 @@ class Drives:
 
     async def _drive_existing(self, run: Run, call: Call, existing: WorkflowRecord) -> Ending:
         """Attach to the workflow that has the id already."""
-        if existing.name != call.definition.name or existing.is_request:
+        conflict = find_conflict(call, run.workflow.input or b"", existing)
+        if conflict is not None:
             # It may be waiting for recovery, which this run has kept from it so far.
-            return Interrupted(conflict(call.definition, existing), goes_on=True)
+            return Interrupted(conflict, goes_on=True)
         if existing.is_final:
             return finished(existing)
         return await self.loaded(run, call)
@@ -84,7 +91,6 @@ class Drives:
         definition = self._services.registry.find_workflow(run.workflow.name)
         if definition is None:
             reason = f"no function is registered as {run.workflow.name!r}"
-            logger.warning("Workflow %s stays PENDING: %s", run.workflow_id, reason)
             return Interrupted(WorkflowInterruptedError(run.workflow_id, reason))
         if definition.ambient and run.workflow.parent_id is not None:
             reason = "it takes parameters of its request and waits for the request's retry"
@@ -127,7 +133,7 @@ class Drives:
     async def _set_aside(self, run: Run) -> Ending:
         """End a workflow that has killed its process again and again."""
         error = RecoveryAttemptsExceededError(run.workflow_id, run.workflow.crashes)
-        logger.error("%s", error)
+        logger.error("Workflow %s (%s): %s", run.workflow_id, run.workflow.name, error)
         encoded = encode_error(self._services.registry.codec, error)
         return await self._finish(run, Finished(WorkflowState.RETRIES_EXCEEDED, None, encoded))
 
@@ -143,15 +149,9 @@ class Drives:
             # Who starts a workflow is told its id, so the start must be durable by then.
             await run.settle()
             run.claimed.set(True)
-        try:
-            # The first execution sees the recorded arguments too.
-            arguments = definition.bind_input(
-                run.workflow.input or b"{}", args, kwargs, is_first=run.workflow.attempts == 1
-            )
-        except DecodeError as failure:
-            raise run.stop(failure) from failure
-        codec = run.services.registry.codec
+        arguments = _arguments(run, definition, args, kwargs)
         ending: Ending
+        failure: Exception | None = None
         with observed_run(run) as observed:
             keep_span(run, observed.begin())
             try:
@@ -160,7 +160,7 @@ class Drives:
                 running = definition.call(arguments)
                 # They may be large, and the function may take long.
                 del args, kwargs, arguments
-                output = codec.encode(await running)
+                output = definition.encode_result(await running)
                 ending = Finished(WorkflowState.SUCCESS, output, None)
             except asyncio.CancelledError:
                 # Neither the engine nor the event loop stops: its own code raised it. No outcome.
@@ -171,11 +171,18 @@ class Drives:
                 if outage is not None:
                     run.stop(outage, goes_on=True)
                 observed.failed(error)
-                ending = Finished(WorkflowState.ERROR, None, encode_error(codec, error))
-            # Invariant: asked last. What a stopped run's code makes of it is no outcome.
-            ending = run.interruption() or unused_log(run) or await self._finish(run, ending)
-            if isinstance(ending, Finished):
-                observed.ended(ending.state.value)
+                encoded = encode_error(run.services.registry.codec, error)
+                ending = Finished(WorkflowState.ERROR, None, encoded)
+                failure = None if self.is_waited_for(run) else error
+            try:
+                # Invariant: asked last. What a stopped run's code makes of it is no outcome.
+                ending = run.interruption() or unused_log(run) or await self._finish(run, ending)
+                if isinstance(ending, Finished):
+                    observed.ended(ending.state.value)
+                    _tell_of(run, failure)
+            finally:
+                # It refers to this frame, by its traceback.
+                failure = None
             return ending
 
     async def _finish(self, run: Run, ending: Finished) -> Ending:
@@ -210,18 +217,38 @@ def _time_of_end(run: Run) -> int:
     return ends_at_us
 
 
+def _arguments(
+    run: Run, definition: WorkflowDefinition, args: tuple[Any, ...], kwargs: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Return what a function is called with; the first execution sees what is recorded too.
+
+    Raises:
+        RunStopped: It cannot be read.
+    """
+    data, is_first = run.workflow.input or b"{}", run.workflow.attempts == 1
+    try:
+        return definition.bind_input(data, args, kwargs, is_first=is_first)
+    except DecodeError as failure:
+        raise run.stop(failure) from failure
+
+
+def _tell_of(run: Run, failure: Exception | None) -> None:
+    """Write a failure to the log that nobody else is told of."""
+    if failure is not None:
+        logger.error(
+            "Workflow %s (%s) failed, and nobody waits for it: %s",
+            run.workflow_id,
+            run.workflow.name,
+            error_text(failure),
+            exc_info=failure,
+        )
+
+
 def missing_ambient(definition: WorkflowDefinition, name: str) -> DurableUsageError:
     """Return the error of a workflow that would run without what its caller gives it."""
     return DurableUsageError(
         f"workflow {definition.name!r} cannot run without its caller: its parameter {name!r} is "
         "not recorded, as a framework fills it for a request, or as it is what a method belongs to"
-    )
-
-
-def conflict(definition: WorkflowDefinition, existing: WorkflowRecord) -> WorkflowConflictError:
-    """Return the error of a call whose id belongs to another function."""
-    return WorkflowConflictError(
-        existing.workflow_id, wanted=definition.name, existing=existing.name
     )
 
 

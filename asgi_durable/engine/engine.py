@@ -17,6 +17,7 @@ from asgi_durable.engine.handle import WorkflowStatus
 from asgi_durable.engine.heartbeat_listener import end_when_dropped
 from asgi_durable.engine.home_loop import HomeLoop
 from asgi_durable.engine.limits import Limits
+from asgi_durable.engine.log_text import database_text, library_version
 from asgi_durable.engine.outbox import Outbox
 from asgi_durable.engine.registry import (
     Registry,
@@ -164,6 +165,7 @@ class Engine:
             await self._leave_here(running)
             await self.home.on_own(lambda: self._leave_here(running))
             await self.home.end_own()
+        logger.info("asgi-durable stopped: executor %s has left", running.services.executor.id)
 
     async def _leave_here(self, running: Running) -> None:
         await running.services.committer.flush()
@@ -175,6 +177,8 @@ class Engine:
 
     async def _build(self) -> Running:
         self.registry.prepare()
+        for check in self.registry.checks:
+            check()
         async with AsyncExitStack() as opened:
             storage = self._open_storage()
             await storage.open()
@@ -190,6 +194,9 @@ class Engine:
             opened.push_async_callback(self._telemetry.close)
             await running.services.executor.start()
             opened.pop_all()
+        database, executor = database_text(storage, application), running.services.executor.id
+        version = library_version()
+        logger.info("asgi-durable %s started: %s, executor %s", version, database, executor)
         return running
 
     def running(self) -> Running:

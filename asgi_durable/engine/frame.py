@@ -9,6 +9,7 @@ from dataclasses import field, replace
 from itertools import count
 from typing import TYPE_CHECKING
 
+from asgi_durable.errors import DurableUsageError
 from asgi_durable.value_class import value_class
 
 if TYPE_CHECKING:
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
 
     from asgi_durable.engine.run import Run, Services
 
-__all__ = ["Frame", "begin_attempt", "current_frame", "entered"]
+__all__ = ["Frame", "begin_attempt", "current_frame", "current_session", "entered"]
 
 
 @value_class()
@@ -65,3 +66,23 @@ def begin_attempt() -> None:
     frame = current_frame.get()
     if frame is not None:
         current_frame.set(replace(frame, outgoing=count()))
+
+
+def current_session(frame: Frame | None) -> AsyncSession | Session:
+    """Return the session of the transaction that a place belongs to.
+
+    Raises:
+        DurableUsageError: It belongs to none.
+    """
+    if frame is not None and frame.session is not None:
+        return frame.session
+    place = "outside of any workflow, step and transaction"
+    if frame is not None and frame.step_name is not None:
+        place = f"in step {frame.step_name!r}"
+    elif frame is not None and frame.run is not None:
+        place = f"between the steps of {frame.run.workflow.name!r}"
+    msg = (
+        "durable.session is there while a function with @durable.transaction runs, and this code "
+        f"runs {place}"
+    )
+    raise DurableUsageError(msg)

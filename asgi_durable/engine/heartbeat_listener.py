@@ -56,6 +56,7 @@ class HeartbeatListener:
         if running is not None:
             running.takeover.on_beat(beat)
             running.cancellation.look_if_due()
+            running.unknown.look_if_due()
             self._sweeper.sweep_if_due()
 
     def on_message(self, message: str) -> None:

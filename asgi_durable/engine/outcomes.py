@@ -134,6 +134,11 @@ class Outcomes:
         for executor_id in self._asked.pop(run.workflow_id, ()):
             self._services.executor.send(executor_id, f"{HAS_ENDED} {run.workflow_id}")
 
+    def is_waited_for(self, run: Run) -> bool:
+        """Tell whether anybody waits for a run's outcome, as far as this process knows."""
+        is_waited_for_here = run.ended.has_waiters() or run.done.has_waiters()
+        return is_waited_for_here or run.workflow_id in self._asked
+
     def on_message(self, message: str) -> None:
         """Take note of what another executor tells; called on any thread."""
         what, _, rest = message.partition(" ")

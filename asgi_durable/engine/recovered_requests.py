@@ -45,7 +45,10 @@ class RecoveredRequests:
             return requests[-1]
 
         if server is None or data is None or run.workflow.crashes > MAX_CRASHES:
-            logger.error("Request %s is left to its client", run.workflow_id)
+            reason = "its app is not served here" if server is None else "its request is not kept"
+            if run.workflow.crashes > MAX_CRASHES:
+                reason = f"{run.workflow.crashes} processes in a row died while they ran it"
+            logger.error("Request %s is left to its client: %s", run.workflow_id, reason)
             await begin(Retention()).leave_for_retry()
         else:
             logger.info("Request %s goes on without its client", run.workflow_id)

@@ -8,6 +8,7 @@ import random
 
 from asgi_durable.engine.active_runs import ActiveRuns
 from asgi_durable.engine.endings import Interrupted
+from asgi_durable.engine.log_text import error_text, workflows_text
 from asgi_durable.engine.resumption import Resumption
 from asgi_durable.engine.run import Run, Services
 from asgi_durable.errors import StorageError
@@ -109,12 +110,11 @@ class Recovery:
         if len(self._failures) > MAX_PARKED:
             del self._failures[next(iter(self._failures))]
         if is_worth_a_line(failures) and not run.workflow.is_request:
-            name, reason = run.workflow.name, str(error) or type(error).__name__
             logger.warning(
                 "Workflow %s (%s) is interrupted, and will be run again: %s",
                 run.workflow_id,
-                name,
-                reason,
+                run.workflow.name,
+                error_text(error),
             )
 
     def set_aside(self, workflow: WorkflowRecord, error: Exception) -> Run | None:
@@ -130,6 +130,15 @@ class Recovery:
 
     def _park(self, run: Run, error: Exception) -> None:
         """Leave a workflow to others, now that its run is over."""
+        known = self._parked.get(run.workflow_id)
+        # At a stop all runs end without an outcome, and others go on with them.
+        if not self._stopped and (known is None or str(known) != str(error)):
+            logger.warning(
+                "Workflow %s (%s) cannot go on in this process, and is left to others: %s",
+                run.workflow_id,
+                run.workflow.name,
+                error_text(error),
+            )
         self._note_parked(run.workflow_id, error)
         asyncio.get_running_loop().call_soon(self._release, run.workflow)
 
@@ -189,8 +198,15 @@ class Recovery:
 
     async def _see_to(self, workflow_ids: list[str]) -> list[Run]:
         stored_runs = await self._resumption.load_idle(workflow_ids)
-        runs = [self._see_to_one(stored) for stored in stored_runs]
-        return [run for run in runs if run is not None]
+        seen_to = [self._see_to_one(stored) for stored in stored_runs]
+        runs = [run for run in seen_to if run is not None]
+        resumed = [run.workflow for run in runs if self._goes_on_here(run.workflow)]
+        if resumed:
+            logger.info("Going on, after an interruption, with %s", workflows_text(resumed))
+        return runs
+
+    def _goes_on_here(self, workflow: WorkflowRecord) -> bool:
+        return not workflow.is_request and workflow.workflow_id not in self._parked
 
     def _see_to_one(self, stored: StoredRun) -> Run | None:
         workflow = stored.workflow
@@ -198,6 +214,6 @@ class Recovery:
             return None
         if stored.damage is not None:
             return self.set_aside(workflow, stored.damage)
-        if workflow.is_request or workflow.workflow_id in self._parked:
+        if not self._goes_on_here(workflow):
             return self._resumption.release(workflow)
         return self._resumption.resume(stored, is_counted=False)

@@ -8,10 +8,12 @@ import hashlib
 import inspect
 import logging
 from collections.abc import Callable, Coroutine, Mapping
-from typing import Any, Protocol, Self, TypeVar
+from typing import Any, ClassVar, Protocol, Self, TypeVar
+from weakref import WeakKeyDictionary
 
 from asgi_durable.codec import Codec
 from asgi_durable.engine.body_threads import BodyThreads
+from asgi_durable.engine.decorated_functions import owner_parameter, refuse_other_than_functions
 from asgi_durable.engine.request_servers import RequestServers
 from asgi_durable.engine.step_options import StepOptions
 from asgi_durable.errors import DecodeError, DurableUsageError, EncodeError
@@ -54,6 +56,7 @@ class Definition:
     """A decorated function.
 
     Attributes:
+        kind: What it was decorated as.
         decorated: The function.
         function: It as one to await: what is not async is called in a thread.
         is_async: True for an ``async def`` function.
@@ -63,10 +66,12 @@ class Definition:
         injected: Those among them that a framework fills.
     """
 
+    kind: ClassVar[str] = "function"
+
     def __init__(
         self, decorated: Callable[..., Any], *, name: str | None, registry: Registry
     ) -> None:
-        _refuse_other_than_functions(decorated)
+        refuse_other_than_functions(decorated)
         self.decorated = decorated
         self.is_async = inspect.iscoroutinefunction(decorated)
         self.function: AsyncFunction = decorated if self.is_async else self.call_in_thread
@@ -116,7 +121,7 @@ class Definition:
             return
         self._prepared = True
         hints = function_hints(self.decorated)  # type: ignore[arg-type]
-        owner = _owner_parameter(self.decorated, self.signature)
+        owner = owner_parameter(self.decorated, self.signature)
         self.injected = frozenset(
             parameter.name
             for parameter in self.signature.parameters.values()
@@ -146,6 +151,21 @@ class Definition:
         bound = inspect.BoundArguments(self.signature, ordered)
         return self.function(*bound.args, **bound.kwargs)
 
+    def encode_result(self, value: object) -> bytes:
+        """Return the function's result as bytes.
+
+        Raises:
+            EncodeError: It cannot be recorded; the message names the function.
+        """
+        try:
+            return self.registry.codec.encode(value)
+        except EncodeError as error:
+            if inspect.iscoroutine(value):
+                # The message says that it was not awaited; Python need not.
+                value.close()
+            msg = f"the result of {self.kind} {self.name!r} cannot be recorded: {error}"
+            raise EncodeError(msg) from error.__cause__
+
     def recorded_arguments(
         self, args: tuple[Any, ...], kwargs: Mapping[str, Any]
     ) -> tuple[tuple[Any, ...], Mapping[str, Any]]:
@@ -158,6 +178,8 @@ class Definition:
 
 class StepDefinition(Definition):
     """A function decorated as a step."""
+
+    kind = "step"
 
     def __init__(
         self,
@@ -177,6 +199,8 @@ class StepDefinition(Definition):
 class TransactionDefinition(Definition):
     """A function decorated as a transaction."""
 
+    kind = "transaction"
+
     def __init__(
         self,
         decorated: Callable[..., Any],
@@ -191,6 +215,8 @@ class TransactionDefinition(Definition):
 
 class WorkflowDefinition(Definition):
     """A function decorated as a workflow."""
+
+    kind = "workflow"
 
     def __init__(
         self,
@@ -279,15 +305,18 @@ class Registry:
     Attributes:
         threads: Where functions that are not async run, unless a thread waits for them.
         request_servers: The apps of this process.
+        checks: Called before each start; what one of them raises is why there is none.
     """
 
     def __init__(self, codec: Codec) -> None:
         self.codec = codec
         self.threads = BodyThreads()
         self.request_servers = RequestServers()
+        self.checks: list[Callable[[], None]] = []
         self._workflows: dict[str, WorkflowDefinition] = {}
         self._unprepared: list[Definition] = []
         self._ambient_rules: list[AmbientParameter] = []
+        self._bare: WeakKeyDictionary[Callable[..., Any], str] = WeakKeyDictionary()
 
     def add_workflow(self, definition: WorkflowDefinition) -> None:
         """Make a workflow known under its name.
@@ -318,6 +347,11 @@ class Registry:
     def add(self, definition: Definition) -> None:
         """Take note of a function, to be prepared before a recorded value is read."""
         self._unprepared.append(definition)
+        self._bare[definition.decorated] = f"{definition.kind} {definition.name!r}"
+
+    def bare(self, function: object) -> str | None:
+        """Return what a function is without its decorator: a call of it is not durable."""
+        return self._bare.get(function) if inspect.isroutine(function) else None
 
     def prepare(self) -> None:
         """Resolve the annotations of all functions: any of them may name a recorded class."""
@@ -357,22 +391,6 @@ class Registry:
         except EncodeError:
             return f"{type(value).__module__}:{type(value).__qualname__}"
         return value
-
-
-def _refuse_other_than_functions(decorated: object) -> None:
-    is_function = inspect.isfunction(decorated) or inspect.ismethod(decorated)
-    is_generator = inspect.isgeneratorfunction(decorated) or inspect.isasyncgenfunction(decorated)
-    if not is_function or is_generator:
-        msg = f"{decorated!r} must be a 'def' or 'async def' function, and no generator"
-        raise DurableUsageError(msg)
-
-
-def _owner_parameter(function: Callable[..., Any], signature: inspect.Signature) -> frozenset[str]:
-    """Return the name of a method's ``self`` or ``cls``, which is no argument to record."""
-    owner = function.__qualname__.rpartition(".")[0]
-    first = next(iter(signature.parameters), "")
-    is_method = owner and not owner.endswith("<locals>") and first in {"self", "cls"}
-    return frozenset([first]) if is_method else frozenset()
 
 
 def _is_redefined(known: Callable[..., Any], new: Callable[..., Any]) -> bool:

@@ -47,6 +47,11 @@ class RequestRun:
         self.ending: Ending | None = None
 
     @property
+    def workflow_id(self) -> str:
+        """The request's id."""
+        return self._run.workflow_id
+
+    @property
     def has_recorded(self) -> bool:
         """True once something durable was called on behalf of the request."""
         if self._run.single_transaction is not None:

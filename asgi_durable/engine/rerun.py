@@ -13,7 +13,8 @@ import logging
 from typing import Any, NoReturn
 
 from asgi_durable.engine.call import Call
-from asgi_durable.engine.drives import conflict, refuse_ambient
+from asgi_durable.engine.conflicts import find_conflict
+from asgi_durable.engine.drives import refuse_ambient
 from asgi_durable.engine.endings import (
     Finished,
     Interrupted,
@@ -219,8 +220,9 @@ class Reruns:
         # It may be another one's, and is not in the log then.
         refuse_other_child(parent, number, definition.name, workflow_id)
         record = await self._services.storage.get_workflow(workflow_id)
-        if record is not None and (record.name != definition.name or record.is_request):
-            raise conflict(definition, record)
+        conflict = find_conflict(call, data, record) if record is not None else None
+        if conflict is not None:
+            raise conflict
         return record
 
 

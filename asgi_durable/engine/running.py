@@ -24,6 +24,7 @@ from asgi_durable.engine.services import Services
 from asgi_durable.engine.sleepers import Sleepers
 from asgi_durable.engine.spool import SpoolSpace
 from asgi_durable.engine.takeover import Takeover
+from asgi_durable.engine.unknown_functions import UnknownFunctions
 from asgi_durable.engine.workflows import Workflows
 from asgi_durable.request_ids import RequestIds
 from asgi_durable.storage.protocol import Storage
@@ -49,6 +50,7 @@ class Running:
     outcomes: Outcomes
     cancellation: Cancellation
     resumption: Resumption
+    unknown: UnknownFunctions
 
 
 async def assemble(
@@ -80,6 +82,7 @@ async def assemble(
     takeover = Takeover(services, resumption, recovery)
     outcomes = Outcomes(services, active, recovery)
     recovered.on_recorded = outcomes.wake
+    drives.is_waited_for = outcomes.is_waited_for
     workflows = Workflows(services, active, drives, outcomes)
     cancellation = Cancellation(services, active, outcomes, limits.cancelled_requests)
     secret = await storage.read_secret()
@@ -94,6 +97,7 @@ async def assemble(
         outcomes=outcomes,
         cancellation=cancellation,
         resumption=resumption,
+        unknown=UnknownFunctions(services.storage, services.registry),
     )
     _listen(running, limits)
     return running

@@ -59,6 +59,10 @@ class Signal(Generic[ValueT]):
         else:
             self._waiters.append(waiter)
 
+    def has_waiters(self) -> bool:
+        """Tell whether anybody waits for the value at this moment."""
+        return any(not waiter.done() for waiter in self._waiters or ())
+
     async def wait(self) -> ValueT:
         """Return the value, once it is there."""
         if not self._is_set:

@@ -163,7 +163,7 @@ class SingleTransaction:
             opening = run.services.storage.request_transaction(self._slot(), isolation_level=level)
             transaction = await stack.enter_async_context(opening)
             with entered(Frame(run.services, run, definition.name, number, transaction.session)):
-                value = self._normal(await body())
+                value = self._normal(definition, await body())
             await transaction.flush()
             self._hold(_HeldByTask(transaction, stack))
         return value
@@ -181,7 +181,7 @@ class SingleTransaction:
             with entered(
                 Frame(run.services, run, definition.name, number, session, in_thread=True)
             ):
-                value = self._normal(body())
+                value = self._normal(definition, body())
             transaction.flush()
             self._hold(_HeldByThreads(transaction, stack, run.services.registry.threads))
         return value
@@ -190,10 +190,9 @@ class SingleTransaction:
         wait_seconds = max(0.0, self._wait_until - time.monotonic())
         return RequestSlot(workflow=self._run.workflow, wait_seconds=wait_seconds)
 
-    def _normal(self, value: object) -> Any:
+    def _normal(self, definition: TransactionDefinition, value: object) -> Any:
         """Return a result as it would come back from the log, as a recorded one does."""
-        codec = self._run.services.registry.codec
-        return codec.decode(codec.encode(value))
+        return definition.registry.codec.decode(definition.encode_result(value))
 
     def _hold(self, held: _Held) -> None:
         """Keep a transaction open for the answer.

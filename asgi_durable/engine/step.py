@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import logging
 from collections.abc import Awaitable, Mapping
 from typing import Any
 
 from asgi_durable.engine.frame import Frame, begin_attempt, current_frame
+from asgi_durable.engine.log_text import error_text
 from asgi_durable.engine.registry import StepDefinition
 from asgi_durable.engine.replay import recorded_step, replayed
 from asgi_durable.engine.result_order import in_turn
 from asgi_durable.engine.run import Run
 from asgi_durable.engine.values import decoded_failure, encode_error, infrastructure_error_in
 from asgi_durable.errors import (
+    DurableUsageError,
     EncodeError,
     StepRetriesExhaustedError,
     StepTimeoutError,
@@ -23,8 +26,12 @@ from asgi_durable.storage.records import NO_OUTPUT
 
 __all__ = ["run_step"]
 
+logger = logging.getLogger(__name__)
+
 # Of a step that fails more often, the errors in the middle are not kept.
 MAX_KEPT_ERRORS = 100
+# The next attempt would raise the same.
+_IN_VAIN = (DurableUsageError, EncodeError)
 
 
 async def run_step(
@@ -65,7 +72,7 @@ async def run_step(
             # Not inside `except`: the next attempt would run while this error is being handled.
             if first is not None:
                 value = await _try_again(run, definition, args, kwargs, first)
-            output = registry.codec.encode(value)
+            output = definition.encode_result(value)
         except Exception as error:
             outage = infrastructure_error_in(error)
             if outage is not None:
@@ -117,7 +124,18 @@ async def _try_again(
         if attempt >= policy.max_attempts:
             raise StepRetriesExhaustedError(definition.name, errors, attempt) from error
         run.services.telemetry.observer.step_is_tried_again(definition.name, error)
-        await asyncio.sleep(policy.delay_seconds(attempt))
+        delay = policy.delay_seconds(attempt)
+        logger.warning(
+            "Workflow %s (%s): attempt %d of %d of step %r failed, the next one is in %.1f s: %s",
+            run.workflow_id,
+            run.workflow.name,
+            attempt,
+            policy.max_attempts,
+            definition.name,
+            delay,
+            error_text(error),
+        )
+        await asyncio.sleep(delay)
         begin_attempt()
         run.services.telemetry.observer.attempt_begins(attempt + 1)
         try:
@@ -128,8 +146,9 @@ async def _try_again(
 
 
 def _may_retry(policy: RetryPolicy, error: Exception) -> bool:
-    pointless = infrastructure_error_in(error) is not None or isinstance(error, EncodeError)
-    return not pointless and policy.wants_retry_of(error)
+    if infrastructure_error_in(error) is not None or isinstance(error, _IN_VAIN):
+        return False
+    return policy.wants_retry_of(error)
 
 
 def _attempt(

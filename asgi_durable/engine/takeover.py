@@ -6,6 +6,7 @@ import asyncio
 import logging
 import time
 
+from asgi_durable.engine.log_text import workflows_text
 from asgi_durable.engine.recovery import PAGE_PAUSE_SECONDS, PAGE_SIZE, Recovery
 from asgi_durable.engine.resumption import Resumption
 from asgi_durable.engine.run import Run, Services
@@ -115,7 +116,9 @@ class Takeover:
         if not taken:
             return []
         taken_at = time.monotonic()
-        logger.info("%d workflows of other executors are taken over", len(taken))
+        logger.info(
+            "Taken over from other processes: %s", workflows_text(t.workflow for t in taken)
+        )
         ids = [one.workflow.workflow_id for one in taken]
         stored_runs = await self._resumption.load_idle(ids)
         resumed = [

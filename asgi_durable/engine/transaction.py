@@ -207,7 +207,7 @@ class _Transaction:
         return step
 
     def _success(self, value: object) -> StepRecord:
-        output = self._run.services.registry.codec.encode(value)
+        output = self._definition.encode_result(value)
         # A body that was interrupted and returns all the same is rolled back.
         self._run.refuse_if_stopped()
         return self._record(output=output, error=None)

@@ -12,6 +12,7 @@ from asgi_durable.errors import (
     StorageError,
     WorkflowInterruptedError,
 )
+from asgi_durable.exception_codec import forget_traceback
 from asgi_durable.recorded_answers import pack_answer, stand_in
 
 if TYPE_CHECKING:
@@ -42,6 +43,7 @@ def encode_error(codec: Codec, error: Exception) -> bytes:
 def decoded_failure(run: Run, encoded: bytes, failure: Exception) -> Exception:
     """Return an error as a replay will see it, with the traceback of its first appearance."""
     error: Exception = run.services.registry.codec.decode(encoded)
+    forget_traceback(error)
     return error.with_traceback(failure.__traceback__)
 
 

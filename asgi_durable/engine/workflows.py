@@ -11,7 +11,8 @@ from typing import Any
 from asgi_durable.context import current_request
 from asgi_durable.engine.active_runs import ActiveRuns, wait_for
 from asgi_durable.engine.call import Call
-from asgi_durable.engine.drives import Drives, conflict, refuse_ambient
+from asgi_durable.engine.conflicts import find_conflict
+from asgi_durable.engine.drives import Drives, refuse_ambient
 from asgi_durable.engine.endings import (
     Ending,
     Finished,
@@ -68,7 +69,7 @@ class Workflows:
         Raises:
             TypeError: The arguments do not fit the function.
             EncodeError: An argument cannot be recorded.
-            WorkflowConflictError: The id belongs to another function.
+            WorkflowConflictError: The id belongs to another function, or other arguments.
             NonDeterministicWorkflowError: The calling workflow left its log.
         """
         definition = call.definition
@@ -310,8 +311,9 @@ class Workflows:
                 continue
             await wait_for(active, active.claimed, call.loop)
             if active is self._active.find(workflow_id):
-                if active.workflow.name != call.definition.name:
-                    raise conflict(call.definition, active.workflow)
+                conflict = find_conflict(call, data, active.workflow)
+                if conflict is not None:
+                    raise conflict
                 return active
 
     def _launched_by(self, call: Call, run: Run) -> Run:

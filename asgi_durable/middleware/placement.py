@@ -88,7 +88,7 @@ def classes_within(*parts: Any) -> Iterator[type]:
 
 
 def parts_within(*parts: Any) -> Iterator[Any]:
-    """Return parts of an application, and what is inside them.
+    """Return parts of an application, and what is inside them, each once.
 
     It looks into applications, routers and routes of Starlette and Litestar, and into
     middlewares that have what they call as ``app``; of others nothing can be known.

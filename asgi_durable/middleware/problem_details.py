@@ -13,6 +13,8 @@ from asgi_durable.context import current_request
 from asgi_durable.engine.frame import current_frame
 from asgi_durable.errors import (
     DurableError,
+    DurableUsageError,
+    EncodeError,
     FinalError,
     NonDeterministicWorkflowError,
     RecoveryAttemptsExceededError,
@@ -30,8 +32,11 @@ logger = logging.getLogger(__name__)
 
 CONTENT_TYPE = b"application/problem+json"
 TYPE_PREFIX = "urn:asgi-durable:problem:"
-# A retry comes to the same: no other code does what is recorded, and a workflow is set aside.
+# A retry comes to the same: no other code does what is recorded, a workflow is set aside, and
+# the code calls the library wrongly, or returns what cannot be recorded.
 _IN_VAIN = (
+    DurableUsageError,
+    EncodeError,
     FinalError,
     NonDeterministicWorkflowError,
     RecoveryAttemptsExceededError,

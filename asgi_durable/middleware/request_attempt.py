@@ -159,7 +159,7 @@ class RequestAttempt:
         except Exception as error:  # raised again by `wait`, in the server's own task
             self._app_error = error
             if self._client.has_gone:
-                logger.exception("A request failed whose client has gone")
+                logger.exception("Request %s failed; its client has gone", request.workflow_id)
         except (asyncio.CancelledError, RunStopped):
             if not self._is_cancelled_by_client:
                 raise

@@ -200,9 +200,13 @@ class SQLApplicationDatabase:
     Args:
         sessions: Its connections.
         blocking_sessions: Those of threads.
+        name: The database, for messages; never a user or a password.
     """
 
-    def __init__(self, sessions: Sessions, blocking_sessions: BlockingSessions) -> None:
+    def __init__(
+        self, sessions: Sessions, blocking_sessions: BlockingSessions, *, name: str
+    ) -> None:
+        self.name = name
         self._sessions = sessions
         self._blocking_sessions = blocking_sessions
 

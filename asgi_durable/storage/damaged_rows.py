@@ -71,6 +71,14 @@ class DamagedRows:
             self.set_aside(error)
             raise
 
+    def sound(self, decode: Callable[[Any], RecordT], rows: Iterable[Any]) -> list[RecordT]:
+        """Return the records of those rows that can be read; the log names the others."""
+        records = []
+        for row in rows:
+            with contextlib.suppress(DamagedRowError):
+                records.append(self.read(decode, row))
+        return records
+
     def sound_ids(self, table: str, ids: Iterable[object]) -> Iterator[str]:
         """Return those ids that are texts; the log names the others."""
         for one in ids:

@@ -6,7 +6,7 @@ An adapter is a class, called with the URL, that an entry point of the group
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -212,6 +212,16 @@ class StepLog(Protocol):
             executor_id: Whose workflows.
             after: Only ids greater than this; ``""`` for the first page.
             limit: At most this many.
+        """
+
+    async def list_unknown(self, names: Collection[str], *, limit: int) -> list[WorkflowRecord]:
+        """Return PENDING workflows that no living executor owns, of functions of other names.
+
+        Requests are left out.
+
+        Args:
+            names: The functions that are known.
+            limit: At most this many, in order of id.
         """
 
     async def forget_expired(self, now_us: int, *, abandoned_before_us: int, limit: int) -> int:

@@ -180,6 +180,10 @@ class ApplicationDatabase(Protocol):
     An adapter that has one offers it as ``application_database(url)``, a class method.
     """
 
+    @property
+    def name(self) -> str:
+        """How messages name the database; without a password."""
+
     async def open(self) -> None:
         """Connect, and create the table of records unless it is there.
 

@@ -10,6 +10,7 @@ Environment:
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import pathlib
 from collections.abc import AsyncIterator
@@ -22,6 +23,9 @@ from pydantic import BaseModel, Field
 
 from asgi_durable import Durable, DurableError, RetryPolicy
 from asgi_durable_fastapi import install
+
+# Servers show their own log alone. This one is the library's too: starts, recoveries, retries.
+logging.basicConfig(level=logging.INFO, format="%(levelname)s:     %(message)s")
 
 OUTBOX = pathlib.Path(os.environ.get("ORDERS_OUTBOX", "outbox.txt"))
 DELAY_SECONDS = float(os.environ.get("ORDERS_DELAY", "0"))

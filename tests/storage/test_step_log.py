@@ -165,6 +165,25 @@ async def test_pending_workflows_come_in_pages_in_order_of_id(
     assert (first, second) == (["w0", "w1", "w2"], ["w3", "w4"])
 
 
+async def test_workflows_of_unknown_functions_that_nobody_owns_are_listed(
+    storage: Storage, other: Storage
+) -> None:
+    await storage.commit([StartWorkflow(workflow(i)) for i in ("w1", "w0", "over", "owned")])
+    await storage.commit([ClaimRequest(request("r")), success("over")])
+    await storage.commit([ReleaseWorkflow(i, EXECUTOR) for i in ("w0", "w1", "r")])
+    await other.commit([StartWorkflow(workflow("left", executor_id=OTHER))])
+
+    async def unknown(*names: str, limit: int = 9) -> list[str]:
+        found = await storage.list_unknown(names, limit=limit)
+        return [one.workflow_id for one in found]
+
+    assert await unknown() == ["w0", "w1"]
+    await other.retire(OTHER)
+    assert await unknown("other") == ["left", "w0", "w1"]
+    assert await unknown(limit=2) == ["left", "w0"]
+    assert await unknown("work", "other") == []
+
+
 async def test_ids_are_in_order_of_their_code_points(storage: Storage) -> None:
     ids = ["A", "Z", "_", "a", "a-b", "a#0", "aa", "z", "ä"]
     await storage.commit([StartWorkflow(workflow(i)) for i in ids])

@@ -46,7 +46,7 @@ async def uses() -> None:
     assert_type(await work(1), list[str])
     assert_type(await durable.run_workflow(work, 1), list[str])
     assert_type(await durable.start_workflow(work, 1), WorkflowHandle[list[str]])
-    handle = await durable.options(workflow_id="w").start_workflow(work, 1)
+    handle = await durable.options(workflow_id="w", on_conflict="attach").start_workflow(work, 1)
     assert_type(await handle.get_result(timeout=1.0), list[str])
     assert_type(await durable.background(work, 1), str)
     assert_type(await durable.background(blocking_work, 1), str)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Collection, Coroutine, Sequence
 from contextlib import AbstractAsyncContextManager, AbstractContextManager, AsyncExitStack
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -111,14 +111,17 @@ class PostgresStorage:
 
     @property
     def name(self) -> str:
-        return self._database.name
+        """The hosts and the database, for messages."""
+        return f"Postgres {self._database.name}"
 
     @classmethod
     def application_database(cls, url: str) -> SQLApplicationDatabase:
         """Return a database of the application's own, apart from the step log's."""
         database = PostgresDatabase.from_url(url)
         return SQLApplicationDatabase(
-            PostgresSessions(database), PostgresBlockingSessions(database)
+            PostgresSessions(database),
+            PostgresBlockingSessions(database),
+            name=f"Postgres {database.name}",
         )
 
     async def open(self) -> None:
@@ -204,6 +207,9 @@ class PostgresStorage:
 
     async def list_pending(self, executor_id: str, *, after: str, limit: int) -> list[str]:
         return await self._run(lambda parts: parts.reader.list_pending(executor_id, after, limit))
+
+    async def list_unknown(self, names: Collection[str], *, limit: int) -> list[WorkflowRecord]:
+        return await self._run(lambda parts: parts.reader.list_unknown(names, limit))
 
     async def forget_expired(self, now_us: int, *, abandoned_before_us: int, limit: int) -> int:
         return await self._run(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 from asgi_durable.storage import tables
@@ -74,10 +74,9 @@ class PostgresReader:
             f"{each_of(names.workflows, 'w.parent_id = wanted.id')} "
             "ORDER BY w.parent_id, w.parent_step, w.workflow_id"
         )
-        self._cancelled = (
-            f"SELECT w.workflow_id {wanted} "
-            f"{each_of(names.workflows, 'w.workflow_id = wanted.id')} WHERE w.state = 'CANCELLED'"
-        )
+        by_id = each_of(names.workflows, "w.workflow_id = wanted.id")
+        self._cancelled = f"SELECT w.workflow_id {wanted} {by_id} WHERE w.state = 'CANCELLED'"
+        self._unknown = f"{workflows} WHERE {_unknown(names)} ORDER BY w.workflow_id LIMIT $2"
         # OFFSET keeps the planner from walking along the primary key past all that is finished.
         self._pending = (
             f"SELECT workflow_id FROM (SELECT w.workflow_id FROM {names.workflows} AS w "
@@ -141,6 +140,10 @@ class PostgresReader:
         """See ``Secrets.read_secret``."""
         return await self._link.run(lambda wire: read_secret(wire, self._names))
 
+    async def list_unknown(self, names: Collection[str], limit: int) -> list[WorkflowRecord]:
+        """See ``StepLog.list_unknown``."""
+        return self._damaged.sound(workflow_from, await self._fetch(self._unknown, [*names], limit))
+
     async def _load_runs(self, wire: Wire, workflow_ids: list[str]) -> list[StoredRun]:
         workflows = await wire.fetch(self._workflows, workflow_ids)
         logs = StoredLogs(self._damaged)
@@ -173,4 +176,13 @@ def _progress_statement(names: PostgresNames) -> str:
         f"SELECT p.*, (SELECT s.finished_at_us FROM {names.steps} AS s "
         "WHERE s.workflow_id = p.workflow_id AND s.step_number = p.entries - 1 "
         f"AND s.name = '{SLEEP}') AS sleeps_until_us FROM ({progress}) AS p"
+    )
+
+
+def _unknown(names: PostgresNames) -> str:
+    """$1 the names of the functions that are known."""
+    return (
+        "w.state = 'PENDING' AND w.fingerprint IS NULL AND w.name <> ALL($1::text[]) "
+        f"AND NOT EXISTS (SELECT 1 FROM {names.executors} AS e "
+        "WHERE e.executor_id = w.executor_id AND e.state = 'ALIVE')"
     )

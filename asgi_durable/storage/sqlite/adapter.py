@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from contextlib import AbstractAsyncContextManager, AbstractContextManager, ExitStack
 from dataclasses import dataclass
 from typing import TypeVar
@@ -102,14 +102,15 @@ class SQLiteStorage:
 
     @property
     def name(self) -> str:
-        return str(self._file.path)
+        """The file, for messages."""
+        return self._file.name
 
     @classmethod
     def application_database(cls, url: str) -> SQLApplicationDatabase:
         """Return a file of the application's own, apart from the step log's."""
         file, turn = SQLiteFile.from_url(url), WriteTurn()
         return SQLApplicationDatabase(
-            SQLiteSessions(file, turn), SQLiteBlockingSessions(file, turn)
+            SQLiteSessions(file, turn), SQLiteBlockingSessions(file, turn), name=file.name
         )
 
     async def open(self) -> None:
@@ -215,6 +216,9 @@ class SQLiteStorage:
         return await self._read(
             lambda opened: opened.reader.list_pending(executor_id, after, limit)
         )
+
+    async def list_unknown(self, names: Collection[str], *, limit: int) -> list[WorkflowRecord]:
+        return await self._read(lambda opened: opened.reader.list_unknown(names, limit))
 
     async def forget_expired(self, now_us: int, *, abandoned_before_us: int, limit: int) -> int:
         return await self._write(

@@ -91,6 +91,11 @@ class SQLiteFile:
         if self.folder is not None:
             self.folder.delete()
 
+    @property
+    def name(self) -> str:
+        """The file's whole path, for messages."""
+        return "SQLite in memory" if self.folder is not None else f"SQLite {self.path.absolute()}"
+
     def beside(self, suffix: str) -> Path:
         """Return the path of a file that belongs to the database, next to it."""
         return self.path.with_name(f"{self.path.name}-{suffix}")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 from asgi_durable.storage.damaged_rows import DamagedRows, StoredLogs
@@ -41,6 +41,11 @@ _AMONG = "IN (SELECT value FROM json_each(?))"
 _LIST_PENDING = (
     f"SELECT workflow_id FROM {workflows.name} WHERE executor_id = ? AND state = 'PENDING' "
     "AND typeof(workflow_id) = 'text' AND workflow_id > ? ORDER BY workflow_id LIMIT ?"
+)
+_LIST_UNKNOWN = (
+    f"{SELECT_WORKFLOW} WHERE state = 'PENDING' AND fingerprint IS NULL "
+    f"AND (executor_id IS NULL OR executor_id NOT IN ({LIVING})) "
+    "AND name NOT IN (SELECT value FROM json_each(?)) ORDER BY workflow_id LIMIT ?"
 )
 _LIST_CANCELLED = (
     f"SELECT workflow_id FROM {workflows.name} WHERE workflow_id {_AMONG} AND state = 'CANCELLED'"
@@ -136,6 +141,11 @@ class SQLiteReader:
         """See ``StepLog.list_pending``."""
         rows = self._execute(_LIST_PENDING, executor_id, after, limit)
         return list(self._damaged.sound_ids(workflows.name, (row[0] for row in rows)))
+
+    def list_unknown(self, names: Collection[str], limit: int) -> list[WorkflowRecord]:
+        """See ``StepLog.list_unknown``."""
+        rows = self._execute(_LIST_UNKNOWN, json_list(names), limit)
+        return self._damaged.sound(workflow_from, rows)
 
     def _find(self, select: str, workflow_id: str) -> tuple[Any, ...] | None:
         try:

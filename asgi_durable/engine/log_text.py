@@ -1,0 +1,51 @@
+"""How workflows and errors are named in the program's log: in one line, of bounded length."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from importlib.metadata import PackageNotFoundError, version
+from itertools import islice
+
+from asgi_durable.storage.protocol import Lifecycle
+from asgi_durable.storage.records import WorkflowRecord
+from asgi_durable.storage.transaction_port import ApplicationDatabase
+
+__all__ = ["database_text", "error_text", "library_version", "workflows_text"]
+
+MAX_NAMED_WORKFLOWS = 10
+MAX_ERROR_CHARACTERS = 300
+
+
+def workflows_text(workflows: Iterable[WorkflowRecord]) -> str:
+    """Return how many workflows there are, and the names and ids of the first of them."""
+    listed = list(workflows)
+    named = [f"{one.workflow_id} ({one.name})" for one in islice(listed, MAX_NAMED_WORKFLOWS)]
+    if len(listed) > MAX_NAMED_WORKFLOWS:
+        named.append(f"and {len(listed) - MAX_NAMED_WORKFLOWS} more")
+    return f"{len(listed)} {'workflow' if len(listed) == 1 else 'workflows'}: {', '.join(named)}"
+
+
+def error_text(error: BaseException) -> str:
+    """Return an error's class and message."""
+    try:
+        message = " ".join(str(error).split())
+    except Exception:  # __str__ is the application's code
+        message = ""
+    text = f"{type(error).__name__}: {message}" if message else type(error).__name__
+    is_long = len(text) > MAX_ERROR_CHARACTERS
+    return f"{text[:MAX_ERROR_CHARACTERS]}…" if is_long else text
+
+
+def database_text(storage: Lifecycle, application: ApplicationDatabase | None) -> str:
+    """Return which databases are used, without users and passwords."""
+    if application is None:
+        return storage.name
+    return f"{storage.name} with application database {application.name}"
+
+
+def library_version() -> str:
+    """Return the library's version, as it is installed."""
+    try:
+        return version("asgi-durable")
+    except PackageNotFoundError:
+        return "(not installed)"
