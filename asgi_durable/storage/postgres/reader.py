@@ -43,7 +43,6 @@ class PostgresReader:
 
     def __init__(self, link: Link, names: PostgresNames) -> None:
         self._link = link
-        self._names = names
         workflows = f"SELECT {list_of(tables.workflows, 'w')} FROM {names.workflows} AS w"
         responses = f"SELECT {list_of(tables.responses, 'r')} FROM {names.responses} AS r"
         self._workflow = f"{workflows} WHERE w.workflow_id = $1"
@@ -146,9 +145,9 @@ class PostgresReader:
         rows = await self._fetch(self._pending, executor_id, after, limit)
         return [row["workflow_id"] for row in rows]
 
-    async def read_secret(self) -> StoredSecret:
+    async def read_secret(self, names: PostgresNames) -> StoredSecret:
         """See ``Secrets.read_secret``."""
-        return await self._link.run(lambda wire: read_secret(wire, self._names))
+        return await self._link.run(lambda wire: read_secret(wire, names))
 
     async def _load_runs(self, wire: Wire, workflow_ids: list[str]) -> list[StoredRun]:
         workflows = await wire.fetch(self._workflows, workflow_ids)
