@@ -220,7 +220,7 @@ class PostgresStorage:
         return await self._run(lambda parts: parts.retention.forget_request(workflow_id, now_us))
 
     async def read_secret(self) -> StoredSecret:
-        return await self._run(lambda parts: parts.reader.read_secret())
+        return await self._run(lambda parts: parts.reader.read_secret(self._names))
 
     def transaction(
         self, slot: StepSlot | None, *, isolation_level: str | None = None

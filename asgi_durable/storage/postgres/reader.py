@@ -44,7 +44,6 @@ class PostgresReader:
 
     def __init__(self, link: Link, names: PostgresNames, damaged: DamagedRows) -> None:
         self._link = link
-        self._names = names
         self._damaged = damaged
         workflows = f"SELECT {list_of(tables.workflows, 'w')} FROM {names.workflows} AS w"
         responses = f"SELECT {list_of(tables.responses, 'r')} FROM {names.responses} AS r"
@@ -136,9 +135,9 @@ class PostgresReader:
         rows = await self._fetch(self._pending, executor_id, after, limit)
         return [row["workflow_id"] for row in rows]
 
-    async def read_secret(self) -> StoredSecret:
+    async def read_secret(self, names: PostgresNames) -> StoredSecret:
         """See ``Secrets.read_secret``."""
-        return await self._link.run(lambda wire: read_secret(wire, self._names))
+        return await self._link.run(lambda wire: read_secret(wire, names))
 
     async def list_unknown(self, names: Collection[str], limit: int) -> list[WorkflowRecord]:
         """See ``StepLog.list_unknown``."""
