@@ -56,7 +56,14 @@ def redirect_writes(
         stream_end=None,
     )
     row = replace(
-        run.workflow, workflow_id=redirect_id, input=None, created_at_us=now_us, attempts=1
+        run.workflow,
+        workflow_id=redirect_id,
+        executor_id=run.executor_id,
+        attempts=1,
+        input=None,
+        created_at_us=now_us,
+        updated_at_us=now_us,
+        retry_at_us=None,
     )
     end = FinishWorkflow(
         workflow_id=redirect_id,
