@@ -312,7 +312,7 @@ def names(results: list[object]) -> list[str]:
     return sorted("done" if result is None else type(result).__name__ for result in results)
 
 
-async def test_transactions_that_cannot_be_put_in_a_row_are_unavailable(storage: Storage) -> None:
+async def test_one_of_transactions_that_cannot_be_put_in_a_row_is_given_up(storage: Storage) -> None:
     await storage.commit([StartWorkflow(workflow("w0")), StartWorkflow(workflow("w1"))])
     async with storage.transaction(None) as transaction:
         await transaction.session.execute(sa.text("CREATE TABLE accounts (amount int)"))
@@ -328,12 +328,12 @@ async def test_transactions_that_cannot_be_put_in_a_row_are_unavailable(storage:
 
     results = await asyncio.gather(withdraw("w0"), withdraw("w1"), return_exceptions=True)
 
-    assert names(results) == ["StorageUnavailableError", "done"]
+    assert names(results) == ["GivenUpError", "done"]
     runs = await storage.load_runs(["w0", "w1"])
     assert sorted(len(run.steps) for run in runs) == [0, 1]
 
 
-async def test_transactions_that_wait_for_each_other_are_unavailable(storage: Storage) -> None:
+async def test_one_of_transactions_that_wait_for_each_other_is_given_up(storage: Storage) -> None:
     async with storage.transaction(None) as transaction:
         await transaction.session.execute(sa.text("CREATE TABLE accounts (name text)"))
         await transaction.session.execute(sa.text("INSERT INTO accounts VALUES ('a'), ('b')"))
@@ -348,7 +348,7 @@ async def test_transactions_that_wait_for_each_other_are_unavailable(storage: St
 
     results = await asyncio.gather(lock_both("a", "b"), lock_both("b", "a"), return_exceptions=True)
 
-    assert names(results) == ["StorageUnavailableError", "done"]
+    assert names(results) == ["GivenUpError", "done"]
 
 
 @pytest.mark.parametrize("level", ["REPEATABLE READ", "SERIALIZABLE", "READ COMMITTED"])

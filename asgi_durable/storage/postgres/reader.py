@@ -43,8 +43,7 @@ class PostgresReader:
     """
 
     def __init__(self, link: Link, names: PostgresNames, damaged: DamagedRows) -> None:
-        self._link = link
-        self._damaged = damaged
+        self._link, self._damaged = link, damaged
         workflows = f"SELECT {list_of(tables.workflows, 'w')} FROM {names.workflows} AS w"
         responses = f"SELECT {list_of(tables.responses, 'r')} FROM {names.responses} AS r"
         self._workflow = f"{workflows} WHERE w.workflow_id = $1"
