@@ -44,6 +44,7 @@ __all__ = ["current_durable", "current_request_context", "idempotent", "install"
 _CONNECTING = WebSocketState.CONNECTING
 _INTERNAL_ERROR = 1011  # RFC 6455, section 7.4.1
 _is_ambient = filled_with(HTTPConnection, Response, BackgroundTask)
+_is_answering = filled_with(Response, BackgroundTask)
 
 
 def install(
@@ -74,7 +75,7 @@ def install(
         msg = "a Durable is installed in this application already"
         raise DurableUsageError(msg)
     setattr(app.state, STATE_NAME, durable)
-    durable.engine.registry.add_ambient_rule(_is_ambient)
+    durable.engine.registry.add_ambient_rule(_is_ambient, answering=_is_answering)
     # Starlette calls it for requests and for WebSockets; its annotation knows one at a time.
     app.add_exception_handler(DurableError, typing.cast("typing.Any", _answer))
     handler_policies = HandlerPolicies(app, flatten)

@@ -12,6 +12,7 @@ from typing import Any, Protocol, Self, TypeVar
 
 from asgi_durable.codec import Codec
 from asgi_durable.engine.body_threads import BodyThreads
+from asgi_durable.engine.decorated_functions import owner_parameter, refuse_other_than_functions
 from asgi_durable.engine.request_servers import RequestServers
 from asgi_durable.engine.step_options import StepOptions
 from asgi_durable.errors import DecodeError, DurableUsageError, EncodeError
@@ -61,12 +62,13 @@ class Definition:
         ambient: Names of the parameters that are never recorded: those that a framework fills
             anew for every request, and what a method belongs to.
         injected: Those among them that a framework fills.
+        answering: Those among them that the request's answer is made of.
     """
 
     def __init__(
         self, decorated: Callable[..., Any], *, name: str | None, registry: Registry
     ) -> None:
-        _refuse_other_than_functions(decorated)
+        refuse_other_than_functions(decorated)
         self.decorated = decorated
         self.is_async = inspect.iscoroutinefunction(decorated)
         self.function: AsyncFunction = decorated if self.is_async else self.call_in_thread
@@ -76,6 +78,7 @@ class Definition:
         self.registry = registry
         self.ambient: frozenset[str] = frozenset()
         self.injected: frozenset[str] = frozenset()
+        self.answering: frozenset[str] = frozenset()
         kinds = {parameter.kind for parameter in self.signature.parameters.values()}
         # Parameters that can all be given by name; then binding is a matter of a dictionary.
         self._all_by_name = kinds <= {_BY_NAME, _BY_NAME_ONLY}
@@ -116,7 +119,7 @@ class Definition:
             return
         self._prepared = True
         hints = function_hints(self.decorated)  # type: ignore[arg-type]
-        owner = _owner_parameter(self.decorated, self.signature)
+        owner = owner_parameter(self.decorated, self.signature)
         self.injected = frozenset(
             parameter.name
             for parameter in self.signature.parameters.values()
@@ -124,6 +127,11 @@ class Definition:
             and self.registry.is_ambient(parameter, hints.get(parameter.name))
         )
         self.ambient = owner | self.injected
+        self.answering = frozenset(
+            name
+            for name in self.injected
+            if self.registry.is_answering(self.signature.parameters[name], hints.get(name))
+        )
         for name, hint in hints.items():
             if name not in self.ambient:
                 self.registry.codec.register(hint)
@@ -288,6 +296,7 @@ class Registry:
         self._workflows: dict[str, WorkflowDefinition] = {}
         self._unprepared: list[Definition] = []
         self._ambient_rules: list[AmbientParameter] = []
+        self._answering_rules: list[AmbientParameter] = []
 
     def add_workflow(self, definition: WorkflowDefinition) -> None:
         """Make a workflow known under its name.
@@ -324,13 +333,26 @@ class Registry:
         while self._unprepared:
             self._unprepared.pop().prepare()
 
-    def add_ambient_rule(self, rule: AmbientParameter) -> None:
-        """Let a framework's adapter say which parameters the framework fills."""
+    def add_ambient_rule(
+        self, rule: AmbientParameter, *, answering: AmbientParameter | None = None
+    ) -> None:
+        """Let a framework's adapter say which parameters the framework fills.
+
+        Args:
+            rule: Tells those.
+            answering: Tells those among them that the request's answer is made of.
+        """
         self._ambient_rules.append(rule)
+        if answering is not None:
+            self._answering_rules.append(answering)
 
     def is_ambient(self, parameter: inspect.Parameter, hint: object) -> bool:
         """Tell whether a parameter is filled anew for every request."""
         return any(rule(parameter, hint) for rule in self._ambient_rules)
+
+    def is_answering(self, parameter: inspect.Parameter, hint: object) -> bool:
+        """Tell whether a request's answer is made of a parameter."""
+        return any(rule(parameter, hint) for rule in self._answering_rules)
 
     def digest(
         self, definition: Definition, args: tuple[Any, ...], kwargs: Mapping[str, Any]
@@ -357,22 +379,6 @@ class Registry:
         except EncodeError:
             return f"{type(value).__module__}:{type(value).__qualname__}"
         return value
-
-
-def _refuse_other_than_functions(decorated: object) -> None:
-    is_function = inspect.isfunction(decorated) or inspect.ismethod(decorated)
-    is_generator = inspect.isgeneratorfunction(decorated) or inspect.isasyncgenfunction(decorated)
-    if not is_function or is_generator:
-        msg = f"{decorated!r} must be a 'def' or 'async def' function, and no generator"
-        raise DurableUsageError(msg)
-
-
-def _owner_parameter(function: Callable[..., Any], signature: inspect.Signature) -> frozenset[str]:
-    """Return the name of a method's ``self`` or ``cls``, which is no argument to record."""
-    owner = function.__qualname__.rpartition(".")[0]
-    first = next(iter(signature.parameters), "")
-    is_method = owner and not owner.endswith("<locals>") and first in {"self", "cls"}
-    return frozenset([first]) if is_method else frozenset()
 
 
 def _is_redefined(known: Callable[..., Any], new: Callable[..., Any]) -> bool:

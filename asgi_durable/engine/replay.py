@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from typing import TYPE_CHECKING, Any
 
 from asgi_durable.engine.values import decode_recorded, decoded_failure, encode_error
@@ -9,9 +10,12 @@ from asgi_durable.errors import StepInterruptedError
 from asgi_durable.storage.records import NO_OUTPUT, StepRecord
 
 if TYPE_CHECKING:
+    from asgi_durable.engine.registry import Definition
     from asgi_durable.engine.run import Run
 
-__all__ = ["replayed"]
+__all__ = ["replayed", "tell_of_replay"]
+
+logger = logging.getLogger(__name__)
 
 
 async def replayed(run: Run, step: StepRecord) -> Any:
@@ -25,6 +29,18 @@ async def replayed(run: Run, step: StepRecord) -> Any:
     if not step.is_finished:
         await _interrupted(run, step)
     return decode_recorded(run, step.output, step.error)
+
+
+def tell_of_replay(run: Run, definition: Definition) -> None:
+    """Write a line to the log where the result is not all that a caller of the step would get."""
+    if definition.answering:
+        logger.warning(
+            "%r of %s is not run again, and so what it did to %s is missing in the answer: let a "
+            "workflow, or the handler itself, do that",
+            definition.name,
+            run.workflow_id,
+            ", ".join(sorted(definition.answering)),
+        )
 
 
 async def _interrupted(run: Run, step: StepRecord) -> None:

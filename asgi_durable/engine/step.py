@@ -9,7 +9,7 @@ from typing import Any
 
 from asgi_durable.engine.frame import Frame, begin_attempt, current_frame
 from asgi_durable.engine.registry import StepDefinition
-from asgi_durable.engine.replay import replayed
+from asgi_durable.engine.replay import replayed, tell_of_replay
 from asgi_durable.engine.run import Run
 from asgi_durable.engine.values import decoded_failure, encode_error, infrastructure_error_in
 from asgi_durable.errors import (
@@ -42,6 +42,7 @@ async def run_step(
     digest = registry.digest(definition, args, kwargs)
     recorded = run.recorded_step(number, definition.name, digest)
     if recorded is not None:
+        tell_of_replay(run, definition)
         return await replayed(run, recorded)
 
     if definition.at_most_once:

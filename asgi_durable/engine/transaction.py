@@ -11,7 +11,7 @@ from asgi_durable.engine.endings import OwnedElsewhereError
 from asgi_durable.engine.frame import Frame, entered
 from asgi_durable.engine.patience import while_unavailable
 from asgi_durable.engine.registry import TransactionDefinition
-from asgi_durable.engine.replay import replayed
+from asgi_durable.engine.replay import replayed, tell_of_replay
 from asgi_durable.engine.run import Run, Services
 from asgi_durable.engine.transaction_places import place_of
 from asgi_durable.engine.values import (
@@ -70,6 +70,7 @@ async def run_transaction(
     digest = registry.digest(definition, args, kwargs)
     recorded = run.recorded_step(number, definition.name, digest)
     if recorded is not None:
+        tell_of_replay(run, definition)
         return await replayed(run, recorded)
 
     # Invariant: what came before is durable before this body has its side effects; and
