@@ -134,7 +134,7 @@ class KeyedRequest:
             if self._source is not None:
                 # What counts bytes on its way has counted these.
                 self._source.forget()
-                self._connection = replace(self._connection, comes_again=False)
+                self._connection = replace(self._connection, ahead=None)
             self._scope.clear()
             self._scope.update(scope_before)
 
@@ -152,13 +152,13 @@ class KeyedRequest:
             return PENDING_FINGERPRINT + new_id()
         self._body = start
         if is_whole and len(start) <= policy.max_request_body:
-            self._connection = replace(self._connection, comes_again=source is not None)
+            self._connection = replace(self._connection, ahead=source)
             return request_fingerprint(scope, start, policy.make_fingerprint)
         if policy.oversize == "reject":
             raise too_large(policy.max_request_body)
         hashing = RequestHash(scope)
         if is_whole:
-            self._connection = replace(self._connection, comes_again=source is not None)
+            self._connection = replace(self._connection, ahead=source)
             hashing.add(start)
             return hashing.fingerprint()
         self._body = LongBody(b"" if source is not None else start, receive, hashing)
@@ -223,7 +223,12 @@ class KeyedRequest:
             return True
         if isinstance(claim, FingerprintWanted):
             self._waited_seconds = time.monotonic() - began_at
-            return await self._try(replace(request, fingerprint=await self._read_whole(claim)))
+            try:
+                fingerprint = await self._read_whole(claim)
+            except DurableError as error:
+                await self._refuse(error)
+                return True
+            return await self._try(replace(request, fingerprint=fingerprint))
         if not isinstance(claim, Claimed):
             await self._answer(claim, request.workflow_id)
             return True
@@ -238,8 +243,11 @@ class KeyedRequest:
 
         Raises:
             ClientGoneError: The client went away. A truncated body is never taken for a whole.
+            Exception: A middleware has refused it.
         """
         body = self._body
+        if isinstance(body, RefusedBody):
+            raise body.refusal()
         if not isinstance(body, LongBody):
             msg = "a body that is whole has a fingerprint"
             raise TypeError(msg)
@@ -368,7 +376,7 @@ class KeyedRequest:
             await self._send(message)
 
         connection = self._connection
-        replayed = ReplayedBody(self._body, connection.receive, comes_again=connection.comes_again)
+        replayed = ReplayedBody(self._body, connection.receive, ahead=connection.ahead)
         replayed.may_tell.set()
         try:
             await self._app(self._scope, replayed.receive, send)

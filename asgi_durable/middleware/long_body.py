@@ -10,6 +10,7 @@ from typing import IO, Protocol
 from asgi_durable.errors import WorkflowInterruptedError
 from asgi_durable.middleware.asgi import Message, Receive
 from asgi_durable.middleware.fingerprint import RequestHash
+from asgi_durable.request_errors import RequestTooLargeError
 
 __all__ = ["LongBody", "Pieces", "RefusedBody", "SpentBody", "SpooledBody"]
 
@@ -199,6 +200,12 @@ class RefusedBody:
         self.over.set()
         self.is_cut = True
         self._error = error
+
+    def refusal(self) -> Exception:
+        """Return what to raise where the app is not asked: the key has a request already."""
+        if getattr(self._error, "status_code", None) == RequestTooLargeError.default_status:
+            return RequestTooLargeError("the body is longer than is allowed here")
+        return self._error
 
     async def receive(self) -> Message:
         """Raise what ``receive()`` has raised."""
