@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Any, Generic, Literal, ParamSpec, TypeVar, cas
 
 from asgi_durable.decorating import called_step, called_workflow
 from asgi_durable.engine.call import WorkflowOptions
+from asgi_durable.engine.definitions import StepDefinition
 from asgi_durable.engine.engine import Engine
 from asgi_durable.engine.frame import current_session
 from asgi_durable.engine.handle import WorkflowStatus
-from asgi_durable.engine.registry import StepDefinition
 from asgi_durable.engine.thread_calls import ThreadCalls
 
 if TYPE_CHECKING:

@@ -9,13 +9,13 @@ import sys
 from collections.abc import Callable
 from typing import Any, TypeVar
 
-from asgi_durable.engine.engine import Engine
-from asgi_durable.engine.registry import (
+from asgi_durable.engine.definitions import (
     Definition,
     StepDefinition,
     TransactionDefinition,
     WorkflowDefinition,
 )
+from asgi_durable.engine.engine import Engine
 from asgi_durable.errors import DurableUsageError
 
 __all__ = ["FunctionT", "called_step", "called_workflow", "decorated", "durable_function"]

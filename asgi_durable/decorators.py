@@ -7,12 +7,12 @@ from typing import Any, overload
 
 from asgi_durable.decorating import FunctionT, decorated, durable_function
 from asgi_durable.engine.call import WorkflowOptions
-from asgi_durable.engine.engine import Engine
-from asgi_durable.engine.registry import (
+from asgi_durable.engine.definitions import (
     StepDefinition,
     TransactionDefinition,
     WorkflowDefinition,
 )
+from asgi_durable.engine.engine import Engine
 from asgi_durable.engine.step_options import DEFAULT_RETRY, StepOptions
 from asgi_durable.engine.thread_calls import ThreadCalls
 from asgi_durable.retry import RetryPolicy

@@ -14,10 +14,10 @@ from asgi_durable.current_context import CurrentContext
 from asgi_durable.decorating import called_step, called_workflow
 from asgi_durable.decorators import Decorators
 from asgi_durable.engine.call import WorkflowOptions
+from asgi_durable.engine.definitions import StepDefinition
 from asgi_durable.engine.engine import Engine
 from asgi_durable.engine.handle import WorkflowHandle
 from asgi_durable.engine.limits import Limits, positive_seconds
-from asgi_durable.engine.registry import StepDefinition
 from asgi_durable.engine.thread_calls import ThreadCalls
 from asgi_durable.errors import DurableUsageError
 from asgi_durable.middleware.asgi import ASGIApp, Scope

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from asgi_durable.engine.registry import WorkflowDefinition
+from asgi_durable.engine.definitions import WorkflowDefinition
 from asgi_durable.engine.run import Run
 from asgi_durable.errors import DurableUsageError
 from asgi_durable.ids import CHILD_SEPARATOR

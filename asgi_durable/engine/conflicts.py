@@ -8,7 +8,7 @@ from typing import Any
 
 from asgi_durable.codec import Codec
 from asgi_durable.engine.call import Call
-from asgi_durable.engine.registry import WorkflowDefinition
+from asgi_durable.engine.definitions import WorkflowDefinition
 from asgi_durable.errors import WorkflowConflictError
 from asgi_durable.storage.records import WorkflowRecord
 from asgi_durable.type_registry import is_pydantic_model

@@ -11,10 +11,10 @@ from typing import Any
 
 from asgi_durable.engine.call import Call
 from asgi_durable.engine.conflicts import find_conflict
+from asgi_durable.engine.definitions import WorkflowDefinition
 from asgi_durable.engine.endings import Ending, Finished, Interrupted, OwnedElsewhereError, finished
 from asgi_durable.engine.execution_spans import keep_span, observed_run
 from asgi_durable.engine.log_text import error_text
-from asgi_durable.engine.registry import WorkflowDefinition
 from asgi_durable.engine.replay import unused_log
 from asgi_durable.engine.result_order import expect_result_at
 from asgi_durable.engine.run import Run, Services

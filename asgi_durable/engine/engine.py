@@ -11,6 +11,11 @@ from typing import Any
 
 from asgi_durable.codec import Codec
 from asgi_durable.engine.call import Call, WorkflowOptions
+from asgi_durable.engine.definitions import (
+    StepDefinition,
+    TransactionDefinition,
+    WorkflowDefinition,
+)
 from asgi_durable.engine.event_loops import require_asyncio
 from asgi_durable.engine.frame import Frame, current_frame
 from asgi_durable.engine.handle import WorkflowStatus
@@ -19,12 +24,7 @@ from asgi_durable.engine.home_loop import HomeLoop
 from asgi_durable.engine.limits import Limits
 from asgi_durable.engine.log_text import database_text, library_version
 from asgi_durable.engine.outbox import Outbox
-from asgi_durable.engine.registry import (
-    Registry,
-    StepDefinition,
-    TransactionDefinition,
-    WorkflowDefinition,
-)
+from asgi_durable.engine.registry import Registry
 from asgi_durable.engine.request_servers import RequestServers
 from asgi_durable.engine.requests import Requests
 from asgi_durable.engine.run import Run

@@ -1,302 +1,25 @@
-"""The functions that were decorated: what a call of each needs to know."""
+"""The functions that were decorated, by their names."""
 
 from __future__ import annotations
 
-import copy
-import functools
 import hashlib
 import inspect
-import logging
-from collections.abc import Callable, Coroutine, Mapping
-from typing import Any, ClassVar, Protocol, Self, TypeVar
+from collections.abc import Callable, Mapping
+from typing import Any
 from weakref import WeakKeyDictionary
 
 from asgi_durable.codec import Codec
 from asgi_durable.engine.body_threads import BodyThreads
-from asgi_durable.engine.decorated_functions import owner_parameter, refuse_other_than_functions
+from asgi_durable.engine.definitions import Definition, WorkflowDefinition
 from asgi_durable.engine.request_servers import RequestServers
-from asgi_durable.engine.step_options import StepOptions
-from asgi_durable.errors import DecodeError, DurableUsageError, EncodeError
-from asgi_durable.type_registry import function_hints
+from asgi_durable.errors import DurableUsageError, EncodeError
 
-__all__ = [
-    "AmbientParameter",
-    "Definition",
-    "Registry",
-    "StepDefinition",
-    "TransactionDefinition",
-    "WorkflowDefinition",
-]
-
-logger = logging.getLogger(__name__)
-
-ResultT = TypeVar("ResultT")
-
-AsyncFunction = Callable[..., Coroutine[Any, Any, Any]]
+__all__ = ["DIGEST_BYTES", "AmbientParameter", "Registry"]
 
 # Tells whether a parameter, with its resolved type hint, is ambient: never recorded.
 AmbientParameter = Callable[[inspect.Parameter, object], bool]
 
 DIGEST_BYTES = 16
-# From this many crashes in a row without progress on, a workflow is taken over by itself.
-CRASHES_OF_A_SUSPECT = 2
-_BY_NAME = inspect.Parameter.POSITIONAL_OR_KEYWORD
-_OPTIONAL = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
-_BY_NAME_ONLY = inspect.Parameter.KEYWORD_ONLY
-
-
-class Thread(Protocol):
-    """Where functions that are not async run, for who awaits them."""
-
-    def run(self, function: Callable[[], ResultT]) -> Coroutine[Any, Any, ResultT]:
-        """Call a function in a thread."""
-
-
-class Definition:
-    """A decorated function.
-
-    Attributes:
-        kind: What it was decorated as.
-        decorated: The function.
-        function: It as one to await: what is not async is called in a thread.
-        is_async: True for an ``async def`` function.
-        thread: Where it is called if it is not async.
-        ambient: Names of the parameters that are never recorded: those that a framework fills
-            anew for every request, and what a method belongs to.
-        injected: Those among them that a framework fills.
-    """
-
-    kind: ClassVar[str] = "function"
-
-    def __init__(
-        self, decorated: Callable[..., Any], *, name: str | None, registry: Registry
-    ) -> None:
-        refuse_other_than_functions(decorated)
-        self.decorated = decorated
-        self.is_async = inspect.iscoroutinefunction(decorated)
-        self.function: AsyncFunction = decorated if self.is_async else self.call_in_thread
-        self.thread: Thread = registry.threads
-        self.name = name or decorated.__qualname__
-        self.signature = inspect.signature(decorated)
-        self.registry = registry
-        self.ambient: frozenset[str] = frozenset()
-        self.injected: frozenset[str] = frozenset()
-        kinds = {parameter.kind for parameter in self.signature.parameters.values()}
-        # Parameters that can all be given by name; then binding is a matter of a dictionary.
-        self._all_by_name = kinds <= {_BY_NAME, _BY_NAME_ONLY}
-        self._names = tuple(self.signature.parameters) if kinds <= {_BY_NAME} else ()
-        self._prepared = False
-        registry.add(self)
-
-    def called_in(self, thread: Thread) -> Self:
-        """Return the same function, called in *thread* if it is not async."""
-        if self.is_async:
-            return self
-        self.prepare()
-        bound = copy.copy(self)
-        bound.thread = thread
-        bound.function = bound.call_in_thread
-        return bound
-
-    def call_decorated(self, /, *args: Any, **kwargs: Any) -> Any:
-        """Call the function here, if it is not async.
-
-        Raises:
-            DurableUsageError: It has returned a coroutine.
-        """
-        result = self.decorated(*args, **kwargs)
-        if inspect.iscoroutine(result):
-            result.close()
-            msg = f"{self.decorated!r} returns a coroutine: make it an 'async def' function"
-            raise DurableUsageError(msg)
-        return result
-
-    def call_in_thread(self, /, *args: Any, **kwargs: Any) -> Coroutine[Any, Any, Any]:
-        """Call the function in its thread."""
-        return self.thread.run(functools.partial(self.call_decorated, *args, **kwargs))
-
-    def prepare(self) -> None:
-        """Resolve the annotations, once and as late as possible: they may name later classes."""
-        if self._prepared:
-            return
-        self._prepared = True
-        hints = function_hints(self.decorated)  # type: ignore[arg-type]
-        owner = owner_parameter(self.decorated, self.signature)
-        self.injected = frozenset(
-            parameter.name
-            for parameter in self.signature.parameters.values()
-            if parameter.name not in owner
-            and self.registry.is_ambient(parameter, hints.get(parameter.name))
-        )
-        self.ambient = owner | self.injected
-        for name, hint in hints.items():
-            if name not in self.ambient:
-                self.registry.codec.register(hint)
-
-    def arguments(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
-        """Return the arguments of a call by name.
-
-        Raises:
-            TypeError: They do not fit the function's signature.
-        """
-        if not kwargs and len(args) == len(self._names):
-            return dict(zip(self._names, args, strict=True))
-        return self.signature.bind(*args, **kwargs).arguments
-
-    def call(self, arguments: dict[str, Any]) -> Coroutine[Any, Any, Any]:
-        """Call the function with arguments by name."""
-        if self._all_by_name:
-            return self.function(**arguments)
-        ordered = {k: arguments[k] for k in self.signature.parameters if k in arguments}
-        bound = inspect.BoundArguments(self.signature, ordered)
-        return self.function(*bound.args, **bound.kwargs)
-
-    def encode_result(self, value: object) -> bytes:
-        """Return the function's result as bytes.
-
-        Raises:
-            EncodeError: It cannot be recorded; the message names the function.
-        """
-        try:
-            return self.registry.codec.encode(value)
-        except EncodeError as error:
-            if inspect.iscoroutine(value):
-                # The message says that it was not awaited; Python need not.
-                value.close()
-            msg = f"the result of {self.kind} {self.name!r} cannot be recorded: {error}"
-            raise EncodeError(msg) from error.__cause__
-
-    def recorded_arguments(
-        self, args: tuple[Any, ...], kwargs: Mapping[str, Any]
-    ) -> tuple[tuple[Any, ...], Mapping[str, Any]]:
-        """Return the arguments without the ambient ones."""
-        if not self.ambient:
-            return args, kwargs
-        arguments = self.arguments(args, kwargs)
-        return (), {k: v for k, v in arguments.items() if k not in self.ambient}
-
-
-class StepDefinition(Definition):
-    """A function decorated as a step."""
-
-    kind = "step"
-
-    def __init__(
-        self,
-        decorated: Callable[..., Any],
-        *,
-        name: str | None,
-        registry: Registry,
-        options: StepOptions,
-    ) -> None:
-        super().__init__(decorated, name=name, registry=registry)
-        options = options.of(self.name, is_async=self.is_async)
-        self.retry = options.retry
-        self.timeout_seconds = options.timeout_seconds
-        self.at_most_once = options.at_most_once
-
-
-class TransactionDefinition(Definition):
-    """A function decorated as a transaction."""
-
-    kind = "transaction"
-
-    def __init__(
-        self,
-        decorated: Callable[..., Any],
-        *,
-        name: str | None,
-        registry: Registry,
-        isolation_level: str | None,
-    ) -> None:
-        super().__init__(decorated, name=name, registry=registry)
-        self.isolation_level = isolation_level
-
-
-class WorkflowDefinition(Definition):
-    """A function decorated as a workflow."""
-
-    kind = "workflow"
-
-    def __init__(
-        self,
-        decorated: Callable[..., Any],
-        *,
-        name: str | None,
-        registry: Registry,
-        max_recovery_attempts: int | None,
-    ) -> None:
-        super().__init__(decorated, name=name, registry=registry)
-        if max_recovery_attempts is not None and max_recovery_attempts < 1:
-            msg = f"workflow {self.name!r}: max_recovery_attempts must be at least 1, or None"
-            raise DurableUsageError(msg)
-        self.max_recovery_attempts = max_recovery_attempts
-
-    def is_hopeless(self, crashes: int) -> bool:
-        """Tell whether the workflow has killed too many processes in a row.
-
-        Invariant: the last of them it has killed while it ran as a suspect, by itself. Who
-        only happened to run beside the one to blame is never given up.
-        """
-        limit = self.max_recovery_attempts
-        return limit is not None and crashes > max(limit, CRASHES_OF_A_SUSPECT)
-
-    def encode_input(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> bytes:
-        """Return the recorded arguments as the workflow's input.
-
-        Raises:
-            TypeError: The arguments do not fit the function's signature.
-            EncodeError: An argument cannot be recorded; the message names it.
-        """
-        recorded = self.arguments(args, kwargs)
-        if self.ambient:
-            recorded = {k: v for k, v in recorded.items() if k not in self.ambient}
-        try:
-            return self.registry.codec.encode(recorded)
-        except EncodeError as error:
-            msg = f"the input of workflow {self.name!r} cannot be recorded: {error}"
-            raise EncodeError(msg) from None
-
-    def bind_input(
-        self, data: bytes, args: tuple[Any, ...], kwargs: Mapping[str, Any], *, is_first: bool
-    ) -> dict[str, Any]:
-        """Return the arguments to run with: the recorded ones, the ambient ones of the call.
-
-        Args:
-            data: What :meth:`encode_input` returned, here if this is the first execution.
-            args: The call's own arguments.
-            kwargs: The same, by name.
-            is_first: False if the arguments may be those of another version of the function.
-        """
-        arguments: dict[str, Any] = self.registry.codec.decode(data)
-        if not is_first:
-            self._refuse_other_arguments(arguments)
-        if self.ambient:
-            given = self.signature.bind_partial(*args, **kwargs).arguments
-            arguments.update({k: v for k, v in given.items() if k in self.ambient})
-        return arguments
-
-    def _refuse_other_arguments(self, arguments: Mapping[str, Any]) -> None:
-        """Refuse what was recorded for another version of the function.
-
-        Code that fits may be running elsewhere; here it would be a ``TypeError`` of the call.
-        """
-        parameters = self.signature.parameters
-        unknown = sorted(arguments.keys() - parameters.keys())
-        missing = [
-            name
-            for name, parameter in parameters.items()
-            if parameter.default is parameter.empty
-            and parameter.kind not in _OPTIONAL
-            and name not in arguments
-            and name not in self.ambient
-        ]
-        if unknown or missing:
-            msg = (
-                f"the recorded arguments do not fit workflow {self.name!r}: "
-                f"unknown {unknown}, missing {missing}"
-            )
-            raise DecodeError(msg)
 
 
 class Registry:
@@ -317,6 +40,7 @@ class Registry:
         self._unprepared: list[Definition] = []
         self._ambient_rules: list[AmbientParameter] = []
         self._bare: WeakKeyDictionary[Callable[..., Any], str] = WeakKeyDictionary()
+        self._answering_rules: list[AmbientParameter] = []
 
     def add_workflow(self, definition: WorkflowDefinition) -> None:
         """Make a workflow known under its name.
@@ -358,13 +82,26 @@ class Registry:
         while self._unprepared:
             self._unprepared.pop().prepare()
 
-    def add_ambient_rule(self, rule: AmbientParameter) -> None:
-        """Let a framework's adapter say which parameters the framework fills."""
+    def add_ambient_rule(
+        self, rule: AmbientParameter, *, answering: AmbientParameter | None = None
+    ) -> None:
+        """Let a framework's adapter say which parameters the framework fills.
+
+        Args:
+            rule: Tells those.
+            answering: Tells those among them that the request's answer is made of.
+        """
         self._ambient_rules.append(rule)
+        if answering is not None:
+            self._answering_rules.append(answering)
 
     def is_ambient(self, parameter: inspect.Parameter, hint: object) -> bool:
         """Tell whether a parameter is filled anew for every request."""
         return any(rule(parameter, hint) for rule in self._ambient_rules)
+
+    def is_answering(self, parameter: inspect.Parameter, hint: object) -> bool:
+        """Tell whether a request's answer is made of a parameter."""
+        return any(rule(parameter, hint) for rule in self._answering_rules)
 
     def digest(
         self, definition: Definition, args: tuple[Any, ...], kwargs: Mapping[str, Any]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from typing import TYPE_CHECKING, Any
 
 from asgi_durable.engine.endings import Interrupted
@@ -11,6 +12,7 @@ from asgi_durable.errors import NonDeterministicWorkflowError, StepInterruptedEr
 from asgi_durable.storage.records import NO_OUTPUT, StepRecord, WorkflowRecord
 
 if TYPE_CHECKING:
+    from asgi_durable.engine.definitions import Definition
     from asgi_durable.engine.run import Run
 
 __all__ = [
@@ -21,8 +23,11 @@ __all__ = [
     "refuse_other_child",
     "refuse_other_step",
     "replayed",
+    "tell_of_replay",
     "unused_log",
 ]
+
+logger = logging.getLogger(__name__)
 
 Entry = StepRecord | WorkflowRecord
 # What is recorded behind the end of a workflow's log.
@@ -103,6 +108,18 @@ async def replayed(run: Run, step: StepRecord) -> Any:
     await in_turn(run, step.step_number, step.finished_at_us)
     run.note_settled()
     return decode_recorded(run, step.output, step.error)
+
+
+def tell_of_replay(run: Run, definition: Definition) -> None:
+    """Write a line to the log where the result is not all that a caller of the step would get."""
+    if definition.answering:
+        logger.warning(
+            "%r of %s is not run again, and so what it did to %s is missing in the answer: let a "
+            "workflow, or the handler itself, do that",
+            definition.name,
+            run.workflow_id,
+            ", ".join(sorted(definition.answering)),
+        )
 
 
 async def _interrupted(run: Run, step: StepRecord) -> StepRecord:

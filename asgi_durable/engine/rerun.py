@@ -14,6 +14,7 @@ from typing import Any, NoReturn
 
 from asgi_durable.engine.call import Call
 from asgi_durable.engine.conflicts import find_conflict
+from asgi_durable.engine.definitions import WorkflowDefinition
 from asgi_durable.engine.drives import refuse_ambient
 from asgi_durable.engine.endings import (
     Finished,
@@ -25,7 +26,6 @@ from asgi_durable.engine.endings import (
 from asgi_durable.engine.frame import Frame, current_frame
 from asgi_durable.engine.outbox import Outbox, start_of
 from asgi_durable.engine.outcomes import Outcomes
-from asgi_durable.engine.registry import WorkflowDefinition
 from asgi_durable.engine.replay import (
     NOTHING,
     diverged,

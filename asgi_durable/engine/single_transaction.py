@@ -10,10 +10,10 @@ from contextlib import AsyncExitStack, ExitStack
 from typing import TYPE_CHECKING, Any, Protocol
 
 from asgi_durable.engine.body_threads import BodyThreads
+from asgi_durable.engine.definitions import TransactionDefinition
 from asgi_durable.engine.endings import OwnedElsewhereError, RunStopped
 from asgi_durable.engine.frame import Frame, entered
 from asgi_durable.engine.patience import while_unavailable
-from asgi_durable.engine.registry import TransactionDefinition
 from asgi_durable.engine.values import infrastructure_error_in, named
 from asgi_durable.errors import DurableUsageError, StorageUnavailableError
 from asgi_durable.request_errors import RequestInProgressError

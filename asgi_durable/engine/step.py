@@ -8,10 +8,10 @@ import logging
 from collections.abc import Awaitable, Mapping
 from typing import Any
 
+from asgi_durable.engine.definitions import StepDefinition
 from asgi_durable.engine.frame import Frame, begin_attempt, current_frame
 from asgi_durable.engine.log_text import error_text
-from asgi_durable.engine.registry import StepDefinition
-from asgi_durable.engine.replay import recorded_step, replayed
+from asgi_durable.engine.replay import recorded_step, replayed, tell_of_replay
 from asgi_durable.engine.result_order import in_turn
 from asgi_durable.engine.run import Run
 from asgi_durable.engine.values import decoded_failure, encode_error, infrastructure_error_in
@@ -50,11 +50,11 @@ async def run_step(
     digest = registry.digest(definition, args, kwargs)
     recorded = recorded_step(run, number, definition.name, digest)
     if recorded is not None:
+        tell_of_replay(run, definition)
         return await replayed(run, recorded)
 
     if definition.at_most_once:
-        begun = run.step_record(number, definition.name, digest, output=None, error=None)
-        run.submit_step(begun)
+        run.submit_step(run.step_record(number, definition.name, digest, output=None, error=None))
     # Invariant: what came before is durable before this body has its side effects; and that it
     # has begun as well, if no other execution may begin it.
     await run.settle()

@@ -9,16 +9,16 @@ from typing import Any, TypeVar
 
 from asgi_durable.engine.call import WorkflowOptions
 from asgi_durable.engine.calling_thread import CallingThread, LoopEndedError
-from asgi_durable.engine.endings import RunStopped
-from asgi_durable.engine.engine import Engine
-from asgi_durable.engine.frame import Frame, current_frame
-from asgi_durable.engine.handle import WorkflowStatus
-from asgi_durable.engine.registry import (
+from asgi_durable.engine.definitions import (
     Definition,
     StepDefinition,
     TransactionDefinition,
     WorkflowDefinition,
 )
+from asgi_durable.engine.endings import RunStopped
+from asgi_durable.engine.engine import Engine
+from asgi_durable.engine.frame import Frame, current_frame
+from asgi_durable.engine.handle import WorkflowStatus
 from asgi_durable.engine.sleep import checked_seconds
 from asgi_durable.errors import DurableUsageError, WorkflowInterruptedError
 

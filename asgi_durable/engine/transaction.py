@@ -7,12 +7,17 @@ from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
+from asgi_durable.engine.definitions import TransactionDefinition
 from asgi_durable.engine.endings import OwnedElsewhereError
 from asgi_durable.engine.event_loops import require_asyncio
 from asgi_durable.engine.frame import Frame, entered
 from asgi_durable.engine.patience import while_given_up, while_unavailable
-from asgi_durable.engine.registry import TransactionDefinition
-from asgi_durable.engine.replay import recorded_step, refuse_other_step, replayed
+from asgi_durable.engine.replay import (
+    recorded_step,
+    refuse_other_step,
+    replayed,
+    tell_of_replay,
+)
 from asgi_durable.engine.result_order import expect_result_at, forget_result, in_turn
 from asgi_durable.engine.run import Run, Services
 from asgi_durable.engine.transaction_places import place_of
@@ -79,6 +84,7 @@ async def run_transaction(
     digest = registry.digest(definition, args, kwargs)
     recorded = recorded_step(run, number, definition.name, digest)
     if recorded is not None:
+        tell_of_replay(run, definition)
         return await replayed(run, recorded)
 
     # Invariant: what came before is durable before this body has its side effects; and

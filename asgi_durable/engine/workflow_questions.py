@@ -6,10 +6,11 @@ import asyncio
 from collections.abc import Callable
 from typing import Any
 
+from asgi_durable.engine.definitions import StepDefinition
 from asgi_durable.engine.event_loops import require_asyncio
 from asgi_durable.engine.frame import Frame
 from asgi_durable.engine.handle import WorkflowStatus, workflow_status
-from asgi_durable.engine.registry import Registry, StepDefinition
+from asgi_durable.engine.registry import Registry
 from asgi_durable.engine.request_progress import sleep_of
 from asgi_durable.engine.running import Running
 from asgi_durable.engine.step_options import StepOptions

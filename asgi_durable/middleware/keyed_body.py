@@ -70,7 +70,7 @@ class KeyedBody:
         if is_long and policy.oversize == "reject":
             raise too_large(policy.max_request_body)
         if is_whole:
-            self.connection = replace(self.connection, comes_again=source is not None)
+            self.connection = replace(self.connection, ahead=source)
             return await self._compared.fingerprint_of(start, as_it_is=is_long)
         hashing = self._compared.hashing()
         self.content = LongBody(b"" if source is not None else start, receive, hashing)
@@ -85,8 +85,11 @@ class KeyedBody:
         Raises:
             ClientGoneError: The client went away. A truncated body is never taken for a whole.
             DurableError: There is no room for it.
+            Exception: A middleware has refused it.
         """
         body = self.content
+        if isinstance(body, RefusedBody):
+            raise body.refusal()
         if not isinstance(body, LongBody):
             msg = "a body that is whole has a fingerprint"
             raise TypeError(msg)
@@ -111,7 +114,7 @@ class KeyedBody:
         """
         if self._source is not None:
             self._source.forget()
-            self.connection = replace(self.connection, comes_again=False)
+            self.connection = replace(self.connection, ahead=None)
 
     def close(self) -> None:
         """Let go of what is kept of the body."""

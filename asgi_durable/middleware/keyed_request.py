@@ -348,7 +348,7 @@ class KeyedRequest:
     async def _serve_without_protection(self) -> None:
         send = marking(self._send, [*self._marks, IGNORED])
         body, connection = self._body.content, self._body.connection
-        replayed = ReplayedBody(body, connection.receive, comes_again=connection.comes_again)
+        replayed = ReplayedBody(body, connection.receive, ahead=connection.ahead)
         replayed.may_tell.set()
         try:
             await self._app(self._scope, replayed.receive, send)

@@ -265,6 +265,12 @@ class RefusedBody:
         self.is_cut = True
         self._error = error
 
+    def refusal(self) -> Exception:
+        """Return what to raise where the app is not asked: the key has a request already."""
+        if getattr(self._error, "status_code", None) == RequestTooLargeError.default_status:
+            return RequestTooLargeError("the body is longer than is allowed here")
+        return self._error
+
     async def receive(self) -> Message:
         """Raise what ``receive()`` has raised."""
         raise self._error

@@ -16,6 +16,7 @@ from asgi_durable.engine.run import Run
 from asgi_durable.engine.sleepers import asleep_until_us, seconds_until, sleeping_of
 from asgi_durable.errors import DurableError, WorkflowInterruptedError
 from asgi_durable.middleware.asgi import ASGIApp, Headers, Message, Receive, Scope, Send
+from asgi_durable.middleware.body_source import BodySource
 from asgi_durable.middleware.current_key import current_key
 from asgi_durable.middleware.event_stream import last_event_id
 from asgi_durable.middleware.idempotency_policy import IdempotencyPolicy
@@ -46,7 +47,7 @@ class Connection:
 
     Attributes:
         api_keys: Where clients of the application send API keys.
-        comes_again: True if the body was read ahead, and ``receive`` gives it once more.
+        ahead: Where the body was read ahead, if it was; then ``receive`` gives it once more.
         merges_slashes: See :func:`~asgi_durable.middleware.request_target.path_of`.
     """
 
@@ -54,7 +55,7 @@ class Connection:
     receive: Receive
     send: Send
     api_keys: ApiKeys = NO_API_KEYS
-    comes_again: bool = False
+    ahead: BodySource | None = None
     merges_slashes: bool = False
 
 
@@ -136,7 +137,7 @@ class RequestAttempt:
             body,
             connection.receive,
             is_watched=policy.on_disconnect == "cancel",
-            comes_again=connection.comes_again,
+            ahead=connection.ahead,
         )
         self._recorder: ResponseRecorder | None = None
         self._app_error: Exception | None = None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 
 from asgi_durable.middleware.asgi import Message, Receive, Scope, header_values
+from asgi_durable.middleware.body_source import BodySource
 from asgi_durable.middleware.long_body import Pieces
 from asgi_durable.request_errors import RequestTooLargeError
 
@@ -49,7 +50,7 @@ class ReplayedBody:
         body: What was read, or what gives it piece by piece.
         receive: Where the next messages come from.
         is_watched: True if :meth:`wait_until_gone` is called, and the app is told at once.
-        comes_again: True if the body was read ahead, and *receive* gives it once more.
+        ahead: Where the body was read ahead, if it was; then *receive* gives it once more.
 
     Attributes:
         pieces: What gives the body piece by piece, ``None`` if it was read.
@@ -62,14 +63,15 @@ class ReplayedBody:
         receive: Receive,
         *,
         is_watched: bool = False,
-        comes_again: bool = False,
+        ahead: BodySource | None = None,
     ) -> None:
         self._body = body if isinstance(body, bytes) else None
         self.pieces = None if isinstance(body, bytes) else body
         self._receive = receive
         self._is_watched = is_watched
         self._is_read = asyncio.Event()
-        if not comes_again:
+        self._ahead = ahead
+        if ahead is None:
             self._is_read.set()
         self._gone = asyncio.Event()
         self.may_tell = asyncio.Event()
@@ -110,12 +112,13 @@ class ReplayedBody:
 
     async def wait_until_gone(self) -> None:
         """Return once the client has gone away."""
-        await self._is_read.wait()
         if self.pieces is not None:
             # Invariant: what is left of the body is the app's to receive.
             await self.pieces.over.wait()
+        # Also before an app has asked for its body, which it need not do.
+        receive = self._receive if self._ahead is None else self._ahead.read_ahead
         while not self._gone.is_set():
-            message = await self._receive()
+            message = await receive()
             if message["type"] == "http.disconnect":
                 self._gone.set()
 

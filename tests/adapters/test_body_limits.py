@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -15,6 +16,7 @@ from starlette.middleware import Middleware
 from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route
+from support.asgi import Exchange, keyed
 
 import asgi_durable_fastapi
 import asgi_durable_starlette
@@ -161,12 +163,43 @@ def test_what_receive_raises_is_answered_as_without_a_key(
         unkeyed = client.post("/", content=b"x")
         refused = client.post("/", content=b"x", headers=KEY)
         done = [client.post("/", content=b"body", headers=KEY) for _ in range(2)]
+        # There is an answer under the key, which a body that nobody knows does not get.
+        other = client.post("/", content=b"x", headers=KEY)
         ignored = client.post("/ignore", content=b"x", headers={"Idempotency-Key": "other"})
 
     assert (refused.status_code, refused.text) == (unkeyed.status_code, unkeyed.text)
     assert refused.status_code == 413
     assert [a.status_code for a in done] == [200, 200]
     assert calls == [b"body"]
+    assert other.status_code == (422 if is_installed else 413)
     # Without a body there is no fingerprint, and without that no answer for ever.
     if not is_installed:
         assert (ignored.status_code, ignored.json()["code"]) == (503, "OUTCOME_UNKNOWN")
+
+
+@pytest.mark.anyio
+async def test_a_client_that_leaves_is_noticed_before_its_body_is_read(url: str) -> None:
+    policy = IdempotencyPolicy(on_disconnect="cancel")
+    durable = Durable(url, idempotency=policy, drain_timeout=0.0)
+    begun, was_cancelled = asyncio.Event(), asyncio.Event()
+
+    async def wait(_request: Request) -> Response:
+        begun.set()
+        try:
+            await asyncio.Event().wait()
+        finally:
+            was_cancelled.set()
+        return PlainTextResponse("never")
+
+    routes = [Route("/", wait, methods=["POST"])]
+    app = Starlette(routes=routes, middleware=[Middleware(Refusing)])
+    asgi_durable_starlette.install(app, durable)
+    client = Exchange(b"body")
+    async with durable:
+        call = asyncio.create_task(app(keyed(), client.receive, client.send))
+        await begun.wait()
+        client.disconnected.set()
+        await was_cancelled.wait()
+        await call
+
+    assert client.sent == []

@@ -289,6 +289,31 @@ def test_a_workflow_that_takes_nothing_of_its_request_is_not_run_again(url: str)
     assert shop.bodies == 1
 
 
+@pytest.mark.parametrize("kind", ["step", "transaction"])
+def test_the_log_tells_what_the_replay_of_a_step_leaves_out(
+    url: str, caplog: pytest.LogCaptureFixture, kind: str
+) -> None:
+    shop = Shop(url, failures=1)
+    decorator: Any = getattr(shop.durable, kind)
+
+    @shop.app.post("/orders", dependencies=shop.fails)
+    @decorator(name="create")
+    async def create(request: Request, response: Response) -> str:
+        shop.bodies += 1
+        response.status_code = 201
+        return request.method
+
+    with shop.client() as client, caplog.at_level(logging.WARNING, logger="asgi_durable"):
+        answers = [client.post("/orders", headers=KEY) for _ in range(2)]
+
+    assert [a.status_code for a in answers] == [500, 200]
+    assert shop.bodies == 1
+    told = [r.getMessage() for r in caplog.records if r.name == "asgi_durable.engine.replay"]
+    assert len(told) == 1
+    assert "'create'" in told[0]
+    assert "to response is missing in the answer" in told[0]
+
+
 def test_what_a_dependency_gives_gets_the_same_again(url: str) -> None:
     shop = Shop(url, failures=1)
     shop.app.state.shop = shop
