@@ -17,6 +17,7 @@ from asgi_durable.engine.handle import WorkflowStatus
 from asgi_durable.engine.home_loop import HomeLoop
 from asgi_durable.engine.limits import Limits
 from asgi_durable.engine.outbox import Outbox
+from asgi_durable.engine.process import StartedProcess, not_started
 from asgi_durable.engine.registry import (
     Registry,
     StepDefinition,
@@ -71,6 +72,7 @@ class Engine:
         self._limits = limits
         self._telemetry = telemetry
         self._running: Running | None = None
+        self.process = StartedProcess()
         self._starting = threading.Lock()
         codec.register(WorkflowStatus)
         self._questions = WorkflowQuestions(self.registry, self.running, self.frame)
@@ -89,6 +91,8 @@ class Engine:
 
     async def _start(self) -> None:
         require_asyncio()
+        # Before the lock, which a thread of the parent's may have held.
+        self.process.require_own()
         # Not `acquire()`: an application without a lifespan may call from several event
         # loops, and none of them may be blocked while another one starts.
         while not self._starting.acquire(blocking=False):  # noqa: ASYNC110
@@ -96,6 +100,7 @@ class Engine:
         try:
             if self._running is None:
                 self._running = await self._build()
+                self.process.enter()
         finally:
             self._starting.release()
 
@@ -105,6 +110,7 @@ class Engine:
             await self._start()
             self.recover()
         else:
+            self.process.require_own()
             self._running.recovery.sweep_if_wanted()
             self._running.takeover.start()
 
@@ -129,7 +135,7 @@ class Engine:
     async def drain(self) -> None:
         """Wait for the runs under way, then interrupt them. New calls are still served."""
         running = self._running
-        if running is not None:
+        if running is not None and self.process.is_own():
             await self._drain_here(running)
             await self.home.on_own(lambda: self._drain_here(running))
 
@@ -141,7 +147,8 @@ class Engine:
     async def stop(self) -> None:
         """Drain, flush what is to be written, and close the storage."""
         running = self._running
-        if running is None:
+        # What a parent has started is its own to stop.
+        if running is None or not self.process.is_own():
             return
         await self.drain()
         # A stack: all of it is closed, whatever fails or is cancelled on the way.
@@ -164,10 +171,12 @@ class Engine:
 
     def _forget_running(self) -> None:
         self._running = None
+        self.process.leave()
         self.registry.request_servers.clear()
 
     async def _build(self) -> Running:
         self.registry.prepare()
+        self.registry.threads.forget_those_of_parent()
         async with AsyncExitStack() as opened:
             storage = self._open_storage()
             await storage.open()
@@ -187,14 +196,11 @@ class Engine:
         """Return what works between start and stop.
 
         Raises:
-            DurableUsageError: The engine is not started.
+            DurableUsageError: The engine is not started, or it was by the parent process.
         """
         if self._running is None:
-            msg = (
-                "the engine is not started: serve the app through durable.wrap() or install(), "
-                "or use 'async with durable:', or 'with durable:' where nothing is async"
-            )
-            raise DurableUsageError(msg)
+            raise not_started()
+        self.process.require_own()
         return self._running
 
     # Calls. Each gives out its place in the log at once and returns a coroutine.
@@ -377,6 +383,7 @@ class Engine:
         frame = self.frame()
         if frame is None:
             return None
+        self.process.require_own()
         if frame.in_thread:
             msg = (
                 "code that is not async cannot await this call; use durable.blocking: "

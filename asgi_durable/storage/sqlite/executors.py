@@ -144,7 +144,7 @@ class SQLiteExecutors:
         for executor_id in executor_ids:
             self._overdue.discard(executor_id)
             if not self._lock(executor_id).is_held():
-                self._lock(executor_id).path.unlink(missing_ok=True)
+                self._lock(executor_id).remove()
 
     def retire(self, executor_id: str) -> None:
         """See ``Executors.retire``."""
@@ -216,13 +216,15 @@ class SQLiteExecutors:
         return was_overdue
 
     def _lock(self, executor_id: str) -> ProcessLock:
-        return ProcessLock(self._file.beside(f"executor-{executor_id}"))
+        return ProcessLock(
+            self._file.beside(f"executor-{executor_id}"), database=self._file.path
+        )
 
     def _release(self, executor_id: str) -> None:
         lock = self._own.pop(executor_id, None)
         if lock is not None:
             lock.release()
-            lock.path.unlink(missing_ok=True)
+            lock.remove()
 
 
 def _set_lease(lock: ProcessLock, lease_seconds: float) -> None:
