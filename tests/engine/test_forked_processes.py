@@ -133,6 +133,8 @@ def test_a_started_engine_refuses_every_call_of_a_child(database_url: str) -> No
 
     assert [first, status, last, stopped] == ["done", "child ended with 0", "donedone", "stopped"]
     assert len(refused) == 7
+    # The message is for the log; the client gets a code.
+    assert '"code": "USAGE"' in refused.pop(4)
     assert all("child that was forked" in line for line in refused)
     assert all("start it in each child" in line for line in refused)
 

@@ -110,6 +110,8 @@ class PostgresSessions:
             dbapi: Any = engine.dialect.dbapi
             return dbapi.connect(async_creator_fn=self._watched.connect, **adapting)
 
+        if "poolclass" not in options:
+            options |= database.pool_options
         engine = create_async_engine("postgresql+asyncpg://", creator=connect, **options)
 
         @sa.event.listens_for(engine.sync_engine, "checkout")
