@@ -32,7 +32,7 @@ def include_object(
     object_: Any,
     name: str | None,
     type_: str,
-    reflected: bool,
+    reflected: object,
     compare_to: Any,
 ) -> bool:
     """Tell Alembic whether an object is the application's; for ``context.configure``.

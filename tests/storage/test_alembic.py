@@ -53,9 +53,7 @@ def engine(database_url: str, tmp_path: Path) -> sa.Engine:
     return engine
 
 
-def differences(
-    engine: sa.Engine, metadata: sa.MetaData = ITS_OWN, **options: Any
-) -> list[Any]:
+def differences(engine: sa.Engine, metadata: sa.MetaData = ITS_OWN, **options: Any) -> list[Any]:
     """Return what autogenerate would write."""
     try:
         with engine.connect() as connection:

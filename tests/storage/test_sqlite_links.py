@@ -97,13 +97,22 @@ def executors(file: Path) -> list[str]:
     return [row[0] for row in rows]
 
 
+def leases(data: Path) -> list[tuple[str, int]]:
+    found = data.glob("orders.db-executor-*")
+    return [(path.name, path.stat().st_mtime_ns) for path in found]
+
+
+def names(folder: Path) -> set[str]:
+    return {path.name for path in folder.iterdir()}
+
+
 async def until_both_have_looked_around(data: Path) -> None:
     """Wait until two executors have put off the end of their leases some times."""
     seen: dict[str, set[int]] = {}
     async with asyncio.timeout(TIMEOUT_SECONDS):
         while sorted(len(times) >= 6 for times in seen.values()) != [True, True]:
-            for path in data.glob("orders.db-executor-*"):
-                seen.setdefault(path.name, set()).add(path.stat().st_mtime_ns)
+            for name, time in leases(data):
+                seen.setdefault(name, set()).add(time)
             await asyncio.sleep(0.01)
 
 
@@ -146,12 +155,11 @@ async def test_all_that_belongs_to_a_linked_file_lies_beside_it(tmp_path: Path, 
     storage = SQLiteStorage(f"sqlite:///{link}")
     await storage.open()
     await storage.register("e", lease_seconds=60.0, on_message=lambda _: None)
-    names = {path.name for path in data.iterdir()}
-    beside = [path.name for path in link.parent.iterdir()]
+    in_data, in_release = names(data), names(link.parent)
     await storage.close()
 
-    assert {"orders.db", "orders.db-wal", "orders.db-executor-e"} <= names
-    assert beside == ["orders.db"]
+    assert {"orders.db", "orders.db-wal", "orders.db-executor-e"} <= in_data
+    assert in_release == {"orders.db"}
 
 
 @pytest.mark.skipif(CHECKPOINTS_ITSELF, reason="this SQLite does it by itself")

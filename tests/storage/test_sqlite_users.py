@@ -18,7 +18,7 @@ pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="folders have no
 TIMEOUT_SECONDS = 60
 
 PROGRAM = """
-import asyncio, os, sys
+import asyncio, concurrent.futures.thread, os, sys
 from pathlib import Path
 from asgi_durable.storage.protocol import Runnable
 from asgi_durable.storage.sqlite import SQLiteStorage
@@ -35,7 +35,7 @@ RUNNABLE = Runnable(names=frozenset({"work"}))
 
 async def be_told(text):
     print(text, flush=True)
-    await asyncio.to_thread(sys.stdin.readline)
+    sys.stdin.readline()
 
 async def main():
     storage = SQLiteStorage(f"sqlite:///{file}")

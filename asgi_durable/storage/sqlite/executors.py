@@ -216,9 +216,7 @@ class SQLiteExecutors:
         return was_overdue
 
     def _lock(self, executor_id: str) -> ProcessLock:
-        return ProcessLock(
-            self._file.beside(f"executor-{executor_id}"), database=self._file.path
-        )
+        return ProcessLock(self._file.beside(f"executor-{executor_id}"), database=self._file.path)
 
     def _release(self, executor_id: str) -> None:
         lock = self._own.pop(executor_id, None)

@@ -216,5 +216,5 @@ def _former_path(url: str) -> Path | None:
 
 
 def _real_path(file: str) -> Path:
-    # `abspath` first, as SQLAlchemy's engines do: `..` does not follow a link.
-    return Path(os.path.realpath(os.path.abspath(file)))
+    # Normalised first, as SQLAlchemy's engines do: `..` does not follow a link.
+    return Path(os.path.realpath(os.path.normpath(Path(file).absolute())))
