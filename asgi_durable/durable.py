@@ -33,8 +33,9 @@ from asgi_durable.middleware.request_context import RequestContextMiddleware
 from asgi_durable.middleware.request_id_policy import RequestIdPolicy, checked_header_names
 from asgi_durable.middleware.session_cookies import SessionCookieMiddleware, warn_of_sessions
 from asgi_durable.middleware.tracing import TracingMiddleware
-from asgi_durable.storage.entry_point import find_storage
+from asgi_durable.storage.entry_point import find_storage, load_storage
 from asgi_durable.storage.transaction_port import ApplicationDatabase
+from asgi_durable.storage.urls import fixed_url, without_driver, working_folder
 from asgi_durable.telemetry import Telemetry
 from asgi_durable.workflow_calls import WorkflowCalls
 
@@ -58,7 +59,8 @@ class Durable(Decorators, CurrentContext, WorkflowCalls):
 
     Args:
         url: The database, ``sqlite:///orders.db`` say. By default the environment variable
-            ``ASGI_DURABLE_URL``, else ``sqlite:///asgi_durable.db``. The SQLite adapter reads
+            ``ASGI_DURABLE_URL``, else ``sqlite:///asgi_durable.db``. A relative file is relative
+            to the working directory in which the instance is made. The SQLite adapter reads
             ``?synchronous=`` (``FULL``, the default, survives a loss of power; ``NORMAL`` may
             lose the last commits to one) and ``?busy_timeout=`` (seconds, 5 by default).
         application_url: The database that ``durable.session`` is for, where it is another
@@ -84,8 +86,9 @@ class Durable(Decorators, CurrentContext, WorkflowCalls):
         blocking: The verbs for code that is not async, in a thread without an event loop.
 
     Raises:
-        DurableUsageError: No storage adapter is installed for the URL's scheme; a header's name is
-            none; or a policy asks for a single transaction, which two databases do not have.
+        DurableUsageError: A URL has no scheme, or no storage adapter is installed for it; a
+            header's name is none; or a policy asks for a single transaction, which two databases
+            do not have.
         ValueError: There is no header for a request id.
     """
 
@@ -111,11 +114,14 @@ class Durable(Decorators, CurrentContext, WorkflowCalls):
         self.request_ids = request_ids or RequestIdPolicy()
         self.application_url = application_url
         self.telemetry = telemetry or Telemetry()
+        # Relative files are relative to it, whatever the working directory is at the start.
+        self._folder = working_folder()
         self._refuse_two_databases_in_one_transaction()
         # Tells at once that there is none; which one, the start does, as tests change the URL.
-        find_storage(self.url)
+        for each in filter(None, (self.url, application_url)):
+            find_storage(each)
         engine = Engine(
-            lambda: find_storage(self.url).load()(self.url),
+            lambda: load_storage(self.url)(fixed_url(self.url, self._folder)),
             self._open_application_database,
             codec or JsonCodec(),
             Limits(
@@ -134,7 +140,7 @@ class Durable(Decorators, CurrentContext, WorkflowCalls):
 
     def _refuse_two_databases_in_one_transaction(self) -> None:
         policies = [self.idempotency, *self.idempotency_routes.values()]
-        if self.application_url in (None, self.url):
+        if not self._has_two_databases():
             return
         if any(policy is not None and policy.single_transaction for policy in policies):
             msg = "single_transaction=True needs the step log in the application's database"
@@ -142,10 +148,17 @@ class Durable(Decorators, CurrentContext, WorkflowCalls):
 
     def _open_application_database(self) -> ApplicationDatabase | None:
         url = self.application_url
-        if url is None or url == self.url:
+        if url is None or not self._has_two_databases():
             return None
-        database: ApplicationDatabase = find_storage(url).load().application_database(url)
+        adapter = load_storage(url)
+        database: ApplicationDatabase = adapter.application_database(fixed_url(url, self._folder))
         return database
+
+    def _has_two_databases(self) -> bool:
+        if self.application_url is None:
+            return False
+        urls = (self.url, self.application_url)
+        return len({without_driver(fixed_url(url, self._folder)) for url in urls}) > 1
 
     # Workflows
 

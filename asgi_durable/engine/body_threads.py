@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import contextvars
+import os
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -85,12 +86,21 @@ class BodyThreads:
 
     def __init__(self, limit: int = MAX_THREADS) -> None:
         self._limit = limit
+        self._begin()
+
+    def _begin(self) -> None:
+        self._process_id = os.getpid()
         self._changed = threading.Condition()
         self._pieces: deque[Piece[Any]] = deque()
         self._members: set[int] = set()
         self._starting = 0
         self._idle = 0
         self._waiting = 0
+
+    def forget_those_of_parent(self) -> None:
+        """Count on no threads that a parent process had when this one was forked."""
+        if self._process_id != os.getpid():
+            self._begin()
 
     async def run(self, function: Callable[[], ResultT]) -> ResultT:
         """Call a function in a thread, with the caller's context variables.

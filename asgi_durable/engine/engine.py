@@ -24,11 +24,12 @@ from asgi_durable.engine.home_loop import HomeLoop
 from asgi_durable.engine.limits import Limits
 from asgi_durable.engine.log_text import database_text, library_version
 from asgi_durable.engine.outbox import Outbox
+from asgi_durable.engine.process import StartedProcess, not_started
 from asgi_durable.engine.registry import Registry
 from asgi_durable.engine.request_servers import RequestServers
 from asgi_durable.engine.requests import Requests
 from asgi_durable.engine.run import Run
-from asgi_durable.engine.running import Running, assemble
+from asgi_durable.engine.running import Running, assemble, migrate_databases
 from asgi_durable.engine.sleep import checked_seconds, plain_sleep, run_sleep
 from asgi_durable.engine.step import run_step
 from asgi_durable.engine.transaction import run_plain_transaction, run_transaction
@@ -73,6 +74,7 @@ class Engine:
         self._limits = limits
         self._telemetry = telemetry
         self._running: Running | None = None
+        self.process = StartedProcess()
         self._starting = threading.Lock()
         codec.register(WorkflowStatus)
         self._questions = WorkflowQuestions(self.registry, self.running, self.frame)
@@ -91,6 +93,8 @@ class Engine:
 
     async def _start(self) -> None:
         require_asyncio()
+        # Before the lock, which a thread of the parent's may have held.
+        self.process.require_own()
         # Not `acquire()`: an application without a lifespan may call from several event
         # loops, and none of them may be blocked while another one starts.
         while not self._starting.acquire(blocking=False):  # noqa: ASYNC110
@@ -98,6 +102,7 @@ class Engine:
         try:
             if self._running is None:
                 self._running = await self._build()
+                self.process.enter()
         finally:
             self._starting.release()
 
@@ -109,6 +114,7 @@ class Engine:
             self.recover()
             running = self.running()
         else:
+            self.process.require_own()
             require_asyncio()
             running.recovery.sweep_if_wanted()
             running.takeover.start()
@@ -127,17 +133,12 @@ class Engine:
             StorageError: The database cannot be used; the message names it.
         """
         require_asyncio()
-        storage, application = self._open_storage(), self._open_application()
-        await storage.open()
-        await storage.close()
-        if application is not None:
-            await application.open()
-            await application.close()
+        await migrate_databases(self._open_storage(), self._open_application())
 
     async def drain(self) -> None:
         """Wait for the runs under way, then interrupt them. New calls are still served."""
         running = self._running
-        if running is not None:
+        if running is not None and self.process.is_own():
             await self._drain_here(running)
             await self.home.on_own(lambda: self._drain_here(running))
 
@@ -149,7 +150,8 @@ class Engine:
     async def stop(self) -> None:
         """Drain, flush what is to be written, and close the storage."""
         running = self._running
-        if running is None:
+        # What a parent has started is its own to stop.
+        if running is None or not self.process.is_own():
             return
         await self.drain()
         # A stack: all of it is closed, whatever fails or is cancelled on the way.
@@ -173,12 +175,13 @@ class Engine:
 
     def _forget_running(self) -> None:
         self._running = None
+        self.process.leave()
         self.registry.request_servers.clear()
 
     async def _build(self) -> Running:
         self.registry.prepare()
-        for check in self.registry.checks:
-            check()
+        self.registry.run_checks()
+        self.registry.threads.forget_those_of_parent()
         async with AsyncExitStack() as opened:
             storage = self._open_storage()
             await storage.open()
@@ -203,14 +206,11 @@ class Engine:
         """Return what works between start and stop.
 
         Raises:
-            DurableUsageError: The engine is not started.
+            DurableUsageError: The engine is not started, or it was by the parent process.
         """
         if self._running is None:
-            msg = (
-                "the engine is not started: serve the app through durable.wrap() or install(), "
-                "or use 'async with durable:', or 'with durable:' where nothing is async"
-            )
-            raise DurableUsageError(msg)
+            raise not_started()
+        self.process.require_own()
         return self._running
 
     # Calls. Each gives out its place in the log at once and returns a coroutine.
@@ -386,6 +386,7 @@ class Engine:
         frame = self.frame()
         if frame is None:
             return None
+        self.process.require_own()
         if frame.in_thread:
             msg = (
                 "code that is not async cannot await this call; use durable.blocking: "

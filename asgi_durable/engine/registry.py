@@ -77,6 +77,15 @@ class Registry:
         """Return what a function is without its decorator: a call of it is not durable."""
         return self._bare.get(function) if inspect.isroutine(function) else None
 
+    def run_checks(self) -> None:
+        """Call the checks before a start.
+
+        Raises:
+            DurableUsageError: One of them has found a mistake in the application.
+        """
+        for check in self.checks:
+            check()
+
     def prepare(self) -> None:
         """Resolve the annotations of all functions: any of them may name a recorded class."""
         while self._unprepared:

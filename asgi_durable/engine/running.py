@@ -31,7 +31,7 @@ from asgi_durable.storage.protocol import Storage
 from asgi_durable.storage.transaction_port import ApplicationDatabase
 from asgi_durable.telemetry_port import TelemetrySource
 
-__all__ = ["Running", "assemble"]
+__all__ = ["Running", "assemble", "migrate_databases"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, weakref_slot=True)
@@ -101,6 +101,15 @@ async def assemble(
     )
     _listen(running, limits)
     return running
+
+
+async def migrate_databases(storage: Storage, application: ApplicationDatabase | None) -> None:
+    """Open and close databases, which creates their tables or brings them up to date."""
+    await storage.open()
+    await storage.close()
+    if application is not None:
+        await application.open()
+        await application.close()
 
 
 def _listen(running: Running, limits: Limits) -> None:

@@ -51,8 +51,10 @@ class ThreadCalls:
 
         Raises:
             StorageError: The database cannot be used; the message names it.
+            DurableUsageError: The parent process has started the engine.
         """
         _refuse_event_loop("start", "'async with durable:'")
+        self._engine.process.require_own()
         own = self._engine.home.own()
         try:
             asyncio.run_coroutine_threadsafe(self._start(), own.loop).result()
@@ -62,6 +64,8 @@ class ThreadCalls:
 
     def stop(self) -> None:
         """Stop the engine, and end its event loop."""
+        if not self._engine.process.is_own():
+            return
         own = self._engine.home.own()
         try:
             asyncio.run_coroutine_threadsafe(self._engine.stop(), own.loop).result()

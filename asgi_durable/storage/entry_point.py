@@ -2,27 +2,49 @@
 
 from __future__ import annotations
 
-from importlib.metadata import entry_points
+from importlib.metadata import EntryPoint, entry_points
 from typing import Any
-from urllib.parse import urlsplit
 
 from asgi_durable.errors import DurableUsageError
+from asgi_durable.storage.urls import scheme_of, without_driver
 
-__all__ = ["find_storage"]
+__all__ = ["find_storage", "load_storage"]
 
 STORAGE_ENTRY_POINTS = "asgi_durable.storage"
+# Which extra of ours brings a package that an adapter needs.
+EXTRAS = {"asyncpg": "postgres", "psycopg": "postgres"}
 
 
-def find_storage(url: str) -> Any:
+def find_storage(url: str) -> EntryPoint:
     """Return the entry point of the adapter for a URL; it is imported at the first start.
 
     Raises:
-        DurableUsageError: None is installed for the URL's scheme.
+        DurableUsageError: It is no URL, or no adapter is installed for its scheme.
     """
-    scheme = urlsplit(url).scheme
-    found = entry_points(group=STORAGE_ENTRY_POINTS, name=scheme)
-    if not found:
-        known = sorted(entry_points(group=STORAGE_ENTRY_POINTS).names)
-        msg = f"no storage adapter for {scheme!r}; there are {', '.join(known) or 'none'}"
-        raise DurableUsageError(msg)
-    return next(iter(found))
+    scheme = scheme_of(url)
+    # An adapter of somebody else's may be for one driver alone.
+    for name in (scheme, scheme_of(without_driver(url))):
+        for found in entry_points(group=STORAGE_ENTRY_POINTS, name=name):
+            return found
+    known = sorted(entry_points(group=STORAGE_ENTRY_POINTS).names)
+    msg = f"no storage adapter for {scheme!r}; there are {', '.join(known) or 'none'}"
+    raise DurableUsageError(msg)
+
+
+def load_storage(url: str) -> Any:
+    """Import the adapter for a URL, and return its class.
+
+    Raises:
+        DurableUsageError: There is none, or a package that it needs is not installed.
+    """
+    found = find_storage(url)
+    try:
+        return found.load()
+    except ModuleNotFoundError as error:
+        package = (error.name or "").partition(".")[0]
+        if not package or package == __name__.partition(".")[0]:
+            raise
+        remedy = EXTRAS.get(package)
+        install = f"pip install 'asgi-durable[{remedy}]'" if remedy else f"install {package}"
+        msg = f"a database of {found.name!r} needs the package {package!r}: {install}"
+        raise DurableUsageError(msg) from error

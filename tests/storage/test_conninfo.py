@@ -42,7 +42,9 @@ def parameters(url: str) -> list[dict[str, str]]:
     ],
 )
 def test_a_url_is_read_as_asyncpg_reads_it(url: str, expected: dict[str, str]) -> None:
-    assert parameters(url) == [{**expected, "connect_timeout": "3"}]
+    assert parameters(url) == [
+        {"application_name": "asgi-durable", **expected, "connect_timeout": "3"}
+    ]
 
 
 def test_each_host_has_parameters_of_its_own() -> None:

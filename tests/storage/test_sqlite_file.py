@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import ntpath
 import os
 import sqlite3
 import subprocess
@@ -12,10 +13,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import sqlalchemy as sa
 
 from asgi_durable import Durable, DurableUsageError, StorageError
 from asgi_durable.storage.sqlite import SQLiteStorage
 from asgi_durable.storage.sqlite.file import SQLiteFile
+from asgi_durable.storage.urls import fixed_url, sqlite_file
 
 pytestmark = pytest.mark.anyio
 
@@ -37,13 +40,43 @@ def pragma(path: Path, name: str) -> object:
 @pytest.mark.parametrize(
     ("url", "path"),
     [
-        ("sqlite:///orders.db", "orders.db"),
+        ("sqlite:///orders.db", "/srv/orders.db"),
+        ("sqlite:///../a/./orders.db", "/a/orders.db"),
         ("sqlite:////data/orders.db", "/data/orders.db"),
-        ("sqlite:///with%20space.db", "with space.db"),
+        ("sqlite+aiosqlite:////data/orders.db", "/data/orders.db"),
+        ("SQLite+pysqlite:////data/orders.db", "/data/orders.db"),
+        ("sqlite:////data/a@b:c.db?synchronous=FULL", "/data/a@b:c.db"),
+        ("sqlite:////home/me/C#/orders.db", "/home/me/C#/orders.db"),
+        ("sqlite:////data/with%20space%23%3F%41%zz.db", "/data/with space#?A%zz.db"),
+        ("sqlite:////data/100%.db", "/data/100%.db"),
     ],
 )
-def test_a_url_names_a_file(url: str, path: str) -> None:
+def test_a_url_names_the_file_that_it_names_to_sqlalchemy(
+    monkeypatch: pytest.MonkeyPatch, url: str, path: str
+) -> None:
+    monkeypatch.chdir("/srv")
+    read = sa.make_url(url.lower().partition("+")[0].partition(":")[0] + url[url.index("://") :])
+
     assert SQLiteFile.from_url(url).path == Path(path)
+    assert os.path.normpath(Path("/srv", read.database or "")) == path
+
+
+@pytest.mark.parametrize(
+    ("url", "fixed"),
+    [
+        (
+            "sqlite:///orders.db?synchronous=FULL",
+            r"sqlite:///D:\my%20app/orders.db?synchronous=FULL",
+        ),
+        ("sqlite:///C:/data/orders.db", "sqlite:///C:/data/orders.db"),
+        (r"sqlite:///C:\data\orders.db", r"sqlite:///C:\data\orders.db"),
+        ("sqlite://", "sqlite://"),
+    ],
+)
+def test_files_on_windows_have_drives(url: str, fixed: str) -> None:
+    assert fixed_url(url, r"D:\my app", ntpath) == fixed
+    file, _ = sqlite_file(fixed)
+    assert not file or ntpath.isabs(file)
 
 
 def test_the_settings_are_in_the_url() -> None:
@@ -54,18 +87,41 @@ def test_the_settings_are_in_the_url() -> None:
 
 
 @pytest.mark.parametrize(
-    "url",
+    ("url", "named"),
     [
-        "sqlite:///",
-        "sqlite://host/a.db",
-        "sqlite:///a.db?synchronous=sometimes",
-        "sqlite:///a.db?busy_timeout=long",
-        "sqlite:///a.db?speed=11",
+        ("sqlite:///", "'sqlite:///'.*sqlite:////srv"),
+        ("sqlite:////", "'sqlite:////'.*sqlite:////srv"),
+        ("sqlite:////data/", "'sqlite:////data/'.*sqlite:////srv"),
+        ("sqlite:/x.db", "'sqlite:/x.db'.*sqlite:////x.db"),
+        ("sqlite:x.db", "'sqlite:x.db'.*sqlite:///x.db"),
+        ("sqlite://host/a.db", "'sqlite://host/a.db'.*sqlite:////srv"),
+        ("sqlite:///a%00.db", "'sqlite:///a%00.db'.*sqlite:////srv"),
+        ("sqlite:///a.db?synchronous=sometimes", "EXTRA, FULL.*got 'sometimes'"),
+        ("sqlite:///a.db?busy_timeout=long", "busy_timeout=5; got 'long'"),
+        ("sqlite:///a.db?busy_timeout=nan", "busy_timeout=5; got 'nan'"),
+        ("sqlite:///a.db?busy_timeout=-1", "busy_timeout=5; got '-1'"),
+        ("sqlite:///a.db?busy_timeout=inf", "busy_timeout=5; got 'inf'"),
+        ("sqlite:///a.db?busy_timeout=", "busy_timeout=5; got ''"),
+        ("sqlite:///a.db?busy_timeout=5#", "busy_timeout=5; got '5#'"),
+        ("sqlite:///a.db?speed=11", "'speed'; there are synchronous and busy_timeout"),
     ],
 )
-def test_a_url_that_is_not_understood_is_refused(url: str) -> None:
-    with pytest.raises(DurableUsageError):
+def test_a_url_that_is_not_understood_is_refused_with_one_that_is(url: str, named: str) -> None:
+    with pytest.raises(DurableUsageError, match=named):
         SQLiteFile.from_url(url)
+
+
+async def test_a_file_that_an_earlier_version_made_of_a_url_is_not_forgotten(
+    tmp_path: Path,
+) -> None:
+    (tmp_path / "C#").mkdir()
+    await open_and_close(f"sqlite:///{tmp_path}/C")
+
+    with pytest.raises(StorageError, match=r"C#/orders\.db does not exist, but .*/C, which"):
+        await open_and_close(f"sqlite:///{tmp_path}/C#/orders.db")
+
+    (tmp_path / "C").rename(tmp_path / "C#" / "orders.db")
+    await open_and_close(f"sqlite:///{tmp_path}/C#/orders.db")
 
 
 @pytest.mark.parametrize(("level", "number"), [("FULL", 2), ("NORMAL", 1)])
@@ -83,8 +139,6 @@ async def test_the_log_is_written_ahead_and_synchronised_as_set(
 
 
 async def test_the_applications_transactions_are_synchronised_as_well(tmp_path: Path) -> None:
-    import sqlalchemy as sa
-
     storage = SQLiteStorage(f"sqlite:///{tmp_path}/a.db")
     await storage.open()
     async with storage.transaction(None) as transaction:
@@ -93,6 +147,20 @@ async def test_the_applications_transactions_are_synchronised_as_well(tmp_path: 
     await storage.close()
 
     assert level == 2
+
+
+@pytest.mark.parametrize(("platform", "is_on"), [("darwin", 1), ("linux", 0), ("win32", 0)])
+def test_a_disks_own_cache_is_flushed_where_fsync_does_not(platform: str, is_on: int) -> None:
+    file = SQLiteFile.from_url("sqlite:///a.db")
+    connection = sqlite3.connect(":memory:")
+    for setting in file.settings(platform):
+        connection.execute(f"PRAGMA {setting}")
+
+    names = ("fullfsync", "checkpoint_fullfsync")
+    found = [connection.execute(f"PRAGMA {name}").fetchone()[0] for name in names]
+    connection.close()
+
+    assert found == [is_on, is_on]
 
 
 async def test_a_missing_folder_is_named(tmp_path: Path) -> None:

@@ -103,7 +103,11 @@ class PostgresBlockingSessions:
 
     def _create_engine(self) -> sa.Engine:
         try:
-            engine = sa.create_engine("postgresql+psycopg://", creator=lambda: self._connect(dbapi))
+            engine = sa.create_engine(
+                "postgresql+psycopg://",
+                creator=lambda: self._connect(dbapi),
+                **self._database.pool_options,
+            )
         except ModuleNotFoundError as error:
             msg = (
                 f"{self._database.name}: transactions of code that is not async need psycopg: "

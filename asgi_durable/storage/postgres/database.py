@@ -8,8 +8,8 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TypeVar
-from urllib.parse import SplitResult, unquote, unquote_plus, urlsplit
+from typing import Any, TypeVar
+from urllib.parse import SplitResult, quote, unquote, unquote_plus, urlsplit
 
 import asyncpg
 
@@ -17,6 +17,7 @@ from asgi_durable.errors import DurableUsageError, StorageError, StorageUnavaila
 from asgi_durable.storage.postgres.dsn import dsns_of
 from asgi_durable.storage.postgres.errors import DRIVER_ERRORS, storage_error
 from asgi_durable.storage.postgres.silence import notice_silence
+from asgi_durable.storage.urls import without_driver
 
 __all__ = ["PostgresDatabase"]
 
@@ -50,6 +51,16 @@ LIBPQ_ONLY = frozenset(
         "tcp_user_timeout",
     }
 )
+# Parameters that SQLAlchemy's drivers have, and what stands for them here.
+OF_SQLALCHEMY = {
+    "max_overflow": "pool_size=, which is a limit",
+    "prepared_statement_cache_size": "prepared_statements=false",
+    "ssl": "sslmode=",
+    "statement_cache_size": "prepared_statements=false",
+}
+# PostgreSQL cuts a longer one, and replaces what is not ASCII.
+APPLICATION_NAME = re.compile(r"[ -~]{1,63}")
+DEFAULT_APPLICATION_NAME = "asgi-durable"
 FILES = ("sslrootcert", "sslcert", "sslkey", "sslcrl")
 SECRETS = frozenset({"password", "sslpassword"})
 
@@ -67,6 +78,8 @@ class PostgresDatabase:
         connect_timeout_seconds: For how long a connection may take to be made, all hosts
             together.
         command_timeout_seconds: For how long one of our own statements may take.
+        pool_size: How many connections the application's transactions have at most, those of
+            async code and those of threads each; ``None`` for SQLAlchemy's own limit, 15.
         files: The parameters that name a file, and the file.
         dsns: As asyncpg takes them, one for each host.
     """
@@ -77,6 +90,7 @@ class PostgresDatabase:
     session_features: bool | None
     connect_timeout_seconds: float
     command_timeout_seconds: float
+    pool_size: int | None
     dsns: tuple[str, ...] = field(repr=False)
     files: tuple[tuple[str, str], ...] = field(repr=False)
     secrets: tuple[str, ...] = field(repr=False)
@@ -87,24 +101,38 @@ class PostgresDatabase:
 
         All that asyncpg's DSN can say works: several hosts, ``target_session_attrs``,
         ``sslmode`` and its files, ``passfile``, ``service``, ``host=/folder`` of a Unix socket.
-        Any other parameter is a setting of the server, ``application_name`` say. Our own are:
+        Any other parameter is a setting of the server, ``statement_timeout`` say. Our own are:
 
         ``schema``: of the tables, ``asgi_durable`` by default. ``prepared_statements``:
         ``true`` by default; ``false`` for PgBouncer before 1.21 in transaction mode.
         ``session_features``: ``auto`` by default, ``on`` or ``off``. ``connect_timeout`` and
-        ``command_timeout``: seconds, 10 by default.
+        ``command_timeout``: seconds, 10 by default. ``pool_size``: see the attribute.
+        ``application_name``: what the server shows of our connections, ``asgi-durable`` by
+        default.
 
         Raises:
             DurableUsageError: It cannot be read, or a parameter has an unknown value.
         """
         parts = _split(url)
         given = [item.partition("=") for item in parts.query.split("&") if item]
-        values = {unquote_plus(name): unquote_plus(value) for name, _, value in given}
+        values = {
+            unquote_plus(name): _whole(unquote_plus(name), unquote_plus(value))
+            for name, _, value in given
+        }
         own = _OwnParameters(values)
         if unknown := sorted(values.keys() & LIBPQ_ONLY):
             msg = f"asyncpg has no parameter {unknown[0]!r}: take it out of the URL"
             raise DurableUsageError(msg)
-        kept = [(name, value) for name, _, value in given if unquote_plus(name) not in own.read]
+        if foreign := sorted(values.keys() & OF_SQLALCHEMY.keys()):
+            msg = f"{foreign[0]!r} is a parameter of SQLAlchemy's: use {OF_SQLALCHEMY[foreign[0]]}"
+            raise DurableUsageError(msg)
+        kept = [
+            (name, quote(values[unquote_plus(name)], safe="") if _is_file(name) else value)
+            for name, _, value in given
+            if unquote_plus(name) not in own.read
+        ]
+        if own.application_name is not None:
+            kept.append(("application_name", quote(own.application_name, safe="")))
         password = parts.netloc.rpartition("@")[0].partition(":")[2]
         files = [(name, values[name]) for name in FILES if values.get(name)]
         secrets = {password, unquote(password), *(values.get(name, "") for name in SECRETS)}
@@ -115,11 +143,17 @@ class PostgresDatabase:
             session_features=own.session_features,
             connect_timeout_seconds=own.connect_timeout,
             command_timeout_seconds=own.command_timeout,
+            pool_size=own.pool_size,
             dsns=dsns_of(parts, kept),
             files=tuple(files),
             # The longest first: one may be a part of another.
             secrets=tuple(sorted(secrets - {""}, key=len, reverse=True)),
         )
+
+    @property
+    def pool_options(self) -> dict[str, int]:
+        """What SQLAlchemy is told of a pool for the application's transactions."""
+        return {} if self.pool_size is None else {"pool_size": self.pool_size, "max_overflow": 0}
 
     async def connect(self, *, command_timeout_seconds: float | None = None) -> asyncpg.Connection:
         """Connect on the running event loop.
@@ -190,9 +224,16 @@ class _OwnParameters:
         )
         self.connect_timeout = self._get("connect_timeout", "10", _seconds, "seconds above 0")
         self.command_timeout = self._get("command_timeout", "10", _seconds, "seconds above 0")
+        self.pool_size = self._get("pool_size", None, _pool_size, "a whole number from 1 to 10000")
+        self.application_name = self._get(
+            "application_name",
+            _default_application_name(values),
+            _application_name,
+            "1 to 63 printable ASCII characters",
+        )
 
     def _get(
-        self, name: str, default: str, parse: Callable[[str], ValueT], expected: str
+        self, name: str, default: str | None, parse: Callable[[Any], ValueT], expected: str
     ) -> ValueT:
         self.read.add(name)
         text = self._values.get(name, default)
@@ -216,9 +257,41 @@ def _seconds(text: str) -> float:
     return seconds
 
 
+def _is_file(name: str) -> bool:
+    return name in FILES or name == "passfile"
+
+
+def _whole(name: str, value: str) -> str:
+    """Return a parameter's value; the whole path of a file, as the directory may be changed."""
+    return str(Path(value).absolute()) if value and _is_file(name) else value
+
+
+def _pool_size(text: str | None) -> int | None:
+    if text is None:
+        return None
+    # Not `int`: it reads "1_0" and "٣" as well.
+    if not re.fullmatch(r"[1-9][0-9]{0,3}|10000", text):
+        raise ValueError
+    return int(text)
+
+
+def _default_application_name(values: dict[str, str]) -> str | None:
+    """Return the name, ``None`` where a service's file may say it."""
+    if "service" in values or os.environ.get("PGSERVICE"):
+        return None
+    # libpq's variable, which asyncpg does not read.
+    return os.environ.get("PGAPPNAME") or DEFAULT_APPLICATION_NAME
+
+
+def _application_name(text: str | None) -> str | None:
+    if text is not None and not APPLICATION_NAME.fullmatch(text):
+        raise ValueError
+    return text
+
+
 def _split(url: str) -> SplitResult:
     """Split a URL; one whose password is not encoded would be read wrongly, and shown."""
-    parts = urlsplit(url)
+    parts = urlsplit(without_driver(url))
     hosts = parts.netloc.rpartition("@")[2]
     ports_fit = all(PORTS.fullmatch(host) for host in hosts.split(","))
     misread = "@" in parts.path + parts.fragment or parts.netloc.count("@") > 1 or not ports_fit

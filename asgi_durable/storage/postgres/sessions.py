@@ -128,6 +128,8 @@ class PostgresSessions:
             dbapi: Any = engine.dialect.dbapi
             return dbapi.connect(async_creator_fn=self._watched.connect, **adapting)
 
+        if "poolclass" not in options:
+            options |= database.pool_options
         engine = create_async_engine("postgresql+asyncpg://", creator=connect, **options)
 
         sa.event.listen(engine.sync_engine, "handle_error", drop_outdated_connections)

@@ -257,14 +257,7 @@ class SQLiteStorage:
 
     def _open(self) -> None:
         file = self._file
-        try:
-            folder_exists = file.path.parent.is_dir()
-        except OSError as error:
-            msg = f"{file.path}: {error}"
-            raise StorageError(msg) from error
-        if not folder_exists:
-            msg = f"{file.path}: the folder {file.path.parent} does not exist"
-            raise StorageError(msg)
+        file.check()
         with naming_errors(str(file.path)), ExitStack() as opened:
             writer = SQLiteWriter(file)
             opened.callback(writer.close)

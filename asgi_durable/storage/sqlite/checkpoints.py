@@ -22,7 +22,7 @@ class SQLiteCheckpoints:
     def __init__(self, file: SQLiteFile, writer: sqlite3.Connection) -> None:
         self._writer = writer
         self._log = file.beside("wal")
-        self._lock = ProcessLock(file.beside("checkpointer"))
+        self._lock = ProcessLock(file.beside("checkpointer"), database=file.path)
         self._connection = None if CHECKPOINTS_ITSELF else file.connect()
         self._last_seen: tuple[int, int] | None = None
 

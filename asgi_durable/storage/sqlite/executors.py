@@ -165,7 +165,7 @@ class SQLiteExecutors:
             self._overdue.discard(executor_id)
             lock = self._lock_of_other(executor_id)
             if lock is not None and not lock.is_held():
-                lock.path.unlink(missing_ok=True)
+                lock.remove()
 
     def retire(self, executor_id: str) -> None:
         """See ``Executors.retire``."""
@@ -290,13 +290,13 @@ class SQLiteExecutors:
         return lock
 
     def _lock(self, executor_id: str) -> ProcessLock:
-        return ProcessLock(self._file.beside(f"executor-{executor_id}"))
+        return ProcessLock(self._file.beside(f"executor-{executor_id}"), database=self._file.path)
 
     def _release(self, executor_id: str) -> None:
         lock = self._own.pop(executor_id, None)
         if lock is not None:
             lock.release()
-            lock.path.unlink(missing_ok=True)
+            lock.remove()
 
 
 def _set_lease(lock: ProcessLock, lease_seconds: float) -> None:

@@ -2,23 +2,26 @@
 
 from __future__ import annotations
 
+import os
 import sqlite3
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from urllib.parse import parse_qs, unquote, urlsplit
+from urllib.parse import parse_qsl, unquote, urlsplit
 
-from asgi_durable.errors import DurableUsageError
+from asgi_durable.errors import DurableUsageError, StorageError
 from asgi_durable.storage.sqlite.temporary_folder import TemporaryFolder
+from asgi_durable.storage.urls import fixed_url, shown, sqlite_file, working_folder
 
 __all__ = ["CHECKPOINTS_ITSELF", "SQLiteFile", "write_transaction"]
 
 WAL_RETRY_SECONDS = 0.005
-# `sqlite://`, and what SQLAlchemy reads as the same.
-_IN_MEMORY = ("", "/:memory:")
 SYNCHRONOUS_LEVELS = ("EXTRA", "FULL", "NORMAL", "OFF")
+# SQLite counts milliseconds in an int.
+LONGEST_BUSY_TIMEOUT_SECONDS = 2_147_483
 
 # Before 3.51.3 a commit that resets the log while another connection checkpoints it may damage
 # the database (https://sqlite.org/wal.html#walresetbug). There our connections never checkpoint
@@ -31,19 +34,22 @@ class SQLiteFile:
     """A database file and how it is used.
 
     Attributes:
-        path: The file; relative to the working directory unless absolute.
+        path: The file itself, absolute and without symbolic links. SQLite keeps the write-ahead
+            log beside the file, so what tells processes of each other has to lie there too.
         synchronous: What an acknowledged commit survives. ``FULL``, the default: a crash of
             the process and a loss of power. ``NORMAL``: a crash of the process; a loss of
             power may take back the last commits. ``OFF``: the same, and a loss of power may
             damage the file. ``EXTRA``: as ``FULL``, in every journal mode.
         busy_timeout_seconds: How long a statement waits for another process's lock.
         folder: Where the file is, if it is to be gone with its use.
+        former_path: What earlier versions read the URL as, if that is another file.
     """
 
     path: Path
     synchronous: str = "FULL"
     busy_timeout_seconds: float = 5.0
     folder: TemporaryFolder | None = None
+    former_path: Path | None = None
 
     @classmethod
     def from_url(cls, url: str) -> SQLiteFile:
@@ -58,33 +64,59 @@ class SQLiteFile:
         Raises:
             DurableUsageError: The URL names no file, or a parameter is not understood.
         """
-        parts = urlsplit(url)
-        path = unquote(parts.path)[1:]
-        is_temporary = parts.path in _IN_MEMORY
-        if parts.netloc or not (path or is_temporary):
-            msg = f"{url!r} names no file; write sqlite:///relative.db or sqlite:////absolute.db"
-            raise DurableUsageError(msg)
-        settings = {name: values[-1] for name, values in parse_qs(parts.query).items()}
-        synchronous = settings.pop("synchronous", "OFF" if is_temporary else "FULL").upper()
+        fixed = fixed_url(url, working_folder())
+        file, query = sqlite_file(fixed)
+        settings = dict(parse_qsl(query, keep_blank_values=True))
+        synchronous = settings.pop("synchronous", "FULL" if file else "OFF")
         busy_timeout = settings.pop("busy_timeout", "5")
-        if synchronous not in SYNCHRONOUS_LEVELS:
+        if synchronous.upper() not in SYNCHRONOUS_LEVELS:
             msg = f"synchronous must be one of {', '.join(SYNCHRONOUS_LEVELS)}; got {synchronous!r}"
             raise DurableUsageError(msg)
         if settings:
-            msg = f"{url!r}: unknown parameter {next(iter(settings))!r}"
+            msg = (
+                f"{shown(url)!r}: unknown parameter {next(iter(settings))!r}; "
+                "there are synchronous and busy_timeout"
+            )
             raise DurableUsageError(msg)
-        try:
-            seconds = float(busy_timeout)
-        except ValueError:
-            msg = f"busy_timeout must be a number of seconds; got {busy_timeout!r}"
-            raise DurableUsageError(msg) from None
-        folder = TemporaryFolder() if is_temporary else None
+        folder = None if file else TemporaryFolder()
+        # Invariant: resolved once, here. A link may point elsewhere by the next connection.
+        path = _real_path(file if folder is None else str(folder.path / "memory.db"))
         return cls(
-            path=folder.path / "memory.db" if folder is not None else Path(path),
-            synchronous=synchronous,
-            busy_timeout_seconds=seconds,
+            path=path,
+            synchronous=synchronous.upper(),
+            busy_timeout_seconds=_busy_timeout(busy_timeout),
             folder=folder,
+            former_path=_former_path(fixed),
         )
+
+    def check(self) -> None:
+        """Look at the file's place before anything is opened.
+
+        Raises:
+            StorageError: It is not there, or the file must not be used.
+        """
+        try:
+            if not self.path.parent.is_dir():
+                msg = f"{self.path}: the folder {self.path.parent} does not exist"
+                raise StorageError(msg)
+            names = self.path.stat().st_nlink if self.path.is_file() else 1
+        except OSError as error:
+            msg = f"{self.path}: {error}"
+            raise StorageError(msg) from error
+        if names > 1:
+            msg = (
+                f"{self.path} has {names} names (hard links): processes that open it by different "
+                "ones would not know of each other, and damage it. Delete the other names, or "
+                "make them symbolic links"
+            )
+            raise StorageError(msg)
+        if not self.path.exists() and self.former_path is not None and self.former_path.is_file():
+            msg = (
+                f"{self.path} does not exist, but {self.former_path}, which earlier versions used "
+                "for this URL, as they ended a path at '#'. Stop all processes and rename it, "
+                "together with its -wal file, or change the URL"
+            )
+            raise StorageError(msg)
 
     def discard(self) -> None:
         """Delete the file, if it is to be gone with its use."""
@@ -122,10 +154,22 @@ class SQLiteFile:
     def configure(self, cursor: sqlite3.Cursor) -> None:
         """Set up a new connection."""
         self._switch_to_wal(cursor)
-        cursor.execute(f"PRAGMA synchronous={self.synchronous}")
-        cursor.execute("PRAGMA trusted_schema=OFF")
+        for setting in self.settings(sys.platform):
+            cursor.execute(f"PRAGMA {setting}")
+
+    def settings(self, platform: str) -> list[str]:
+        """Return what is set on each connection.
+
+        Args:
+            platform: As ``sys.platform`` names it.
+        """
+        settings = [f"synchronous={self.synchronous}", "trusted_schema=OFF"]
+        if platform == "darwin":
+            # There an fsync leaves the data in the disk's own cache, which loses its power too.
+            settings += ["fullfsync=ON", "checkpoint_fullfsync=ON"]
         if not CHECKPOINTS_ITSELF:
-            cursor.execute("PRAGMA wal_autocheckpoint=0")
+            settings.append("wal_autocheckpoint=0")
+        return settings
 
     def _switch_to_wal(self, cursor: sqlite3.Cursor) -> None:
         # Where two open a new file at once, SQLite refuses one of them without any waiting.
@@ -154,3 +198,28 @@ def write_transaction(connection: sqlite3.Connection) -> Iterator[None]:
         if connection.in_transaction:
             connection.execute("ROLLBACK")
         raise
+
+
+def _busy_timeout(text: str) -> float:
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = -1.0
+    if not 0 <= seconds <= LONGEST_BUSY_TIMEOUT_SECONDS:
+        msg = (
+            f"busy_timeout must be a number of seconds from 0 to {LONGEST_BUSY_TIMEOUT_SECONDS}, "
+            f"as in sqlite:///orders.db?busy_timeout=5; got {text!r}"
+        )
+        raise DurableUsageError(msg)
+    return seconds
+
+
+def _former_path(url: str) -> Path | None:
+    """Return where earlier versions ended a path: at a ``#``."""
+    parts = urlsplit(url)
+    return _real_path(unquote(parts.path)[1:]) if parts.fragment else None
+
+
+def _real_path(file: str) -> Path:
+    # Normalised first, as SQLAlchemy's engines do: `..` does not follow a link.
+    return Path(os.path.realpath(os.path.normpath(Path(file).absolute())))

@@ -39,7 +39,12 @@ class SQLiteSessions:
         self._engines: LoopEngines | None = None
 
     async def open(self) -> None:
-        """Connect."""
+        """Connect.
+
+        Raises:
+            StorageError: It cannot be done.
+        """
+        self._file.check()
         with TranslatingErrors(str(self._file.path)):
             self._engines = await LoopEngines.prepare(self._create_engine)
 

@@ -1,0 +1,55 @@
+"""The process that has started an engine; a child that is forked from it cannot use it."""
+
+from __future__ import annotations
+
+import os
+
+from asgi_durable.errors import DurableUsageError
+
+__all__ = ["StartedProcess", "not_started"]
+
+
+class StartedProcess:
+    """Knows in which process the engine was started.
+
+    A forked child has the parent's memory, but none of its threads: whoever called the engine
+    there would wait for ever. Its connections and file locks are the parent's as well.
+    """
+
+    def __init__(self) -> None:
+        self._process_id: int | None = None
+
+    def enter(self) -> None:
+        """Say that the engine is started, in the current process."""
+        self._process_id = os.getpid()
+
+    def leave(self) -> None:
+        """Say that it is stopped."""
+        self._process_id = None
+
+    def is_own(self) -> bool:
+        """Tell whether no other process has started the engine."""
+        return self._process_id is None or self._process_id == os.getpid()
+
+    def require_own(self) -> None:
+        """Refuse to be used in a child of the process that has started the engine.
+
+        Raises:
+            DurableUsageError: It is one.
+        """
+        if not self.is_own():
+            msg = (
+                f"the engine was started in process {self._process_id}, and this is a child that "
+                "was forked from it, in which it cannot work: start it in each child, and not "
+                "before the fork (with a server that loads the app first, 'gunicorn --preload' "
+                "say, start nothing at import; with multiprocessing, use 'spawn')"
+            )
+            raise DurableUsageError(msg)
+
+
+def not_started() -> DurableUsageError:
+    """Return the error of an engine that is not started in any process."""
+    return DurableUsageError(
+        "the engine is not started: serve the app through durable.wrap() or install(), "
+        "or use 'async with durable:', or 'with durable:' where nothing is async"
+    )
