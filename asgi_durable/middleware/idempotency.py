@@ -14,7 +14,7 @@ from typing import Protocol
 from asgi_durable.engine.request_servers import RequestServers
 from asgi_durable.engine.requests import Requests
 from asgi_durable.errors import DurableError
-from asgi_durable.middleware.asgi import ASGIApp, Receive, Scope, Send
+from asgi_durable.middleware.asgi import ASGIApp, Receive, Scope, Send, make_rereadable
 from asgi_durable.middleware.fingerprint import idempotency_key, principal_of
 from asgi_durable.middleware.idempotency_policy import IdempotencyPolicy
 from asgi_durable.middleware.keyed_request import KeyedRequest
@@ -89,7 +89,9 @@ class IdempotencyMiddleware:
         # A stack inside another one, as of a mounted application, leaves the request to it.
         if scope["type"] != "http" or self.engine.is_in_request:
             await self._pass(scope, receive, send)
-        elif scope["method"] in self._policies.methods and not self._is_cancellation(scope):
+            return
+        make_rereadable(scope)
+        if scope["method"] in self._policies.methods and not self._is_cancellation(scope):
             try:
                 policy = self._policies.find(scope)
             except DurableError as error:

@@ -15,6 +15,7 @@ from asgi_durable.middleware.asgi import (
     Receive,
     Scope,
     Send,
+    make_rereadable,
     replace_header,
 )
 from asgi_durable.middleware.problem_details import problem_response, send_problem
@@ -76,6 +77,7 @@ class RequestContextMiddleware:
         if scope["type"] not in ("http", "websocket"):
             await self.app(scope, receive, send)
             return
+        make_rereadable(scope)
         found = self._find_headers(scope)
         trace = _trace_of(found) if b"traceparent" in found else _NO_TRACE
         refusal = None

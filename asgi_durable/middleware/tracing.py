@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from asgi_durable.middleware.asgi import ASGIApp, Message, Receive, Scope, Send
+from asgi_durable.middleware.asgi import ASGIApp, Message, Receive, Scope, Send, make_rereadable
 from asgi_durable.telemetry import Telemetry
 
 __all__ = ["TracingMiddleware"]
@@ -33,6 +33,7 @@ class TracingMiddleware:
         if spans is None:
             await self.app(scope, receive, send)
             return
+        make_rereadable(scope)
         span = spans.begin(scope)
 
         async def send_and_note(message: Message) -> None:
