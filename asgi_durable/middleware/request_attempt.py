@@ -140,7 +140,8 @@ class RequestAttempt:
         recorder = self._recorder = self._begin(request)
         recorder.seen = self._seen
         try:
-            await self._call_app(request, recorder)
+            with request.telling_of_stop(self._body.tell_at_stop):
+                await self._call_app(request, recorder)
         except Exception as error:  # raised again by `wait`, in the server's own task
             self._app_error = error
             if self._client.has_gone:

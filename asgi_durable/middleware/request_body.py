@@ -43,7 +43,8 @@ class ReplayedBody:
     """Gives an app a body that was read already, or its pieces, and later what the client sends.
 
     ``http.disconnect`` is kept from the app for as long as it works on an answer that will be
-    kept: a client that goes away does not stop the work. None is ever invented.
+    kept: a client that goes away does not stop the work. Once the engine stops it is told all the
+    same, so that nobody waits for what never comes. None is ever invented.
 
     Args:
         body: What was read, or what gives it piece by piece.
@@ -53,6 +54,8 @@ class ReplayedBody:
     Attributes:
         pieces: What gives the body piece by piece, ``None`` if it was read.
         may_tell: Set once the app may be told that its client has gone.
+        is_interrupted: True once it was told although its answer would have been kept: what it
+            answers from then on may be a part of what it would have come to.
     """
 
     def __init__(self, body: bytes | Pieces, receive: Receive, *, is_watched: bool = False) -> None:
@@ -62,6 +65,8 @@ class ReplayedBody:
         self._is_watched = is_watched
         self._gone = asyncio.Event()
         self.may_tell = asyncio.Event()
+        self.is_interrupted = False
+        self._is_stopping = False
 
     async def receive(self) -> Message:
         """Return the next message for the app."""
@@ -83,7 +88,14 @@ class ReplayedBody:
         await self._gone.wait()
         if not self._is_watched:
             await self.may_tell.wait()
+            self.is_interrupted = self._is_stopping
         return {"type": "http.disconnect"}
+
+    def tell_at_stop(self) -> None:
+        """Let the app be told, as the engine stops."""
+        if not self.may_tell.is_set():
+            self._is_stopping = True
+            self.may_tell.set()
 
     async def wait_until_gone(self) -> None:
         """Return once the client has gone away."""
