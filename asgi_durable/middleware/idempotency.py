@@ -21,7 +21,7 @@ from asgi_durable.middleware.keyed_request import KeyedRequest
 from asgi_durable.middleware.policy_routes import PolicyFinder, PolicyRoutes
 from asgi_durable.middleware.problem_details import send_problem
 from asgi_durable.middleware.request_attempt import Connection
-from asgi_durable.middleware.request_body import ClientGoneError
+from asgi_durable.middleware.request_body import ClientGoneError, end_for_nobody
 from asgi_durable.middleware.request_server import ServingApp
 from asgi_durable.middleware.request_status import StatusPages
 from asgi_durable.request_errors import KeyMalformedError, KeyMissingError, PolicyFailedError
@@ -138,7 +138,7 @@ class IdempotencyMiddleware:
         try:
             await request.serve(key)
         except ClientGoneError:
-            return
+            await end_for_nobody(send)
 
 
 def _has_header(scope: Scope, name: bytes) -> bool:

@@ -93,14 +93,10 @@ class ProblemDetailsMiddleware:
                 raise
             await send_problem(send, error)
         except Exception:
-            if sender.is_whole:
-                await sender.release()
-            elif not sender.has_sent:
-                await send_problem(send, DurableError("Internal server error"))
+            await sender.release(instead=DurableError("Internal server error"))
             raise
         else:
-            if sender.held:
-                await sender.release()
+            await sender.release()
 
 
 class _HoldingSender:
@@ -149,8 +145,12 @@ class _HoldingSender:
         error = sys.exc_info()[1]
         return isinstance(error, DurableError) and error is not self._error_outside
 
-    async def release(self) -> None:
-        """Send what was held back."""
+    async def release(self, *, instead: DurableError | None = None) -> None:
+        """Send what was held back, or an error instead where that is no whole answer."""
+        if instead is not None and not self.is_whole:
+            if not self.has_sent:
+                await send_problem(self._send, instead)
+            return
         held, self.held = self.held, []
         for message in held:
             self.has_sent = True

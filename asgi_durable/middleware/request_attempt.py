@@ -20,7 +20,7 @@ from asgi_durable.middleware.event_stream import last_event_id
 from asgi_durable.middleware.idempotency_policy import IdempotencyPolicy
 from asgi_durable.middleware.long_body import LongBody, Pieces
 from asgi_durable.middleware.problem_details import current_key, send_problem
-from asgi_durable.middleware.request_body import ReplayedBody
+from asgi_durable.middleware.request_body import ReplayedBody, end_for_nobody
 from asgi_durable.middleware.response_headers import REPLAYED_HEADER
 from asgi_durable.middleware.response_recording import ResponseRecorder
 from asgi_durable.middleware.retry_delay import policys_delay
@@ -92,6 +92,12 @@ class _Client:
         except OSError:
             self.has_gone = True
             raise
+
+    async def dismiss(self) -> None:
+        """End the call of a client that has gone without an answer."""
+        if not self.answer_begun.is_set():
+            self.answer_begun.set()
+            await end_for_nobody(self._send)
 
 
 class RequestAttempt:
@@ -252,6 +258,8 @@ class RequestAttempt:
         is_complete = self._recorder is not None and self._recorder.complete
         if self._app_error is not None and (is_complete or self._is_handled):
             raise self._app_error
+        if self._client.has_gone:
+            await self._client.dismiss()
         if is_complete or self._client.has_gone:
             return Waited.ANSWERED
         error: Exception = DurableError("Internal server error")

@@ -3,16 +3,35 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 
-from asgi_durable.middleware.asgi import Message, Receive, Scope, header_values
+from asgi_durable.middleware.asgi import Message, Receive, Scope, Send, header_values
 from asgi_durable.middleware.long_body import Pieces
 from asgi_durable.request_errors import RequestTooLargeError
 
-__all__ = ["ClientGoneError", "ReplayedBody", "read_start", "too_large"]
+__all__ = ["ClientGoneError", "ReplayedBody", "end_for_nobody", "read_start", "too_large"]
+
+logger = logging.getLogger(__name__)
+
+# Of nginx, for a request whose client has closed the connection.
+_CLIENT_CLOSED = 499
 
 
 class ClientGoneError(Exception):
     """The client went away before its request was complete."""
+
+
+async def end_for_nobody(send: Send) -> None:
+    """End a request whose client has gone.
+
+    A middleware around this one may take a call without an answer for an error, as Starlette's
+    ``BaseHTTPMiddleware`` does. A server drops what it is sent.
+    """
+    try:
+        await send({"type": "http.response.start", "status": _CLIENT_CLOSED, "headers": []})
+        await send({"type": "http.response.body", "body": b"", "more_body": False})
+    except Exception:
+        logger.debug("The server takes nothing more: the client has gone", exc_info=True)
 
 
 async def read_start(scope: Scope, receive: Receive, max_bytes: int) -> tuple[bytes, bool]:
