@@ -2,7 +2,8 @@
 
 The request context and the lifespan go around everything: Litestar's own middlewares see
 neither lifespans nor requests that no route is for. Idempotency goes inside the application's
-middlewares, so that authentication runs first.
+middlewares, so that authentication runs first; and inside Litestar's own checks of hosts and
+CSRF tokens, which are asked in front of it.
 """
 
 from __future__ import annotations
@@ -36,6 +37,7 @@ from asgi_durable.middleware.handler_policy import idempotent
 from asgi_durable.middleware.policy_routes import RouterView
 from asgi_durable.middleware.problem_details import problem_response
 from asgi_durable_litestar.filled_parameters import FilledParameters
+from asgi_durable_litestar.gates import Gates
 from asgi_durable_litestar.handlers import handler_policy, handlers_of
 from asgi_durable_litestar.openapi import describe_keys
 from asgi_durable_litestar.surrounding import surround
@@ -88,6 +90,7 @@ class DurablePlugin(InitPlugin, ReceiveRoutePlugin):
             # Middlewares run for routes alone, and the pages are served by one.
             app_config.route_handlers.append(_status_pages(policy.status_prefix))
             policy = replace(policy, status_prefix=prefix)
+        app_config.middleware.append(DefineMiddleware(cast("Any", Gates)))
         app_config.middleware.append(
             DefineMiddleware(
                 cast("Any", IdempotencyMiddleware),

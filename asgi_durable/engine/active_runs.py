@@ -56,6 +56,7 @@ class ActiveRuns:
         self._cancelled: set[Run] = set()
         self._closed = False
         self._is_draining = False
+        self._told_of_drain: dict[Callable[[], None], asyncio.AbstractEventLoop] = {}
         # One method object for all tasks.
         self._on_task_done = self._on_done
 
@@ -131,6 +132,10 @@ class ActiveRuns:
         clock = asyncio.get_running_loop().time
         give_up_at = clock() + timeout_seconds
         self._is_draining = True
+        here = asyncio.get_running_loop()
+        for tell, loop in list(self._told_of_drain.items()):
+            if loop is here:
+                tell()
         try:
             for run in self._tasks_here().values():
                 self.on_asleep(run)
@@ -147,6 +152,17 @@ class ActiveRuns:
             _, stuck = await asyncio.wait(tasks, timeout=CANCEL_TIMEOUT_SECONDS)
             for task in stuck:
                 self._abandon(task, tasks[task])
+
+    @contextlib.contextmanager
+    def telling_of_drain(self, tell: Callable[[], None]) -> Iterator[None]:
+        """Call *tell* on this event loop once a drain begins, or now during one."""
+        self._told_of_drain[tell] = asyncio.get_running_loop()
+        try:
+            if self._is_draining:
+                tell()
+            yield
+        finally:
+            del self._told_of_drain[tell]
 
     def on_asleep(self, run: Run) -> None:
         """Interrupt a run that sleeps, if the engine stops; what waits for it as well."""

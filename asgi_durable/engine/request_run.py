@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import replace
 
 from asgi_durable.engine.active_runs import ActiveRuns
@@ -92,6 +93,10 @@ class RequestRun:
         """True once another executor has the request, or its outcome."""
         stopped = self._run.stopped
         return stopped is not None and stopped.is_elsewhere
+
+    def telling_of_stop(self, tell: Callable[[], None]) -> AbstractContextManager[None]:
+        """Call *tell* once the engine begins to stop, while inside."""
+        return self._active.telling_of_drain(tell)
 
     def give_up(self) -> None:
         """Make the next answer final, whatever is recorded."""

@@ -13,6 +13,7 @@ __all__ = [
     "Scope",
     "Send",
     "header_values",
+    "make_rereadable",
     "replace_header",
     "route_path",
 ]
@@ -23,6 +24,20 @@ Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 ASGIApp = Callable[[Scope, Receive, Send], Awaitable[None]]
 Headers = list[tuple[bytes, bytes]]
+
+
+def make_rereadable(scope: Scope) -> None:
+    """Replace what a scope has as an iterator, so that everybody who reads it finds it whole.
+
+    The specification asks for iterables alone, and one that is read once is gone.
+    """
+    headers = scope.get("headers")
+    if headers is not None and not isinstance(headers, list | tuple):
+        scope["headers"] = [(name, value) for name, value in headers]
+    for key in ("client", "server"):
+        address = scope.get(key)
+        if address is not None and not isinstance(address, list | tuple):
+            scope[key] = tuple(address)
 
 
 def header_values(headers: Iterable[tuple[bytes, bytes]], name: bytes) -> list[bytes]:

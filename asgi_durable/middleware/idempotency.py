@@ -15,7 +15,7 @@ from asgi_durable.engine.request_servers import RequestServers
 from asgi_durable.engine.requests import Requests
 from asgi_durable.errors import DurableError
 from asgi_durable.middleware.api_keys import api_keys_within
-from asgi_durable.middleware.asgi import ASGIApp, Receive, Scope, Send
+from asgi_durable.middleware.asgi import ASGIApp, Receive, Scope, Send, make_rereadable
 from asgi_durable.middleware.idempotency_policy import IdempotencyPolicy
 from asgi_durable.middleware.key_finding import FoundKey, find_key, may_have_key
 from asgi_durable.middleware.keyed_request import KeyedRequest
@@ -30,7 +30,7 @@ from asgi_durable.middleware.policy_routes import PolicyFinder, PolicyRoutes, Ro
 from asgi_durable.middleware.principal import ApiKeys
 from asgi_durable.middleware.problem_details import send_problem
 from asgi_durable.middleware.request_attempt import Connection
-from asgi_durable.middleware.request_body import ClientGoneError
+from asgi_durable.middleware.request_body import ClientGoneError, end_for_nobody
 from asgi_durable.middleware.request_server import ServingApp
 from asgi_durable.middleware.request_status import StatusPages
 from asgi_durable.middleware.response_headers import IGNORED, marking
@@ -97,10 +97,13 @@ class IdempotencyMiddleware:
         if is_inside_another(scope):
             with outside_of_all():
                 await self(scope, receive, send)
+            return
         # A stack inside another one, as of a mounted application, leaves the request to it.
-        elif scope["type"] != "http" or is_claimed_by(self.engine, scope):
+        if scope["type"] != "http" or is_claimed_by(self.engine, scope):
             await self._pass(scope, receive, send)
-        elif scope["method"] in self._policies.methods and not self._is_cancellation(scope):
+            return
+        make_rereadable(scope)
+        if scope["method"] in self._policies.methods and not self._is_cancellation(scope):
             try:
                 policy = self._policies.find(scope)
             except DurableError as error:
@@ -138,6 +141,7 @@ class IdempotencyMiddleware:
             found = await find_key(scope, receive, policy, self._policies.parameters)
             requests = self.engine.requests if found.key is not None else None
         except ClientGoneError:
+            await end_for_nobody(send)
             return
         except DurableError as error:
             await send_problem(send, policy.restated(error), headers=policy.links)
@@ -167,4 +171,4 @@ class IdempotencyMiddleware:
         try:
             await request.serve(found.key)
         except ClientGoneError:
-            return
+            await end_for_nobody(send)

@@ -39,8 +39,9 @@ class LifespanMiddleware:
 
     The app may call workflows in both. Interrupted work is resumed once the app has started,
     and drained before the app shuts down, so that it finds what the app has opened. An app
-    without lifespan support works; where a server or a test client never sends the lifespan,
-    the engine starts on the first request.
+    that raises before it receives ``lifespan.startup`` has no lifespan, and works; what it
+    raises after that is a failed startup, and the server is told. Where a server or a test
+    client never sends the lifespan, the engine starts on the first request.
 
     Args:
         app: The ASGI app to wrap.
@@ -92,6 +93,7 @@ class _Lifespan:
         self._send = send
         self._received: str | None = None
         self._sent: str | None = None
+        self._is_stopped = False
 
     async def run(self, scope: Scope) -> None:
         try:
@@ -106,15 +108,19 @@ class _Lifespan:
             scope.setdefault("asgi", {"version": "3.0", "spec_version": "2.0"})
             await self._run_app(scope)
         finally:
-            await self.engine.stop()
+            await self._stop_engine()
         if self._received == "lifespan.shutdown" and self._sent != "lifespan.shutdown.failed":
             await self._send({"type": "lifespan.shutdown.complete"})
 
     async def _run_app(self, scope: Scope) -> None:
         try:
             await self.app(scope, self._receive_for_app, self._send_for_app)
-        except Exception:
+        except Exception as error:
             if self._sent is not None:
+                raise
+            if self._received is not None:
+                # It has a lifespan: it took the message, and failed to start.
+                await self._send_for_app(_startup_failed(error))
                 raise
             # The specification lets an app raise to say that it has no lifespan.
             logger.debug("The app has no lifespan; answering for it.", exc_info=True)
@@ -141,4 +147,19 @@ class _Lifespan:
             return
         if self._sent == "lifespan.startup.complete":
             self.engine.recover()
+        elif self._sent in ("lifespan.startup.failed", "lifespan.shutdown.failed"):
+            # Invariant: stopped before the server is told. A server may raise from send() and
+            # look at once whether the application has ended, or cancel what has not.
+            await self._stop_engine()
         await self._send(message)
+
+    async def _stop_engine(self) -> None:
+        if not self._is_stopped:
+            await self.engine.stop()
+            self._is_stopped = True
+
+
+def _startup_failed(error: Exception) -> Message:
+    text = str(error)
+    message = f"{type(error).__name__}: {text}" if text else type(error).__name__
+    return {"type": "lifespan.startup.failed", "message": message}

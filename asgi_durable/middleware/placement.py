@@ -33,6 +33,16 @@ _CORS = frozenset(
         "starlette.middleware.cors.CORSMiddleware",
     }
 )
+# What a first request must pass, and a replay would not.
+_GATES = frozenset(
+    {
+        "litestar.config.allowed_hosts.AllowedHostsConfig",
+        "litestar.config.csrf.CSRFConfig",
+        "starlette.middleware.httpsredirect.HTTPSRedirectMiddleware",
+        "starlette.middleware.trustedhost.TrustedHostMiddleware",
+        "starlette_csrf.middleware.CSRFMiddleware",
+    }
+)
 # Where an application, a router, a route or a middleware has what it calls; FastAPI keeps an
 # included router as one route.
 _INNER = ("app", "router", "middleware_stack", "original_router")
@@ -52,12 +62,17 @@ _OF_CORS = (
     "of the first request. Add it to the application in which install() or DurablePlugin is, or "
     "put it around durable.wrap(app)."
 )
+_OF_GATE = (
+    "The check %s is inside of the idempotency middleware: a replay is sent before it runs. Add it "
+    "to the application in which install() or DurablePlugin is, or put it around "
+    "durable.wrap(app)."
+)
 
 
 def warn_of_misplaced(
     policies: Callable[[], Iterable[IdempotencyPolicy]], inside: Callable[[], Iterable[type]]
 ) -> None:
-    """Write a line to the log for authentication, and for CORS, that is inside.
+    """Write a line to the log for authentication, CORS, and checks of a request, that are inside.
 
     Nothing about authentication where every policy says by itself whose a request is; nothing at
     all where keys have no effect.
@@ -80,6 +95,9 @@ def warn_of_misplaced(
     found = next((kind for kind in classes if is_one_of(kind, _CORS)), None)
     if found is not None:
         logger.warning(_OF_CORS, found.__qualname__)
+    gates = {kind.__qualname__: None for kind in classes if is_one_of(kind, _GATES)}
+    for name in gates:
+        logger.warning(_OF_GATE, name)
 
 
 def classes_within(*parts: Any) -> Iterator[type]:
@@ -122,7 +140,8 @@ def _entries_of(part: Any) -> Iterator[Any]:
             yield from entries
     # Of Litestar's: a route's one handler, what a handler is called through, and settings.
     yield getattr(part, "route_handler", None)
-    yield getattr(part, "cors_config", None)
+    for name in ("cors_config", "csrf_config", "allowed_hosts"):
+        yield getattr(part, name, None)
     if hasattr(part, "ownership_layers"):
         yield from part.resolve_middleware()
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import math
+import sys
 from collections.abc import Mapping
 from http import HTTPStatus
 from typing import Any
@@ -49,7 +50,9 @@ class ProblemDetailsMiddleware:
 
     An error other than ``DurableError`` is raised again after the answer, so that the server
     and the middlewares around this one still see it. Frameworks answer what they do not know
-    with a 500 and raise it all the same: that answer is held back and replaced.
+    with a 500 and raise it all the same: a 500 that is sent while a ``DurableError`` is being
+    handled is held back, and replaced if the error is raised. Every other 500 is sent as soon
+    as it is complete.
 
     Args:
         app: The ASGI app to wrap.
@@ -77,23 +80,32 @@ class ProblemDetailsMiddleware:
                 raise
             await send_problem(send, error)
         except Exception:
-            if not sender.has_sent and not sender.held:
-                await send_problem(send, DurableError("Internal server error"))
-            await sender.release()
+            await sender.release(instead=DurableError("Internal server error"))
             raise
         else:
-            if sender.held:
-                await sender.release()
+            await sender.release()
 
 
 class _HoldingSender:
-    """Sends an app's messages on, but holds a 500 back until the app is through."""
+    """Sends an app's messages on, but holds back a 500 that its framework may raise about.
+
+    Attributes:
+        held: The start of a 500, and its body if an error of the library is being handled.
+        has_sent: True once the client has seen a part of the answer.
+    """
 
     def __init__(self, receive: Receive, send: Send) -> None:
         self._receive = receive
         self._send = send
+        # The caller may be handling an error of its own.
+        self._error_outside = sys.exc_info()[1]
         self.held: list[Message] = []
         self.has_sent = False
+
+    @property
+    def is_whole(self) -> bool:
+        """True if what is held back is a complete answer."""
+        return len(self.held) > 1
 
     async def receive(self) -> Message:
         # An app that waits for its client after an answer needs the answer to be sent.
@@ -102,18 +114,30 @@ class _HoldingSender:
         return await self._receive()
 
     async def send(self, message: Message) -> None:
-        if (message["type"] == "http.response.start" and message["status"] == 500) or (
-            self.held and not message.get("more_body", False)
-        ):
+        kind = message["type"]
+        if kind == "http.response.start" and message["status"] == 500:
             self.held.append(message)
-        else:
-            if self.held:
-                await self.release()
-            self.has_sent = True
-            await self._send(message)
+            return
+        if self.held:
+            is_last = kind == "http.response.body" and not message.get("more_body", False)
+            if is_last and self._may_be_raised():
+                self.held.append(message)
+                return
+            await self.release()
+        self.has_sent = True
+        await self._send(message)
 
-    async def release(self) -> None:
-        """Send what was held back."""
+    def _may_be_raised(self) -> bool:
+        """Tell whether an error of the library is being handled where the app sends."""
+        error = sys.exc_info()[1]
+        return isinstance(error, DurableError) and error is not self._error_outside
+
+    async def release(self, *, instead: DurableError | None = None) -> None:
+        """Send what was held back, or an error instead where that is no whole answer."""
+        if instead is not None and not self.is_whole:
+            if not self.has_sent:
+                await send_problem(self._send, instead)
+            return
         held, self.held = self.held, []
         for message in held:
             self.has_sent = True

@@ -24,7 +24,7 @@ from asgi_durable.middleware.kept_session import SessionChanges
 from asgi_durable.middleware.long_body import LongBody, Pieces
 from asgi_durable.middleware.principal import NO_API_KEYS, ApiKeys
 from asgi_durable.middleware.problem_details import send_problem
-from asgi_durable.middleware.request_body import ReplayedBody
+from asgi_durable.middleware.request_body import ReplayedBody, end_for_nobody
 from asgi_durable.middleware.response_headers import REPLAYED_HEADER
 from asgi_durable.middleware.response_recording import ResponseRecorder
 from asgi_durable.middleware.retry_delay import policys_delay
@@ -106,6 +106,12 @@ class _Client:
             self.has_gone = True
             raise
 
+    async def dismiss(self) -> None:
+        """End the call of a client that has gone without an answer."""
+        if not self.answer_begun.is_set():
+            self.answer_begun.set()
+            await end_for_nobody(self._send)
+
 
 class RequestAttempt:
     """One try of one keyed request, while its handler runs in a task of the engine's.
@@ -156,7 +162,8 @@ class RequestAttempt:
         recorder = self._recorder = self._begin(request)
         recorder.seen = self._seen
         try:
-            await self._call_app(request, recorder)
+            with request.telling_of_stop(self._body.tell_at_stop):
+                await self._call_app(request, recorder)
         except Exception as error:  # raised again by `wait`, in the server's own task
             self._app_error = error
             if self._client.has_gone:
@@ -269,6 +276,8 @@ class RequestAttempt:
         is_complete = self._recorder is not None and self._recorder.complete
         if self._app_error is not None and (is_complete or self._is_handled):
             raise self._app_error
+        if self._client.has_gone:
+            await self._client.dismiss()
         if is_complete or self._client.has_gone:
             return Waited.ANSWERED
         error: Exception = DurableError("Internal server error")

@@ -3,17 +3,36 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 
-from asgi_durable.middleware.asgi import Message, Receive, Scope, header_values
+from asgi_durable.middleware.asgi import Message, Receive, Scope, Send, header_values
 from asgi_durable.middleware.body_source import BodySource
 from asgi_durable.middleware.long_body import Pieces
 from asgi_durable.request_errors import RequestTooLargeError
 
-__all__ = ["ClientGoneError", "ReplayedBody", "read_start", "too_large"]
+__all__ = ["ClientGoneError", "ReplayedBody", "end_for_nobody", "read_start", "too_large"]
+
+logger = logging.getLogger(__name__)
+
+# Of nginx, for a request whose client has closed the connection.
+_CLIENT_CLOSED = 499
 
 
 class ClientGoneError(Exception):
     """The client went away before its request was complete."""
+
+
+async def end_for_nobody(send: Send) -> None:
+    """End a request whose client has gone.
+
+    A middleware around this one may take a call without an answer for an error, as Starlette's
+    ``BaseHTTPMiddleware`` does. A server drops what it is sent.
+    """
+    try:
+        await send({"type": "http.response.start", "status": _CLIENT_CLOSED, "headers": []})
+        await send({"type": "http.response.body", "body": b"", "more_body": False})
+    except Exception:
+        logger.debug("The server takes nothing more: the client has gone", exc_info=True)
 
 
 async def read_start(scope: Scope, receive: Receive, max_bytes: int) -> tuple[bytes, bool]:
@@ -44,7 +63,8 @@ class ReplayedBody:
     """Gives an app a body that was read already, or its pieces, and later what the client sends.
 
     ``http.disconnect`` is kept from the app for as long as it works on an answer that will be
-    kept: a client that goes away does not stop the work. None is ever invented.
+    kept: a client that goes away does not stop the work. Once the engine stops it is told all the
+    same, so that nobody waits for what never comes. None is ever invented.
 
     Args:
         body: What was read, or what gives it piece by piece.
@@ -55,6 +75,8 @@ class ReplayedBody:
     Attributes:
         pieces: What gives the body piece by piece, ``None`` if it was read.
         may_tell: Set once the app may be told that its client has gone.
+        is_interrupted: True once it was told although its answer would have been kept: what it
+            answers from then on may be a part of what it would have come to.
     """
 
     def __init__(
@@ -75,6 +97,8 @@ class ReplayedBody:
             self._is_read.set()
         self._gone = asyncio.Event()
         self.may_tell = asyncio.Event()
+        self.is_interrupted = False
+        self._is_stopping = False
 
     async def receive(self) -> Message:
         """Return the next message for the app."""
@@ -98,6 +122,7 @@ class ReplayedBody:
         await self._gone.wait()
         if not self._is_watched:
             await self.may_tell.wait()
+            self.is_interrupted = self._is_stopping
         return {"type": "http.disconnect"}
 
     async def _receive_again(self) -> Message:
@@ -109,6 +134,12 @@ class ReplayedBody:
         if message["type"] == "http.disconnect":
             self._gone.set()
         return message
+
+    def tell_at_stop(self) -> None:
+        """Let the app be told, as the engine stops."""
+        if not self.may_tell.is_set():
+            self._is_stopping = True
+            self.may_tell.set()
 
     async def wait_until_gone(self) -> None:
         """Return once the client has gone away."""

@@ -15,6 +15,7 @@ from asgi_durable.middleware.asgi import (
     Receive,
     Scope,
     Send,
+    make_rereadable,
     replace_header,
 )
 from asgi_durable.middleware.own_request import REQUEST_KEY, is_inside_another, outside_of_all
@@ -80,6 +81,7 @@ class RequestContextMiddleware:
             with outside_of_all():
                 await self(scope, receive, send)
             return
+        make_rereadable(scope)
         found = self._find_headers(scope)
         trace = _trace_of(found) if b"traceparent" in found else _NO_TRACE
         refusal = None

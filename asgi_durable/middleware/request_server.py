@@ -79,6 +79,13 @@ class ServingApp:
     ) -> None:
         """Pass the lifespan on; let the app have requests from its start to its shutdown."""
         sent: list[str] = []
+        has_received = False
+
+        async def receive_and_note() -> Message:
+            nonlocal has_received
+            message = await receive()
+            has_received = True
+            return message
 
         async def send_and_note(message: Message) -> None:
             sent.append(message["type"])
@@ -87,14 +94,25 @@ class ServingApp:
             await send(message)
 
         try:
-            await self._app(scope, receive, send_and_note)
-        finally:
-            if sent:
-                self.is_started = False
-                servers.remove(self)
+            await self._app(scope, receive_and_note, send_and_note)
+        except Exception:
+            if sent or has_received:
+                self._end(servers)
             else:
                 # It has no lifespan; who is outside answers for it.
                 self._start(scope, servers)
+            raise
+        except BaseException:
+            self._end(servers)
+            raise
+        if sent:
+            self._end(servers)
+        else:
+            self._start(scope, servers)
+
+    def _end(self, servers: RequestServers) -> None:
+        self.is_started = False
+        servers.remove(self)
 
     def _start(self, scope: Scope, servers: RequestServers) -> None:
         self._scope = {name: scope[name] for name in _OF_APP if name in scope}

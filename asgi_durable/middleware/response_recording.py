@@ -74,6 +74,7 @@ class ResponseRecorder:
         self._request = request
         self._send = send
         self._may_tell = request_body.may_tell
+        self._request_body = request_body
         self._request_pieces = request_body.pieces
         self._policy = policy
         self._added_headers = added_headers
@@ -268,7 +269,11 @@ class ResponseRecorder:
 
     async def _commit(self, start: Message, delay: float) -> None:
         status, stream, pieces = start["status"], self._stream, self._request_pieces
-        if self._is_final(status):
+        if self._request_body.is_interrupted:
+            # Invariant: what an app makes of its client's leaving is not the answer for ever. It
+            # was told because of the stop; its retry goes on after what is recorded.
+            await self._request.leave_for_retry(delay)
+        elif self._is_final(status):
             if pieces is not None:
                 await self._read_request(pieces)
             if stream is not None and stream.is_kept:

@@ -5,7 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from asgi_durable.middleware.asgi import ASGIApp, Message, Receive, Scope, Send, header_values
+from asgi_durable.middleware.asgi import (
+    ASGIApp,
+    Message,
+    Receive,
+    Scope,
+    Send,
+    header_values,
+    make_rereadable,
+)
 from asgi_durable.middleware.instrumentation import excludes, instrumentations
 from asgi_durable.telemetry import Telemetry
 
@@ -48,6 +56,8 @@ class TracingMiddleware:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve a request."""
         spans = self.telemetry.server_spans if scope["type"] == "http" else None
+        if spans is not None:
+            make_rereadable(scope)
         if spans is None or self._is_excluded(scope):
             await self.app(scope, receive, send)
             return

@@ -7,7 +7,8 @@ import logging
 
 import pytest
 from starlette.background import BackgroundTask
-from starlette.responses import PlainTextResponse
+from starlette.requests import Request
+from starlette.responses import PlainTextResponse, StreamingResponse
 from support.asgi import Exchange, GoneExchange, answer, answered, exchange, keyed, read_all
 from support.executors import note_calls, query, row_of, until
 from support.interruption import Gate
@@ -371,3 +372,105 @@ async def test_a_twin_that_is_cancelled_leaves_the_first_one_alone(url: str) -> 
         await call
 
     assert (first.body, second.sent, left) == (b"reserve ship", [], 0)
+
+
+# Where the engine stops
+
+
+@pytest.mark.parametrize("when", ["before", "during"])
+async def test_a_stop_tells_an_app_that_its_client_has_gone(url: str, when: str) -> None:
+    gate, bodies = Gate(), []
+    durable = Durable(url, drain_timeout=60.0)
+
+    async def serve(scope, receive, send) -> None:
+        bodies.append(await read_all(receive))
+        if len(bodies) > 1:
+            await answer(send, b"all of it")
+            return
+        gate.reached.set()
+        assert (await receive())["type"] == "http.disconnect"
+        await answer(send, b"a part")
+
+    app, exchanged = durable.wrap(serve), Exchange(b"order")
+    async with asyncio.timeout(50):
+        async with durable:
+            call = asyncio.create_task(app(keyed(), exchanged.receive, exchanged.send))
+            await gate.reached.wait()
+            stopping = None
+            if when == "during":
+                stopping = asyncio.create_task(durable.engine.drain())
+                await asyncio.sleep(0)
+                assert not call.done()
+            exchanged.disconnected.set()
+            if stopping is not None:
+                await stopping
+        await asyncio.wait([call])
+        async with durable:
+            retry = await exchange(app, keyed(), b"order")
+
+    assert (retry.body, retry.headers("idempotent-replayed")) == (b"all of it", [])
+    assert bodies == [b"order", b"order"]
+
+
+async def test_a_handler_that_polls_for_its_client_does_not_hang_the_stop(url: str) -> None:
+    durable, begun = Durable(url, drain_timeout=60.0), asyncio.Event()
+
+    async def serve(scope, receive, send) -> None:
+        request = Request(scope, receive)
+        await request.body()
+        begun.set()
+        while not await request.is_disconnected():
+            await asyncio.sleep(0)
+
+    app, exchanged = durable.wrap(serve), Exchange(b"")
+    async with asyncio.timeout(50):
+        async with durable:
+            call = asyncio.create_task(app(keyed(), exchanged.receive, exchanged.send))
+            await begun.wait()
+            exchanged.disconnected.set()
+        await asyncio.wait([call])
+
+
+async def test_a_stop_invents_no_leaving_of_a_client(url: str) -> None:
+    durable, begun, gate = Durable(url, drain_timeout=60.0), asyncio.Event(), asyncio.Event()
+
+    async def serve(scope, receive, send) -> None:
+        await read_all(receive)
+        listening = asyncio.create_task(receive())
+        begun.set()
+        await gate.wait()
+        assert not listening.done()
+        listening.cancel()
+        await answer(send, b"done")
+
+    app, exchanged = durable.wrap(serve), Exchange(b"")
+    async with durable:
+        call = asyncio.create_task(app(keyed(), exchanged.receive, exchanged.send))
+        await begun.wait()
+        stopping = asyncio.create_task(durable.engine.drain())
+        await asyncio.sleep(0)
+        gate.set()
+        await asyncio.gather(call, stopping)
+
+    assert exchanged.body == b"done"
+
+
+async def test_an_event_stream_that_is_not_recorded_hears_of_its_client(url: str) -> None:
+    durable, ended = Durable(url), []
+
+    async def events():
+        yield "data: 1\n\n"
+        try:
+            await asyncio.Event().wait()
+        finally:
+            ended.append("stream")
+
+    app = durable.wrap(StreamingResponse(events(), media_type="text/event-stream"))
+    exchanged = Exchange(b"")
+    async with durable, asyncio.timeout(60):
+        call = asyncio.create_task(app(keyed(), exchanged.receive, exchanged.send))
+        await exchanged.answer_began.wait()
+        exchanged.disconnected.set()
+        await asyncio.wait([call])
+
+    assert ended == ["stream"]

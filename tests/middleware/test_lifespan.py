@@ -104,11 +104,6 @@ async def raises_at_once(scope, receive, send) -> None:
     raise TypeError(scope["type"])
 
 
-async def raises_after_reading(scope, receive, send) -> None:
-    await receive()
-    raise TypeError(scope["type"])
-
-
 async def returns_at_once(scope, receive, send) -> None:
     return
 
@@ -118,9 +113,7 @@ async def returns_after_startup(scope, receive, send) -> None:
     await send({"type": "lifespan.startup.complete"})
 
 
-@pytest.mark.parametrize(
-    "app", [raises_at_once, raises_after_reading, returns_at_once, returns_after_startup]
-)
+@pytest.mark.parametrize("app", [raises_at_once, returns_at_once, returns_after_startup])
 async def test_an_app_without_lifespan_support_works(app) -> None:
     engine, server = Engine(), Server()
 
@@ -165,6 +158,43 @@ async def test_an_app_that_fails_to_start_stops_the_engine() -> None:
 
     assert engine.log == ["engine starts", "engine stops"]
     assert server.types == ["lifespan.startup.failed"]
+
+
+async def test_what_an_app_raises_after_it_received_its_startup_fails_the_start() -> None:
+    engine, server = Engine(), Server()
+
+    async def app(scope, receive, send) -> None:
+        await receive()
+        raise LookupError("no such setting")
+
+    with pytest.raises(LookupError):
+        await server.run(LifespanMiddleware(app, engine))
+
+    assert engine.log == ["engine starts", "engine stops"]
+    message = "LookupError: no such setting"
+    assert server.sent == [{"type": "lifespan.startup.failed", "message": message}]
+
+
+@pytest.mark.parametrize("failed", ["startup", "shutdown"])
+async def test_nothing_is_awaited_once_a_server_knows_of_a_failure(failed: str) -> None:
+    engine, server = Engine(), Server()
+
+    async def app(scope, receive, send) -> None:
+        for event in ("startup", "shutdown"):
+            await receive()
+            kind = "failed" if event == failed else "complete"
+            await send({"type": f"lifespan.{event}.{kind}"})
+
+    async def send(message) -> None:
+        await server.send(message)
+        if message["type"].endswith("failed"):
+            assert engine.log[-1] == "engine stops"
+            raise RuntimeError("as some servers do")
+
+    with pytest.raises(RuntimeError, match="as some servers do"):
+        await LifespanMiddleware(app, engine)({"type": "lifespan"}, server.receive, send)
+
+    assert engine.log.count("engine stops") == 1
 
 
 async def test_an_app_that_fails_to_stop_still_stops_the_engine() -> None:

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import json
+from contextlib import suppress
 
 import pytest
-from support.asgi import Exchange, answer, exchange, http_scope
+from starlette.background import BackgroundTask
+from starlette.responses import PlainTextResponse
+from support.asgi import Exchange, answer, exchange, http_scope, keyed
 
 from asgi_durable import (
+    Durable,
     DurableError,
     ProblemDetailsMiddleware,
     RequestContextMiddleware,
@@ -74,8 +78,11 @@ async def test_any_other_error_is_a_bare_500_with_the_request_id_and_is_raised_a
 
 async def test_a_frameworks_500_for_an_error_of_the_library_is_replaced() -> None:
     async def app(scope, receive, send) -> None:
-        await answer(send, b"Internal Server Error", status=500)
-        raise DurableError("Order not found", status_code=404)
+        try:
+            raise DurableError("Order not found", status_code=404)
+        except DurableError:
+            await answer(send, b"Internal Server Error", status=500)
+            raise
 
     result = await exchange(ProblemDetailsMiddleware(app), http_scope())
 
@@ -94,6 +101,57 @@ async def test_a_frameworks_500_for_any_other_error_is_kept() -> None:
 
     assert (exchanged.status, exchanged.body) == (500, b"Internal Server Error")
     assert exchanged.is_complete
+
+
+async def test_an_apps_own_500_is_sent_before_what_follows_it() -> None:
+    exchanged, sent = Exchange(), []
+
+    async def app(scope, receive, send) -> None:
+        try:
+            raise LookupError
+        except LookupError:
+            await answer(send, b"no", status=500)
+            sent.extend(exchanged.sent)
+            raise
+
+    # Whoever calls the app may be handling an error of the library.
+    with pytest.raises(LookupError):
+        try:
+            raise DurableError("outside")
+        except DurableError:
+            await ProblemDetailsMiddleware(app)(http_scope(), exchanged.receive, exchanged.send)
+
+    assert [message["type"] for message in sent] == ["http.response.start", "http.response.body"]
+    assert exchanged.body == b"no"
+
+
+@pytest.mark.parametrize("path", ["/keyed", "/unkeyed"])
+async def test_an_apps_own_500_does_not_wait_for_its_background_task(url: str, path: str) -> None:
+    durable, exchanged = Durable(url), Exchange()
+
+    async def follow() -> None:
+        await exchanged.answer_began.wait()
+
+    app = durable.wrap(PlainTextResponse("no", status_code=500, background=BackgroundTask(follow)))
+    scope = keyed() if path == "/keyed" else http_scope("POST")
+    async with durable, asyncio.timeout(60):
+        await app(scope, exchanged.receive, exchanged.send)
+
+    assert (exchanged.status, exchanged.body) == (500, b"no")
+
+
+@pytest.mark.parametrize("error", [ZeroDivisionError(), DurableError("no", status_code=409)])
+async def test_a_500_that_is_only_begun_is_answered_whole(error: Exception) -> None:
+    async def app(scope, receive, send) -> None:
+        await send({"type": "http.response.start", "status": 500, "headers": []})
+        raise error
+
+    exchanged = Exchange()
+    with suppress(ZeroDivisionError):
+        await ProblemDetailsMiddleware(app)(http_scope(), exchanged.receive, exchanged.send)
+
+    assert exchanged.is_complete
+    assert exchanged.status == (409 if isinstance(error, DurableError) else 500)
 
 
 async def test_an_apps_own_500_passes_as_it_is_produced() -> None:

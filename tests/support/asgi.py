@@ -34,7 +34,8 @@ class Exchange:
     """One request and what the app answers.
 
     Attributes:
-        sent: The app's messages.
+        sent: The app's messages, without the end of a request whose client has gone: that is for
+            middlewares alone, and servers drop it.
         disconnected: Set it to let the client go away.
     """
 
@@ -43,6 +44,7 @@ class Exchange:
         self.disconnected = asyncio.Event()
         self.answer_began = asyncio.Event()
         self.sent: list[Message] = []
+        self._is_for_nobody = False
 
     async def receive(self) -> Message:
         if self._chunks:
@@ -52,6 +54,9 @@ class Exchange:
         return {"type": "http.disconnect"}
 
     async def send(self, message: Message) -> None:
+        self._is_for_nobody = self._is_for_nobody or message.get("status") == 499
+        if self._is_for_nobody:
+            return
         self.sent.append(message)
         if message["type"] == "http.response.body":
             self.answer_began.set()
