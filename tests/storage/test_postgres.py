@@ -265,7 +265,9 @@ def names(results: list[object]) -> list[str]:
     return sorted("done" if result is None else type(result).__name__ for result in results)
 
 
-async def test_one_of_transactions_that_cannot_be_put_in_a_row_is_given_up(storage: Storage) -> None:
+async def test_one_of_transactions_that_cannot_be_put_in_a_row_is_given_up(
+    storage: Storage,
+) -> None:
     await storage.commit([StartWorkflow(workflow("w0")), StartWorkflow(workflow("w1"))])
     async with storage.transaction(None) as transaction:
         await transaction.session.execute(sa.text("CREATE TABLE accounts (amount int)"))
