@@ -14,7 +14,7 @@ pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="nobody forks he
 TIMEOUT_SECONDS = 60
 
 PROGRAM = """
-import asyncio, os, sys, warnings
+import asyncio, os, signal, sys, warnings
 from support.asgi import Exchange, keyed
 from asgi_durable import Durable, DurableUsageError
 
@@ -66,6 +66,8 @@ def in_a_child(*calls):
         _, status = os.waitpid(child, 0)
         print("child ended with", status, flush=True)
         return
+    # One that hangs ends, so that the test fails.
+    signal.alarm(30)
     for call in calls:
         try:
             print(call(), flush=True)
