@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
@@ -45,6 +46,20 @@ def _belongs_here(item: pytest.Item) -> bool:
         chosen is not None and "postgres" in chosen.params.values()
     )
     return is_on_postgres and item.get_closest_marker("needs_sessions") is None
+
+
+@pytest.fixture(autouse=True)
+def logging_as_it_was() -> Iterator[None]:
+    """Undo what examples do to the root logger, as applications do."""
+    root = logging.getLogger()
+    level, handlers = root.level, list(root.handlers)
+    yield
+    root.setLevel(level)
+    for handler in list(root.handlers):
+        # Those of pytest are others in each phase of a test.
+        is_pytests = type(handler).__module__.startswith("_pytest")
+        if handler not in handlers and not is_pytests:
+            root.removeHandler(handler)
 
 
 @pytest.fixture(scope="session")

@@ -23,6 +23,7 @@ EXAMPLES: list[DurableError] = [
     errors.StepTimeoutError("pay", 1.5),
     errors.StepInterruptedError("pay"),
     errors.RemoteError("somewhere:Gone", "it broke"),
+    request_errors.PrincipalUnavailableError("a setting is missing", names_settings=True),
     request_errors.RetryLaterError("too soon", 7),
 ]
 EXAMPLES += [

@@ -4,13 +4,28 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from asgi_durable.storage.damaged_rows import DamagedRowError
+from asgi_durable.storage.protocol import StepLog
 from asgi_durable.storage.records import CUT_ALL, CUT_FOR_GOOD, PieceRecord
 
-__all__ = ["StreamDamagedError", "check_pieces", "checked_start", "fits"]
+__all__ = ["StreamDamagedError", "check_pieces", "checked_start", "fits", "read_pieces"]
 
 
 class StreamDamagedError(Exception):
     """What is recorded of a stream is not what was recorded."""
+
+
+async def read_pieces(storage: StepLog, workflow_id: str, after: int) -> list[PieceRecord]:
+    """Return the pieces of a stream behind an offset, a page of them.
+
+    Raises:
+        StreamDamagedError: One of them cannot be read.
+        StorageError: The storage failed.
+    """
+    try:
+        return await storage.read_pieces(workflow_id, after)
+    except DamagedRowError as error:
+        raise StreamDamagedError(str(error)) from error
 
 
 def check_pieces(pieces: Iterable[PieceRecord], after: int, end: int | None) -> None:

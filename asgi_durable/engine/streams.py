@@ -9,7 +9,12 @@ from contextlib import contextmanager
 from asgi_durable.engine.endings import RunStopped
 from asgi_durable.engine.outcomes import Outcomes, Waiter
 from asgi_durable.engine.run import Run
-from asgi_durable.engine.stream_pieces import StreamDamagedError, check_pieces, checked_start
+from asgi_durable.engine.stream_pieces import (
+    StreamDamagedError,
+    check_pieces,
+    checked_start,
+    read_pieces,
+)
 from asgi_durable.errors import StorageError
 from asgi_durable.storage.protocol import PAGE_BYTES, StepLog
 from asgi_durable.storage.records import CUT_FOR_GOOD, PieceRecord
@@ -60,9 +65,10 @@ class StreamLog:
 
         Raises:
             RunStopped: The storage failed.
+            StreamDamagedError: One of them cannot be read.
         """
         try:
-            return await self._run.services.storage.read_pieces(self.workflow_id, after)
+            return await read_pieces(self._run.services.storage, self.workflow_id, after)
         except StorageError as error:
             raise self._run.stop(error, goes_on=True) from error
 
@@ -101,7 +107,7 @@ class Streams:
     async def start_of(self, workflow_id: str) -> PieceRecord | None:
         """Return a stream's start, ``None`` if nothing is recorded."""
         # From so far in front that the page ends with it, wherever it is.
-        return checked_start(await self._storage.read_pieces(workflow_id, -PAGE_BYTES))
+        return checked_start(await read_pieces(self._storage, workflow_id, -PAGE_BYTES))
 
     def may_follow(self, workflow_id: str) -> bool:
         """Return False if too many follow streams already."""
@@ -126,7 +132,7 @@ class Streams:
             return page, after >= end or page[-1].end_offset >= end
         page = await self._read(workflow_id, after)
         last = page[-1].end_offset if page else after
-        return page, not page or not await self._storage.read_pieces(workflow_id, last)
+        return page, not page or not await read_pieces(self._storage, workflow_id, last)
 
     async def page_of(self, workflow_id: str, after: int, end: int) -> list[PieceRecord]:
         """Return the next pieces of a complete stream behind an offset; none at its end.
@@ -152,7 +158,7 @@ class Streams:
     async def _read(
         self, workflow_id: str, after: int, end: int | None = None
     ) -> list[PieceRecord]:
-        page = await self._storage.read_pieces(workflow_id, after)
+        page = await read_pieces(self._storage, workflow_id, after)
         check_pieces(page, after, end)
         return page
 

@@ -162,7 +162,8 @@ class RowCheck:
         for column, value, kind in zip(self._table.columns, row, types, strict=True):
             is_missing = value is None and column.nullable
             if not is_missing and kind not in _TYPES[type(column.type)]:
-                reason = f"{column.name} is {_shown(value)}"
+                # Never the value: it may be of a request or an answer.
+                reason = f"{column.name} is of the type {kind.__name__}"
                 raise DamagedRowError(self._table.name, row[0], reason)
 
 

@@ -20,6 +20,7 @@ from support.spans import Spans, span_id
 from asgi_durable import (
     Durable,
     DurableError,
+    DurableUsageError,
     FinalError,
     IdempotencyMiddleware,
     IdempotencyPolicy,
@@ -40,6 +41,14 @@ def url(database_url: str) -> str:
 def client_of(app: ASGIApp) -> httpx.AsyncClient:
     transport = httpx.ASGITransport(app, raise_app_exceptions=False)
     return httpx.AsyncClient(transport=transport, base_url="http://shop.example")
+
+
+def session_of(durable: Durable) -> object:
+    """Return the session of the transaction that runs, ``None`` if there is none."""
+    try:
+        return durable.session
+    except DurableUsageError:
+        return None
 
 
 class Shop:
@@ -97,7 +106,7 @@ class Shop:
             {
                 "workflow_id": durable.workflow_id,
                 "step_id": durable.step_id,
-                "session": durable.session,
+                "session": session_of(durable),
                 "request_id": durable.request_id,
                 "path": durable.request.url if durable.request else None,
             }

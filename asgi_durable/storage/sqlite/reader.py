@@ -6,7 +6,7 @@ import sqlite3
 from collections.abc import Collection, Sequence
 from typing import Any
 
-from asgi_durable.storage.damaged_rows import DamagedRows, StoredLogs
+from asgi_durable.storage.damaged_rows import DamagedRowError, DamagedRows, StoredLogs
 from asgi_durable.storage.protocol import PAGE_BYTES
 from asgi_durable.storage.records import (
     SLEEP,
@@ -113,7 +113,19 @@ class SQLiteReader:
             rows = self.connection.execute(_READ_PIECES, parameters).fetchall()
         except UnicodeEncodeError:  # no row can have such an id
             return []
-        return [self._damaged.read(piece_from, row) for row in rows]
+        return [self._piece_of(row) for row in rows]
+
+    def _piece_of(self, row: tuple[Any, ...]) -> PieceRecord:
+        try:
+            return self._damaged.read(piece_from, row)
+        except DamagedRowError:
+            workflow_id, end_offset = row[:2]
+            if not isinstance(end_offset, int):
+                raise
+            # Its place is taken; without its data it fits nowhere, as whoever reads it finds.
+            return PieceRecord(
+                workflow_id=workflow_id, end_offset=end_offset, cut_to=None, data=b""
+            )
 
     def load_runs(self, workflow_ids: Sequence[str]) -> list[StoredRun]:
         """See ``StepLog.load_runs``."""
