@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from asgi_durable.storage.damaged_rows import DamagedRowError
+from asgi_durable.storage.damaged_row_error import DamagedRowError
 from asgi_durable.storage.protocol import StepLog
 from asgi_durable.storage.records import CUT_ALL, CUT_FOR_GOOD, PieceRecord
 

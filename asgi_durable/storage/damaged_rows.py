@@ -9,17 +9,16 @@ from typing import Any, TypeVar
 
 import sqlalchemy as sa
 
-from asgi_durable.errors import StorageError
+from asgi_durable.storage.damaged_row_error import DamagedRowError, shown
 from asgi_durable.storage.records import StepRecord, StoredRun, WorkflowRecord, WorkflowState
 
-__all__ = ["DamagedRowError", "DamagedRows", "RowCheck", "StoredLogs", "state_of"]
+__all__ = ["DamagedRows", "RowCheck", "StoredLogs", "state_of"]
 
 logger = logging.getLogger(__name__)
 
 RecordT = TypeVar("RecordT")
 
 MOST_REMEMBERED = 10_000
-LONGEST_TEXT = 200
 _TYPES: dict[type[object], tuple[type, ...]] = {
     sa.Text: (str,),
     sa.LargeBinary: (bytes,),
@@ -27,20 +26,6 @@ _TYPES: dict[type[object], tuple[type, ...]] = {
     sa.BigInteger: (int,),
     sa.Boolean: (bool, int),
 }
-
-
-class DamagedRowError(StorageError, ValueError):
-    """A row cannot be read.
-
-    Args:
-        table: Its table's name.
-        row_id: Its workflow's or executor's id, whatever that is.
-        reason: What is wrong with it.
-    """
-
-    def __init__(self, table: str, row_id: object, reason: str) -> None:
-        self.row_id = row_id
-        super().__init__(f"the row {_shown(row_id)} of {table} is damaged: {reason}")
 
 
 class DamagedRows:
@@ -172,9 +157,4 @@ def state_of(value: str, table: str, row_id: object) -> WorkflowState:
     try:
         return WorkflowState(value)
     except ValueError:
-        raise DamagedRowError(table, row_id, f"state is {_shown(value)}") from None
-
-
-def _shown(value: object) -> str:
-    text = repr(value)
-    return text if len(text) <= LONGEST_TEXT else f"{text[:LONGEST_TEXT]}…"
+        raise DamagedRowError(table, row_id, f"state is {shown(value)}") from None
