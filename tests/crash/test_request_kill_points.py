@@ -29,8 +29,9 @@ KEY = "k"
 # The claim, the first step, the transaction, and the last step with the end.
 FEWEST_COMMITS = 4
 AT_ONCE = 4
-# What is about the moment or the try, and not about the request.
-FRESH_HEADERS = frozenset({b"date", b"idempotent-replayed", b"x-request-id"})
+# What is about the moment, the try, or the database, each of which has a secret that ids are made
+# with, and not about the request.
+FRESH_HEADERS = frozenset({b"date", b"durable-id", b"idempotent-replayed", b"x-request-id"})
 
 # A path, and what is sent there, as a client takes it.
 Sent = tuple[str, dict[str, Any]]
