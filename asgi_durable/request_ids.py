@@ -6,7 +6,6 @@ import base64
 import hashlib
 import hmac
 from collections.abc import Sequence
-from typing import Any
 
 from asgi_durable.ids import KEY_CHARACTERS, PRINCIPAL_CHARACTERS
 
@@ -41,9 +40,7 @@ class RequestIds:
         """
         own = self._key.copy()
         # With their number, so that no part of a sender is taken for one of a key.
-        own.update(len(sender).to_bytes(8, "big"))
-        _update(own, sender)
-        _update(own, key)
+        own.update(len(sender).to_bytes(8, "big") + _joined(sender) + _joined(key))
         return self._sender_part(sender) + _base32(own.digest(), KEY_CHARACTERS)
 
     def is_request_of(self, sender: Sequence[bytes], workflow_id: str) -> bool:
@@ -52,7 +49,7 @@ class RequestIds:
 
     def _sender_part(self, sender: Sequence[bytes]) -> str:
         whose = self._sender.copy()
-        _update(whose, sender)
+        whose.update(_joined(sender))
         return _base32(whose.digest(), PRINCIPAL_CHARACTERS)
 
 
@@ -97,13 +94,9 @@ def digest_of(*parts: bytes) -> bytes:
 
 def hash_of(*parts: bytes) -> hashlib._Hash:
     """Return a hash that some parts have gone into, to go on with."""
-    digest = hashlib.sha256()
-    _update(digest, parts)
-    return digest
+    return hashlib.sha256(_joined(parts))
 
 
-def _update(digest: Any, parts: Sequence[bytes]) -> None:
-    for part in parts:
-        # A length prefix keeps ("ab", "c") and ("a", "bc") apart.
-        digest.update(len(part).to_bytes(8, "big"))
-        digest.update(part)
+def _joined(parts: Sequence[bytes]) -> bytes:
+    """Return some parts in a row; a length before each keeps ("ab", "c") and ("a", "bc") apart."""
+    return b"".join([len(part).to_bytes(8, "big") + part for part in parts])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import os
+from os import getpid
 
 from asgi_durable.errors import DurableUsageError
 
@@ -21,7 +21,7 @@ class StartedProcess:
 
     def enter(self) -> None:
         """Say that the engine is started, in the current process."""
-        self._process_id = os.getpid()
+        self._process_id = getpid()
 
     def leave(self) -> None:
         """Say that it is stopped."""
@@ -29,7 +29,7 @@ class StartedProcess:
 
     def is_own(self) -> bool:
         """Tell whether no other process has started the engine."""
-        return self._process_id is None or self._process_id == os.getpid()
+        return self._process_id is None or self._process_id == getpid()
 
     def require_own(self) -> None:
         """Refuse to be used in a child of the process that has started the engine.
@@ -37,7 +37,8 @@ class StartedProcess:
         Raises:
             DurableUsageError: It is one.
         """
-        if not self.is_own():
+        # Asked for each request and each call.
+        if self._process_id != getpid() and self._process_id is not None:
             msg = (
                 f"the engine was started in process {self._process_id}, and this is a child that "
                 "was forked from it, in which it cannot work: start it in each child, and not "

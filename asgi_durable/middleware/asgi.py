@@ -26,18 +26,22 @@ ASGIApp = Callable[[Scope, Receive, Send], Awaitable[None]]
 Headers = list[tuple[bytes, bytes]]
 
 
+# What servers give, almost always; looked at for each request.
+_REREADABLE = frozenset({list, tuple, type(None)})
+
+
 def make_rereadable(scope: Scope) -> None:
     """Replace what a scope has as an iterator, so that everybody who reads it finds it whole.
 
     The specification asks for iterables alone, and one that is read once is gone.
     """
     headers = scope.get("headers")
-    if headers is not None and not isinstance(headers, list | tuple):
-        scope["headers"] = [(name, value) for name, value in headers]
-    for key in ("client", "server"):
-        address = scope.get(key)
-        if address is not None and not isinstance(address, list | tuple):
-            scope[key] = tuple(address)
+    if headers.__class__ not in _REREADABLE:
+        scope["headers"] = [(name, value) for name, value in headers or ()]
+    if scope.get("client").__class__ not in _REREADABLE:
+        scope["client"] = tuple(scope["client"])
+    if scope.get("server").__class__ not in _REREADABLE:
+        scope["server"] = tuple(scope["server"])
 
 
 def header_values(headers: Iterable[tuple[bytes, bytes]], name: bytes) -> list[bytes]:

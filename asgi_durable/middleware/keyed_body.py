@@ -70,7 +70,8 @@ class KeyedBody:
         if is_long and policy.oversize == "reject":
             raise too_large(policy.max_request_body)
         if is_whole:
-            self.connection = replace(self.connection, ahead=source)
+            if source is not None:
+                self.connection = replace(self.connection, ahead=source)
             return await self._compared.fingerprint_of(start, as_it_is=is_long)
         hashing = self._compared.hashing()
         self.content = LongBody(b"" if source is not None else start, receive, hashing)

@@ -62,9 +62,12 @@ def is_inside_another(scope: Scope) -> bool:
     They are where a handler, a step or a workflow calls an application in its own process.
     """
     request = current_request.get()
-    if request is None and current_frame.get() is None and current_key.get() is None:
+    if request is None:
+        if current_frame.get() is None and current_key.get() is None:
+            return False
+    elif scope.get(REQUEST_KEY) is request:
         return False
-    return not scope.get(_CLAIMED_BY) and (request is None or scope.get(REQUEST_KEY) is not request)
+    return not scope.get(_CLAIMED_BY)
 
 
 @contextmanager

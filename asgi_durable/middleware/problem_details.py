@@ -65,13 +65,11 @@ class ProblemDetailsMiddleware:
         """Serve a request."""
         if scope["type"] != "http":
             await self.app(scope, receive, send)
-        elif is_inside_another(scope):
+            return
+        if is_inside_another(scope):
             with outside_of_all():
-                await self._serve(scope, receive, send)
-        else:
-            await self._serve(scope, receive, send)
-
-    async def _serve(self, scope: Scope, receive: Receive, send: Send) -> None:
+                await self(scope, receive, send)
+            return
         sender = _HoldingSender(receive, send)
         try:
             await self.app(scope, sender.receive, sender.send)

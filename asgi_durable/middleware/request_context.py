@@ -100,9 +100,8 @@ class RequestContextMiddleware:
             await send(message)
 
         scope[REQUEST_KEY] = context
-        if found.get(self._sent_name) != [sent_value]:
-            # The app, and what else makes request ids inside, reads the same one.
-            scope["headers"] = replace_header(scope["headers"], self._sent_name, sent_value)
+        # The app, and what else makes request ids inside, reads the same one.
+        _give_id(scope, found.get(self._sent_name), (self._sent_name, sent_value))
         token = current_request.set(context)
         try:
             if refusal is None:
@@ -131,6 +130,14 @@ class RequestContextMiddleware:
             if name in wanted:
                 found.setdefault(name, []).append(value)
         return found
+
+
+def _give_id(scope: Scope, sent: list[bytes] | None, line: tuple[bytes, bytes]) -> None:
+    """Put the id into the request's headers, unless it is the only one there."""
+    if sent is None:
+        scope["headers"] = [*scope["headers"], line]
+    elif sent != [line[1]]:
+        scope["headers"] = replace_header(scope["headers"], *line)
 
 
 def _request_context(
