@@ -189,6 +189,8 @@ class _Transaction:
                 return found
         self._attempts += 1
         if self._attempts > 1:
+            # Others do not wait for the body: its result gets another time.
+            forget_result(run, self._number)
             run.services.telemetry.observer.attempt_begins(self._attempts)
         if not definition.is_async:
             return await definition.thread.run(self._commit_in_thread)

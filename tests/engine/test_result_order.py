@@ -11,6 +11,7 @@ from collections.abc import Coroutine
 from typing import Any
 
 import pytest
+import sqlalchemy as sa
 from support.interruption import Gate
 
 from asgi_durable import Durable
@@ -257,6 +258,57 @@ async def test_a_step_that_ends_after_a_sleep_comes_after_it_however_late_the_sl
     await race.interrupt(work)
 
     assert await race.resumed() == [None] == race.seen[0]
+
+
+FAILS_ONCE_AT_ITS_COMMIT = (
+    "CREATE TABLE sales (name text)",
+    "CREATE SEQUENCE tries",
+    """CREATE FUNCTION give_up() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
+    IF nextval('tries') = 1 THEN RAISE EXCEPTION 'again' USING ERRCODE = '40001'; END IF;
+    RETURN NULL; END $$""",
+    """CREATE CONSTRAINT TRIGGER at_commit AFTER INSERT ON sales DEFERRABLE INITIALLY DEFERRED
+    FOR EACH ROW EXECUTE FUNCTION give_up()""",
+)
+
+
+async def test_nobody_waits_for_the_body_of_a_transaction_that_is_run_again(
+    postgres_url: str,
+) -> None:
+    durable = Durable(postgres_url, drain_timeout=0.0)
+    tries, is_seen = asyncio.Event(), asyncio.Event()
+    bodies: list[int] = []
+
+    @durable.transaction
+    async def prepare() -> None:
+        for statement in FAILS_ONCE_AT_ITS_COMMIT:
+            await durable.session.execute(sa.text(statement))
+
+    @durable.transaction
+    async def sell() -> None:
+        await durable.session.execute(sa.text("INSERT INTO sales VALUES ('book')"))
+        bodies.append(len(bodies))
+        if len(bodies) == 1:
+            tries.set()
+        else:
+            await is_seen.wait()
+
+    @durable.step
+    async def step() -> str:
+        await tries.wait()
+        return "seen"
+
+    @durable.workflow
+    async def work() -> str:
+        selling, stepping = asyncio.create_task(sell()), asyncio.create_task(step())
+        result = await stepping
+        is_seen.set()
+        await selling
+        return result
+
+    async with durable, asyncio.timeout(30):
+        await prepare()
+        assert await work() == "seen"
+    assert bodies == [0, 1]
 
 
 async def test_a_log_whose_times_are_wrong_is_followed_all_the_same(
