@@ -73,7 +73,7 @@ class SQLiteSessions:
             with naming:
                 async with self._connect(engines.here()) as connection:
                     with self.our_own_statements():
-                        await connection.exec_driver_sql("BEGIN IMMEDIATE")
+                        await _begin(connection)
                     yield connection
 
     @asynccontextmanager
@@ -122,3 +122,13 @@ class SQLiteSessions:
             cursor.close()
 
         return engine
+
+
+async def _begin(connection: AsyncConnection) -> None:
+    """Begin a write transaction."""
+    own = task_connection_of(driver_of(connection))
+    if own is not None:
+        own.begins()
+    await connection.exec_driver_sql("BEGIN IMMEDIATE")
+    if own is not None:
+        own.has_begun()

@@ -28,16 +28,28 @@ class TaskConnection(sqlite3.Connection):
         super().__init__(*args, **options)
         self._cursors: WeakSet[sqlite3.Cursor] = WeakSet()
         self._is_ending = False
+        self._may_begin = False
 
     @property
     def holds_lock(self) -> bool:
-        """True while a transaction is open, or is being ended; callable on any thread."""
+        """True while a transaction begins, is open, or is being ended; callable on any thread."""
         try:
             # Invariant: in this order. SQLite calls it over before the lock is free.
-            return self.in_transaction or self._is_ending
+            return self._may_begin or self.in_transaction or self._is_ending
         except sqlite3.ProgrammingError:
             # It is closed.
             return False
+
+    def begins(self) -> None:
+        """Take note that a transaction will begin, in the connection's thread.
+
+        Who is cancelled meanwhile cannot tell whether it has: not before the thread has ended it.
+        """
+        self._may_begin = True
+
+    def has_begun(self) -> None:
+        """Take note that it has."""
+        self._may_begin = False
 
     def commit(self) -> None:
         """See ``sqlite3.Connection``."""
@@ -55,7 +67,7 @@ class TaskConnection(sqlite3.Connection):
         try:
             yield
         finally:
-            self._is_ending = False
+            self._may_begin = self._is_ending = False
 
     def cursor(self, *args: Any, **options: Any) -> Any:
         """See ``sqlite3.Connection``."""
@@ -71,7 +83,10 @@ class TaskConnection(sqlite3.Connection):
         with contextlib.suppress(sqlite3.Error):
             if self.in_transaction:
                 self.rollback()
-        super().close()
+        try:
+            super().close()
+        finally:
+            self._may_begin = False
 
 
 def interrupt(connection: Any, _record: object) -> None:
