@@ -13,6 +13,7 @@ from typing import Any
 
 from asgi_durable.middleware.asgi import Scope, header_values
 from asgi_durable.middleware.idempotency_policy import IdempotencyPolicy
+from asgi_durable.middleware.placement import is_session
 from asgi_durable.middleware.response_headers import REPLAYED_HEADER, decode_headers, encode_headers
 
 __all__ = ["SessionChanges", "restore_session", "warn_of_lost_sessions"]
@@ -25,12 +26,6 @@ MAX_SESSION_BYTES = 64 * 1024
 # application's own header of the name is not recorded.
 _NAME, _PREFIX = REPLAYED_HEADER, "session:"
 
-_SESSIONS = frozenset(
-    {
-        "litestar.middleware.session.base.SessionMiddleware",
-        "starlette.middleware.sessions.SessionMiddleware",
-    }
-)
 _OF_SESSIONS = (
     "%s sets its cookie as an answer passes, and a replay changes no session: a login that is "
     "retried under its key is answered again, and leaves its client without a session. "
@@ -130,13 +125,9 @@ def warn_of_lost_sessions(
         # It is for advice alone: an application that cannot be looked into starts all the same.
         logger.debug("The application cannot be looked into", exc_info=True)
         return
-    found = next((kind for kind in kinds if _is_session(kind)), None)
+    found = next((kind for kind in kinds if is_session(kind)), None)
     if found is not None:
         logger.warning(_OF_SESSIONS, found.__qualname__)
-
-
-def _is_session(kind: type) -> bool:
-    return any(f"{base.__module__}.{base.__qualname__}" in _SESSIONS for base in kind.__mro__)
 
 
 def _texts_of(scope: Scope) -> dict[str, str | None]:

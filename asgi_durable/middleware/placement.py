@@ -12,7 +12,7 @@ __all__ = [
     "class_of",
     "classes_within",
     "is_authentication",
-    "is_one_of",
+    "is_session",
     "parts_within",
     "warn_of_misplaced",
 ]
@@ -25,6 +25,12 @@ _AUTHENTICATION = frozenset(
         "litestar.middleware.authentication.AbstractAuthenticationMiddleware",
         "litestar.security.session_auth.middleware.MiddlewareWrapper",
         "starlette.middleware.authentication.AuthenticationMiddleware",
+    }
+)
+_SESSIONS = frozenset(
+    {
+        "litestar.middleware.session.base.SessionMiddleware",
+        "starlette.middleware.sessions.SessionMiddleware",
     }
 )
 _CORS = frozenset(
@@ -149,6 +155,11 @@ def _entries_of(part: Any) -> Iterator[Any]:
 def is_authentication(kind: type) -> bool:
     """Tell whether a class is one of a framework's that find out who has sent a request."""
     return is_one_of(kind, _AUTHENTICATION)
+
+
+def is_session(kind: type) -> bool:
+    """Tell whether a class is a middleware that keeps sessions."""
+    return is_one_of(kind, _SESSIONS)
 
 
 def is_one_of(kind: type, names: frozenset[str]) -> bool:

@@ -17,18 +17,12 @@ from asgi_durable.middleware.asgi import (
 )
 from asgi_durable.middleware.cookies import cookie_pairs, names_of_session, renewed_cookie
 from asgi_durable.middleware.idempotency_policy import IdempotencyPolicy
-from asgi_durable.middleware.placement import is_authentication, is_one_of
+from asgi_durable.middleware.placement import is_authentication, is_session
 
 __all__ = ["SessionCookieMiddleware", "warn_of_sessions"]
 
 logger = logging.getLogger(__name__)
 
-_SESSIONS = frozenset(
-    {
-        "litestar.middleware.session.base.SessionMiddleware",
-        "starlette.middleware.sessions.SessionMiddleware",
-    }
-)
 _OF_SESSIONS = (
     "The application has sessions (%s), and no setting says whether their cookie tells whose a "
     "request with an idempotency key is: such requests are answered 500 PRINCIPAL_UNAVAILABLE "
@@ -126,7 +120,7 @@ def warn_of_sessions(
         # It is for advice alone: an application that cannot be looked into starts all the same.
         logger.debug("The application cannot be looked into", exc_info=True)
         return
-    found = next((kind for kind in classes if is_one_of(kind, _SESSIONS)), None)
+    found = next((kind for kind in classes if is_session(kind)), None)
     if found is not None and not any(map(is_authentication, outer)):
         logger.warning(_OF_SESSIONS, found.__qualname__)
 
