@@ -12,6 +12,7 @@ __all__ = [
     "class_of",
     "classes_within",
     "is_authentication",
+    "is_one_of",
     "is_session",
     "parts_within",
     "warn_of_misplaced",
