@@ -48,8 +48,11 @@ class HandlerPolicies:
         return handler.policy if handler is not None else None
 
     def find_route(self, scope: MutableMapping[str, Any]) -> str | None:
-        """Return the route of a request that no router has seen, ``None`` where there is none."""
-        if "router" in scope:
+        """Return the route of a request of which no router has told it, ``None`` for none.
+
+        No router has seen a replay, and older ones do not tell.
+        """
+        if "router" in scope and "endpoint" not in scope:
             return None
         handler = _handler_of(scope, self._known_handlers())
         return str(scope.get("root_path", "")) + handler.route if handler is not None else None

@@ -313,9 +313,17 @@ def test_parts_of_litestars_long_sessions_tell_them_apart(url: str) -> None:
 # What the log says
 
 
+class Customer(SimpleUser):
+    """A user with an identity, which older Starlettes leave to applications."""
+
+    @property
+    def identity(self) -> str:
+        return self.username
+
+
 class EverybodyIsAda(AuthenticationBackend):
     async def authenticate(self, conn):
-        return AuthCredentials(["authenticated"]), SimpleUser("ada")
+        return AuthCredentials(["authenticated"]), Customer("ada")
 
 
 AUTHENTICATION = Middleware(AuthenticationMiddleware, backend=EverybodyIsAda())
