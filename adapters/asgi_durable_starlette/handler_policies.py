@@ -54,8 +54,11 @@ class HandlerPolicies:
         """
         if "router" in scope and "endpoint" not in scope:
             return None
-        handler = _handler_of(scope, self._known_handlers())
-        return str(scope.get("root_path", "")) + handler.route if handler is not None else None
+        # A mount has put its own path behind that of the application.
+        root_path = str(scope.get("app_root_path", scope.get("root_path", "")))
+        at_first = {"method": scope["method"], "path": scope["path"], "root_path": root_path}
+        handler = _handler_of(at_first, self._known_handlers())
+        return root_path + handler.route if handler is not None else None
 
     def _known_handlers(self) -> list[_Handler]:
         if self._handlers is None:
