@@ -14,6 +14,7 @@ from typing import Any
 from asgi_durable.middleware.asgi import Scope, header_values
 from asgi_durable.middleware.idempotency_policy import IdempotencyPolicy
 from asgi_durable.middleware.placement import is_session
+from asgi_durable.middleware.request_name import request_name
 from asgi_durable.middleware.response_headers import REPLAYED_HEADER, decode_headers, encode_headers
 
 __all__ = ["SessionChanges", "restore_session", "warn_of_lost_sessions"]
@@ -63,7 +64,11 @@ class SessionChanges:
         }
         lost = [key for key, text in after.items() if text is None]
         if lost:
-            logger.warning("A session is not kept whole with an answer: %s is no JSON", lost)
+            logger.warning(
+                "The session of %s is not kept whole with its answer: %s is no JSON",
+                request_name(self._scope),
+                lost,
+            )
         removed = [key for key in before if key not in after]
         if not changed and not removed:
             return None
@@ -72,7 +77,9 @@ class SessionChanges:
         )
         if len(changes) > MAX_SESSION_BYTES:
             logger.warning(
-                "A session is not kept with an answer: its changes have %d bytes", len(changes)
+                "The session of %s is not kept with its answer: its changes have %d bytes",
+                request_name(self._scope),
+                len(changes),
             )
             return None
         return changes

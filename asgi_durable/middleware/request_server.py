@@ -13,6 +13,7 @@ from asgi_durable.engine.retention import Retention
 from asgi_durable.middleware.asgi import ASGIApp, Headers, Message, Receive, Scope, Send
 from asgi_durable.middleware.policy_routes import PolicyRoutes
 from asgi_durable.middleware.request_attempt import Connection, RequestAttempt
+from asgi_durable.middleware.request_name import request_name
 
 __all__ = ["ResumedRequest", "ServingApp", "encode_request"]
 
@@ -128,8 +129,13 @@ class ServingApp:
             scope["state"] = dict(scope["state"])
         policy = self._policies.find(scope)
         if policy is None or policy.recover != "server":
-            logger.warning("A request that is not to go on without its client is left to it")
-            await begin(Retention()).leave_for_retry()
+            request = begin(Retention())
+            logger.warning(
+                "Request %s (%s) is left to its client: its policy does not let it go on without",
+                request.workflow_id,
+                request_name(scope),
+            )
+            await request.leave_for_retry()
             return
         attempt = RequestAttempt(
             self._app, policy, Connection(scope, _receive_nothing, _send_nowhere), body, []

@@ -232,13 +232,18 @@ class ResponseRecorder:
             await self._commit(start, delay)
         except StorageError as error:
             if not self._request.can_answer_again:
-                logger.warning("An answer could not be committed: %s", error)
+                workflow_id = self._request.workflow_id
+                logger.warning("Request %s: its answer was not committed: %s", workflow_id, error)
                 if self._policy.on_store_error == "reject":
                     await self.answer(OutcomeUnknownError("send the request again"))
                     return
                 headers = [*headers, IGNORED]
             else:
-                logger.warning("An answer could not be committed; its log is: %s", error)
+                logger.warning(
+                    "Request %s: its answer was not committed, and its log is: %s",
+                    self._request.workflow_id,
+                    error,
+                )
         except DurableError as error:
             self.is_taken_over = self._request.is_elsewhere
             if not self.is_taken_over:
