@@ -1,7 +1,7 @@
 """Durable requests and functions for any ASGI app."""
 
 from asgi_durable.blocking import BlockingWorkflowHandle
-from asgi_durable.codec import Codec, JsonCodec
+from asgi_durable.codec.json_codec import Codec, JsonCodec
 from asgi_durable.context import RequestContext
 from asgi_durable.durable import Durable
 from asgi_durable.engine.handle import WorkflowHandle, WorkflowStatus

@@ -9,7 +9,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, ParamSpec, Self, TypeVar, overload
 
 from asgi_durable.blocking import Blocking
-from asgi_durable.codec import Codec, JsonCodec
+from asgi_durable.codec.json_codec import Codec, JsonCodec
 from asgi_durable.current_context import CurrentContext
 from asgi_durable.decorating import called_step, called_workflow
 from asgi_durable.decorators import Decorators

@@ -6,12 +6,12 @@ import dataclasses
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
-from asgi_durable.codec import Codec
+from asgi_durable.codec.json_codec import Codec
+from asgi_durable.codec.types import is_pydantic_model
 from asgi_durable.engine.call import Call
 from asgi_durable.engine.definitions import WorkflowDefinition
 from asgi_durable.errors import WorkflowConflictError
 from asgi_durable.storage.records import WorkflowRecord
-from asgi_durable.type_registry import is_pydantic_model
 
 __all__ = ["find_conflict"]
 

@@ -9,10 +9,10 @@ import logging
 from collections.abc import Callable, Coroutine, Mapping
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol, Self, TypeVar
 
+from asgi_durable.codec.types import function_hints
 from asgi_durable.engine.decorated_functions import owner_parameter, refuse_other_than_functions
 from asgi_durable.engine.step_options import StepOptions
 from asgi_durable.errors import DecodeError, DurableUsageError, EncodeError
-from asgi_durable.type_registry import function_hints
 
 if TYPE_CHECKING:
     from asgi_durable.engine.registry import Registry

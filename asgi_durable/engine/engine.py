@@ -9,7 +9,7 @@ from collections.abc import Callable, Coroutine, Mapping
 from contextlib import AsyncExitStack
 from typing import Any
 
-from asgi_durable.codec import Codec
+from asgi_durable.codec.json_codec import Codec
 from asgi_durable.engine.call import Call, WorkflowOptions
 from asgi_durable.engine.definitions import (
     StepDefinition,

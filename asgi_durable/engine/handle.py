@@ -7,7 +7,7 @@ from collections.abc import Awaitable
 from dataclasses import dataclass
 from typing import Any, Generic, Protocol, TypeVar
 
-from asgi_durable.codec import Codec
+from asgi_durable.codec.json_codec import Codec
 from asgi_durable.errors import DecodeError, RemoteError, WorkflowCancelledError
 from asgi_durable.storage.records import WorkflowRecord, WorkflowState
 

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 from weakref import WeakKeyDictionary
 
-from asgi_durable.codec import Codec
+from asgi_durable.codec.json_codec import Codec
 from asgi_durable.engine.body_threads import BodyThreads
 from asgi_durable.engine.definitions import Definition, WorkflowDefinition
 from asgi_durable.engine.request_servers import RequestServers

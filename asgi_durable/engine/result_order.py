@@ -15,7 +15,7 @@ from collections import deque
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
-from asgi_durable.codec import Codec
+from asgi_durable.codec.json_codec import Codec
 from asgi_durable.errors import DecodeError
 from asgi_durable.storage.records import SLEEP, StepRecord, WorkflowRecord
 

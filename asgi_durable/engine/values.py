@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from asgi_durable.codec import Codec
+from asgi_durable.codec.exceptions import forget_traceback
+from asgi_durable.codec.json_codec import Codec
+from asgi_durable.codec.recorded_answers import pack_answer, stand_in
 from asgi_durable.errors import (
     DecodeError,
     DurableError,
@@ -12,8 +14,6 @@ from asgi_durable.errors import (
     StorageError,
     WorkflowInterruptedError,
 )
-from asgi_durable.exception_codec import forget_traceback
-from asgi_durable.recorded_answers import pack_answer, stand_in
 
 if TYPE_CHECKING:
     from asgi_durable.engine.run import Run

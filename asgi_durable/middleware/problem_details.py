@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from http import HTTPStatus
 from typing import Any
 
+from asgi_durable.codec.recorded_answers import is_kind_of
 from asgi_durable.context import current_request
 from asgi_durable.engine.frame import current_frame
 from asgi_durable.errors import (
@@ -25,7 +26,6 @@ from asgi_durable.errors import (
 from asgi_durable.middleware.asgi import ASGIApp, Headers, Message, Receive, Scope, Send
 from asgi_durable.middleware.current_key import AboutKey, current_key
 from asgi_durable.middleware.own_request import is_inside_another, outside_of_all
-from asgi_durable.recorded_answers import is_kind_of
 
 __all__ = ["ProblemDetailsMiddleware", "problem_response", "send_problem"]
 

@@ -6,7 +6,7 @@ import asyncio
 import dataclasses
 import types
 
-from asgi_durable.type_registry import is_named_tuple, is_pydantic_model
+from asgi_durable.codec.types import is_named_tuple, is_pydantic_model
 
 __all__ = ["unknown_type_message"]
 

@@ -20,9 +20,9 @@ from asgi_durable import (
     StorageError,
     StorageUnavailableError,
 )
+from asgi_durable.codec.recorded_answers import is_kind_of, stand_in
 from asgi_durable.engine.values import encode_error
 from asgi_durable.middleware.problem_details import problem_response
-from asgi_durable.recorded_answers import is_kind_of, stand_in
 
 
 class TwoArguments(Exception):  # noqa: N818

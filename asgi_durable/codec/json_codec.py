@@ -21,15 +21,15 @@ import zoneinfo
 from collections.abc import Callable
 from typing import Any, Protocol
 
-from asgi_durable.errors import DecodeError, EncodeError
-from asgi_durable.exception_codec import pack_exception, unpack_exception
-from asgi_durable.type_registry import (
+from asgi_durable.codec.exceptions import pack_exception, unpack_exception
+from asgi_durable.codec.types import (
     TypeRegistry,
     is_named_tuple,
     is_pydantic_model,
     is_pydantic_url,
 )
-from asgi_durable.unrecordable import unknown_type_message
+from asgi_durable.codec.unrecordable import unknown_type_message
+from asgi_durable.errors import DecodeError, EncodeError
 
 __all__ = ["Codec", "JsonCodec"]
 

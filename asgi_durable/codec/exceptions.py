@@ -18,8 +18,8 @@ from contextvars import ContextVar
 from pathlib import Path
 from typing import Any, TypeGuard
 
+from asgi_durable.codec.recorded_answers import pack_answer, stand_in
 from asgi_durable.errors import DurableError, RemoteError
-from asgi_durable.recorded_answers import pack_answer, stand_in
 
 __all__ = ["RecordedTraceback", "forget_traceback", "pack_exception", "unpack_exception"]
 
@@ -27,7 +27,7 @@ __all__ = ["RecordedTraceback", "forget_traceback", "pack_exception", "unpack_ex
 TRACEBACK_ATTRIBUTE = "durable_traceback"
 # Of an exception itself, and of one that it refers to.
 MAX_TRACEBACK_CHARACTERS = (16_384, 2_048)
-_OWN_CODE = f"{Path(__file__).parent}{os.sep}"
+_OWN_CODE = f"{Path(__file__).parent.parent}{os.sep}"
 _NOTE_HEADING = "Recorded traceback, of where the error was raised first:"
 MAX_MESSAGE_CHARACTERS = 65_536
 MAX_LINE_CHARACTERS = 1_000

@@ -1,0 +1,1 @@
+"""How values are written into the step log, and read from it."""
