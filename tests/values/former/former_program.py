@@ -1,9 +1,10 @@
 """An application that was killed, and whose logs a later version of the library goes on with.
 
 What it left is beside this module: ``one_database.sqlite`` and ``two_databases.sqlite`` with
-``application.sqlite``, the files of SQLite, and ``postgres.sql``, the same on Postgres. Version 0.1.0
-has written them, the last one that wrote each value with the names of its classes. Those names, and
-those of the functions, are in the logs: nothing here may be renamed, nor the module be moved.
+``application.sqlite``, the files of SQLite, and ``postgres.sql``, the same on Postgres. Version
+0.1.0 has written them, the last one that wrote each value with the names of its classes. Those
+names, and those of the functions, are in the logs: nothing here may be renamed, nor the module be
+moved.
 """
 
 from __future__ import annotations
