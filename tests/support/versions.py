@@ -394,8 +394,18 @@ READING_PLACES = {name: define for name, define in PLACES.items() if not name.en
 async def leave(code: Code) -> None:
     """Start the workflow, and stop in its middle."""
     async with code.durable as durable:
-        await durable.options(workflow_id=ID).start_workflow(code.work, *code.arguments())
-        await code.gate.reached.wait()
+        with_id = durable.options(workflow_id=ID)
+        handle = await with_id.start_workflow(code.work, *code.arguments())
+        ended, reached = (
+            asyncio.ensure_future(event)
+            for event in (handle.get_result(), code.gate.reached.wait())
+        )
+        await asyncio.wait([ended, reached], return_when=asyncio.FIRST_COMPLETED)
+        for future in (ended, reached):
+            future.cancel()
+        if ended.done() and not ended.cancelled():
+            ended.result()
+        assert code.gate.reached.is_set()
 
 
 async def finish(code: Code) -> None:
