@@ -18,7 +18,7 @@ import msgspec
 
 from asgi_durable.codec.equality import first_difference, is_same
 from asgi_durable.codec.hints import classes_in, is_plain
-from asgi_durable.codec.model_fields import restore_set_fields, set_fields_of
+from asgi_durable.codec.model_fields import SetFields, restore_set_fields, set_fields_of
 from asgi_durable.codec.named_tuples import by_name
 from asgi_durable.codec.types import is_named_tuple
 from asgi_durable.errors import DecodeError
@@ -31,6 +31,8 @@ _LEAVES = (str, int, bool, float)
 _AS_TEXT = (pathlib.PurePath, ipaddress.IPv4Address, ipaddress.IPv6Address)
 # The first version that reads models by the names of their fields, whatever their aliases.
 _PYDANTIC_VERSION = (2, 11)
+# Begins what was written of models with fields that nobody has set.
+_WITH_FIELDS = b'{"~":['
 MAX_SHOWN_CHARACTERS = 200
 
 
@@ -51,10 +53,11 @@ class Adapter(Protocol):
     """Reads and writes values of one hint.
 
     Attributes:
-        is_plain: True if what it writes reads the same without it.
+        form: Begins its records: ``j:`` if what it writes reads the same without it, ``t:`` if
+            it does not.
     """
 
-    is_plain: bool
+    form: bytes
 
     def write(self, value: Any) -> tuple[bytes, Any]:
         """Return a value as JSON, and as it comes back.
@@ -110,7 +113,7 @@ def read_plain(data: bytes) -> Any:
 class _LeafAdapter:
     """Of a class whose values nobody can change: they come back as they are."""
 
-    is_plain = True
+    form = b"j:"
 
     def __init__(self, kind: type) -> None:
         self._kind = kind
@@ -136,7 +139,7 @@ class _LeafAdapter:
 
 class _MsgspecAdapter:
     def __init__(self, hint: object) -> None:
-        self.is_plain = is_plain(hint)
+        self.form = b"j:" if is_plain(hint) else b"t:"
         self._decode = _decoder(hint)
 
     def write(self, value: Any) -> tuple[bytes, Any]:
@@ -155,7 +158,7 @@ class _MsgspecAdapter:
 class _NamedTupleAdapter:
     """Of a hint with named tuples: by the names of their fields, as their places may change."""
 
-    is_plain = False
+    form = b"t:"
 
     def __init__(self, hint: object) -> None:
         self._forms = by_name(hint)
@@ -180,7 +183,7 @@ class _NamedTupleAdapter:
 class _PydanticAdapter:
     """Of a hint with pydantic models; which of their fields were set is kept too."""
 
-    is_plain = False
+    form = b"t:"
 
     def __init__(self, adapter: Any) -> None:
         self._to_json = adapter.serializer.to_json
@@ -188,13 +191,13 @@ class _PydanticAdapter:
 
     def write(self, value: Any) -> tuple[bytes, Any]:
         data, back = _round_trip(value, self._dump, self._load)
-        if is_same(value, back):
+        is_whole = is_same(value, back)
+        if is_whole and not data.startswith(_WITH_FIELDS):
             return data, back
-        unset = set_fields_of(value)
-        if not unset:
+        fields = set_fields_of(value)
+        if not is_whole and not fields:
             raise _misfit(value, back)
-        # No JSON begins so, and none that is written here has a line break.
-        data = b"~%b\n%b" % (_encode(unset), data)
+        data = b"%b%b,%b]}" % (_WITH_FIELDS, _encode(fields), data)
         back = self.read(data)
         if not is_same(value, back):
             raise _misfit(value, back)
@@ -202,10 +205,10 @@ class _PydanticAdapter:
 
     def read(self, data: bytes) -> Any:
         try:
-            if data[:1] != b"~":
+            if not data.startswith(_WITH_FIELDS):
                 return self._load(data)
-            fields, _, dumped = data[1:].partition(b"\n")
-            return restore_set_fields(self._load(dumped), _decode_fields(fields))
+            fields, dumped = _read_fields(data[len(_WITH_FIELDS) - 1 : -1])
+            return restore_set_fields(self._load(bytes(dumped)), fields)
         except Exception as error:
             raise _damaged(error) from error
 
@@ -281,5 +284,5 @@ def _from_text(kind: Any, text: Any) -> Any:
 
 
 _encode = msgspec.json.Encoder(enc_hook=_to_text).encode
-_decode_fields = msgspec.json.Decoder(list[tuple[list[str | int], list[str]]]).decode
+_read_fields = msgspec.json.Decoder(tuple[SetFields, msgspec.Raw]).decode
 _decode_plain = msgspec.json.Decoder().decode

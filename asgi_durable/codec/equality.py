@@ -7,10 +7,10 @@ import decimal
 import enum
 import functools
 import ipaddress
+import operator
 import pathlib
 import uuid
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from operator import attrgetter
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from asgi_durable.codec.types import is_pydantic_model
@@ -25,7 +25,7 @@ _EQUAL = _LEAVES | {
     ipaddress.IPv6Address,
     type(pathlib.Path()),
 }
-_PYDANTIC = attrgetter(
+_PYDANTIC = operator.attrgetter(
     "__pydantic_fields_set__", "__pydantic_extra__", "__pydantic_private__", "__dict__"
 )
 
@@ -36,19 +36,13 @@ _NOTHING = object()
 
 def is_same(value: Any, other: Any) -> bool:
     """Tell whether two values are equal and of the same classes, members included."""
-    kind = type(value)
-    if kind is not type(other):
+    if type(value) is not type(other):
         return False
+    kind: Any = type(value)
     if kind in _EQUAL:
         return bool(value == other)
-    known = _COMPARED.get(kind)
-    if known is not None:
-        return known(value, other)
-    if isinstance(value, enum.Enum):
-        return value is other
-    if isinstance(value, tuple):
-        return _is_same_sequence(value, other)
-    return _is_same_object(value, other)
+    compare = _COMPARED.get(kind)
+    return compare(value, other) if compare is not None else _comparison_of(kind)(value, other)
 
 
 def first_difference(value: Any, other: Any, path: tuple[Step, ...] = ()) -> Difference | None:
@@ -64,23 +58,28 @@ def first_difference(value: Any, other: Any, path: tuple[Step, ...] = ()) -> Dif
 
 
 def _is_same_sequence(value: Any, other: Any) -> bool:
-    return len(value) == len(other) and all(map(is_same, value, other))
+    if len(value) != len(other):
+        return False
+    kinds = {*map(type, value)}
+    if len(kinds) == 1 and kinds <= _LEAVES:
+        return bool(value == other) and kinds == {*map(type, other)}
+    return all(map(is_same, value, other))
 
 
 def _is_same_dict(value: dict[Any, Any], other: dict[Any, Any]) -> bool:
-    if _are_leaves(value.values(), other.values()):
-        return value == other and _is_same_sequence(list(value), list(other))
-    return (
-        len(value) == len(other)
-        and _is_same_sequence(list(value), list(other))
-        and all(map(is_same, value.values(), other.values()))
-    )
+    return _is_same_sequence([*value], [*other]) and _are_same_values(value, other)
 
 
-def _are_leaves(values: Iterable[Any], others: Iterable[Any]) -> bool:
-    """Tell whether values can be compared at once: of the same classes, without members."""
-    kinds = [*map(type, values)]
-    return _LEAVES.issuperset(kinds) and kinds == [*map(type, others)]
+def _are_same_members(value: dict[str, Any], other: dict[str, Any]) -> bool:
+    return [*value] == [*other] and _are_same_values(value, other)
+
+
+def _are_same_values(value: dict[Any, Any], other: dict[Any, Any]) -> bool:
+    """Compare the values of two dictionaries that have the same keys."""
+    kinds = [*map(type, value.values())]
+    if _LEAVES.issuperset(kinds):
+        return kinds == [*map(type, other.values())] and value == other
+    return all(map(is_same, value.values(), other.values()))
 
 
 def _is_same_set(value: Any, other: Any) -> bool:
@@ -105,39 +104,52 @@ def _is_same_zone(zone: object, other: object) -> bool:
     return is_fixed and repr(zone) == repr(other)
 
 
-def _is_same_object(value: Any, other: Any) -> bool:
-    kind: Any = type(value)
+@functools.lru_cache(maxsize=1024)
+def _comparison_of(kind: Any) -> Callable[[Any, Any], bool]:
+    """Return what compares two instances of a class."""
+    if issubclass(kind, enum.Enum):
+        return operator.is_
+    if issubclass(kind, tuple):
+        return _is_same_sequence
     if is_pydantic_model(kind):
-        fields, extra, private, members = _PYDANTIC(value)
-        other_fields, other_extra, other_private, other_members = _PYDANTIC(other)
-        return bool(
-            fields == other_fields
-            and _is_same_part(extra, other_extra)
-            and _is_same_part(private, other_private)
-            and _is_same_dict(_lasting(kind, members, other_members), other_members)
-        )
+        return _is_same_model
+    if not _slots_of(kind):
+        return _is_same_by_members if kind.__dictoffset__ else operator.eq
+    return _is_same_by_slots
+
+
+def _is_same_model(value: Any, other: Any) -> bool:
+    fields, extra, private, members = _PYDANTIC(value)
+    other_fields, other_extra, other_private, other_members = _PYDANTIC(other)
+    return bool(
+        fields == other_fields
+        and (extra is other_extra or is_same(extra, other_extra))
+        and (private is other_private or is_same(private, other_private))
+        and _are_same_members(_lasting(type(value), members, other_members), other_members)
+    )
+
+
+def _is_same_by_members(value: Any, other: Any) -> bool:
+    members, others = value.__dict__, other.__dict__
+    if len(members) != len(others):
+        members = _lasting(type(value), members, others)
+    return _are_same_members(members, others)
+
+
+def _is_same_by_slots(value: Any, other: Any) -> bool:
+    kind: Any = type(value)
     names = _slots_of(kind)
-    if any(
-        not is_same(getattr(value, name, _NOTHING), getattr(other, name, _NOTHING))
-        for name in names
-    ):
+    ours = [getattr(value, name, _NOTHING) for name in names]
+    theirs = [getattr(other, name, _NOTHING) for name in names]
+    if not _is_same_sequence(ours, theirs):
         return False
-    members, counterparts = _members(value), _members(other)
-    if not names and counterparts is None:
-        # Neither slots nor a dictionary: of a library's own kind, and `==` is all there is.
-        return bool(value == other)
-    if members is None or counterparts is None:
-        return members is counterparts
-    return _is_same_dict(_lasting(kind, members, counterparts), counterparts)
+    members = _members(value)
+    return members is None or _is_same_by_members(value, other)
 
 
 def _members(value: object) -> dict[str, Any] | None:
     found = getattr(value, "__dict__", None)
     return found if isinstance(found, dict) else None
-
-
-def _is_same_part(value: Any, other: Any) -> bool:
-    return value is other or is_same(value, other)
 
 
 def _lasting(kind: type, members: dict[str, Any], others: dict[str, Any]) -> dict[str, Any]:
@@ -152,7 +164,7 @@ def _lasting(kind: type, members: dict[str, Any], others: dict[str, Any]) -> dic
 
 
 @functools.lru_cache(maxsize=1024)
-def _slots_of(kind: type) -> tuple[str, ...]:
+def _slots_of(kind: Any) -> tuple[str, ...]:
     """Return the names of a class's members that are in no instance's dictionary."""
     found: dict[str, None] = {}
     for base in kind.__mro__:

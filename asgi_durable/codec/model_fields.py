@@ -8,7 +8,7 @@ from typing import Any
 
 from asgi_durable.codec.types import is_pydantic_model
 
-__all__ = ["restore_set_fields", "set_fields_of"]
+__all__ = ["SetFields", "restore_set_fields", "set_fields_of"]
 
 # Where a model is: the names of members, and the places of items; of a dictionary's too.
 Path = tuple[str | int, ...]

@@ -62,6 +62,7 @@ class Values:
     def __init__(self, codec: Codec, sealer: Sealer) -> None:
         self.codec = codec
         self.sealer = sealer
+        self._seal = sealer.seal
         self._is_json = type(codec) is JsonCodec
 
     def write(self, value: Any, adapter: Adapter | None = None) -> tuple[bytes, Any, str | None]:
@@ -70,12 +71,15 @@ class Values:
         Raises:
             EncodeError: It cannot be recorded so that it comes back.
         """
-        written, misfit = _by_hint(value, adapter)
-        if written is not None and adapter is not None:
-            form = b"j:%b" if adapter.is_plain else b"t:%b"
-            return self.sealer.seal(form % written[0]), written[1], None
+        misfit: str | None = None
+        if adapter is not None:
+            try:
+                data, back = adapter.write(value)
+                return self._seal(adapter.form + data), back, None
+            except MisfitError as error:
+                misfit = error.reason
         data, back = self._described(value)
-        return self.sealer.seal(data), back, misfit
+        return self._seal(data), back, misfit
 
     def read(self, data: bytes, adapter: Adapter | None = None) -> Any:
         """Return what was written, as today's code has it.
@@ -110,15 +114,17 @@ class Values:
         described, misfits = {}, {}
         for name, value in arguments.items():
             adapter = adapters.get(name)
-            written, misfit = _by_hint(value, adapter)
-            if written is not None and adapter is not None:
-                members = plain if adapter.is_plain else typed
-                members.append(b"%b:%b" % (_encode_name(name), written[0]))
+            if adapter is None:
+                described[name] = value
                 continue
-            described[name] = value
-            if misfit is not None:
-                misfits[name] = misfit
-        return self.sealer.seal(self._arguments(typed, plain, described)), misfits
+            try:
+                member = b"%b:%b" % (_encode_name(name), adapter.write(value)[0])
+                (plain if adapter.form == b"j:" else typed).append(member)
+            except MisfitError as error:
+                described[name] = value
+                if error.reason is not None:
+                    misfits[name] = error.reason
+        return self._seal(self._arguments(typed, plain, described)), misfits
 
     def _arguments(
         self, typed: list[bytes], plain: list[bytes], described: dict[str, Any]
@@ -150,11 +156,13 @@ class Values:
             raise DecodeError(msg) from error
         arguments: dict[str, Any] = {}
         for name, raw in kept.typed.items():
-            arguments[name] = _read_argument(name, raw, adapters.get(name))
+            arguments[name] = _read_argument(name, bytes(raw), adapters.get(name))
         for name, raw in kept.plain.items():
             adapter = adapters.get(name)
             arguments[name] = (
-                read_plain(raw) if adapter is None else _read_argument(name, raw, adapter)
+                read_plain(bytes(raw))
+                if adapter is None
+                else _read_argument(name, bytes(raw), adapter)
             )
         if len(kept.described):
             arguments |= _checked(self.codec.decode(bytes(kept.described)))
@@ -184,16 +192,6 @@ class Values:
         except DecodeError as error:
             msg = f"it could not be read back: {error}"
             raise EncodeError(msg) from error
-
-
-def _by_hint(value: Any, adapter: Adapter | None) -> tuple[tuple[bytes, Any] | None, str | None]:
-    """Return what an adapter writes, and what comes back; else what is wrong about the hint."""
-    if adapter is None:
-        return None, None
-    try:
-        return adapter.write(value), None
-    except MisfitError as error:
-        return None, error.reason
 
 
 def _checked(arguments: object) -> dict[str, Any]:

@@ -15,10 +15,7 @@ __all__ = ["FunctionValues"]
 
 logger = logging.getLogger(__name__)
 
-_REMEDY = (
-    "give a field that is new a default, name a class that was renamed by register_type(), or "
-    "let code that fits the record go on with it"
-)
+_REMEDY = "give new fields a default, register renamed classes with aliases, or run code that fits"
 
 
 class FunctionValues:
