@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import json
 from pathlib import Path
 from typing import Any
 
@@ -283,7 +285,7 @@ async def test_a_registered_class_that_is_gone_is_waited_for(
         await leave(code)
         async with Code(define, former, url).durable as durable:
             warning = await stays_parked(durable, caplog)
-            assert tells(warning, "shop:Order", "register_type")
+            assert tells(warning, "shop:Order", "register")
         again = Code(define, former, url)
         again.durable.register_type(former.hint)
         await finish(again)
@@ -329,8 +331,6 @@ def application(code: Code) -> Any:
 async def test_a_request_is_answered_for_good_by_code_that_can_read_its_steps(
     url: str, kind: str
 ) -> None:
-    import asyncio
-
     def serve(version: Version, *, waits: bool) -> tuple[Code, Any]:
         code = Code(lambda _: (None, tuple), version, url, waits=waits)
         return code, application(code)
@@ -344,7 +344,8 @@ async def test_a_request_is_answered_for_good_by_code_that_can_read_its_steps(
         code, app = serve(later, waits=False)
         async with code.durable:
             refused = await exchange(app, keyed())
-        assert (refused.status, code.ran) == (503, [])
+        assert (refused.status, code.ran) == (500, [])
+        assert json.loads(refused.body)["code"] == DecodeError.default_code
         code, app = serve(former, waits=False)
         async with code.durable:
             answered = await exchange(app, keyed())

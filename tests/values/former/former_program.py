@@ -204,7 +204,6 @@ class Program:
             application_url=application_url,
             idempotency=policy,
             idempotency_routes={"POST /recovered": dataclasses.replace(policy, recover="server")},
-            drain_timeout=0.0,
         )
         self.stops = stops
         self.ran: list[tuple[str | None, str]] = []
