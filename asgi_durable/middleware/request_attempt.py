@@ -9,7 +9,6 @@ from contextlib import AbstractContextManager, asynccontextmanager
 from enum import Enum, auto
 from functools import partial
 
-from asgi_durable.engine.active_runs import wait_for
 from asgi_durable.engine.endings import Ending, Interrupted, RunStopped
 from asgi_durable.engine.requests import Claimed, RequestRun
 from asgi_durable.engine.run import Run
@@ -169,12 +168,9 @@ class RequestAttempt:
         except Exception as error:  # raised again by `wait`, in the server's own task
             self._app_error = error
             if self._client.has_gone:
-                logger.exception(
-                    "Request %s (%s) failed; its client has gone: %r",
-                    request.workflow_id,
-                    request_name(self._scope),
-                    error,
-                )
+                name = request_name(self._scope)
+                text = "Request %s (%s) failed; its client has gone"
+                logger.exception(text, request.workflow_id, name)
         except (asyncio.CancelledError, RunStopped):
             if not self._is_cancelled_by_client:
                 raise
@@ -283,11 +279,7 @@ class RequestAttempt:
         else:
             ending = await self._ending(claim.run, longest_sleep)
         if ending is None:
-            self._client.has_gone = True
-            if self._body.withheld.is_set():
-                await self._client.dismiss()
-                return Waited.ANSWERED
-            return Waited.SUSPENDED
+            return await self._let_go()
         is_complete = self._recorder is not None and self._recorder.complete
         if self._app_error is not None and (is_complete or self._is_handled):
             raise self._app_error
@@ -302,6 +294,14 @@ class RequestAttempt:
                 return Waited.ELSEWHERE
             error = ending.error
         await self._answer(error)
+        return Waited.ANSWERED
+
+    async def _let_go(self) -> Waited:
+        """Let the work go on without its client."""
+        self._client.has_gone = True
+        if not self._body.withheld.is_set():
+            return Waited.SUSPENDED
+        await self._client.dismiss()
         return Waited.ANSWERED
 
     async def _ending(self, run: Run, longest_sleep: float | None) -> Ending | None:

@@ -124,11 +124,14 @@ class ReplayedBody:
             self._gone.set()
         await self._gone.wait()
         if not self._is_watched:
-            if not self.may_tell.is_set():
-                self.withheld.set(True)
-            await self.may_tell.wait()
-            self.is_interrupted = self._is_stopping
+            await self._wait_until_told()
         return {"type": "http.disconnect"}
+
+    async def _wait_until_told(self) -> None:
+        if not self.may_tell.is_set():
+            self.withheld.set(True)
+        await self.may_tell.wait()
+        self.is_interrupted = self._is_stopping
 
     async def _receive_again(self) -> Message:
         """Return the next piece from where it comes, with what is to be said about it there."""

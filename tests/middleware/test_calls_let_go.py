@@ -8,17 +8,16 @@ from collections.abc import AsyncIterator, Callable
 
 import pytest
 from starlette.background import BackgroundTask
-from starlette.middleware.base import BaseHTTPMiddleware
 from starlette.requests import Request
 from starlette.responses import PlainTextResponse, StreamingResponse
-from support.asgi import Exchange, answer, answered, exchange, keyed, read_all
+from support.asgi import Exchange, answer, answered, exchange, http_scope, keyed, read_all
 from support.executors import until
 from support.interruption import Gate
 from support.scripts import without_ids
 from support.spans import Spans
 
 from asgi_durable import Durable, IdempotencyMiddleware, IdempotencyPolicy
-from asgi_durable.middleware.asgi import ASGIApp, Message
+from asgi_durable.middleware.asgi import ASGIApp, Message, Scope
 
 pytestmark = pytest.mark.anyio
 
@@ -42,18 +41,18 @@ class Watched(Exchange):
         self._note(message["type"])
         await super().send(message)
 
-    def begin(self, app: ASGIApp, **more: object) -> asyncio.Task[None]:
-        """Send the request."""
-        return asyncio.create_task(self._call(app, **more))
+    def begin(self, app: ASGIApp, scope: Scope | None = None) -> asyncio.Task[None]:
+        """Send the request; one with a key, if no other is given."""
+        return asyncio.create_task(self._call(app, keyed() if scope is None else scope))
 
     def _note(self, what: str) -> None:
         if self.is_over:
             self.late.append(what)
 
-    async def _call(self, app: ASGIApp, **more: object) -> None:
+    async def _call(self, app: ASGIApp, scope: Scope) -> None:
         try:
             async with asyncio.timeout(PATIENCE_SECONDS):
-                await app(keyed(**more), self.receive, self.send)
+                await app(scope, self.receive, self.send)
         finally:
             self.is_over = True
 
@@ -203,14 +202,14 @@ async def test_what_the_app_raises_later_is_logged(
         await until_gone(Request(scope, receive), shop.gate)
         raise LookupError("no such order")
 
+    app = shop.durable.wrap(serve)
     async with shop.durable:
-        await leave(shop, exchanged, exchanged.begin(shop.durable.wrap(serve), path="/orders"))
+        await leave(shop, exchanged, exchanged.begin(app, keyed(path="/orders")))
         shop.gate.open()
         logged = await until(lambda: [r for r in caplog.records if "POST" in r.getMessage()])
 
     assert [(record.levelno, bool(record.exc_info)) for record in logged] == [(logging.ERROR, True)]
-    end = "(POST /orders) failed; its client has gone: LookupError('no such order')"
-    assert logged[0].getMessage().endswith(end)
+    assert logged[0].getMessage().endswith("(POST /orders) failed; its client has gone")
 
 
 async def test_what_the_app_has_raised_before_is_raised_to_the_server(
@@ -256,36 +255,6 @@ async def test_background_tasks_run(url: str) -> None:
         after.open()
 
     assert (retry.body, shop.ended, exchanged.late) == (b"done", ["followed"], [])
-
-
-@pytest.mark.parametrize("place", ["around", "inside"])
-async def test_middlewares_of_starlette_do_not_mind(
-    url: str, place: str, caplog: pytest.LogCaptureFixture
-) -> None:
-    shop, exchanged = Shop(url), Watched()
-
-    async def pass_on(request, call_next):
-        return await call_next(request)
-
-    async def serve(scope, receive, send) -> None:
-        # As a response does that listens to its client: a middleware around loses what is polled.
-        await read_all(receive)
-        listening = asyncio.create_task(receive())
-        await shop.gate.wait()
-        listening.cancel()
-        await answer(send, b"done")
-
-    if place == "inside":
-        app: ASGIApp = shop.durable.wrap(BaseHTTPMiddleware(serve, dispatch=pass_on))
-    else:
-        app = BaseHTTPMiddleware(shop.durable.wrap(serve), dispatch=pass_on)
-    async with shop.durable:
-        await leave(shop, exchanged, exchanged.begin(app))
-        shop.gate.open()
-        retry = await until(lambda: answered(lambda: exchange(app, keyed(), b"order")))
-
-    assert (retry.body, retry.headers("idempotent-replayed")) == (b"done", ["true"])
-    assert (exchanged.sent, exchanged.late, caplog.records) == ([], [], [])
 
 
 async def test_the_span_ends_with_the_call(url: str) -> None:
@@ -356,7 +325,39 @@ async def test_an_answer_in_pieces_that_is_kept_is_whole(database_url: str) -> N
         exchanged.disconnected.set()
         await call
         stream.gate.open()
-        post: Callable = lambda: exchange(stream.app, keyed(), b"order")  # noqa: E731
-        retry = await until(lambda: answered(post))
+        retry = await until(lambda: answered(lambda: exchange(stream.app, keyed(), b"order")))
 
     assert (retry.body, exchanged.sent, exchanged.late) == (WHOLE, [], [])
+
+
+async def test_who_follows_a_stream_of_another_process_and_leaves_is_not_waited_for(
+    database_url: str,
+) -> None:
+    await leave_a_followed_stream(database_url, lambda _: keyed())
+
+
+async def test_who_follows_the_result_and_leaves_is_not_waited_for(database_url: str) -> None:
+    def result_of(first: Exchange) -> Scope:
+        (location,) = first.headers("durable-id")
+        return http_scope(path=f"/durable/{location}/result")
+
+    await leave_a_followed_stream(database_url, result_of)
+
+
+async def leave_a_followed_stream(url: str, scope_for: Callable[[Exchange], Scope]) -> None:
+    here, there = (Stream(url, "text/event-stream", RECORD) for _ in range(2))
+    first, follower = Watched(), Watched()
+    async with here.durable, there.durable:
+        call = first.begin(here.app)
+        await first.answer_began.wait()
+        following = follower.begin(there.app, scope_for(first))
+        await follower.answer_began.wait()
+        follower.disconnected.set()
+        await following
+        assert not call.done()
+        here.gate.open()
+        await call
+
+    assert (without_ids(follower.body), follower.is_complete) == (b"data: 1\n\n", False)
+    assert (without_ids(first.body), first.is_complete) == (WHOLE, True)
+    assert follower.late == []

@@ -15,7 +15,7 @@ from support.executors import until
 pytestmark = pytest.mark.anyio
 
 TIMEOUT_SECONDS = 60.0
-KEY = {"Idempotency-Key": "k"}
+HEADERS = b"Host: localhost\r\nContent-Length: 0\r\nIdempotency-Key: k\r\n"
 # uvicorn ends itself with the signal that it was told to stop by.
 CLEAN_ENDS = {0, -signal.SIGTERM}
 
@@ -29,28 +29,19 @@ async def test_a_server_stops_by_itself_and_the_retry_is_answered(
         tmp_path,
         "waiting_program:app",
         app_dir=Path(__file__).parent,
-        environment={"ASGI_DURABLE_URL": database_url},
+        environment={"ASGI_DURABLE_URL": database_url, "WAITS": "yes"},
     )
     with server:
-        await leave_a_request(server, tmp_path / "begun")
+        address = ("127.0.0.1", server.port)
+        with socket.create_connection(address, timeout=TIMEOUT_SECONDS) as client:
+            client.sendall(b"POST /wait HTTP/1.1\r\n" + HEADERS + b"\r\n")
+            await until(lambda: "waits" in server.log)
         end = await asyncio.to_thread(server.terminate)
+    server.environment["WAITS"] = ""
     with server:
-        retry = httpx.post(f"{server.url}/wait", headers=KEY, timeout=TIMEOUT_SECONDS)
+        async with httpx.AsyncClient(timeout=TIMEOUT_SECONDS) as http:
+            retry = await http.post(f"{server.url}/wait", headers={"Idempotency-Key": "k"})
 
     assert (retry.status_code, retry.json()) == (200, "done")
     assert end in CLEAN_ENDS
     assert "Traceback" not in server.log
-
-
-async def leave_a_request(server: ASGIServer, begun: Path) -> None:
-    """Send a request, and go away once its handler runs."""
-    with socket.create_connection(("127.0.0.1", server.port), timeout=TIMEOUT_SECONDS) as client:
-        client.sendall(
-            b"POST /wait HTTP/1.1\r\nHost: localhost\r\nContent-Length: 0\r\n"
-            b"Idempotency-Key: k\r\n\r\n"
-        )
-
-        async def has_begun() -> bool:
-            return begun.exists()
-
-        await until(has_begun)

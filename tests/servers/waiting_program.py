@@ -1,29 +1,30 @@
-"""An application whose handler waits for its client to leave, once; and then answers.
+"""An application whose handler waits for its client to leave, if ``WAITS`` is set, and answers.
 
-The database is that of ``ASGI_DURABLE_URL``. The handler leaves a file where it runs.
+The database is that of ``ASGI_DURABLE_URL``.
 """
 
 from __future__ import annotations
 
 import asyncio
-from pathlib import Path
+import os
+import sys
 
-from asgi_durable_fastapi import install
 from fastapi import FastAPI, Request
 
 from asgi_durable import Durable
+from asgi_durable_fastapi import install
 
 app = FastAPI()
-BEGUN = Path("begun")
 
 
 @app.post("/wait")
 async def wait(request: Request) -> str:
-    """Wait until the client has gone, the first time."""
-    if BEGUN.exists():
+    """Print that it waits, and wait."""
+    if not os.environ.get("WAITS"):
         return "done"
-    BEGUN.touch()
-    while not await request.is_disconnected():  # noqa: ASYNC110  there is no event to wait for
+    sys.stdout.write("waits\n")
+    sys.stdout.flush()
+    while not await request.is_disconnected():
         await asyncio.sleep(0.01)
     return "a part"
 
