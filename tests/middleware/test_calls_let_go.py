@@ -338,8 +338,8 @@ async def test_who_follows_a_stream_of_another_process_and_leaves_is_not_waited_
 
 async def test_who_follows_the_result_and_leaves_is_not_waited_for(database_url: str) -> None:
     def result_of(first: Exchange) -> Scope:
-        (location,) = first.headers("durable-id")
-        return http_scope(path=f"/durable/{location}/result")
+        (request_id,) = first.headers("durable-id")
+        return http_scope(path=f"/durable/requests/{request_id}/result")
 
     await leave_a_followed_stream(database_url, result_of)
 
@@ -358,6 +358,7 @@ async def leave_a_followed_stream(url: str, scope_for: Callable[[Exchange], Scop
         here.gate.open()
         await call
 
+    assert follower.headers("idempotent-replayed") == ["true"]
     assert (without_ids(follower.body), follower.is_complete) == (b"data: 1\n\n", False)
     assert (without_ids(first.body), first.is_complete) == (WHOLE, True)
     assert follower.late == []
