@@ -118,8 +118,8 @@ async def send_stream(
 ) -> bool:
     """Send a stream, behind what the client has seen of it; return False if there is none.
 
-    What is not recorded yet is sent as soon as it is, until the client goes away: the stream may
-    have no end. Where the recording ends before the whole is there, so does the answer,
+    What is not recorded yet is sent as soon as it is, until the client disconnects: the stream
+    may have no end. Where the recording ends before the whole is there, so does the answer,
     unfinished: servers close the connection.
 
     Raises:
@@ -166,9 +166,9 @@ async def _send_pieces(sender: StreamSender, pieces: AsyncGenerator[PieceRecord,
 
 @asynccontextmanager
 async def _noticing_leaving(connection: Connection) -> AsyncIterator[Callable[[], bool]]:
-    """Give what tells whether the client is known to have gone.
+    """Give a function that returns True once the client is known to have disconnected.
 
-    Some servers do not say so in ``send()``, and stop only once no request is under way.
+    Some servers raise nothing about that in ``send()``, and stop only after their last request.
     """
 
     async def until_gone() -> None:
@@ -178,7 +178,7 @@ async def _noticing_leaving(connection: Connection) -> AsyncIterator[Callable[[]
 
     watch = asyncio.get_running_loop().create_task(until_gone())
     try:
-        # Where a middleware raises in `receive()`, nothing is known of the client.
+        # A middleware that raises in `receive()` says nothing about the client.
         yield lambda: watch.done() and not watch.cancelled() and watch.exception() is None
     finally:
         watch.cancel()

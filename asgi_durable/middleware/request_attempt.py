@@ -237,8 +237,8 @@ class RequestAttempt:
         """Wait until the answer is on its way; if it is not in time, it is not sent any more.
 
         The work goes on all the same, and so does the recording of its answer. The time counts
-        from the end of the request: servers take nothing more of one that is answered. Nobody
-        is left to be told where to look once the client is known to have gone.
+        from the end of the request: servers take nothing more of one that is answered. A client
+        that is known to have disconnected counts as answered.
         """
         loop = asyncio.get_running_loop()
         waits = [
@@ -305,15 +305,15 @@ class RequestAttempt:
         return Waited.ANSWERED
 
     async def _ending(self, run: Run, longest_sleep: float | None) -> Ending | None:
-        """Return how a run of this event loop has ended, ``None`` once nobody is to wait for it.
+        """Return how a run of this event loop has ended, ``None`` to wait no longer.
 
-        That is where it sleeps for too long, and where its client has gone and the app is not to
-        know: a server may begin its stop, at which the app is told, only once it has no request.
+        The run sleeps for too long then, or the app waits for a disconnect that is withheld from
+        it until the engine stops. A server may begin to stop only after its last request.
         """
         withheld = self._body.withheld
         while not run.done.is_set():
             if withheld.is_set():
-                # What it has raised already is raised here.
+                # The app has raised already: that error belongs to the server's task.
                 return None if self._app_error is None else await run.done.wait()
             if longest_sleep is None:
                 await wait_for_first(run.done, withheld)

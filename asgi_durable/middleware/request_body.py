@@ -76,7 +76,7 @@ class ReplayedBody:
     Attributes:
         pieces: What gives the body piece by piece, ``None`` if it was read.
         may_tell: Set once the app may be told that its client has gone.
-        withheld: Set once that is kept from the app, which has asked.
+        withheld: Set once the app has asked for a disconnect that it may not learn of yet.
         is_interrupted: True once it was told although its answer would have been kept: what it
             answers from then on may be a part of what it would have come to.
     """
