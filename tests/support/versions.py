@@ -126,10 +126,20 @@ class Class:
 
 @dataclass(frozen=True)
 class Version:
-    """A version's class, in a hint, and the value that it makes."""
+    """A version's class, in a hint, and the value that it makes.
+
+    Attributes:
+        module: The class's.
+    """
 
     hint: Any
     make: Callable[[], Any]
+    module: ModuleType | None = None
+
+    def load(self) -> None:
+        """Let the module be the one of its name, as in a process with this version."""
+        if self.module is not None:
+            sys.modules[self.module.__name__] = self.module
 
     def within(self, wrap: Callable[[Any], Any], put: Callable[[Any], Any]) -> Version:
         """Return the class inside of a type hint, and the value inside of another one."""
@@ -198,9 +208,9 @@ def define(kind: Kind, of: Class, values: Mapping[str, Any]) -> Iterator[Version
     try:
         exec(compile(kind.source(of.name, of.fields), of.module, "exec"), vars(module))
         cls = getattr(module, of.name)
-        yield Version(cls, lambda: cls(**values))
+        yield Version(cls, lambda: cls(**values), module)
     finally:
-        del sys.modules[of.module]
+        sys.modules.pop(of.module, None)
         if replaced is not None:
             sys.modules[of.module] = replaced
 
@@ -233,6 +243,7 @@ class Code:
         **options: Any,
     ) -> None:
         self.durable = Durable(url, drain_timeout=0.0, **options)
+        version.load()
         self.version = version
         self.seen: list[Any] = []
         self.ran: list[str] = []

@@ -185,9 +185,10 @@ def make_workflow(code: Code) -> Defined:
 @pytest.mark.parametrize(("kind", "change"), SOME_CHANGES)
 async def test_a_finished_result_and_its_input_are_of_today_s_class(url: str, kind, change) -> None:
     with change.made(kind) as versions:
-        before, after = (Code(make_workflow, version, url) for version in versions)
+        before = Code(make_workflow, versions[0], url)
         async with before.durable as durable:
             await durable.options(workflow_id="w").run_workflow(before.work, *before.arguments())
+        after = Code(make_workflow, versions[1], url)
         async with after.durable as durable:
             handle = await durable.retrieve_workflow("w")
             status, result = await handle.get_status(), await handle.get_result()
@@ -203,9 +204,10 @@ async def test_a_call_with_the_same_argument_attaches_to_a_finished_workflow(
     url: str, kind: str
 ) -> None:
     with ANEW.made(KINDS[kind]) as versions:
-        before, after = (Code(make_workflow, version, url) for version in versions)
+        before = Code(make_workflow, versions[0], url)
         async with before.durable as durable:
             await durable.options(workflow_id="w").run_workflow(before.work, *before.arguments())
+        after = Code(make_workflow, versions[1], url)
         async with after.durable as durable:
             with_id = durable.options(workflow_id="w")
             result = await with_id.run_workflow(after.work, *after.arguments())
@@ -383,17 +385,15 @@ TAGGED_KINDS = ("dataclass", "frozen", "model", "namedtuple")
     [pytest.param(DEFAULT, id="default"), pytest.param(CHANGES["a field is gone"], id="gone")],
 )
 async def test_a_registered_class_may_change(url: str, kind: str, change: Change) -> None:
-    with change.made(KINDS[kind]) as versions:
-        before, after = (
-            Code(make_unannotated, version, url, waits=waits)
-            for version, waits in zip(versions, (True, False), strict=True)
-        )
-        before.durable.register_type(versions[0].hint)
-        after.durable.register_type(versions[1].hint)
+    with change.made(KINDS[kind]) as (former, later):
+        before = Code(make_unannotated, former, url, waits=True)
+        before.durable.register_type(former.hint)
         await leave(before)
+        after = Code(make_unannotated, later, url)
+        after.durable.register_type(later.hint)
         await finish(after)
 
-        assert difference(after.seen, [versions[1].make()]) == ""
+        assert difference(after.seen, [later.make()]) == ""
 
 
 @pytest.mark.parametrize("kind", TAGGED_KINDS)
@@ -401,16 +401,13 @@ async def test_a_registered_class_may_change(url: str, kind: str, change: Change
 async def test_a_registered_class_may_have_another_name(
     url: str, kind: str, has_name: bool
 ) -> None:
-    with ANEW.made(KINDS[kind]) as versions:
-        before = Code(make_unannotated, versions[0], url, waits=True)
-        after = Code(make_unannotated, versions[1], url)
-        if has_name:
-            before.durable.register_type(versions[0].hint, name="order")
-            after.durable.register_type(versions[1].hint, name="order")
-        else:
-            before.durable.register_type(versions[0].hint)
-            after.durable.register_type(versions[1].hint, aliases=["shop:Order"])
+    with ANEW.made(KINDS[kind]) as (former, later):
+        before = Code(make_unannotated, former, url, waits=True)
+        before.durable.register_type(former.hint, **({"name": "order"} if has_name else {}))
         await leave(before)
+        after = Code(make_unannotated, later, url)
+        known = {"name": "order"} if has_name else {"aliases": ["shop:Order"]}
+        after.durable.register_type(later.hint, **known)
         await finish(after)
 
-        assert difference(after.seen, [versions[1].make()]) == ""
+        assert difference(after.seen, [later.make()]) == ""

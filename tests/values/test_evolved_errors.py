@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import sqlalchemy as sa
-from support.executors import query, result_of
+from support.executors import result_of
 from support.same_values import difference
 from support.versions import CHANGES, KINDS, Code, Defined, Version, finish, leave
 
@@ -129,17 +129,13 @@ async def test_a_class_of_errors_may_have_another_name(url: str, place, module: 
         assert (error.item, error.left) == ("tea", 2)
 
 
-@pytest.mark.parametrize("is_logged", [True, False])
 async def test_so_may_that_of_an_error_beside_the_application_s_rows(
-    url: str, tmp_path: Path, is_logged: bool
+    url: str, tmp_path: Path
 ) -> None:
     options = {"application_url": f"sqlite:///{tmp_path}/application.db"}
     with defined(FORMER) as former:
         version = Version(None, lambda: former("tea", 2))
         await leave(Code(of_a_transaction, version, url, waits=True, **options))
-    records = await query(options["application_url"], "SELECT * FROM asgi_durable_transactions")
-    if not is_logged and records:
-        await query(url, "DELETE FROM asgi_durable_steps")
     with defined(LATER.format(name="SoldOut"), "store", "SoldOut") as later:
         code = Code(of_a_transaction, Version(None, lambda: None), url, **options)
         code.durable.register_exception(later, aliases=["shop:OutOfStock"])
