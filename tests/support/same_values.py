@@ -44,12 +44,17 @@ def differences(pairs: dict[Any, tuple[object, object]]) -> dict[Any, str]:
 def _parts(value: Any) -> Iterable[tuple[object, object]] | None:
     """Return what a value consists of; ``None`` if that is nothing but itself."""
     if hasattr(value, "__pydantic_fields_set__"):
-        return sorted(value.__getstate__().items())
+        state = value.__getstate__()
+        return sorted({**state, "__dict__": _sorted(state["__dict__"])}.items())
     for names_of in (_names_of_struct, _names_of_attrs, _names_of_dataclass):
         if not isinstance(value, type) and (names := names_of(value)) is not None:
             return [(name, getattr(value, name, MISSING)) for name in names]
     parts_of = next((parts for kind, parts in _CONTAINERS if isinstance(value, kind)), None)
     return None if parts_of is None else parts_of(value)
+
+
+def _sorted(values: dict[str, Any]) -> dict[str, Any]:
+    return dict(sorted(values.items()))
 
 
 def _names_of_struct(value: Any) -> list[str] | None:

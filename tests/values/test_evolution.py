@@ -33,7 +33,6 @@ pytestmark = pytest.mark.anyio
 
 STEP_RESULT = PLACES["a step's result"]
 N, NAME = BEFORE.fields
-DEFAULT = CHANGES["a field with a default is added"]
 ANEW = Change(BEFORE, Class((N, NAME, Field("x", "str", "'x'")), name="Purchase", module="store"))
 WITH_DEFAULT_GONE = Change(
     Class((N, Field("name", "str", "'a'"))), Class((N,)), {"n": 1, "name": "a"}, {"n": 1}
@@ -381,11 +380,16 @@ TAGGED_KINDS = ("dataclass", "frozen", "model", "namedtuple")
 
 @pytest.mark.parametrize("kind", TAGGED_KINDS)
 @pytest.mark.parametrize(
-    "change",
-    [pytest.param(DEFAULT, id="default"), pytest.param(CHANGES["a field is gone"], id="gone")],
+    "name",
+    [
+        "a field with a default is added",
+        "a field is gone",
+        "the fields have another order",
+        "a type has None as well",
+    ],
 )
-async def test_a_registered_class_may_change(url: str, kind: str, change: Change) -> None:
-    with change.made(KINDS[kind]) as (former, later):
+async def test_a_registered_class_may_change(url: str, kind: str, name: str) -> None:
+    with CHANGES[name].made(KINDS[kind]) as (former, later):
         before = Code(make_unannotated, former, url, waits=True)
         before.durable.register_type(former.hint)
         await leave(before)
