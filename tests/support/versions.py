@@ -30,6 +30,7 @@ __all__ = [
     "Field",
     "Kind",
     "Version",
+    "as_field",
     "define",
     "finish",
     "leave",
@@ -146,6 +147,14 @@ class Version:
         return replace(self, hint=wrap(self.hint), make=lambda: put(self.make()))
 
 
+@contextmanager
+def as_field(kind: Kind, version: Version) -> Iterator[Version]:
+    """Define a class with a field of a version's class."""
+    holder = Class((Field("held", "Held"),), "Holder", "holding")
+    with define(kind, holder, {}, Held=version.hint) as made:
+        yield Version(made.hint, lambda: made.hint(held=version.make()), made.module)
+
+
 @dataclass(frozen=True)
 class Change:
     """What differs between two versions.
@@ -200,9 +209,10 @@ CHANGES = {
 
 
 @contextmanager
-def define(kind: Kind, of: Class, values: Mapping[str, Any]) -> Iterator[Version]:
+def define(kind: Kind, of: Class, values: Mapping[str, Any], **names: object) -> Iterator[Version]:
     """Define a class in a module of its own, which is there until the end of the block."""
     module = ModuleType(of.module)
+    vars(module).update(names)
     replaced = sys.modules.get(of.module)
     sys.modules[of.module] = module
     try:

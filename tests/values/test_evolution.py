@@ -22,6 +22,7 @@ from support.versions import (
     Defined,
     Field,
     Version,
+    as_field,
     finish,
     leave,
     stays_parked,
@@ -36,6 +37,14 @@ N, NAME = BEFORE.fields
 ANEW = Change(BEFORE, Class((N, NAME, Field("x", "str", "'x'")), name="Purchase", module="store"))
 WITH_DEFAULT_GONE = Change(
     Class((N, Field("name", "str", "'a'"))), Class((N,)), {"n": 1, "name": "a"}, {"n": 1}
+)
+NUMBERS = [Field(name, "int") for name in ("a", "b", "c")]
+# One in the middle is gone, and the others have changed places.
+OTHER_FIELDS = Change(
+    Class(tuple(NUMBERS)),
+    Class((NUMBERS[2], NUMBERS[0])),
+    {"a": 1, "b": 2, "c": 3},
+    {"a": 1, "c": 3},
 )
 KIND_CHANGES = [
     pytest.param(kind, change, id=f"{kind_name}: {change_name}")
@@ -102,6 +111,34 @@ async def test_so_it_is_within_other_types(url: str, container: str, kind: str) 
         code = await evolve(STEP_RESULT, wrapped, url)
 
         assert difference(code.seen, [wrapped[1].make()]) == ""
+
+
+# Pydantic and msgspec do not know each other's classes, and pydantic takes no TypedDict of
+# `typing` before Python 3.12.
+NO_MODELS = ("struct", "attrs", "typeddict")
+HOLDERS = [
+    pytest.param(held, holder, id=f"{held} in {holder}")
+    for held in ("dataclass", "namedtuple", "model", "struct")
+    for holder in KINDS
+    if not (held == "struct" and holder == "model")
+    and not (held == "model" and holder in NO_MODELS)
+]
+
+
+@pytest.mark.parametrize("change", [OTHER_FIELDS, ANEW], ids=["other fields", "another name"])
+@pytest.mark.parametrize(("held", "holder"), HOLDERS)
+async def test_so_it_is_in_a_field_of_another_class(
+    url: str, held: str, holder: str, change: Change
+) -> None:
+    with change.made(KINDS[held]) as (former, later):
+        with as_field(KINDS[holder], former) as version:
+            await leave(Code(STEP_RESULT, version, url, waits=True))
+        later.load()
+        with as_field(KINDS[holder], later) as version:
+            code = Code(STEP_RESULT, version, url)
+            await finish(code)
+
+            assert difference(code.seen, [version.make()]) == ""
 
 
 @pytest.mark.parametrize("place", [place for place in PLACES if place.endswith("argument")])
