@@ -1,0 +1,425 @@
+"""How exceptions are written into the step log.
+
+What is written has been rebuilt once: an exception that would not come back with its class and
+its message is recorded as one that comes back as ``RemoteError``, with the reason as a note.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
+from typing import Any, TypeGuard
+
+from asgi_durable.codec.exception_reading import ExceptionReader, Packed
+from asgi_durable.codec.exception_registry import ExceptionRegistry, ToData
+from asgi_durable.codec.http_values import cut_body_note, http_kind, pack_http
+from asgi_durable.codec.known_exceptions import names_credentials, prepared_attributes
+from asgi_durable.codec.raw_access import attributes_of, build, class_name, slots_of
+from asgi_durable.codec.recorded_answers import pack_answer
+from asgi_durable.codec.traceback_text import (
+    TRACEBACK_ATTRIBUTE,
+    RecordedTraceback,
+    message_of,
+    traceback_text,
+    without_credentials,
+)
+from asgi_durable.codec.unrecorded import (
+    UNRECORDED_ATTRIBUTE,
+    Unrecorded,
+    UnrecordedNote,
+    explain_missing,
+)
+from asgi_durable.errors import DurableError, RemoteError
+
+__all__ = ["ROOMS", "ExceptionWriter", "own_notes", "within"]
+
+MAX_LEVELS = 4
+MAX_TEXT_CHARACTERS = 10_000
+MAX_SHORT_NOTES = 10
+_PLAIN = (str, bool, type(None))
+_NEVER = (AttributeError.obj,)
+_NOT_ATTRIBUTES = ("__notes__", TRACEBACK_ATTRIBUTE, UNRECORDED_ATTRIBUTE)
+
+
+@dataclass(frozen=True)
+class Room:
+    """How much of an exception is recorded.
+
+    Attributes:
+        traceback: Characters of its traceback's text, and of those that it refers to.
+        value: Characters of each argument, attribute and note; ``None`` for all of it.
+        message: Characters of its message; ``None`` for all of it.
+    """
+
+    traceback: tuple[int, int]
+    value: int | None = None
+    message: int | None = None
+
+
+# One after the other, until it fits into the payload.
+ROOMS = (
+    Room((16_384, 2_048)),
+    Room((16_384, 2_048), value=65_536),
+    Room((2_048, 0), value=1_024),
+    Room((0, 0), value=0, message=10_000),
+    Room((0, 0), value=0, message=1_000),
+    Room((0, 0), value=0, message=100),
+)
+
+_level: ContextVar[int] = ContextVar("asgi_durable_exception_level", default=0)
+_room: ContextVar[Room] = ContextVar("asgi_durable_exception_room", default=ROOMS[0])
+
+
+@contextmanager
+def within(room: Room) -> Iterator[None]:
+    """Record exceptions in this room."""
+    token = _room.set(room)
+    try:
+        yield
+    finally:
+        _room.reset(token)
+
+
+class _NoFormError(Exception):
+    """The exception would not come back as it is; the message says why."""
+
+
+class _TooLargeError(Exception):
+    pass
+
+
+class ExceptionWriter:
+    """Makes records of exceptions.
+
+    Args:
+        pack: Makes the tagged form of a value; raises where there is none.
+        reader: Makes exceptions of the records.
+        registry: The classes.
+    """
+
+    def __init__(
+        self, pack: Callable[[Any], Any], reader: ExceptionReader, registry: ExceptionRegistry
+    ) -> None:
+        self._pack_value = pack
+        self._reader = reader
+        self._registry = registry
+
+    def pack(self, error: BaseException) -> Packed:
+        """Return an exception as JSON values.
+
+        Exceptions in its arguments and attributes, and its causes, are packed as well, down to
+        a few levels: they may refer to each other. Below that only type and message are kept.
+        """
+        level = _level.get()
+        token = _level.set(level + 1)
+        try:
+            return self._pack(error, level, _room.get())
+        finally:
+            _level.reset(token)
+
+    def _pack(self, error: BaseException, level: int, room: Room) -> Packed:
+        explain_missing(error)
+        message = message_of(error)
+        if names_credentials(error):
+            message = without_credentials(message)
+        notes = own_notes(error)
+        packed: Packed = {
+            "t": self._registry.name_of(type(error)),
+            "m": _cut(message, room.message),
+            **self._form(error, message, notes, level),
+            "tb": _end(traceback_text(error), room.traceback[level > 0]),
+        }
+        if isinstance(error, RemoteError):
+            packed["t"], packed["m"] = error.type_name, _cut(error.message, room.message)
+        if _has_answer(error):
+            packed["d"] = _cut_answer(pack_answer(error), room)
+        if room.value is not None:
+            notes = [_cut(note, max(room.value, 100)) for note in notes[:MAX_SHORT_NOTES]]
+        if room is not ROOMS[0] and level == 0:
+            notes.append("This error was too large to be recorded whole; parts of it are left out")
+        if notes:
+            packed["n"] = notes
+        cause = error.__cause__
+        if cause is not None and level < MAX_LEVELS:
+            packed["c"] = self._pack_value(cause)
+        return packed
+
+    def _form(self, error: BaseException, message: str, notes: list[str], level: int) -> Packed:
+        """Return what an exception is rebuilt from, after that was seen to work.
+
+        Reasons why it does not, or not wholly, are added to *notes*.
+        """
+        without_class: Packed = {"a": [], "s": {}, "r": False}
+        if isinstance(error, RemoteError) or level >= MAX_LEVELS:
+            return without_class
+        try:
+            return self._class_form(error, message, notes)
+        except _NoFormError as reason:
+            notes.append(f"Recorded without its class: {reason}")
+            return without_class
+
+    def _class_form(self, error: BaseException, message: str, notes: list[str]) -> Packed:
+        cls = self._registry.recorded_class(type(error))
+        if cls is None:
+            msg = (
+                f"its name does not lead to it, {class_name(type(error))} is no class of a module "
+                "or not this one; durable.register_exception(cls) makes it known"
+            )
+            raise _NoFormError(msg)
+        functions = self._registry.functions_of(cls)
+        if functions is not None:
+            form = self._data_form(error, cls, functions[0], functions[1])
+        else:
+            form = self._own_form(error, cls, message, notes)
+        if not self._leads_to(cls, form, message):
+            form = self._short_form(cls, message)
+        if cls is not type(error):
+            form["t"] = self._registry.name_of(cls)
+            notes.append(f"Recorded as its base class; it was {class_name(type(error))}")
+        if not form["u"]:
+            del form["u"]
+        return {**form, "r": True}
+
+    def _leads_to(self, cls: type, form: Packed, message: str) -> bool:
+        try:
+            rebuilt = self._reader.rebuild(cls, _copied({"a": [message], **form}))
+        except Exception:
+            return False
+        if rebuilt is None or type(rebuilt) is not cls:
+            return False
+        text = message_of(rebuilt)
+        if names_credentials(rebuilt):
+            text = without_credentials(text)
+        # Where __str__ fails, it will fail again.
+        return text in {message, _cut(message, _room.get().message)} and _has_text(rebuilt)
+
+    def _short_form(self, cls: type, message: str) -> Packed:
+        """Return the form of an exception that has nothing but a message, where it is too large."""
+        limit = _room.get().message
+        form: Packed = {"a": [_cut(message, limit)], "s": {}, "u": {}}
+        if limit is not None and self._leads_to(cls, form, message):
+            return form
+        msg = (
+            f"an object of {class_name(cls)} with the same arguments and attributes would have "
+            "another message; durable.register_exception() says how to record it"
+        )
+        raise _NoFormError(msg)
+
+    def _data_form(self, error: BaseException, cls: type, name: str, to_data: ToData) -> Packed:
+        try:
+            data = self._pack_value(to_data(error))
+            form: Packed = {"a": [], "s": {}, "e": [name, data]}
+            rebuilt = self._reader.rebuild(cls, _copied(form))
+        except Exception as failure:
+            msg = f"what is registered for {name} has failed ({type(failure).__name__}: {failure})"
+            raise _NoFormError(msg) from failure
+        there = attributes_of(rebuilt) if rebuilt is not None else {}
+        rest = {key: item for key, item in attributes_of(error).items() if key not in there}
+        form["s"], form["u"] = self._attributes(error, rest, [])
+        return form
+
+    def _own_form(
+        self, error: BaseException, cls: type, message: str, notes: list[str]
+    ) -> Packed:
+        arguments, is_whole = _arguments(error), True
+        packed = self._arguments(arguments, message, notes)
+        try:
+            build(cls, [self._reader.value(item) for item in _copied(packed)])
+            plain = build(cls, arguments)
+        except Exception:
+            # Of a built-in class that was given other arguments after it was made.
+            arguments, packed, is_whole = [], [], False
+            plain = _build_bare(cls)
+        form: Packed = {"a": packed}
+        if not is_whole or not _same(plain.args, _clean(error, error.args)):
+            form["g"] = self._arguments(_clean(error, error.args), message, notes)
+        if packed == [message] and len(message) > MAX_TEXT_CHARACTERS:
+            del form["a"]
+        attributes = {**prepared_attributes(error), **_fields(error, plain)}
+        form["s"], form["u"] = self._attributes(error, attributes, notes)
+        return form
+
+    def _arguments(self, values: list[Any], message: str, notes: list[str]) -> list[Any]:
+        return [self._argument(value, message, notes) for value in values]
+
+    def _argument(self, value: Any, message: str, notes: list[str]) -> Any:
+        if type(value) is str and value == message:
+            return _cut(message, _room.get().message)
+        try:
+            return self._kept(value, notes)
+        except Exception:
+            return {"$": "unrecorded", "v": _described(value)}
+
+    def _attributes(
+        self, error: BaseException, attributes: dict[str, Any], notes: list[str]
+    ) -> tuple[Packed, dict[str, str]]:
+        """Return the attributes that can be recorded, and the classes of the others by name."""
+        kept: Packed = {}
+        lost: dict[str, str] = dict(attributes_of(error).get(UNRECORDED_ATTRIBUTE, {}))
+        for name, value in attributes.items():
+            if name in _NOT_ATTRIBUTES or type(name) is not str:
+                continue
+            try:
+                kept[name] = self._kept(value, notes)
+            except _TooLargeError:
+                lost[name] = f"{_dotted(type(value))}, too large"
+            except Exception:
+                lost[name] = _dotted(type(value))
+        return kept, lost
+
+    def _kept(self, value: Any, notes: list[str]) -> Any:
+        """Return the packed form of a value, after it was read once; raises if there is none."""
+        if type(value) in _PLAIN:
+            packed = value
+        elif (kind := http_kind(value)) is not None:
+            data = pack_http(kind, value)
+            packed = {"$": "held", "k": kind, "v": self._pack_value(data)}
+            note = cut_body_note(data)
+            if note is not None and note not in notes:
+                notes.append(note)
+        else:
+            packed = self._pack_value(value)
+        limit = _room.get().value
+        if limit is not None and len(json.dumps(packed)) > limit:
+            raise _TooLargeError
+        if type(packed) is list or type(packed) is dict:
+            self._reader.value(_copied(packed))
+        return packed
+
+
+def own_notes(error: BaseException) -> list[str]:
+    """Return the notes of an exception that are its own, not made when it was read."""
+    notes = attributes_of(error).get("__notes__", ())
+    if not isinstance(notes, (list, tuple)):
+        return []
+    made = (RecordedTraceback, UnrecordedNote)
+    return [_text_of(note) for note in notes if not isinstance(note, made)]
+
+
+def _text_of(note: object) -> str:
+    try:
+        return note if type(note) is str else str(note)
+    except Exception as failure:
+        return f"<no note: __str__ raised {type(failure).__name__}>"
+
+
+def _has_answer(error: BaseException) -> TypeGuard[DurableError]:
+    """Tell whether an error, or the one that it stands for, says how it is answered."""
+    if isinstance(error, RemoteError):
+        return error.shown_detail is not None
+    return isinstance(error, DurableError)
+
+
+def _cut_answer(answer: Packed, room: Room) -> Packed:
+    if isinstance(answer.get("detail"), str):
+        answer["detail"] = _cut(answer["detail"], room.message)
+    return answer
+
+
+def _cut(text: str, limit: int | None) -> str:
+    if limit is None or len(text) <= limit:
+        return text
+    return f"{text[:limit]}… ({len(text)} characters)"
+
+
+def _end(text: str, limit: int) -> str:
+    return text[-limit:] if limit else ""
+
+
+def _copied(packed: Any) -> Any:
+    """Return a copy of packed values: unpacking changes them."""
+    return json.loads(json.dumps(packed))
+
+
+def _arguments(error: BaseException) -> list[Any]:
+    """Return what the built-in class wants to be made of: OSError keeps some outside args."""
+    if isinstance(error, BaseExceptionGroup):
+        message: Any = BaseExceptionGroup.message.__get__(error)  # type: ignore[attr-defined]
+        members: Any = BaseExceptionGroup.exceptions.__get__(error)  # type: ignore[attr-defined]
+        made_of = [message, list(members)]
+        return list(error.args) if _same(error.args, made_of) else made_of
+    arguments = error.args
+    if isinstance(error, OSError):
+        arguments = OSError.__reduce__(error)[1]  # type: ignore[assignment]
+    return _clean(error, arguments)
+
+
+def _clean(error: BaseException, arguments: tuple[Any, ...]) -> list[Any]:
+    """Return arguments without the passwords of URLs."""
+    if not names_credentials(error):
+        return list(arguments)
+    return [without_credentials(value) if type(value) is str else value for value in arguments]
+
+
+def _same(left: Any, right: Any) -> bool:
+    """Tell whether two sequences of arguments hold the same objects."""
+    return len(left) == len(right) and all(map(_is_same, left, right))
+
+
+def _is_same(one: Any, other: Any) -> bool:
+    if isinstance(one, (list, tuple)) and isinstance(other, (list, tuple)):
+        return _same(one, other)
+    return one is other or (type(one) is str and type(other) is str and one == other)
+
+
+def _build_bare(cls: type) -> BaseException:
+    try:
+        return build(cls, [])
+    except Exception as failure:
+        msg = (
+            f"{class_name(cls)} cannot be made without its constructor ({failure}); "
+            "durable.register_exception() says how to record it"
+        )
+        raise _NoFormError(msg) from failure
+
+
+def _fields(error: BaseException, plain: BaseException) -> Packed:
+    """Return the attributes outside the dictionary that arguments alone do not bring back."""
+    fields: Packed = {}
+    for name, member in slots_of(type(error)).items():
+        # The object of an AttributeError may be anything, a group's members are arguments.
+        if member.__objclass__ is BaseExceptionGroup or member in _NEVER:
+            continue
+        try:
+            value = member.__get__(error)
+        except AttributeError:
+            continue
+        if not _is_set(member, plain, value):
+            fields[name] = value
+    return fields
+
+
+def _is_set(member: Any, plain: BaseException, value: object) -> bool:
+    try:
+        there = member.__get__(plain)
+    except (AttributeError, TypeError):
+        return False
+    return there is value or (type(there) in (int, str) and there == value)
+
+
+def _described(value: object) -> list[str]:
+    if isinstance(value, Unrecorded):
+        return value.description
+    return [_dotted(type(value)), _shown(repr, value), _shown(str, value)]
+
+
+def _shown(show: Callable[[object], str], value: object) -> str:
+    try:
+        return without_credentials(show(value))[:MAX_TEXT_CHARACTERS]
+    except Exception as failure:
+        return f"<{_dotted(type(value))}, {type(failure).__name__} in its text>"
+
+
+def _has_text(error: BaseException) -> bool:
+    try:
+        str(error)
+    except Exception:
+        return False
+    return True
+
+
+def _dotted(cls: type) -> str:
+    return class_name(cls).replace(":", ".")

@@ -1,0 +1,116 @@
+"""Exceptions of well-known libraries that need more than their arguments and attributes.
+
+None of the libraries is imported here: their classes are recognised by their names.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from asgi_durable.codec.raw_access import attributes_of, bases_of, class_name, find_class
+
+__all__ = ["KNOWN", "names_credentials", "prepared_attributes"]
+
+_HIDDEN = "hidden, as hide_parameters=True"
+# The messages of these name URLs.
+_OF_HTTP = frozenset(
+    {
+        "aiohttp.client_exceptions:ClientError",
+        "httpx:HTTPError",
+        "httpx:InvalidURL",
+        "httpx2:HTTPError",
+        "httpx2:InvalidURL",
+        "requests.exceptions:RequestException",
+    }
+)
+
+
+def names_credentials(error: BaseException) -> bool:
+    """Tell whether an error's message may name a URL with a user and a password."""
+    return any(class_name(base) in _OF_HTTP for base in bases_of(type(error)))
+
+
+def prepared_attributes(error: BaseException) -> dict[str, Any]:
+    """Return an exception's attributes, those of well-known classes so that they can be kept."""
+    attributes = dict(attributes_of(error))
+    for base in bases_of(type(error)):
+        prepare = _PREPARED.get(class_name(base))
+        if prepare is not None:
+            prepare(error, attributes)
+    return attributes
+
+
+def _prepare_psycopg(error: Any, attributes: dict[str, Any]) -> None:
+    """Keep the details of an error of Postgres's: ``error.diag``."""
+    # What it pickles is a dictionary of them; it changes its attributes on the way.
+    info = error.__reduce__()[2]["_info"]
+    attributes_of(error).update(attributes)
+    attributes["_info"] = {int(field): value for field, value in info.items()} if info else info
+    attributes["_pgconn"] = None
+
+
+def _prepare_statement_error(error: Any, attributes: dict[str, Any]) -> None:
+    if error.hide_parameters and error.params:
+        attributes["params"] = _HIDDEN
+
+
+def _prepare_botocore(error: Any, attributes: dict[str, Any]) -> None:
+    meta = error.response.get("ResponseMetadata", {})
+    headers = meta.get("HTTPHeaders", {})
+    kept = {name: value for name, value in headers.items() if name.lower() != "set-cookie"}
+    if len(kept) < len(headers):
+        meta = {**meta, "HTTPHeaders": kept}
+        attributes["response"] = {**error.response, "ResponseMetadata": meta}
+
+
+_PREPARED: dict[str, Callable[[Any, dict[str, Any]], None]] = {
+    "botocore.exceptions:ClientError": _prepare_botocore,
+    "psycopg:Error": _prepare_psycopg,
+    "sqlalchemy.exc:StatementError": _prepare_statement_error,
+}
+
+
+def _pack_validation_error(error: Any) -> dict[str, Any]:
+    errors = error.errors(include_url=False)
+    return {
+        "title": error.title,
+        "errors": [
+            {name: line[name] for name in ("type", "loc", "msg", "input", "ctx") if name in line}
+            for line in errors
+        ],
+        "hidden": bool(errors) and "input_value=" not in str(error),
+    }
+
+
+def _unpack_validation_error(cls: Any, data: Any) -> BaseException:
+    lines = [_line_error(cls, line) for line in data["errors"]]
+    error: BaseException = cls.from_exception_data(
+        data["title"], lines, hide_input=data["hidden"]
+    )
+    return error
+
+
+def _line_error(cls: Any, line: dict[str, Any]) -> dict[str, Any]:
+    """Return an error of one field, of pydantic's own or of the application's kind."""
+    context = line.get("ctx")
+    kept = {"loc": line["loc"], "input": line.get("input"), "type": line["type"]}
+    if context is not None:
+        kept["ctx"] = context
+    try:
+        cls.from_exception_data("", [kept])
+    except (KeyError, TypeError):
+        custom: Any = find_class("pydantic_core._pydantic_core:PydanticCustomError")
+        # A template: what looks like one of its places stays as it is.
+        kept["type"] = custom(line["type"], line["msg"], context)
+        kept.pop("ctx", None)
+    return kept
+
+
+# By name: makes data of an exception, and makes the exception of its class and the data.
+KNOWN: dict[str, tuple[Callable[[Any], object], Callable[[type, Any], BaseException]]] = {
+    "pydantic_core._pydantic_core:ValidationError": (
+        _pack_validation_error,
+        _unpack_validation_error,
+    ),
+}
