@@ -165,14 +165,13 @@ class ExceptionReader:
         set_cause(error, cause)
 
 
-def _as_class(cls: type, made: object, name: str) -> BaseException:
+def _as_class(cls: type, made: Any, name: str) -> BaseException:
     """Return an exception of a registered class's subclass, with what was made for the class."""
     if not is_exception(made):
         msg = f"from_data of {name!r} has returned {type(made).__name__}, no exception"
         raise DecodeError(msg)
-    model: BaseException = made  # type: ignore[assignment]
-    error = build(cls, list(model.args))
-    attributes_of(error).update(attributes_of(model))
+    error = build(cls, list(made.args))
+    attributes_of(error).update(attributes_of(made))
     return error
 
 
@@ -208,8 +207,8 @@ def _lost_class_note(name: str) -> str:
     )
 
 
-def _is_plain(value: object) -> bool:
+def _is_plain(value: Any) -> bool:
     kind = type(value)
     if kind is tuple or kind is list:
-        return all(_is_plain(item) for item in value)  # type: ignore[attr-defined]
+        return all(_is_plain(item) for item in value)
     return kind in _PLAIN

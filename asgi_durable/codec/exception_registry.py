@@ -46,9 +46,9 @@ class ExceptionRegistry:
         self,
         cls: type[BaseException],
         *,
-        to_data: ToData | None,
-        from_data: FromData | None,
-        aliases: Iterable[str],
+        to_data: ToData | None = None,
+        from_data: FromData | None = None,
+        aliases: Iterable[str] = (),
     ) -> None:
         """See :meth:`asgi_durable.Durable.register_exception`.
 

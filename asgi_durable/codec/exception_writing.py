@@ -13,34 +13,39 @@ from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any, TypeGuard
 
+from asgi_durable.codec.exception_parts import (
+    clean,
+    described,
+    dotted,
+    fields_outside,
+    made_of,
+    own_notes,
+    same,
+)
 from asgi_durable.codec.exception_reading import ExceptionReader, Packed
 from asgi_durable.codec.exception_registry import ExceptionRegistry, ToData
 from asgi_durable.codec.http_values import cut_body_note, http_kind, pack_http
 from asgi_durable.codec.known_exceptions import names_credentials, prepared_attributes
-from asgi_durable.codec.raw_access import attributes_of, build, class_name, slots_of
+from asgi_durable.codec.raw_access import attributes_of, build, class_name
 from asgi_durable.codec.recorded_answers import pack_answer
 from asgi_durable.codec.traceback_text import (
     TRACEBACK_ATTRIBUTE,
-    RecordedTraceback,
     message_of,
     traceback_text,
     without_credentials,
 )
 from asgi_durable.codec.unrecorded import (
     UNRECORDED_ATTRIBUTE,
-    Unrecorded,
-    UnrecordedNote,
     explain_missing,
 )
 from asgi_durable.errors import DurableError, RemoteError
 
-__all__ = ["ROOMS", "ExceptionWriter", "own_notes", "within"]
+__all__ = ["ROOMS", "ExceptionWriter", "Room", "within"]
 
 MAX_LEVELS = 4
-MAX_TEXT_CHARACTERS = 10_000
+MAX_REPEATED_CHARACTERS = 10_000
 MAX_SHORT_NOTES = 10
 _PLAIN = (str, bool, type(None))
-_NEVER = (AttributeError.obj,)
 _NOT_ATTRIBUTES = ("__notes__", TRACEBACK_ATTRIBUTE, UNRECORDED_ATTRIBUTE)
 
 
@@ -221,10 +226,8 @@ class ExceptionWriter:
         form["s"], form["u"] = self._attributes(error, rest, [])
         return form
 
-    def _own_form(
-        self, error: BaseException, cls: type, message: str, notes: list[str]
-    ) -> Packed:
-        arguments, is_whole = _arguments(error), True
+    def _own_form(self, error: BaseException, cls: type, message: str, notes: list[str]) -> Packed:
+        arguments, is_whole = made_of(error), True
         packed = self._arguments(arguments, message, notes)
         try:
             build(cls, [self._reader.value(item) for item in _copied(packed)])
@@ -234,11 +237,11 @@ class ExceptionWriter:
             arguments, packed, is_whole = [], [], False
             plain = _build_bare(cls)
         form: Packed = {"a": packed}
-        if not is_whole or not _same(plain.args, _clean(error, error.args)):
-            form["g"] = self._arguments(_clean(error, error.args), message, notes)
-        if packed == [message] and len(message) > MAX_TEXT_CHARACTERS:
+        if not is_whole or not same(plain.args, clean(error, error.args)):
+            form["g"] = self._arguments(clean(error, error.args), message, notes)
+        if packed == [message] and len(message) > MAX_REPEATED_CHARACTERS:
             del form["a"]
-        attributes = {**prepared_attributes(error), **_fields(error, plain)}
+        attributes = {**prepared_attributes(error), **fields_outside(error, plain)}
         form["s"], form["u"] = self._attributes(error, attributes, notes)
         return form
 
@@ -251,7 +254,7 @@ class ExceptionWriter:
         try:
             return self._kept(value, notes)
         except Exception:
-            return {"$": "unrecorded", "v": _described(value)}
+            return {"$": "unrecorded", "v": described(value)}
 
     def _attributes(
         self, error: BaseException, attributes: dict[str, Any], notes: list[str]
@@ -265,9 +268,9 @@ class ExceptionWriter:
             try:
                 kept[name] = self._kept(value, notes)
             except _TooLargeError:
-                lost[name] = f"{_dotted(type(value))}, too large"
+                lost[name] = f"{dotted(type(value))}, too large"
             except Exception:
-                lost[name] = _dotted(type(value))
+                lost[name] = dotted(type(value))
         return kept, lost
 
     def _kept(self, value: Any, notes: list[str]) -> Any:
@@ -288,22 +291,6 @@ class ExceptionWriter:
         if type(packed) is list or type(packed) is dict:
             self._reader.value(_copied(packed))
         return packed
-
-
-def own_notes(error: BaseException) -> list[str]:
-    """Return the notes of an exception that are its own, not made when it was read."""
-    notes = attributes_of(error).get("__notes__", ())
-    if not isinstance(notes, (list, tuple)):
-        return []
-    made = (RecordedTraceback, UnrecordedNote)
-    return [_text_of(note) for note in notes if not isinstance(note, made)]
-
-
-def _text_of(note: object) -> str:
-    try:
-        return note if type(note) is str else str(note)
-    except Exception as failure:
-        return f"<no note: __str__ raised {type(failure).__name__}>"
 
 
 def _has_answer(error: BaseException) -> TypeGuard[DurableError]:
@@ -334,37 +321,6 @@ def _copied(packed: Any) -> Any:
     return json.loads(json.dumps(packed))
 
 
-def _arguments(error: BaseException) -> list[Any]:
-    """Return what the built-in class wants to be made of: OSError keeps some outside args."""
-    if isinstance(error, BaseExceptionGroup):
-        message: Any = BaseExceptionGroup.message.__get__(error)  # type: ignore[attr-defined]
-        members: Any = BaseExceptionGroup.exceptions.__get__(error)  # type: ignore[attr-defined]
-        made_of = [message, list(members)]
-        return list(error.args) if _same(error.args, made_of) else made_of
-    arguments = error.args
-    if isinstance(error, OSError):
-        arguments = OSError.__reduce__(error)[1]  # type: ignore[assignment]
-    return _clean(error, arguments)
-
-
-def _clean(error: BaseException, arguments: tuple[Any, ...]) -> list[Any]:
-    """Return arguments without the passwords of URLs."""
-    if not names_credentials(error):
-        return list(arguments)
-    return [without_credentials(value) if type(value) is str else value for value in arguments]
-
-
-def _same(left: Any, right: Any) -> bool:
-    """Tell whether two sequences of arguments hold the same objects."""
-    return len(left) == len(right) and all(map(_is_same, left, right))
-
-
-def _is_same(one: Any, other: Any) -> bool:
-    if isinstance(one, (list, tuple)) and isinstance(other, (list, tuple)):
-        return _same(one, other)
-    return one is other or (type(one) is str and type(other) is str and one == other)
-
-
 def _build_bare(cls: type) -> BaseException:
     try:
         return build(cls, [])
@@ -376,50 +332,9 @@ def _build_bare(cls: type) -> BaseException:
         raise _NoFormError(msg) from failure
 
 
-def _fields(error: BaseException, plain: BaseException) -> Packed:
-    """Return the attributes outside the dictionary that arguments alone do not bring back."""
-    fields: Packed = {}
-    for name, member in slots_of(type(error)).items():
-        # The object of an AttributeError may be anything, a group's members are arguments.
-        if member.__objclass__ is BaseExceptionGroup or member in _NEVER:
-            continue
-        try:
-            value = member.__get__(error)
-        except AttributeError:
-            continue
-        if not _is_set(member, plain, value):
-            fields[name] = value
-    return fields
-
-
-def _is_set(member: Any, plain: BaseException, value: object) -> bool:
-    try:
-        there = member.__get__(plain)
-    except (AttributeError, TypeError):
-        return False
-    return there is value or (type(there) in (int, str) and there == value)
-
-
-def _described(value: object) -> list[str]:
-    if isinstance(value, Unrecorded):
-        return value.description
-    return [_dotted(type(value)), _shown(repr, value), _shown(str, value)]
-
-
-def _shown(show: Callable[[object], str], value: object) -> str:
-    try:
-        return without_credentials(show(value))[:MAX_TEXT_CHARACTERS]
-    except Exception as failure:
-        return f"<{_dotted(type(value))}, {type(failure).__name__} in its text>"
-
-
 def _has_text(error: BaseException) -> bool:
     try:
         str(error)
     except Exception:
         return False
     return True
-
-
-def _dotted(cls: type) -> str:
-    return class_name(cls).replace(":", ".")

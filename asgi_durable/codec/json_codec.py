@@ -94,6 +94,10 @@ class JsonCodec:
         """See :meth:`Codec.register`."""
         self.types.register(hint)
 
+    def register_exception(self, cls: type[Exception], **how: Any) -> None:
+        """See :meth:`asgi_durable.Durable.register_exception`."""
+        self.exceptions.register(cls, **how)
+
     def encode(self, value: object) -> bytes:
         """See :meth:`Codec.encode`."""
         # What most functions return costs nothing.

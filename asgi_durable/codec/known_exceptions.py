@@ -72,22 +72,15 @@ _PREPARED: dict[str, Callable[[Any, dict[str, Any]], None]] = {
 
 
 def _pack_validation_error(error: Any) -> dict[str, Any]:
-    errors = error.errors(include_url=False)
-    return {
-        "title": error.title,
-        "errors": [
-            {name: line[name] for name in ("type", "loc", "msg", "input", "ctx") if name in line}
-            for line in errors
-        ],
-        "hidden": bool(errors) and "input_value=" not in str(error),
-    }
+    # Where the model hides its input, the log does not hold it either.
+    is_hidden = "input_value=" not in str(error)
+    lines = error.errors(include_url=False, include_input=not is_hidden)
+    return {"title": error.title, "errors": lines, "hidden": is_hidden}
 
 
 def _unpack_validation_error(cls: Any, data: Any) -> BaseException:
     lines = [_line_error(cls, line) for line in data["errors"]]
-    error: BaseException = cls.from_exception_data(
-        data["title"], lines, hide_input=data["hidden"]
-    )
+    error: BaseException = cls.from_exception_data(data["title"], lines, hide_input=data["hidden"])
     return error
 
 

@@ -27,7 +27,8 @@ __all__ = [
     "slots_of",
 ]
 
-_module_names: Any = ModuleType.__dict__["__dict__"].__get__
+_module: Any = ModuleType
+_module_names: Any = vars(_module)["__dict__"].__get__
 _class_names: Any = type.__dict__["__dict__"].__get__
 _class_bases: Any = type.__dict__["__mro__"].__get__
 _class_module: Any = type.__dict__["__module__"].__get__
@@ -60,9 +61,9 @@ def bases_of(cls: type) -> tuple[type, ...]:
     return bases
 
 
-def is_exception_class(found: object) -> bool:
+def is_exception_class(found: Any) -> bool:
     """Tell whether something is a class that derives from ``Exception``."""
-    return _is_class(found) and _derives_from(found, Exception)  # type: ignore[arg-type]
+    return _is_class(found) and _derives_from(found, Exception)
 
 
 def is_exception(value: object) -> bool:
@@ -117,14 +118,13 @@ def slots_of(cls: type) -> dict[str, Any]:
 
     Those are the ``__slots__`` of classes in Python, and the fields of built-in ones.
     """
-    found = {}
-    for base in reversed(bases_of(cls)):
-        if base is BaseException or base is object:
-            continue
-        for name, member in _class_names(base).items():
-            if type(member) is MemberDescriptorType:
-                found[name] = member
-    return found
+    return {
+        name: member
+        for base in reversed(bases_of(cls))
+        if base is not BaseException and base is not object
+        for name, member in _class_names(base).items()
+        if type(member) is MemberDescriptorType
+    }
 
 
 def set_attribute(error: BaseException, name: str, value: object) -> None:
@@ -159,11 +159,11 @@ def _derives_from(cls: type, base: type) -> bool:
     return any(other is base for other in _class_bases(cls))
 
 
-def _is_harmless(value: object) -> bool:
+def _is_harmless(value: Any) -> bool:
     """Tell whether looking into a value runs no code but Python's own."""
     kind = type(value)
     if kind is list or kind is tuple:
-        return all(_is_harmless(item) for item in value)  # type: ignore[attr-defined]
+        return all(_is_harmless(item) for item in value)
     return is_exception(value) or kind is _PATH or not _class_flags(kind) & _HEAP_TYPE
 
 

@@ -44,9 +44,7 @@ def traceback_text(error: BaseException) -> str:
         return frames
     message = without_credentials(message_of(context))[:MAX_LINE_CHARACTERS]
     between = "While that was handled, another error was raised:"
-    return (
-        f"{_frames_of(context)}{type(context).__qualname__}: {message}\n\n{between}\n\n{frames}"
-    )
+    return f"{_frames_of(context)}{type(context).__qualname__}: {message}\n\n{between}\n\n{frames}"
 
 
 def traceback_note(text: str) -> RecordedTraceback:

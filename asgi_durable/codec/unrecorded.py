@@ -43,18 +43,23 @@ class Unrecorded:
         return [self._type_name, self._repr, self._str]
 
     def __repr__(self) -> str:
+        """Return that of the argument."""
         return self._repr
 
     def __str__(self) -> str:
+        """Return that of the argument."""
         return self._str
 
     def __eq__(self, other: object) -> bool:
+        """Compare the descriptions."""
         return isinstance(other, Unrecorded) and self.description == other.description
 
     def __hash__(self) -> int:
+        """Fit to ``__eq__``."""
         return hash(self._repr)
 
     def __getattr__(self, name: str) -> Any:
+        """Raise an error that explains."""
         msg = (
             f"{name!r} cannot be read: this argument of a recorded exception, a "
             f"{self._type_name}, could not be recorded. {_REMEDY}"
@@ -78,9 +83,9 @@ def note_of(type_name: str, lost: Mapping[str, str]) -> UnrecordedNote:
 
 def explain_missing(error: BaseException) -> None:
     """Add a note to an ``AttributeError`` about an attribute that was not recorded."""
-    if not isinstance(error, AttributeError) or not is_exception(error.obj):
+    holder: Any = error.obj if isinstance(error, AttributeError) else None
+    if not isinstance(error, AttributeError) or not is_exception(holder):
         return
-    holder: BaseException = error.obj  # type: ignore[assignment]
     lost = attributes_of(holder).get(UNRECORDED_ATTRIBUTE)
     if not isinstance(lost, dict) or error.name not in lost:
         return
