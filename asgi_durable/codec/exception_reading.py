@@ -112,7 +112,7 @@ class ExceptionReader:
         """Return an argument's or an attribute's value."""
         if type(packed) is dict:
             if packed.get("$") == "held":
-                return unpack_http(packed["k"], self._unpack(packed["v"]))
+                return _held(packed["k"], self._unpack(packed["v"]))
             if packed.get("$") == "unrecorded":
                 return Unrecorded(*map(_text, packed["v"]))
         return self._unpack(packed)
@@ -163,6 +163,16 @@ class ExceptionReader:
             msg = "the recorded cause of an error is no error"
             raise DecodeError(msg)
         set_cause(error, cause)
+
+
+def _held(kind: object, data: object) -> Any:
+    try:
+        return unpack_http(kind, data)
+    except DecodeError:
+        raise
+    except Exception as error:  # of a library's own kind
+        msg = f"a recorded {kind} cannot be rebuilt ({type(error).__name__}: {error})"
+        raise DecodeError(msg) from error
 
 
 def _as_class(cls: type, made: Any, name: str) -> BaseException:

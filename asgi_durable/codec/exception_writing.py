@@ -69,9 +69,9 @@ ROOMS = (
     Room((16_384, 2_048)),
     Room((16_384, 2_048), value=65_536),
     Room((2_048, 0), value=1_024),
-    Room((0, 0), value=0, message=10_000),
-    Room((0, 0), value=0, message=1_000),
-    Room((0, 0), value=0, message=100),
+    Room((0, 0), value=256, message=10_000),
+    Room((0, 0), value=64, message=1_000),
+    Room((0, 0), value=64, message=100),
 )
 
 _level: ContextVar[int] = ContextVar("asgi_durable_exception_level", default=0)
@@ -142,7 +142,7 @@ class ExceptionWriter:
         if _has_answer(error):
             packed["d"] = _cut_answer(pack_answer(error), room)
         if room.value is not None:
-            notes = [_cut(note, max(room.value, 100)) for note in notes[:MAX_SHORT_NOTES]]
+            notes = [_cut(note, room.value) for note in notes[:MAX_SHORT_NOTES]]
         if room is not ROOMS[0] and level == 0:
             notes.append("This error was too large to be recorded whole; parts of it are left out")
         if notes:
@@ -180,7 +180,7 @@ class ExceptionWriter:
         else:
             form = self._own_form(error, cls, message, notes)
         if not self._leads_to(cls, form, message):
-            form = self._short_form(cls, message)
+            form = self._short_form(cls, message, form)
         if cls is not type(error):
             form["t"] = self._registry.name_of(cls)
             notes.append(f"Recorded as its base class; it was {class_name(type(error))}")
@@ -201,10 +201,10 @@ class ExceptionWriter:
         # Where __str__ fails, it will fail again.
         return text in {message, _cut(message, _room.get().message)} and _has_text(rebuilt)
 
-    def _short_form(self, cls: type, message: str) -> Packed:
-        """Return the form of an exception that has nothing but a message, where it is too large."""
+    def _short_form(self, cls: type, message: str, whole: Packed) -> Packed:
+        """Return the form with a message alone for arguments, where they are too large."""
         limit = _room.get().message
-        form: Packed = {"a": [_cut(message, limit)], "s": {}, "u": {}}
+        form: Packed = {"a": [_cut(message, limit)], "s": whole["s"], "u": whole["u"]}
         if limit is not None and self._leads_to(cls, form, message):
             return form
         msg = (
