@@ -19,7 +19,7 @@ from asgi_durable.codec.raw_access import (
     has_own_text,
     is_exception,
     set_arguments,
-    set_attribute,
+    set_attributes,
     set_cause,
 )
 from asgi_durable.codec.recorded_answers import stand_in
@@ -104,8 +104,7 @@ class ExceptionReader:
                 return None
             if "g" in form:
                 set_arguments(error, tuple(self.value(item) for item in form["g"]))
-        for name, item in form["s"].items():
-            set_attribute(error, name, self.value(item))
+        self._set_attributes(error, form["s"])
         return error
 
     def value(self, packed: Any) -> Any:
@@ -136,9 +135,12 @@ class ExceptionReader:
             return None
         if not has_own_text(cls) and _is_plain(bare.args) and str(bare) != form["m"]:
             return None
-        for name, item in form["s"].items():
-            set_attribute(bare, name, self.value(item))
+        self._set_attributes(bare, form["s"])
         return bare
+
+    def _set_attributes(self, error: BaseException, packed: Packed) -> None:
+        if packed:
+            set_attributes(error, {name: self.value(item) for name, item in packed.items()})
 
     def _from_data(self, cls: type, recorded: list[Any]) -> BaseException:
         name, packed = recorded

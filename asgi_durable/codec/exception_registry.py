@@ -7,6 +7,7 @@ from typing import Any, Protocol
 
 from asgi_durable.codec.known_exceptions import KNOWN
 from asgi_durable.codec.raw_access import (
+    base_names,
     bases_of,
     class_name,
     find_class,
@@ -38,9 +39,8 @@ class ExceptionRegistry:
         self._types = types
         self._registered: dict[str, type] = {}
         self._aliases: dict[str, type] = {}
-        self._functions = {
-            name: (to_data, from_data) for name, (to_data, from_data) in KNOWN.items()
-        }
+        self._functions = dict(KNOWN)
+        self._of_builtins = False
 
     def register(
         self,
@@ -73,6 +73,7 @@ class ExceptionRegistry:
         self._aliases.update(dict.fromkeys(aliases, cls))
         if to_data is not None and from_data is not None:
             self._functions[name] = (to_data, lambda _, data: from_data(data))
+            self._of_builtins |= cls.__module__ == "builtins"
 
     def name_of(self, cls: type) -> str:
         """Return the name that a class is recorded under."""
@@ -105,8 +106,9 @@ class ExceptionRegistry:
 
     def functions_of(self, cls: type) -> tuple[str, ToData, _Rebuild] | None:
         """Return the functions for a class or its first base that has some, and that one's name."""
-        for base in bases_of(cls):
-            name = class_name(base)
+        # Functions for one of Python's own exceptions are for all that derive from it.
+        names = map(class_name, bases_of(cls)) if self._of_builtins else base_names(cls)
+        for name in names:
             if name in self._functions:
                 return (name, *self._functions[name])
         return None

@@ -144,7 +144,9 @@ class ExceptionWriter:
         if room.value is not None:
             notes = [_cut(note, room.value) for note in notes[:MAX_SHORT_NOTES]]
         if room is not ROOMS[0] and level == 0:
-            notes.append("This error was too large to be recorded whole; parts of it are left out")
+            notes.append(
+                "This error was too large to be recorded whole, and parts of it are left out"
+            )
         if notes:
             packed["n"] = notes
         cause = error.__cause__
@@ -318,7 +320,11 @@ def _end(text: str, limit: int) -> str:
 
 def _copied(packed: Any) -> Any:
     """Return a copy of packed values: unpacking changes them."""
-    return json.loads(json.dumps(packed))
+    if type(packed) is list:
+        return [_copied(item) for item in packed]
+    if type(packed) is dict:
+        return {name: _copied(item) for name, item in packed.items()}
+    return packed
 
 
 def _build_bare(cls: type) -> BaseException:

@@ -11,7 +11,7 @@ import datetime
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from asgi_durable.codec.raw_access import bases_of, class_name, find_class
+from asgi_durable.codec.raw_access import base_names, find_class
 from asgi_durable.codec.traceback_text import without_credentials
 from asgi_durable.errors import DecodeError
 
@@ -30,11 +30,7 @@ Data = dict[str, Any]
 
 def http_kind(value: object) -> str | None:
     """Return which of the known classes of HTTP clients a value belongs to."""
-    for base in bases_of(type(value)):
-        name = class_name(base)
-        if name in _KINDS:
-            return name
-    return None
+    return next((name for name in base_names(type(value)) if name in _KINDS), None)
 
 
 def pack_http(kind: str, value: object) -> Data:

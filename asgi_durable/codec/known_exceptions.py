@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from asgi_durable.codec.raw_access import attributes_of, bases_of, class_name, find_class
+from asgi_durable.codec.raw_access import attributes_of, base_names, find_class
 
 __all__ = ["KNOWN", "names_credentials", "prepared_attributes"]
 
@@ -28,14 +28,14 @@ _OF_HTTP = frozenset(
 
 def names_credentials(error: BaseException) -> bool:
     """Tell whether an error's message may name a URL with a user and a password."""
-    return any(class_name(base) in _OF_HTTP for base in bases_of(type(error)))
+    return any(name in _OF_HTTP for name in base_names(type(error)))
 
 
 def prepared_attributes(error: BaseException) -> dict[str, Any]:
     """Return an exception's attributes, those of well-known classes so that they can be kept."""
     attributes = dict(attributes_of(error))
-    for base in bases_of(type(error)):
-        prepare = _PREPARED.get(class_name(base))
+    for name in base_names(type(error)):
+        prepare = _PREPARED.get(name)
         if prepare is not None:
             prepare(error, attributes)
     return attributes

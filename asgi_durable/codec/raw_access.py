@@ -15,6 +15,7 @@ from typing import Any
 
 __all__ = [
     "attributes_of",
+    "base_names",
     "bases_of",
     "build",
     "class_name",
@@ -22,7 +23,7 @@ __all__ = [
     "is_exception",
     "is_exception_class",
     "set_arguments",
-    "set_attribute",
+    "set_attributes",
     "set_cause",
     "slots_of",
 ]
@@ -59,6 +60,11 @@ def bases_of(cls: type) -> tuple[type, ...]:
     """Return a class and its bases, in the order of their look-up."""
     bases: tuple[type, ...] = _class_bases(cls)
     return bases
+
+
+def base_names(cls: type) -> list[str]:
+    """Return the names of a class and its bases, those of Python's own exceptions left out."""
+    return [class_name(base) for base in _class_bases(cls) if id(base) not in _BUILTIN]
 
 
 def is_exception_class(found: Any) -> bool:
@@ -118,22 +124,21 @@ def slots_of(cls: type) -> dict[str, Any]:
 
     Those are the ``__slots__`` of classes in Python, and the fields of built-in ones.
     """
-    return {
-        name: member
-        for base in reversed(bases_of(cls))
-        if base is not BaseException and base is not object
-        for name, member in _class_names(base).items()
-        if type(member) is MemberDescriptorType
-    }
+    found: dict[str, Any] = {}
+    for base in reversed(bases_of(cls)):
+        slots = _BUILTIN_SLOTS.get(id(base))
+        found.update(_members_of(base) if slots is None else slots)
+    return found
 
 
-def set_attribute(error: BaseException, name: str, value: object) -> None:
-    """Set an attribute, past the class's own ``__setattr__`` and properties."""
-    slot = slots_of(type(error)).get(name)
-    if slot is None:
-        attributes_of(error)[name] = value
-    else:
-        slot.__set__(error, value)
+def set_attributes(error: BaseException, attributes: dict[str, Any]) -> None:
+    """Set attributes, past the class's own ``__setattr__`` and properties."""
+    slots, own = slots_of(type(error)), attributes_of(error)
+    for name, value in attributes.items():
+        if name in slots:
+            slots[name].__set__(error, value)
+        else:
+            own[name] = value
 
 
 def set_arguments(error: BaseException, arguments: tuple[Any, ...]) -> None:
@@ -149,6 +154,19 @@ def set_cause(error: BaseException, cause: BaseException) -> None:
 def _calls_itself(cls: type, module_name: str, qualified_name: str) -> bool:
     module = _class_module(cls)
     return type(module) is str and (module, _class_qualname(cls)) == (module_name, qualified_name)
+
+
+def _members_of(cls: type) -> dict[str, Any]:
+    names = _class_names(cls)
+    return {name: item for name, item in names.items() if type(item) is MemberDescriptorType}
+
+
+_BUILTIN_SLOTS: dict[int, dict[str, Any]] = {
+    **{identity: _members_of(cls) for identity, cls in _BUILTIN.items()},
+    # These are part of every exception.
+    id(BaseException): {},
+    id(object): {},
+}
 
 
 def _is_class(found: object) -> bool:

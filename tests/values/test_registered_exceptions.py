@@ -152,6 +152,18 @@ def test_of_two_local_classes_of_one_name_the_one_that_is_registered_comes_back(
     assert type(codec.decode(codec.encode(elder("x")))) is RemoteError
 
 
+def test_functions_for_a_class_of_pythons_own_are_for_what_derives_from_it() -> None:
+    codec = JsonCodec()
+    codec.register_exception(
+        ArithmeticError, to_data=lambda error: error.args[0], from_data=ArithmeticError
+    )
+
+    data = codec.encode(OverflowError("much", 7))
+
+    assert b"another message" in data
+    assert type(codec.decode(codec.encode(OverflowError("much")))) is OverflowError
+
+
 def renamed(name: str) -> bytes:
     packed = {"$": "error", "t": name, "m": "x", "a": ["x"], "s": {"code": 1}, "tb": "", "r": True}
     return json.dumps(packed).encode()
