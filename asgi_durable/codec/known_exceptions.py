@@ -17,6 +17,7 @@ _HIDDEN = "hidden, as hide_parameters=True"
 _OF_HTTP = frozenset(
     {
         "aiohttp.client_exceptions:ClientError",
+        "asgi_durable.errors:StepRetriesExhaustedError",
         "httpx:HTTPError",
         "httpx:InvalidURL",
         "httpx2:HTTPError",

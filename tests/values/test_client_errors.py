@@ -24,7 +24,7 @@ from multidict import CIMultiDict, CIMultiDictProxy
 from support.postgres import PostgresServer, fetch
 from yarl import URL
 
-from asgi_durable import JsonCodec
+from asgi_durable import JsonCodec, StepRetriesExhaustedError
 
 SECRET = "".join(("hunter", "2"))  # not as it stands: tracebacks show this file's lines
 WITH_USER = f"https://anna:{SECRET}@example.org/orders?page=2"
@@ -73,6 +73,17 @@ def test_the_status_error_of_httpx_keeps_its_response(library: Any) -> None:
     assert (error.request.method, str(response.url)) == ("GET", PLAIN)
     assert set(error.request.headers) == {"host"}
     assert notes(error) == []
+
+
+def test_a_step_that_gave_up_names_no_password_either() -> None:
+    client = httpx.Client(transport=httpx.MockTransport(lambda _: httpx.Response(500)))
+    last = caught(client)
+
+    error = through_the_log(StepRetriesExhaustedError("pay", [last], 3))
+
+    assert type(error) is StepRetriesExhaustedError
+    assert PLAIN in str(error)
+    assert error.errors[0].response.status_code == 500
 
 
 def test_a_packed_body_is_read_unpacked() -> None:

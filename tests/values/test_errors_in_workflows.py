@@ -100,6 +100,57 @@ async def test_the_response_of_an_http_error_is_there_on_the_first_run_and_on_a_
     assert said[0][2:5] == (402, {"reason": "no money"}, "9")
 
 
+async def test_an_error_of_the_database_is_the_same_on_the_first_run_and_on_a_replay(
+    url: str,
+) -> None:
+    seen: list[tuple[object, ...]] = []
+
+    def build(gate: Gate) -> Durable:
+        durable = Durable(url, drain_timeout=0.0)
+
+        @durable.transaction(name="book")
+        async def book() -> None:
+            await durable.session.execute(sa.text("insert into t values (:a)"), {"a": 1})
+
+        @durable.step(name="wait")
+        async def wait() -> None:
+            await gate.wait()
+
+        @durable.workflow(name="work")
+        async def work() -> None:
+            try:
+                await book()
+            except sa.exc.IntegrityError as error:
+                cause = getattr(error.orig, "__cause__", None)
+                constraint = getattr(cause, "constraint_name", None)
+                seen.append((type(error), str(error), type(error.orig), error.params, constraint))
+            await wait()
+
+        @durable.transaction(name="prepare")
+        async def prepare() -> None:
+            await durable.session.execute(sa.text("create table t (a int primary key)"))
+            await durable.session.execute(sa.text("insert into t values (1)"))
+
+        durable.work, durable.prepare = work, prepare  # type: ignore[attr-defined]
+        return durable
+
+    gate = Gate()
+    durable = build(gate)
+    async with durable:
+        await durable.prepare()  # type: ignore[attr-defined]
+        await durable.options(workflow_id="w").start_workflow(durable.work)  # type: ignore[attr-defined]
+        await gate.reached.wait()
+    gate.open()
+    durable = build(gate)
+    async with durable:
+        await (await durable.retrieve_workflow("w")).get_result()
+
+    assert seen == [seen[0]] * 2
+    assert seen[0][0] is sa.exc.IntegrityError
+    assert seen[0][2] is not RemoteError
+    assert seen[0][4] == (None if url.startswith("sqlite") else "t_pkey")
+
+
 class SocketError(Exception):
     def __init__(self, socket: object) -> None:
         super().__init__("broken")
