@@ -20,29 +20,38 @@ from asgi_durable.codec.traceback_text import TRACEBACK_ATTRIBUTE, RecordedTrace
 
 __all__ = ["ROOMS", "ExceptionCodec", "RecordedTraceback", "Room", "forget_traceback", "within"]
 
+Pack = Callable[[Any], Any]
+Unpack = Callable[[Any], Any]
+
 
 class ExceptionCodec:
     """Exceptions as JSON values, and back.
 
     Args:
-        pack: Makes the tagged form of a value; raises where there is none.
-        unpack: Makes a value of its tagged form, and may change that.
         types: The classes that are registered for values.
 
     Attributes:
         register: See :meth:`ExceptionRegistry.register`.
-        pack: See :meth:`ExceptionWriter.pack`.
-        unpack: See :meth:`ExceptionReader.unpack`.
     """
 
-    def __init__(
-        self, pack: Callable[[Any], Any], unpack: Callable[[Any], Any], types: Types
-    ) -> None:
-        registry = ExceptionRegistry(types)
-        reader = ExceptionReader(unpack, registry)
-        self.register = registry.register
-        self.unpack = reader.unpack
-        self.pack = ExceptionWriter(pack, reader, registry).pack
+    def __init__(self, types: Types) -> None:
+        self._registry = ExceptionRegistry(types)
+        self.register = self._registry.register
+
+    def pack(self, error: BaseException, pack: Pack, unpack: Unpack) -> dict[str, Any]:
+        """Return an exception as JSON values; see :meth:`ExceptionWriter.pack`.
+
+        Args:
+            error: The exception.
+            pack: Makes the tagged form of a value; raises where there is none.
+            unpack: Makes a value of its tagged form, and may change that.
+        """
+        reader = ExceptionReader(unpack, self._registry)
+        return ExceptionWriter(pack, reader, self._registry).pack(error)
+
+    def unpack(self, packed: dict[str, Any], unpack: Unpack) -> BaseException:
+        """Return the exception that was recorded; see :meth:`ExceptionReader.unpack`."""
+        return ExceptionReader(unpack, self._registry).unpack(packed)
 
 
 def forget_traceback(error: BaseException) -> None:

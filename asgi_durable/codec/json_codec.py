@@ -88,7 +88,7 @@ class JsonCodec:
 
     def __init__(self) -> None:
         self.types = TypeRegistry()
-        self.exceptions = ExceptionCodec(self._pack, self._unpack, self.types)
+        self.exceptions = ExceptionCodec(self.types)
 
     def register(self, hint: object) -> None:
         """See :meth:`Codec.register`."""
@@ -151,7 +151,7 @@ class JsonCodec:
 
     def _pack_object(self, value: Any, kind: type) -> Any:
         if isinstance(value, BaseException):
-            return {"$": "error", **self.exceptions.pack(value)}
+            return {"$": "error", **self.exceptions.pack(value, self._pack, self._unpack)}
         name = self.types.name_of(kind)
         if name is None:
             raise _UnknownTypeError(kind)
@@ -358,7 +358,7 @@ _UNPACKERS: dict[str, Callable[[JsonCodec, dict[str, Any]], Any]] = {
     "decimal": _plain(decimal.Decimal),
     "path": _plain(pathlib.Path),
     "ip": _plain(ipaddress.ip_address),
-    "error": lambda codec, packed: codec.exceptions.unpack(packed),
+    "error": lambda codec, packed: codec.exceptions.unpack(packed, codec._unpack),
     "enum": JsonCodec._unpack_object,
     "flag": JsonCodec._unpack_object,
     "url": JsonCodec._unpack_object,

@@ -13,7 +13,7 @@ from asgi_durable.storage.transaction_port import ApplicationDatabase
 __all__ = ["database_text", "error_text", "library_version", "workflows_text"]
 
 MAX_NAMED_WORKFLOWS = 10
-MAX_ERROR_CHARACTERS = 300
+MAX_ERROR_CHARACTERS = 600
 
 
 def workflows_text(workflows: Iterable[WorkflowRecord]) -> str:

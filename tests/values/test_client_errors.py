@@ -29,7 +29,12 @@ from asgi_durable import JsonCodec, StepRetriesExhaustedError
 SECRET = "".join(("hunter", "2"))  # not as it stands: tracebacks show this file's lines
 WITH_USER = f"https://anna:{SECRET}@example.org/orders?page=2"
 PLAIN = "https://example.org/orders?page=2"
-HEADERS = {"authorization": SECRET, "cookie": SECRET, "proxy-authorization": SECRET, "x-key": SECRET}
+HEADERS = {
+    "authorization": SECRET,
+    "cookie": SECRET,
+    "proxy-authorization": SECRET,
+    "x-key": SECRET,
+}
 ANSWER = [("set-cookie", SECRET), ("retry-after", "3"), ("x-a", "1"), ("x-a", "2")]
 
 
@@ -233,7 +238,11 @@ def test_the_error_of_boto_keeps_its_code_also_of_a_class_that_boto_has_made() -
         assert type(error) is base
         assert error.response["Error"]["Code"] == "NoSuchKey"
         assert error.response["ResponseMetadata"]["HTTPHeaders"] == {"server": "s3"}
-        assert notes(error) == [] if cls is base else ["botocore.errorfactory:NoSuchKey" in notes(error)[0]]
+        assert (
+            notes(error) == []
+            if cls is base
+            else ["botocore.errorfactory:NoSuchKey" in notes(error)[0]]
+        )
     assert headers["set-cookie"] == SECRET
 
 

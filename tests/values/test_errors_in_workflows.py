@@ -200,7 +200,9 @@ async def test_a_class_that_was_renamed_is_found_where_an_alias_leads_to_it(
 
     first, second = await seen_twice(url, fail, deploy)
 
-    assert {(type(error), str(error), error.code) for error in first} == {(old.PayError, "no card", 7)}
+    assert {(type(error), str(error), error.code) for error in first} == {
+        (old.PayError, "no card", 7)
+    }
     if with_alias:
         assert {(type(error), str(error), error.code) for error in second} == {
             (new.PaidError, "no card", 7)

@@ -21,6 +21,8 @@ from asgi_durable import (
     StorageUnavailableError,
 )
 from asgi_durable.codec.recorded_answers import is_kind_of, stand_in
+from asgi_durable.codec.sealing import Sealer
+from asgi_durable.codec.values import Values
 from asgi_durable.engine.values import encode_error
 from asgi_durable.middleware.problem_details import problem_response
 
@@ -270,7 +272,9 @@ def test_an_attribute_that_cannot_be_recorded_is_not_set_and_a_note_names_it() -
         assert not hasattr(restored, "thing")
         assert restored.durable_unrecorded == {"thing": "builtins.memoryview"}
         text = "".join(traceback.format_exception(restored))
-        assert text.count("not set, as they could not be recorded: thing (builtins.memoryview)") == 1
+        assert (
+            text.count("not set, as they could not be recorded: thing (builtins.memoryview)") == 1
+        )
         assert "durable.register_exception()" in text
 
 
@@ -474,7 +478,7 @@ def test_an_error_that_no_codec_can_write_is_answered_as_before() -> None:
 
     error, codec = local_error(FinalError), Refusing()
 
-    restored = codec.decode(encode_error(codec, error))
+    restored = codec.decode(encode_error(Values(codec, Sealer()), error))
 
     assert problem_response(restored) == problem_response(error)
 

@@ -7,6 +7,8 @@ from typing import Any
 import pytest
 
 from asgi_durable import DurableError, EncodeError, JsonCodec, RemoteError
+from asgi_durable.codec.sealing import Sealer
+from asgi_durable.codec.values import Values
 from asgi_durable.engine.values import encode_error
 
 
@@ -26,7 +28,7 @@ class SmallCodec(JsonCodec):
 
 def through(size: int, error: Exception) -> Any:
     codec = SmallCodec(size)
-    return codec.decode(encode_error(codec, error))
+    return codec.decode(encode_error(Values(codec, Sealer()), error))
 
 
 class ReplyError(Exception):
@@ -86,9 +88,7 @@ def test_an_error_that_fits_is_recorded_whole() -> None:
     ids=lambda error: type(error).__name__,
 )
 @pytest.mark.parametrize("size", [40_000, 2_500])
-def test_an_error_of_any_kind_is_recorded_in_the_room_there_is(
-    error: Exception, size: int
-) -> None:
+def test_an_error_of_any_kind_is_recorded_in_the_room_there_is(error: Exception, size: int) -> None:
     for note in range(100):
         error.add_note(f"{note}" * 1_000)
     error.__cause__ = ValueError("z" * 100_000)
@@ -109,4 +109,4 @@ def test_a_codec_that_fails_in_its_own_way_gets_the_error_in_another_form() -> N
 
     codec = Failing()
 
-    assert codec.decode(encode_error(codec, ValueError("x"))).message == "x"
+    assert codec.decode(encode_error(Values(codec, Sealer()), ValueError("x"))).message == "x"
