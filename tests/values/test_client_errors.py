@@ -7,6 +7,8 @@ import datetime
 import gzip
 import json
 import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import aiohttp
@@ -26,7 +28,7 @@ from yarl import URL
 
 from asgi_durable import JsonCodec, StepRetriesExhaustedError
 
-SECRET = "".join(("hunter", "2"))  # not as it stands: tracebacks show this file's lines
+SECRET = "hunter2"
 WITH_USER = f"https://anna:{SECRET}@example.org/orders?page=2"
 PLAIN = "https://example.org/orders?page=2"
 HEADERS = {
@@ -286,8 +288,16 @@ def test_a_validation_error_of_a_model_that_hides_its_input_records_none() -> No
     assert str(through_the_log(raised.value)) == str(raised.value)
 
 
+@contextmanager
+def connected(**options: bool) -> Iterator[sa.Connection]:
+    engine = sa.create_engine("sqlite://", **options)
+    with engine.connect() as connection:
+        yield connection
+    engine.dispose()
+
+
 def test_an_error_of_the_database_keeps_statement_parameters_and_cause() -> None:
-    with sa.create_engine("sqlite://").connect() as connection:
+    with connected() as connection:
         connection.execute(sa.text("create table t (a int unique)"))
         connection.execute(sa.text("insert into t values (1)"))
         with pytest.raises(sa.exc.IntegrityError) as raised:
@@ -301,9 +311,9 @@ def test_an_error_of_the_database_keeps_statement_parameters_and_cause() -> None
 
 
 def test_parameters_that_sqlalchemy_hides_are_not_recorded() -> None:
-    engine = sa.create_engine("sqlite://", hide_parameters=True)
-    with engine.connect() as connection, pytest.raises(sa.exc.OperationalError) as raised:
-        connection.execute(sa.text("select :a from nowhere"), {"a": SECRET})
+    with connected(hide_parameters=True) as connection:
+        with pytest.raises(sa.exc.OperationalError) as raised:
+            connection.execute(sa.text("select :a from nowhere"), {"a": SECRET})
 
     assert str(through_the_log(raised.value)) == str(raised.value)
 

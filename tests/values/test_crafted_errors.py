@@ -84,7 +84,7 @@ class Loud(Exception, metaclass=Watching):  # noqa: N818
         RAN.append("setter")
 
 
-class Path(OSError):
+class PathError(OSError):
     pass
 
 
@@ -111,16 +111,17 @@ class Curious:
         return "x"
 
 
+class Descriptor:
+    def __get__(self, instance: object, owner: object) -> type:
+        RAN.append("descriptor")
+        return ValueError
+
+
 class Holder:
     @property
     def inner(self) -> NoReturn:
         RAN.append("holder")
         raise AssertionError
-
-    class Descriptor:
-        def __get__(self, instance: object, owner: object) -> type:
-            RAN.append("descriptor")
-            return ValueError
 
     error = Descriptor()
     not_own = ValueError
@@ -231,7 +232,7 @@ def test_a_name_of_no_exception_is_a_remote_error(name: str) -> None:
     [
         ("builtins:OSError", [1, "x", {}]),
         ("builtins:BlockingIOError", [1, "x", {}]),
-        (f"{HERE}:Path", [1, {}]),
+        (f"{HERE}:PathError", [1, {}]),
         ("builtins:SyntaxError", ["x", {}]),
         ("builtins:UnicodeDecodeError", ["utf-8", "x", {}, {}, "x"]),
         ("builtins:UnicodeTranslateError", ["x", {}, {}, "x"]),

@@ -276,10 +276,12 @@ async def test_an_error_whose_record_is_damaged_does_not_break_the_workflows_sta
         handle = await durable.options(workflow_id="w").start_workflow(work)
         with pytest.raises(SocketError):
             await handle.get_result()
-    with sa.create_engine(sqlite_url).begin() as connection:
+    engine = sa.create_engine(sqlite_url)
+    with engine.begin() as connection:
         connection.execute(
             sa.text("update asgi_durable_workflows set error = :e"), {"e": b'{"$":"error","t":1}'}
         )
+    engine.dispose()
     async with durable:
         status = await (await durable.retrieve_workflow("w")).get_status()
 

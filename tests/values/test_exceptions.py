@@ -6,7 +6,7 @@ import enum
 import json
 import sys
 import traceback
-from typing import Any
+from typing import Any, Self
 
 import pytest
 from fastapi import HTTPException
@@ -304,7 +304,7 @@ def test_an_argument_that_cannot_be_recorded_keeps_its_text_and_explains() -> No
     assert str(twice) == str(once) == str(error)
     assert twice.args == once.args
     assert repr(once.args[1]) == repr(thing)
-    with pytest.raises(AttributeError, match="could not be recorded.*register_exception"):
+    with pytest.raises(AttributeError, match=r"could not be recorded.*register_exception"):
         once.args[1].tobytes()
     assert str(through_the_log(ValueError(thing))) == str(thing)
 
@@ -329,23 +329,23 @@ def test_slots_are_kept() -> None:
     assert "code" not in vars(restored)
 
 
-class Reformed(OSError):
+class ReformedError(OSError):
     def __init__(self, text: str, extra: object) -> None:
         super().__init__(5, text)
         self.args = (text, extra)
 
 
 def test_arguments_that_were_set_afterwards_are_kept() -> None:
-    restored = through_the_log(Reformed("text", Color.RED))
+    restored = through_the_log(ReformedError("text", Color.RED))
 
-    assert type(restored) is Reformed
+    assert type(restored) is ReformedError
     assert (restored.errno, restored.strerror, restored.args[0]) == (5, "text", "text")
     assert str(restored) == "[Errno 5] text"
 
 
 class Coded(ExceptionGroup[Exception]):
-    def __new__(cls, errors: list[Exception], code: int) -> Coded:
-        group = super().__new__(Coded, "coded", errors)
+    def __new__(cls, errors: list[Exception], code: int) -> Self:
+        group = super().__new__(cls, "coded", errors)
         group.code = code
         return group
 
