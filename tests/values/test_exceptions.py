@@ -77,9 +77,13 @@ def test_a_frameworks_exception_keeps_its_attributes() -> None:
 
 
 def test_the_fields_of_builtin_errors_survive() -> None:
-    restored = through_the_log(FileNotFoundError(2, "no such file", "a.txt"))
+    error = FileNotFoundError(2, "no such file", "a.txt")
 
-    assert (restored.errno, restored.filename) == (2, "a.txt")
+    restored = through_the_log(error)
+
+    assert (restored.errno, restored.filename, restored.args) == (2, "a.txt", error.args)
+    # As the version before wants it.
+    assert json.loads(JsonCodec().encode(error))["a"] == [2, "no such file", "a.txt"]
 
 
 def test_cause_notes_and_traceback_text_survive() -> None:

@@ -67,6 +67,18 @@ def test_an_argument_that_is_too_large_leaves_the_class() -> None:
     assert (type(error), str(error)) == (Fixed, "always the same")
 
 
+def test_an_error_of_several_arguments_that_is_too_large_keeps_its_class_and_small_attributes() -> (
+    None
+):
+    original = ReplyError("x", None)
+    original.args = ("x" * 90_000, "y" * 90_000)
+
+    error = through(50_000, original)
+
+    assert (type(error), error.code) == (ReplyError, 7)
+    assert str(error).startswith("('xxx")
+
+
 def test_an_error_that_fits_is_recorded_whole() -> None:
     error = through(50_000, ReplyError("x", "y" * 40_000))
 
