@@ -40,9 +40,15 @@ def encode_error(values: Values, error: Exception) -> bytes:
         if encoded is not None:
             return encoded
     name = f"{type(error).__module__}:{type(error).__qualname__}"
-    answer = pack_answer(error) if isinstance(error, DurableError) else None
+    answer = pack_answer(error) if isinstance(error, DurableError) else {}
+    kept = {key: _whole(item) if type(item) is str else item for key, item in answer.items()}
     with within(ROOMS[-1]):
-        return values.write(stand_in(name, message_of(error), answer))[0]
+        return values.write(stand_in(name, _whole(message_of(error)), kept))[0]
+
+
+def _whole(text: str) -> str:
+    """Return a text without halves of characters, which no codec has to take."""
+    return text.encode("utf-8", "replace").decode("utf-8")
 
 
 def _encoded_within(room: Room, values: Values, error: Exception) -> bytes | None:

@@ -122,3 +122,20 @@ def test_a_codec_that_fails_in_its_own_way_gets_the_error_in_another_form() -> N
     codec = Failing()
 
     assert codec.decode(encode_error(Values(codec, Sealer()), ValueError("x"))).message == "x"
+
+
+def test_a_text_that_the_codec_refuses_is_recorded_without_the_halves_of_characters() -> None:
+    class Strict(JsonCodec):
+        def encode(self, value: object) -> bytes:
+            data = super().encode(value)
+            if b"\\ud" in data:
+                raise EncodeError
+            return data
+
+    codec = Strict()
+    error = DurableError("half \ud83d", code="HALF", status_code=402)
+
+    restored = codec.decode(encode_error(Values(codec, Sealer()), error))
+
+    assert (restored.message, restored.code, restored.status_code) == ("half ?", "HALF", 402)
+    assert restored.detail == "half ?"
