@@ -6,6 +6,7 @@ None of the libraries is imported here: their classes are recognised by their na
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 from asgi_durable.codec.raw_access import attributes_of, base_names, find_class
@@ -37,8 +38,10 @@ def prepared_attributes(error: BaseException) -> dict[str, Any]:
     attributes = dict(attributes_of(error))
     for name in base_names(type(error)):
         prepare = _PREPARED.get(name)
-        if prepare is not None:
-            prepare(error, attributes)
+        # Of an object with other attributes than the library gives it all are taken as they are.
+        with suppress(AttributeError, TypeError, LookupError):
+            if prepare is not None:
+                prepare(error, attributes)
     return attributes
 
 

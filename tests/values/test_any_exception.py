@@ -1,4 +1,4 @@
-"""Whatever an exception holds, it is recorded, and comes back as itself or as what stands for it."""
+"""Whatever an exception holds, it is recorded, and comes back as itself or a stand-in."""
 
 from __future__ import annotations
 

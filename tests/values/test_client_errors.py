@@ -26,7 +26,7 @@ from multidict import CIMultiDict, CIMultiDictProxy
 from support.postgres import PostgresServer, fetch
 from yarl import URL
 
-from asgi_durable import JsonCodec, StepRetriesExhaustedError
+from asgi_durable import JsonCodec, RemoteError, StepRetriesExhaustedError
 
 SECRET = "hunter2"
 WITH_USER = f"https://anna:{SECRET}@example.org/orders?page=2"
@@ -246,6 +246,14 @@ def test_the_error_of_boto_keeps_its_code_also_of_a_class_that_boto_has_made() -
             else ["botocore.errorfactory:NoSuchKey" in notes(error)[0]]
         )
     assert headers["set-cookie"] == SECRET
+
+
+def test_an_error_of_a_library_that_was_made_in_another_way_is_recorded() -> None:
+    for cls in (botocore.exceptions.ClientError, psycopg.DataError, sa.exc.StatementError):
+        error = cls.__new__(cls)
+        error.response = "none"
+
+        assert type(JsonCodec().decode(JsonCodec().encode(error))) in {cls, RemoteError}
 
 
 class Order(pydantic.BaseModel):
