@@ -120,11 +120,11 @@ def of_others(hint: Any, value: Any) -> dict[str, Callable[[], object]]:
 
 
 def microseconds(function: Callable[[], object], seconds: float) -> float:
-    """Return what a call takes."""
+    """Return the processor time that a call takes, measured for about so long."""
     timer = timeit.Timer(function, timer=time.process_time)
-    count, _ = timer.autorange()
-    rounds = max(1, round(seconds / (timer.timeit(count) or seconds)))
-    return min(timer.repeat(rounds, count)) / count * 1e6
+    once = max(timer.timeit(20) / 20, 1e-8)
+    count = max(1, round(seconds / once / 3))
+    return min(timer.repeat(3, count)) / count * 1e6
 
 
 def step_share(seconds: float) -> float:

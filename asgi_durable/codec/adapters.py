@@ -16,7 +16,7 @@ from typing import Any, Protocol
 
 import msgspec
 
-from asgi_durable.codec.equality import first_difference, is_same
+from asgi_durable.codec.equality import comparison_of, first_difference, is_same
 from asgi_durable.codec.hints import classes_in, is_plain
 from asgi_durable.codec.model_fields import SetFields, restore_set_fields, set_fields_of
 from asgi_durable.codec.named_tuples import by_name
@@ -140,11 +140,17 @@ class _LeafAdapter:
 class _MsgspecAdapter:
     def __init__(self, hint: object) -> None:
         self.form = b"j:" if is_plain(hint) else b"t:"
+        self._is_same = comparison_of(typing.get_origin(hint) or hint)
         self._decode = _decoder(hint)
 
     def write(self, value: Any) -> tuple[bytes, Any]:
-        data, back = _round_trip(value, _encode, self._decode)
-        if not is_same(value, back):
+        # Not by `_round_trip`: this is what most calls wait for.
+        try:
+            data = _encode(value)
+            back = self._decode(data)
+        except Exception as error:
+            raise MisfitError(_shown(error)) from error
+        if not self._is_same(value, back):
             raise _misfit(value, back)
         return data, back
 
@@ -185,13 +191,14 @@ class _PydanticAdapter:
 
     form = b"t:"
 
-    def __init__(self, adapter: Any) -> None:
+    def __init__(self, hint: object, adapter: Any) -> None:
+        self._is_same = comparison_of(typing.get_origin(hint) or hint)
         self._to_json = adapter.serializer.to_json
         self._from_json = adapter.validator.validate_json
 
     def write(self, value: Any) -> tuple[bytes, Any]:
         data, back = _round_trip(value, self._dump, self._load)
-        is_whole = is_same(value, back)
+        is_whole = self._is_same(value, back)
         if is_whole and not data.startswith(_WITH_FIELDS):
             return data, back
         fields = set_fields_of(value)
@@ -199,7 +206,7 @@ class _PydanticAdapter:
             raise _misfit(value, back)
         data = b"%b%b,%b]}" % (_WITH_FIELDS, _encode(fields), data)
         back = self.read(data)
-        if not is_same(value, back):
+        if not self._is_same(value, back):
             raise _misfit(value, back)
         return data, back
 
@@ -213,7 +220,7 @@ class _PydanticAdapter:
             raise _damaged(error) from error
 
     def _dump(self, value: Any) -> bytes:
-        dumped: bytes = self._to_json(value, round_trip=True, by_alias=False, warnings="error")
+        dumped: bytes = self._to_json(value, round_trip=True, by_alias=False, warnings=False)
         return dumped
 
     def _load(self, data: bytes | str) -> Any:
@@ -223,7 +230,9 @@ class _PydanticAdapter:
 def _pydantic_adapter(hint: object) -> Adapter | None:
     pydantic = sys.modules["pydantic"]
     version = tuple(int(part) for part in pydantic.VERSION.split(".")[:2])
-    return _PydanticAdapter(pydantic.TypeAdapter(hint)) if version >= _PYDANTIC_VERSION else None
+    return (
+        _PydanticAdapter(hint, pydantic.TypeAdapter(hint)) if version >= _PYDANTIC_VERSION else None
+    )
 
 
 def _is_of_pydantic(cls: type) -> bool:
@@ -277,6 +286,8 @@ def _to_text(value: Any) -> str:
 
 
 def _from_text(kind: Any, text: Any) -> Any:
+    if kind is object:
+        return text
     if isinstance(kind, type) and issubclass(kind, _AS_TEXT) and isinstance(text, str):
         return kind(text)
     msg = f"{kind!r} has no form in JSON"

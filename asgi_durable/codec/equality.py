@@ -15,10 +15,11 @@ from typing import Any
 
 from asgi_durable.codec.types import is_pydantic_model
 
-__all__ = ["first_difference", "is_same"]
+__all__ = ["comparison_of", "first_difference", "is_same"]
 
 # Of these two that are equal are the same, down to what can be seen of them.
 _LEAVES = frozenset({str, int, bool, float, type(None), bytes, uuid.UUID, datetime.date})
+_NAMES = {str}
 _EQUAL = _LEAVES | {
     datetime.timedelta,
     ipaddress.IPv4Address,
@@ -26,7 +27,7 @@ _EQUAL = _LEAVES | {
     type(pathlib.Path()),
 }
 _PYDANTIC = operator.attrgetter(
-    "__pydantic_fields_set__", "__pydantic_extra__", "__pydantic_private__", "__dict__"
+    "__pydantic_fields_set__", "__pydantic_extra__", "__pydantic_private__"
 )
 
 Step = str | int
@@ -43,6 +44,20 @@ def is_same(value: Any, other: Any) -> bool:
         return bool(value == other)
     compare = _COMPARED.get(kind)
     return compare(value, other) if compare is not None else _comparison_of(kind)(value, other)
+
+
+def comparison_of(hint: object) -> Callable[[Any, Any], bool]:
+    """Return :func:`is_same`, faster for what is mostly of the class that a hint is."""
+    if not isinstance(hint, type) or hint in _EQUAL:
+        return is_same
+    compare = _COMPARED.get(hint) or _comparison_of(hint)
+
+    def is_same_or_other(value: Any, other: Any) -> bool:
+        if type(value) is hint is type(other):
+            return compare(value, other)
+        return is_same(value, other)
+
+    return is_same_or_other
 
 
 def first_difference(value: Any, other: Any, path: tuple[Step, ...] = ()) -> Difference | None:
@@ -67,19 +82,19 @@ def _is_same_sequence(value: Any, other: Any) -> bool:
 
 
 def _is_same_dict(value: dict[Any, Any], other: dict[Any, Any]) -> bool:
-    return _is_same_sequence([*value], [*other]) and _are_same_values(value, other)
+    if {*map(type, value)} == _NAMES == {*map(type, other)}:
+        return _are_same_members(value, other)
+    return _is_same_sequence([*value], [*other]) and all(
+        map(is_same, value.values(), other.values())
+    )
 
 
 def _are_same_members(value: dict[str, Any], other: dict[str, Any]) -> bool:
-    return [*value] == [*other] and _are_same_values(value, other)
-
-
-def _are_same_values(value: dict[Any, Any], other: dict[Any, Any]) -> bool:
-    """Compare the values of two dictionaries that have the same keys."""
     kinds = [*map(type, value.values())]
     if _LEAVES.issuperset(kinds):
-        return kinds == [*map(type, other.values())] and value == other
-    return all(map(is_same, value.values(), other.values()))
+        # Where the order differs this may say no, and nothing worse.
+        return value == other and kinds == [*map(type, other.values())]
+    return [*value] == [*other] and all(map(is_same, value.values(), other.values()))
 
 
 def _is_same_set(value: Any, other: Any) -> bool:
@@ -119,13 +134,13 @@ def _comparison_of(kind: Any) -> Callable[[Any, Any], bool]:
 
 
 def _is_same_model(value: Any, other: Any) -> bool:
-    fields, extra, private, members = _PYDANTIC(value)
-    other_fields, other_extra, other_private, other_members = _PYDANTIC(other)
+    fields, extra, private = _PYDANTIC(value)
+    other_fields, other_extra, other_private = _PYDANTIC(other)
     return bool(
         fields == other_fields
         and (extra is other_extra or is_same(extra, other_extra))
         and (private is other_private or is_same(private, other_private))
-        and _are_same_members(_lasting(type(value), members, other_members), other_members)
+        and _is_same_by_members(value, other)
     )
 
 
@@ -154,8 +169,6 @@ def _members(value: object) -> dict[str, Any] | None:
 
 def _lasting(kind: type, members: dict[str, Any], others: dict[str, Any]) -> dict[str, Any]:
     """Return an object's members without what its class computes again when it is asked."""
-    if len(members) <= len(others):
-        return members
     return {
         name: member
         for name, member in members.items()

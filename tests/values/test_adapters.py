@@ -109,6 +109,7 @@ FITTING: list[tuple[Any, Any]] = [
     (bytes, b"\x00\xff"),
     (list[int], [1, 2]),
     (dict[str, Any], {"a": [1, {"b": None}]}),
+    (dict[str, object], {"a": [1, {"b": None}]}),
     (dict[int, str], {1: "a"}),
     (tuple[int, str], (1, "a")),
     (set[int], {1, 2}),
