@@ -196,7 +196,9 @@ def _pack_connection_key(key: Any) -> Data:
 
 def _unpack_connection_key(kind: str, data: Data) -> Any:
     cls = _class(kind, kind)
-    return cls(**{name: data.get(name) for name in cls._fields})
+    # A named tuple, of attrs in earlier versions.
+    names = cls._fields if issubclass(cls, tuple) else [a.name for a in cls.__attrs_attrs__]
+    return cls(**{name: data.get(name) for name in names})
 
 
 def _pack_headers(headers: Any) -> Data:
