@@ -13,7 +13,7 @@ from asgi_durable.codec.unrecorded import Unrecorded, UnrecordedNote
 __all__ = ["clean", "described", "dotted", "fields_outside", "made_of", "own_notes", "same"]
 
 MAX_TEXT_CHARACTERS = 10_000
-# The object of an AttributeError may be anything, and large.
+# Never recorded: the object of an AttributeError may be anything, and large.
 _NEVER = (AttributeError.obj,)
 _group: Any = BaseExceptionGroup
 
@@ -53,7 +53,7 @@ def fields_outside(error: BaseException, plain: BaseException) -> dict[str, Any]
     """Return the attributes outside the dictionary that arguments alone do not bring back."""
     fields: dict[str, Any] = {}
     for name, member in slots_of(type(error)).items():
-        # A group's members are arguments.
+        # The members of a group are among its arguments.
         if member.__objclass__ is BaseExceptionGroup or member in _NEVER:
             continue
         try:
@@ -78,7 +78,7 @@ def dotted(cls: type) -> str:
 
 
 def _is_same(one: Any, other: Any) -> bool:
-    # Identity first: a list may contain itself.
+    # Identity is asked first, as a list may contain itself.
     if one is other or (type(one) is str and type(other) is str and one == other):
         return True
     both = isinstance(one, (list, tuple)) and isinstance(other, (list, tuple))

@@ -29,7 +29,7 @@ from asgi_durable.errors import DecodeError
 
 __all__ = ["ExceptionReader"]
 
-# The members of a record, and what each has to be.
+# The members that a record may have, and their types.
 _SHAPES: dict[str, tuple[type, ...]] = {
     "t": (str,),
     "m": (str,),
@@ -120,7 +120,7 @@ class ExceptionReader:
         cls = self._registry.find(packed["t"]) if packed.get("r", True) else None
         if cls is None:
             return None
-        # A message that is the only argument is recorded once.
+        # A long message that is the only argument is recorded once.
         form = {"a": [packed["m"]], "s": {}, **packed}
         return self.rebuild(cls, form) if "r" in packed else self._former(cls, form)
 
@@ -172,7 +172,7 @@ def _held(kind: object, data: object) -> Any:
         return unpack_http(kind, data)
     except DecodeError:
         raise
-    except Exception as error:  # of a library's own kind
+    except Exception as error:  # libraries have errors of their own
         msg = f"a recorded {kind} cannot be rebuilt ({type(error).__name__}: {error})"
         raise DecodeError(msg) from error
 

@@ -114,5 +114,5 @@ class ExceptionRegistry:
         return None
 
 
-# Bases of classes that libraries make while they run.
+# Libraries derive classes from these while they run, and nobody finds those again.
 _STANDING_IN = frozenset({"botocore.exceptions:ClientError"})

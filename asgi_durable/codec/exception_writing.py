@@ -64,7 +64,7 @@ class Room:
     message: int | None = None
 
 
-# One after the other, until it fits into the payload.
+# They are tried in this order, until the record fits into the payload.
 ROOMS = (
     Room((16_384, 2_048)),
     Room((16_384, 2_048), value=65_536),
@@ -172,8 +172,8 @@ class ExceptionWriter:
         cls = self._registry.recorded_class(type(error))
         if cls is None:
             msg = (
-                f"its name does not lead to it, {class_name(type(error))} is no class of a module "
-                "or not this one; durable.register_exception(cls) makes it known"
+                f"{class_name(type(error))} is no class of a loaded module, or is another class "
+                "there; durable.register_exception(cls) makes it known"
             )
             raise _NoFormError(msg)
         functions = self._registry.functions_of(cls)
@@ -200,7 +200,7 @@ class ExceptionWriter:
         text = message_of(rebuilt)
         if names_credentials(rebuilt):
             text = without_credentials(text)
-        # Where __str__ fails, it will fail again.
+        # Where __str__ fails there is no message that could be compared.
         return text in {message, _cut(message, _room.get().message)} and _has_text(rebuilt)
 
     def _short_form(self, cls: type, message: str, whole: Packed) -> Packed:
@@ -235,7 +235,7 @@ class ExceptionWriter:
             build(cls, [self._reader.value(item) for item in _copied(packed)])
             plain = build(cls, arguments)
         except Exception:
-            # Of a built-in class that was given other arguments after it was made.
+            # The built-in class refuses args that were set after the exception was made.
             arguments, packed, is_whole = [], [], False
             plain = _build_bare(cls)
         form: Packed = {"a": packed}

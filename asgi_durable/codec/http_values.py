@@ -22,7 +22,7 @@ MAX_HEADERS = 100
 MAX_HEADER_CHARACTERS = 8_192
 _SECRET_HEADERS = frozenset({"set-cookie", "set-cookie2", "authorization", "proxy-authorization"})
 
-# With its extension in C, and without.
+# The classes are in the first with the library's extension in C, else in the second.
 _MULTIDICT = ("multidict._multidict", "multidict._multidict_py")
 
 Data = dict[str, Any]
@@ -85,7 +85,7 @@ def _pack_request(request: Any) -> Data:
 
 
 def _pack_httpx_response(response: Any) -> Data:
-    # Past the properties, which raise where there is nothing.
+    # The properties raise where there is nothing, so they are not used.
     own = vars(response)
     request, version = own.get("_request"), response.extensions.get("http_version", b"")
     return {
@@ -119,7 +119,7 @@ def _unpack_httpx_response(kind: str, data: Data) -> Any:
         extensions["http_version"] = data["version"].encode("ascii", "ignore")
     content = {"content": body}
     if body is None:
-        # With a stream the body counts as one that was not read.
+        # A body that is a stream counts as one that was not read.
         content = {"stream": _class(kind, f"{library}:ByteStream")(b"")}
     response = _class(kind, f"{library}:Response")(
         data["status"],
@@ -127,7 +127,7 @@ def _unpack_httpx_response(kind: str, data: Data) -> Any:
         extensions=extensions,
         **content,
     )
-    # After the body, which is decoded already, whatever Content-Encoding says.
+    # Set after the body: it is decoded already, whatever Content-Encoding says.
     response.headers = _class(kind, f"{library}:Headers")([tuple(pair) for pair in data["headers"]])
     response.is_closed = True
     if isinstance(data["elapsed"], datetime.timedelta):
@@ -189,14 +189,14 @@ def _unpack_request_info(kind: str, data: Data) -> Any:
 
 
 def _pack_connection_key(key: Any) -> Data:
-    # No context of TLS, no proxy and its credentials.
+    # A context of TLS cannot be recorded, and a proxy has credentials.
     ssl = key.ssl if isinstance(key.ssl, bool) else None
     return {"host": key.host, "port": key.port, "is_ssl": key.is_ssl, "ssl": ssl}
 
 
 def _unpack_connection_key(kind: str, data: Data) -> Any:
     cls = _class(kind, kind)
-    # A named tuple, of attrs in earlier versions.
+    # It is a named tuple, and was a class of attrs in earlier versions.
     names = cls._fields if issubclass(cls, tuple) else [a.name for a in cls.__attrs_attrs__]
     return cls(**{name: data.get(name) for name in names})
 

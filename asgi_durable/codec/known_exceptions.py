@@ -14,7 +14,7 @@ from asgi_durable.codec.raw_access import attributes_of, base_names, find_class
 __all__ = ["KNOWN", "names_credentials", "prepared_attributes"]
 
 _HIDDEN = "hidden, as hide_parameters=True"
-# The messages of these name URLs.
+# The messages of these errors name URLs.
 _OF_HTTP = frozenset(
     {
         "aiohttp.client_exceptions:ClientError",
@@ -38,7 +38,7 @@ def prepared_attributes(error: BaseException) -> dict[str, Any]:
     attributes = dict(attributes_of(error))
     for name in base_names(type(error)):
         prepare = _PREPARED.get(name)
-        # Of an object with other attributes than the library gives it all are taken as they are.
+        # Without the attributes that the library gives it, an object is taken as it is.
         with suppress(AttributeError, TypeError, LookupError):
             if prepare is not None:
                 prepare(error, attributes)
@@ -47,7 +47,7 @@ def prepared_attributes(error: BaseException) -> dict[str, Any]:
 
 def _prepare_psycopg(error: Any, attributes: dict[str, Any]) -> None:
     """Keep the details of an error of Postgres's: ``error.diag``."""
-    # What it pickles is a dictionary of them; it changes its attributes on the way.
+    # It pickles them as a dictionary, and changes its own attributes on the way.
     info = error.__reduce__()[2]["_info"]
     attributes_of(error).update(attributes)
     attributes["_info"] = {int(field): value for field, value in info.items()} if info else info
@@ -76,7 +76,7 @@ _PREPARED: dict[str, Callable[[Any, dict[str, Any]], None]] = {
 
 
 def _pack_validation_error(error: Any) -> dict[str, Any]:
-    # Where the model hides its input, the log does not hold it either.
+    # Where the model hides its input, the log must not hold it either.
     is_hidden = "input_value=" not in str(error)
     lines = error.errors(include_url=False, include_input=not is_hidden)
     return {"title": error.title, "errors": lines, "hidden": is_hidden}
@@ -98,13 +98,13 @@ def _line_error(cls: Any, line: dict[str, Any]) -> dict[str, Any]:
         cls.from_exception_data("", [kept])
     except (KeyError, TypeError):
         custom: Any = find_class("pydantic_core._pydantic_core:PydanticCustomError")
-        # A template: what looks like one of its places stays as it is.
+        # The kind is the application's own. Its message is a template, which is full already.
         kept["type"] = custom(line["type"], line["msg"], context)
         kept.pop("ctx", None)
     return kept
 
 
-# By name: makes data of an exception, and makes the exception of its class and the data.
+# By class name: a function that returns an exception's data, and one that makes it again.
 KNOWN: dict[str, tuple[Callable[[Any], object], Callable[[type, Any], BaseException]]] = {
     "pydantic_core._pydantic_core:ValidationError": (
         _pack_validation_error,

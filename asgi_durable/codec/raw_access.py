@@ -39,13 +39,13 @@ _error_names: Any = BaseException.__dict__["__dict__"].__get__
 _set_error_arguments: Any = BaseException.__dict__["args"].__set__
 _set_error_cause: Any = BaseException.__dict__["__cause__"].__set__
 
-# By identity: a comparison or a hash may be a metaclass's code.
+# Looked up by identity: comparing or hashing a class may run its metaclass's code.
 _BUILTIN = {
     id(cls): cls
     for cls in vars(builtins).values()
     if isinstance(cls, type) and issubclass(cls, BaseException)
 }
-# Their constructors look into their arguments.
+# The constructors of these look into their arguments, and may run code of those.
 _CURIOUS = (BaseExceptionGroup, OSError, SyntaxError, UnicodeError)
 _HEAP_TYPE = 1 << 9
 _PATH = type(pathlib.Path())
@@ -163,7 +163,7 @@ def _members_of(cls: type) -> dict[str, Any]:
 
 _BUILTIN_SLOTS: dict[int, dict[str, Any]] = {
     **{identity: _members_of(cls) for identity, cls in _BUILTIN.items()},
-    # These are part of every exception.
+    # Every exception has the fields of these.
     id(BaseException): {},
     id(object): {},
 }

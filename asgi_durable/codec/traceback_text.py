@@ -18,7 +18,7 @@ __all__ = [
     "without_credentials",
 ]
 
-# Kept on rebuilt exceptions, so that recording one again keeps the first traceback.
+# Rebuilt exceptions have it, so that recording one again keeps the first traceback.
 TRACEBACK_ATTRIBUTE = "durable_traceback"
 MAX_LINE_CHARACTERS = 1_000
 _OWN_CODE = f"{Path(__file__).parent.parent}{os.sep}"

@@ -9,7 +9,7 @@ from asgi_durable.codec.raw_access import attributes_of, is_exception
 
 __all__ = ["UNRECORDED_ATTRIBUTE", "Unrecorded", "UnrecordedNote", "explain_missing", "note_of"]
 
-# Kept on rebuilt exceptions: the names of the attributes that are not set, with their classes.
+# Rebuilt exceptions have it: the names of the attributes that are not set, with their classes.
 UNRECORDED_ATTRIBUTE = "durable_unrecorded"
 _REMEDY = (
     "durable.register_exception() says how to record what an exception holds; a dataclass, enum, "

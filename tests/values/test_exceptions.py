@@ -212,7 +212,7 @@ def test_two_classes_of_one_name_are_not_confused() -> None:
     elder, younger = through_the_log(First("x")), through_the_log(Twice("x"))
 
     assert type(elder) is RemoteError
-    assert "name does not lead to it" in elder.__notes__[0]
+    assert "is another class there" in elder.__notes__[0]
     assert type(younger) is Twice
 
 
