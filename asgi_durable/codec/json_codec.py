@@ -21,7 +21,7 @@ import zoneinfo
 from collections.abc import Callable
 from typing import Any, Protocol
 
-from asgi_durable.codec.exceptions import pack_exception, unpack_exception
+from asgi_durable.codec.exceptions import ExceptionCodec
 from asgi_durable.codec.types import (
     TypeRegistry,
     is_named_tuple,
@@ -88,10 +88,15 @@ class JsonCodec:
 
     def __init__(self) -> None:
         self.types = TypeRegistry()
+        self.exceptions = ExceptionCodec(self.types)
 
     def register(self, hint: object) -> None:
         """See :meth:`Codec.register`."""
         self.types.register(hint)
+
+    def register_exception(self, cls: type[Exception], **how: Any) -> None:
+        """See :meth:`asgi_durable.Durable.register_exception`."""
+        self.exceptions.register(cls, **how)
 
     def encode(self, value: object) -> bytes:
         """See :meth:`Codec.encode`."""
@@ -146,19 +151,12 @@ class JsonCodec:
 
     def _pack_object(self, value: Any, kind: type) -> Any:
         if isinstance(value, BaseException):
-            return {"$": "error", **pack_exception(value, self._pack_or_none)}
+            return {"$": "error", **self.exceptions.pack(value, self._pack, self._unpack)}
         name = self.types.name_of(kind)
         if name is None:
             raise _UnknownTypeError(kind)
         tag, content = _content_of(value, kind)
         return {"$": tag, "t": name, "v": self._pack(content)}
-
-    def _pack_or_none(self, value: object) -> Any:
-        """Pack what can be packed; exceptions carry locks, sockets and requests."""
-        try:
-            return self._pack(value)
-        except (_UnknownTypeError, RecursionError):
-            return None
 
     def _path_to_unknown(self, value: object, levels: int = MAX_PATH_LEVELS) -> str:
         """Return where in *value* the first unencodable member sits, for the message."""
@@ -360,7 +358,7 @@ _UNPACKERS: dict[str, Callable[[JsonCodec, dict[str, Any]], Any]] = {
     "decimal": _plain(decimal.Decimal),
     "path": _plain(pathlib.Path),
     "ip": _plain(ipaddress.ip_address),
-    "error": lambda codec, packed: unpack_exception(packed, codec._unpack),
+    "error": lambda codec, packed: codec.exceptions.unpack(packed, codec._unpack),
     "enum": JsonCodec._unpack_object,
     "flag": JsonCodec._unpack_object,
     "url": JsonCodec._unpack_object,
