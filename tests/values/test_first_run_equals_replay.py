@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import dataclasses
 import datetime
 import decimal
@@ -18,10 +19,17 @@ import attrs
 import msgspec
 import pytest
 from pydantic import BaseModel, ConfigDict, Field, PrivateAttr
+from support.executors import until
 from support.same_values import difference
 from support.versions import Code, Defined, Version, finish, leave
 
-pytestmark = pytest.mark.anyio
+from asgi_durable import Durable, EncodeError
+
+pytestmark = [
+    pytest.mark.anyio,
+    # Of values that are none of their hints.
+    pytest.mark.filterwarnings("ignore:Pydantic serializer warnings"),
+]
 
 OSLO = zoneinfo.ZoneInfo("Europe/Oslo")
 UserId = NewType("UserId", int)
@@ -261,21 +269,100 @@ WRONG: dict[str, tuple[Any, Callable[[], Any]]] = {
     "dict for a model": (Inner, lambda: {"when": 1}),
 }
 
-CASES = [pytest.param(hint, make, id=name) for name, (hint, make) in (FITTING | WRONG).items()]
+CASES = FITTING | WRONG
 
 
-def register_all(code: Code) -> None:
-    """Make known what the annotations of some cases do not name."""
-    for cls in (Special, Line, Point, Colour, Tone):
-        code.durable.register_type(cls)
+class Run:
+    """A workflow for each case, which is given the value and gets it from a step as well.
+
+    Args:
+        url: The database.
+        waits: True if each workflow waits for ever once it has both.
+
+    Attributes:
+        seen: What it was given, and has got, by case; or what was raised instead.
+    """
+
+    def __init__(self, url: str, *, waits: bool) -> None:
+        self.durable = Durable(url, drain_timeout=0.0)
+        self.seen: dict[str, Any] = {}
+        self._waits = waits
+        self._held: set[str | None] = set()
+        # What the annotations of some cases do not name.
+        for cls in (Special, Line, Point, Colour, Tone):
+            self.durable.register_type(cls)
+        self._hold = self.durable.step(name="hold")(self._wait)
+        self._workflows = {name: self._define(name, *case) for name, case in CASES.items()}
+
+    async def begin(self) -> None:
+        """Start all of them, and stop when each has got its value."""
+        async with self.durable as durable:
+            for name, (_, make) in CASES.items():
+                try:
+                    with_id = durable.options(workflow_id=name)
+                    await with_id.start_workflow(self._workflows[name], make())
+                except EncodeError as error:
+                    self.seen[name] = error
+            # When its body begins, all before it is durable.
+            await until(lambda: self._held | self._refused() == CASES.keys())
+
+    async def finish(self) -> None:
+        """Go on with all of them."""
+        async with self.durable:
+            await until(lambda: self.seen.keys() == CASES.keys())
+
+    async def _wait(self) -> None:
+        self._held.add(self.durable.workflow_id)
+        if self._waits:
+            await asyncio.Event().wait()
+
+    def _refused(self) -> set[str]:
+        return {name for name, seen in self.seen.items() if isinstance(seen, EncodeError)}
+
+    def _define(self, name: str, hint: Any, make: Callable[[], Any]) -> Any:
+        async def make_it():  # type: ignore[no-untyped-def]
+            if not self._waits:
+                raise AssertionError(name)
+            return make()
+
+        async def work(value):  # type: ignore[no-untyped-def]
+            try:
+                self.seen[name] = value, await step()
+            except Exception as error:
+                self.seen[name] = error
+            await self._hold()
+
+        make_it.__annotations__ = {} if hint is ... else {"return": hint}
+        work.__annotations__ = {} if hint is ... else {"value": hint}
+        step = self.durable.step(name=f"make {name}", retry=None)(make_it)
+        return self.durable.workflow(name=name)(work)
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], dict[str, Any]]:
+    """What the workflows of all cases have seen, in their first run and in a replay."""
+    url = f"sqlite:///{tmp_path_factory.mktemp('runs')}/test.db"
+    first, replay = Run(url, waits=True), Run(url, waits=False)
+    asyncio.run(first.begin())
+    replay.seen |= {name: seen for name, seen in first.seen.items() if isinstance(seen, Exception)}
+    asyncio.run(replay.finish())
+    return first.seen, replay.seen
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_both_get_what_was_given_and_what_a_step_has_returned(
+    runs: tuple[dict[str, Any], dict[str, Any]], case: str
+) -> None:
+    _, make = CASES[case]
+    first, replay = runs
+
+    assert difference(first[case], (make(), make())) == ""
+    assert difference(replay[case], (make(), make())) == ""
 
 
 def see_twice(code: Code) -> Defined:
     """Define a workflow that sees a step's result before and after its interruption."""
-    hint = code.version.hint
-    make = code.step("make", code.make, **({} if hint is ... else {"return": hint}))
-
-    register_all(code)
+    make = code.step("make", code.make, **{"return": code.version.hint})
 
     async def work() -> None:
         code.seen.append(await make())
@@ -284,31 +371,11 @@ def see_twice(code: Code) -> Defined:
     return code.workflow("work", work), tuple
 
 
-async def first_run_and_replay(url: str, hint: Any, make: Callable[[], Any]) -> tuple[Any, Any]:
-    """Return what a step's caller gets on the first run, and in another one on a replay."""
-    first = Code(see_twice, Version(hint, make), url, waits=True)
-    await leave(first)
-    replay = Code(see_twice, Version(hint, make), url)
-    await finish(replay)
-    assert (first.ran, replay.ran) == (["make", "hold"], ["hold"])
-    return first.seen[0], replay.seen[0]
-
-
-@pytest.mark.filterwarnings("ignore:Pydantic serializer warnings")
-@pytest.mark.parametrize(("hint", "make"), CASES)
-async def test_both_get_what_the_step_has_returned(
-    url: str, hint: Any, make: Callable[[], Any]
-) -> None:
-    seen, replayed = await first_run_and_replay(url, hint, make)
-
-    assert difference(seen, make()) == ""
-    assert difference(replayed, make()) == ""
-
-
 async def test_what_nobody_has_set_in_a_model_stays_unset(url: str) -> None:
-    seen, replayed = await first_run_and_replay(url, Customer, customer)
+    await leave(first := Code(see_twice, Version(Customer, customer), url, waits=True))
+    await finish(replay := Code(see_twice, Version(Customer, customer), url))
 
-    for value in (seen, replayed):
+    for value in (*first.seen, *replay.seen):
         assert value.model_dump(exclude_unset=True) == {"name": "Ada", "nick": "A"}
         assert (value._seen, value.model_extra) == (4, {"nick": "A"})
 
@@ -370,34 +437,3 @@ async def test_what_a_workflow_does_to_its_input_is_done_to_its_own(url: str) ->
     await finish(replay := Code(change_argument, Version(None, lambda: None), url))
 
     assert (first.seen, replay.seen) == ([[1]], [[1], [1, 2]])
-
-
-def argument(code: Code) -> Defined:
-    """Define a workflow whose child sees its argument."""
-
-    async def work(value: Any) -> None:
-        await code.hold()
-        code.seen.append(value)
-
-    hint = code.version.hint
-    return code.workflow("work", work, value=Any if hint is ... else hint), lambda: (
-        code.version.make(),
-    )
-
-
-@pytest.mark.filterwarnings("ignore:Pydantic serializer warnings")
-@pytest.mark.parametrize(("hint", "make"), CASES)
-async def test_a_workflow_sees_its_input_as_it_was_given(
-    url: str, hint: Any, make: Callable[[], Any]
-) -> None:
-    code = Code(argument, Version(hint, make), url)
-    register_all(code)
-    await finish_first(code)
-
-    assert difference(code.seen, [make()]) == ""
-
-
-async def finish_first(code: Code) -> None:
-    """Run the workflow from its start to its end."""
-    async with code.durable as durable:
-        await durable.options(workflow_id="w").run_workflow(code.work, *code.arguments())
