@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
+from collections import deque
 from collections.abc import Callable, Iterable
 from typing import Any, Protocol
 
@@ -136,7 +137,7 @@ class JsonCodec:
         except (EncodeError, MemoryError):
             raise
         except UnrecordableError as error:
-            path = self._path_to_unrecordable(value) or "the value itself"
+            path = self._path_to(error, value) or "the value itself"
             raise EncodeError(unrecordable_message(error, path)) from None
         except (_TooDeepError, RecursionError):
             msg = f"the value is nested too deeply (over {MAX_LEVELS} levels), or contains itself"
@@ -174,16 +175,31 @@ class JsonCodec:
         except (UnrecordableError, _TooDeepError, RecursionError):
             return None
 
-    def _path_to_unrecordable(self, value: object, levels: int = MAX_PATH_LEVELS) -> str:
-        """Return where in *value* the first unencodable member sits, for the message."""
-        for key, member in _members(value) if levels else ():
+    def _path_to(
+        self, error: UnrecordableError, value: object, levels: int = MAX_PATH_LEVELS
+    ) -> str:
+        """Return where in *value* the member is that an error is about, for its message."""
+        for key, member in self._members(value) if levels else ():
             try:
                 self._pack(member, MAX_LEVELS)
-            except UnrecordableError:
-                return f"[{key!r}]{self._path_to_unrecordable(member, levels - 1)}"
+            except UnrecordableError as found:
+                if found.args == error.args:
+                    return f"[{key!r}]{self._path_to(error, member, levels - 1)}"
             except Exception:
                 break
         return ""
+
+    def _members(self, value: object) -> list[tuple[object, object]]:
+        if isinstance(value, dict):
+            return list(value.items())
+        if isinstance(value, (list, tuple, set, frozenset, deque)):
+            return list(enumerate(value))
+        if self.types.name_of(type(value)) is None:
+            return []
+        if dataclasses.is_dataclass(value):
+            names = [field.name for field in dataclasses.fields(value)]
+            return [(name, getattr(value, name)) for name in names if hasattr(value, name)]
+        return list(getattr(value, "__dict__", {}).items())
 
     def _unpack(self, packed: Any) -> Any:
         kind = type(packed)
@@ -233,14 +249,3 @@ def _has_split_character(packed: Any) -> bool:
             map(_has_split_character, packed.values())
         )
     return False
-
-
-def _members(value: object) -> list[tuple[object, object]]:
-    if isinstance(value, dict):
-        return list(value.items())
-    if isinstance(value, (list, tuple, set, frozenset)):
-        return list(enumerate(value))
-    if dataclasses.is_dataclass(value):
-        names = [field.name for field in dataclasses.fields(value)]
-        return [(name, getattr(value, name)) for name in names if hasattr(value, name)]
-    return list(getattr(value, "__dict__", {}).items())

@@ -49,11 +49,9 @@ class TypeRegistry:
         given = self._given.get(name)
         if given is not None:
             return given
-        classes = self._classes.get(name)
-        if classes is None:
-            return None
-        if len(classes) == 1:
-            return next(iter(classes))
+        classes = self._holders(name)
+        if len(classes) < 2:
+            return classes[0] if classes else None
         current = _class_at(name)
         if current in classes:
             return current
@@ -77,7 +75,7 @@ class TypeRegistry:
             raise UnrecordableError(
                 cls, f": {name!r} leads to another class now, {_describe(others[0])}{_REMEDY}"
             )
-        classes = self._classes[name]
+        classes = self._holders(name)
         if len(classes) > 1 and _class_at(name) is not cls:
             raise UnrecordableError(
                 cls, f": several classes have this name, {_describe_all(classes)}{_REMEDY}"
@@ -110,10 +108,19 @@ class TypeRegistry:
         if name is not None:
             self._names[cls] = name
 
+    def _holders(self, name: str) -> list[type]:
+        """Return the classes that live at a place; without those that are recorded otherwise.
+
+        Where there are only such, they were recorded so before they were given their names.
+        """
+        classes = list(self._classes.get(name, ()))
+        return [cls for cls in classes if self._names[cls] == name] or classes
+
     def _add(self, cls: type) -> None:
         name = _own_name(cls)
-        self._classes.setdefault(name, {})[cls] = None
+        # Invariant: what is found by its place has a name; other threads may look now.
         self._names[cls] = name
+        self._classes.setdefault(name, {})[cls] = None
         for hint in resolved_hints(cls):
             self.register(hint)
 
