@@ -91,7 +91,7 @@ def _dataclass_content(value: Any, cls: Any) -> dict[str, Any]:
 
 
 def _rebuild_enum(cls: Any, name: Any) -> Any:
-    member = cls._member_map_.get(name)
+    member = cls._member_map_.get(_checked(name, str, cls))
     if member is None:
         msg = f"{_path_of(cls)} has no member {name!r} any more"
         raise DecodeError(msg)
@@ -99,7 +99,7 @@ def _rebuild_enum(cls: Any, name: Any) -> Any:
 
 
 def _rebuild_flag(cls: Any, number: Any) -> Any:
-    member = _flag_of(cls, number) if type(number) is int else None
+    member = _flag_of(cls, _checked(number, int, cls))
     if member is None:
         msg = f"{_path_of(cls)} has no members for the value {number!r}"
         raise DecodeError(msg)
@@ -120,16 +120,13 @@ def _flag_of(cls: Any, number: int) -> Any:
 
 
 def _rebuild_url(cls: Any, text: Any) -> Any:
-    if type(text) is not str:
-        msg = f"{_path_of(cls)} was recorded as a {type(text).__name__}"
-        raise DecodeError(msg)
     # pydantic's own class, and of an application's nothing.
-    return cls(text)
+    return cls(_checked(text, str, cls))
 
 
 def _rebuild_named_tuple(cls: Any, items: Any) -> Any:
     fields, defaults = cls._fields, getattr(cls, "_field_defaults", {})
-    if type(items) is not list or len(items) > len(fields):
+    if len(_checked(items, list, cls)) > len(fields):
         # Which one is gone cannot be told: their names are not recorded.
         msg = f"more members of {_path_of(cls)} are recorded than its {len(fields)} fields"
         raise DecodeError(msg)
@@ -143,10 +140,10 @@ def _rebuild_named_tuple(cls: Any, items: Any) -> Any:
 
 def _rebuild_dataclass(cls: Any, members: Any) -> Any:
     fields = fields_of(cls)
-    if fields.obstacle is not None or type(members) is not dict:
-        reason = fields.obstacle or ": its fields are missing"
-        msg = f"{_path_of(cls)} cannot be rebuilt{reason}"
+    if fields.obstacle is not None:
+        msg = f"{_path_of(cls)} cannot be rebuilt{fields.obstacle}"
         raise DecodeError(msg)
+    members = _checked(members, dict, cls)
     value = object.__new__(cls)
     for name in fields.names:
         if name in members:
@@ -159,6 +156,14 @@ def _rebuild_dataclass(cls: Any, members: Any) -> Any:
         # Past __init__, and past the guard of a frozen dataclass.
         object.__setattr__(value, name, member)
     return value
+
+
+def _checked(content: Any, kind: type, cls: type) -> Any:
+    if type(content) is not kind:
+        # It is not shown: that may run an object's own code.
+        msg = f"{_path_of(cls)} cannot be rebuilt from a {type(content).__name__}"
+        raise DecodeError(msg)
+    return content
 
 
 def _path_of(cls: type) -> str:
