@@ -25,6 +25,7 @@ from asgi_durable.codec.zones import pack_zone, put_zone, zone_name, zone_named
 __all__ = ["PACKERS", "PLAIN", "UNPACKERS", "Pack", "Unpack"]
 
 PLAIN = frozenset({str, bool, type(None)})
+_TEXT = frozenset({str})
 _INT64 = 1 << 63
 _FACTORIES = {cls.__name__: cls for cls in (bool, bytes, dict, float, int, list, set, str, tuple)}
 
@@ -37,7 +38,7 @@ _Unpacker = Callable[[Unpack, dict[str, Any]], Any]
 
 def _pack_dict(pack: Pack, value: dict[Any, Any], levels: int) -> Any:
     """Return a dictionary as one of JSON's, as pairs if it has other keys than text."""
-    if all(type(key) is str for key in value) and "$" not in value:
+    if _TEXT.issuperset(map(type, value)) and "$" not in value:
         return {
             key: item if type(item) in PLAIN else pack(item, levels) for key, item in value.items()
         }

@@ -71,7 +71,7 @@ def _named_tuple_content(value: Any, cls: Any) -> list[Any]:
     items = list(tuple.__iter__(value))
     if len(items) != len(cls._fields):
         raise UnrecordableError(cls, f": it has {len(items)} members, not {len(cls._fields)}")
-    refuse_lost_attributes(value, cls, ())
+    refuse_lost_attributes(value, cls, frozenset())
     return items
 
 
@@ -86,7 +86,7 @@ def _dataclass_content(value: Any, cls: Any) -> dict[str, Any]:
             content[name] = object.__getattribute__(value, name)
         except AttributeError:
             raise UnrecordableError(cls, f": its field {name!r} is not set") from None
-    refuse_lost_attributes(value, cls, fields.names)
+    refuse_lost_attributes(value, cls, fields.name_set)
     return content
 
 

@@ -18,11 +18,13 @@ class Fields:
 
     Attributes:
         names: Their names, in their order.
+        name_set: The same, in none.
         defaults: What makes the default of those that have one.
         obstacle: Why its values cannot be rebuilt, ``None`` if they can.
     """
 
     names: tuple[str, ...]
+    name_set: frozenset[str]
     defaults: Mapping[str, Callable[[], Any]]
     obstacle: str | None
 
@@ -38,7 +40,7 @@ def fields_of(cls: Any) -> Fields:
         if make is not None:
             defaults[field.name] = make
     names = tuple(field.name for field in fields)
-    return Fields(names, defaults, _obstacle_in(cls, names))
+    return Fields(names, frozenset(names), defaults, _obstacle_in(cls, names))
 
 
 def _default_of(field: dataclasses.Field[Any], of_pydantic: Any) -> Callable[[], Any] | None:

@@ -165,8 +165,15 @@ class JsonCodec:
             }
         name = self.types.recorded_name(kind)
         tag, content = content_of(value, kind)
-        # The members are one level below, not below a level of their own.
-        return {"$": tag, "t": name, "v": self._pack(content, levels + 1)}
+        if type(content) is dict:
+            # The members are one level below, not below a level of their own.
+            packed: Any = {
+                key: item if type(item) in PLAIN else self._pack(item, levels)
+                for key, item in content.items()
+            }
+        else:
+            packed = self._pack(content, levels + 1)
+        return {"$": tag, "t": name, "v": packed}
 
     def _pack_or_none(self, value: object, levels: int) -> Any:
         """Pack what can be packed; exceptions carry locks, sockets and requests."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Collection
+from collections.abc import Set as AbstractSet
 from types import FunctionType, MemberDescriptorType
 from typing import Any
 
@@ -15,7 +15,7 @@ __all__ = ["refuse_lost_attributes"]
 _METHODS = (FunctionType, classmethod, staticmethod)
 
 
-def refuse_lost_attributes(value: Any, cls: type, fields: Collection[str]) -> None:
+def refuse_lost_attributes(value: Any, cls: type, fields: AbstractSet[str]) -> None:
     """Refuse a value with attributes that are no fields.
 
     What a ``cached_property`` keeps is none of them: it is computed again when it is asked for.
@@ -23,15 +23,19 @@ def refuse_lost_attributes(value: Any, cls: type, fields: Collection[str]) -> No
     Raises:
         UnrecordableError: It has one.
     """
-    state = getattr(value, "__dict__", None) or ()
-    for name in state:
-        if name in fields or _is_computed(cls, name):
-            continue
-        if name == "_sa_instance_state":
-            raise UnrecordableError(cls, ORM_ADVICE)
-        _refuse(cls, name)
+    state = getattr(value, "__dict__", None)
+    if state and not state.keys() <= fields:
+        _refuse_lost(cls, state.keys() - fields)
     for name, member in _slots_of(cls):
         if name not in fields and _is_set(member, value):
+            _refuse(cls, name)
+
+
+def _refuse_lost(cls: type, names: AbstractSet[str]) -> None:
+    if "_sa_instance_state" in names:
+        raise UnrecordableError(cls, ORM_ADVICE)
+    for name in sorted(names):
+        if not _is_computed(cls, name):
             _refuse(cls, name)
 
 

@@ -6,6 +6,7 @@ were set, extra values and private attributes are in it.
 
 from __future__ import annotations
 
+import functools
 import sys
 from typing import Any
 
@@ -15,6 +16,7 @@ from asgi_durable.errors import DecodeError
 
 __all__ = ["model_content", "rebuild_model"]
 
+_TEXT = frozenset({str})
 MEMBERS, EXTRA = "__dict__", "__pydantic_extra__"
 FIELDS_SET, PRIVATE = "__pydantic_fields_set__", "__pydantic_private__"
 
@@ -25,17 +27,12 @@ def model_content(value: Any, cls: Any) -> dict[str, Any]:
     Raises:
         UnrecordableError: It lacks a field, or has an attribute that is none.
     """
-    for name in cls.model_fields:
-        if name not in value.__dict__:
-            raise UnrecordableError(cls, f": its field {name!r} is not set")
-    refuse_lost_attributes(value, cls, cls.model_fields)
-    # Not one of the application's, which the other side would have to know.
-    base: Any = next(
-        base
-        for base in cls.__mro__
-        if base.__module__.startswith("pydantic.") and "__getstate__" in vars(base)
-    )
-    content: dict[str, Any] = base.__getstate__(value)
+    fields = cls.model_fields
+    if not fields.keys() <= value.__dict__.keys():
+        name = next(name for name in fields if name not in value.__dict__)
+        raise UnrecordableError(cls, f": its field {name!r} is not set")
+    refuse_lost_attributes(value, cls, fields.keys())
+    content: dict[str, Any] = _base_of(cls).__getstate__(value)
     return content
 
 
@@ -48,18 +45,13 @@ def rebuild_model(cls: Any, content: Any) -> Any:
     recorded = _part(cls, content, MEMBERS)
     extra = _part(cls, content, EXTRA)
     fields = cls.model_fields
-    members = {name: member for name, member in recorded.items() if name in fields}
-    if len(members) < len(fields):
-        for name in fields:
-            if name not in members:
-                members[name] = extra[name] if name in extra else _default(cls, name, members)
-        members = {name: members[name] for name in fields}
+    members = recorded
+    if recorded.keys() != fields.keys():
+        members = _members_of_today(cls, recorded, extra)
     extra = {name: member for name, member in extra.items() if name not in fields}
-    set_names = content.get(FIELDS_SET)
     model = object.__new__(cls)
     object.__setattr__(model, MEMBERS, members)
-    names = {name for name in set_names or () if name in fields or name in extra}
-    object.__setattr__(model, FIELDS_SET, names)
+    object.__setattr__(model, FIELDS_SET, _set_names(content) & (fields.keys() | extra.keys()))
     if not getattr(cls, "__pydantic_root_model__", False):
         has_extra = content.get(EXTRA) is not None or cls.model_config.get("extra") == "allow"
         object.__setattr__(model, EXTRA, extra if has_extra else None)
@@ -67,11 +59,36 @@ def rebuild_model(cls: Any, content: Any) -> Any:
     return model
 
 
+@functools.lru_cache(maxsize=4096)
+def _base_of(cls: Any) -> Any:
+    """Return pydantic's own base, whose pickling no application has changed."""
+    return next(
+        base
+        for base in cls.__mro__
+        if base.__module__.startswith("pydantic.") and "__getstate__" in vars(base)
+    )
+
+
+def _members_of_today(cls: Any, recorded: dict[str, Any], extra: dict[str, Any]) -> dict[str, Any]:
+    fields = cls.model_fields
+    members = {name: member for name, member in recorded.items() if name in fields}
+    for name in fields:
+        if name not in members:
+            members[name] = extra[name] if name in extra else _default(cls, name, members)
+    return {name: members[name] for name in fields}
+
+
+def _set_names(content: dict[str, Any]) -> set[Any]:
+    names = content.get(FIELDS_SET)
+    # Of text alone: to compare an object would run its own code.
+    return names if type(names) is set and _TEXT.issuperset(map(type, names)) else set()
+
+
 def _part(cls: Any, content: Any, name: str) -> dict[str, Any]:
     part = content.get(name) if type(content) is dict else content
     if part is None and name != MEMBERS:
         return {}
-    if type(part) is not dict or not all(type(key) is str for key in part):
+    if type(part) is not dict or not _TEXT.issuperset(map(type, part)):
         msg = f"the recorded state of {cls.__module__}.{cls.__qualname__} is damaged"
         raise DecodeError(msg)
     return part

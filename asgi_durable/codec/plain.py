@@ -9,19 +9,18 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from typing import Any, Final
+from typing import Any
 
 import msgspec
 
-__all__ = ["NOT_PLAIN", "copy_plain", "json_text", "read_json", "write_plain"]
+__all__ = ["is_plain", "json_text", "read_json", "write_plain"]
 
 # Deeper values take the other way, which says what is wrong with them.
 MAX_LEVELS = 16
-_INT64 = 1 << 63
+_LOWEST_INT, _HIGHEST_INT = -(1 << 63), (1 << 63) - 1
 # Between them msgspec writes the digits that `repr` writes, without an exponent.
 _LOWEST_FLOAT, _HIGHEST_FLOAT = 1e-4, 1e16
 _SCALARS = frozenset({str, bool, type(None)})
-NOT_PLAIN: Final = object()
 
 _write = msgspec.json.Encoder().encode
 _read_fast = msgspec.json.Decoder().decode
@@ -64,8 +63,8 @@ def read_json(data: bytes) -> Any:
     return _read_slowly(data.decode("utf-8"))
 
 
-def copy_plain(value: Any, levels: int = MAX_LEVELS) -> Any:
-    """Return a copy of a value that JSON has itself, ``NOT_PLAIN`` for any other value.
+def is_plain(value: Any, levels: int = MAX_LEVELS) -> bool:
+    """Tell whether JSON itself has a value, and msgspec writes it as the tagged form does.
 
     Args:
         value: Any value.
@@ -73,60 +72,45 @@ def copy_plain(value: Any, levels: int = MAX_LEVELS) -> Any:
     """
     kind = type(value)
     if kind is dict:
-        return _copy_dict(value, levels - 1) if levels else NOT_PLAIN
+        return levels > 0 and _is_plain_dict(value, levels - 1)
     if kind is list:
-        return _copy_list(value, levels - 1) if levels else NOT_PLAIN
-    return value if _is_scalar(value, kind) else NOT_PLAIN
+        return levels > 0 and _is_plain_list(value, levels - 1)
+    if kind is int:
+        return bool(_LOWEST_INT <= value <= _HIGHEST_INT)
+    if kind is float:
+        return bool(_LOWEST_FLOAT <= abs(value) < _HIGHEST_FLOAT or value == 0)
+    return kind in _SCALARS
 
 
 def write_plain(value: object) -> bytes | None:
     """Return a plain value as the bytes that the tagged form has always had for it.
 
-    ``None`` if these are not what msgspec writes: the tagged form escapes all but printable
-    ASCII characters.
+    ``None`` if the value is not plain, or its text is none that UTF-8 can hold.
     """
-    if copy_plain(value) is NOT_PLAIN:
+    if not is_plain(value):
         return None
     try:
         data = _write(value)
     except UnicodeEncodeError:
         return None
-    return data if data.isascii() and 0x7F not in data else None
+    # The tagged form escapes all but printable ASCII characters.
+    return data if data.isascii() and 0x7F not in data else json_text(value).encode("ascii")
 
 
-def _copy_dict(value: dict[Any, Any], levels: int) -> Any:
+def _is_plain_dict(value: dict[Any, Any], levels: int) -> bool:
     if "$" in value:
-        return NOT_PLAIN
-    copy = value.copy()
+        return False
     for key, item in value.items():
         kind = type(item)
         if type(key) is not str:
-            return NOT_PLAIN
-        if kind in _SCALARS or (kind is int and -_INT64 <= item < _INT64):
+            return False
+        # What most values are made of takes no call.
+        if kind in _SCALARS or (kind is int and _LOWEST_INT <= item <= _HIGHEST_INT):
             continue
-        member = copy_plain(item, levels)
-        if member is NOT_PLAIN:
-            return NOT_PLAIN
-        copy[key] = member
-    return copy
+        if not is_plain(item, levels):
+            return False
+    return True
 
 
-def _copy_list(value: list[Any], levels: int) -> Any:
-    copy = value.copy()
-    for index, item in enumerate(value):
-        kind = type(item)
-        if kind in _SCALARS or (kind is int and -_INT64 <= item < _INT64):
-            continue
-        member = copy_plain(item, levels)
-        if member is NOT_PLAIN:
-            return NOT_PLAIN
-        copy[index] = member
-    return copy
-
-
-def _is_scalar(value: Any, kind: type) -> bool:
-    if kind in _SCALARS:
-        return True
-    if kind is int:
-        return bool(-_INT64 <= value < _INT64)
-    return kind is float and bool(value == 0 or _LOWEST_FLOAT <= abs(value) < _HIGHEST_FLOAT)
+def _is_plain_list(value: list[Any], levels: int) -> bool:
+    return all(type(item) is str or is_plain(item, levels) for item in value)

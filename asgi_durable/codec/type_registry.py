@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import sys
 import typing
 from collections.abc import Iterable
@@ -49,9 +50,14 @@ class TypeRegistry:
         given = self._given.get(name)
         if given is not None:
             return given
+        places = self._classes.get(name)
+        if places is None:
+            return None
+        if len(places) == 1:
+            return next(iter(places))
         classes = self._holders(name)
-        if len(classes) < 2:
-            return classes[0] if classes else None
+        if len(classes) == 1:
+            return classes[0]
         current = _class_at(name)
         if current in classes:
             return current
@@ -68,7 +74,7 @@ class TypeRegistry:
         if name is None:
             raise UnrecordableError(cls, advice_for(cls))
         given = self._given.get(name)
-        if given is cls:
+        if given is cls or (given is None and _class_at(name) is cls):
             return name
         others = [other for other in (given, _class_at(name)) if other not in (None, cls)]
         if others:
@@ -76,7 +82,7 @@ class TypeRegistry:
                 cls, f": {name!r} leads to another class now, {_describe(others[0])}{_REMEDY}"
             )
         classes = self._holders(name)
-        if len(classes) > 1 and _class_at(name) is not cls:
+        if len(classes) > 1:
             raise UnrecordableError(
                 cls, f": several classes have this name, {_describe_all(classes)}{_REMEDY}"
             )
@@ -160,12 +166,18 @@ def _path_of(cls: type) -> str:
 
 def _class_at(name: str) -> type | None:
     """Return the class that a loaded module has under this name; no attribute is computed."""
-    module_name, _, qualified_name = name.partition(":")
+    module_name, parts = _parts_of(name)
     found: Any = sys.modules.get(module_name)
-    for part in qualified_name.split("."):
+    for part in parts:
         # `None` has no `__dict__`, as many attributes.
         found = getattr(found, "__dict__", {}).get(part)
     return found if isinstance(found, type) else None
+
+
+@functools.lru_cache(maxsize=4096)
+def _parts_of(name: str) -> tuple[str, list[str]]:
+    module_name, _, qualified_name = name.partition(":")
+    return module_name, qualified_name.split(".")
 
 
 def _replaces(cls: type, former: type) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import enum
+import functools
 import inspect
 import sys
 import typing
@@ -23,6 +24,7 @@ __all__ = [
 ]
 
 
+@functools.lru_cache(maxsize=4096)
 def kind_of(cls: type) -> str | None:
     """Return which kind of recordable class one is, as the log calls it; ``None`` if it is none."""
     if is_mapped(cls):

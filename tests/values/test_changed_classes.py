@@ -218,9 +218,11 @@ FORMER_ROWS: dict[str, tuple[type, bytes, Callable[[], object]]] = {
     "flag": (Right, b'{"$":"flag","t":"thing","v":3}', lambda: Right.READ | Right.WRITE),
     "model": (
         Former,
-        b'{"$":"model","t":"thing","v":{"__dict__":{"number":3,"gone":1},'
-        b'"__pydantic_extra__":null,"__pydantic_fields_set__":{"$":"set","v":["number"]},'
-        b'"__pydantic_private__":{"_counter":1,"_gone":2}}}',
+        (
+            b'{"$":"model","t":"thing","v":{"__dict__":{"number":3,"gone":1},'
+            b'"__pydantic_extra__":null,"__pydantic_fields_set__":{"$":"set","v":["number"]},'
+            b'"__pydantic_private__":{"_counter":1,"_gone":2}}}'
+        ),
         lambda: Former(number=3),
     ),
 }

@@ -11,8 +11,8 @@ from types import ModuleType
 from typing import Any, Generic, Literal, NewType, TypedDict, TypeVar
 
 import pytest
-import sqlalchemy.orm as orm
 from pydantic import BaseModel
+from sqlalchemy import orm
 
 from asgi_durable import DecodeError, Durable, DurableUsageError, EncodeError, JsonCodec
 
@@ -317,7 +317,7 @@ class Box(Generic[T]):
         (Box[Order], Box(Order(1))),
         (dict[str, tuple[Order | None, ...]], [Order(1)]),
     ],
-    ids=lambda each: str(each),
+    ids=str,
 )
 def test_classes_are_found_in_every_kind_of_hint(hint: object, value: object) -> None:
     codec = codec_of(hint)

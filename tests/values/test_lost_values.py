@@ -12,8 +12,8 @@ from typing import Any, ClassVar, NamedTuple
 
 import pytest
 import sqlalchemy
-import sqlalchemy.orm as orm
 from pydantic import BaseModel, ConfigDict, PrivateAttr
+from sqlalchemy import orm
 
 from asgi_durable import EncodeError, JsonCodec
 
@@ -50,7 +50,7 @@ class Slotted(SlotBase):
 
 
 @dataclasses.dataclass
-class Text(str):
+class Text(list[int]):
     number: int = 0
 
 
