@@ -215,8 +215,10 @@ def test_what_is_computed_again_is_not_lost() -> None:
 
 
 def test_a_row_of_a_query_is_named_as_one() -> None:
-    with sqlalchemy.create_engine("sqlite://").connect() as connection:
+    engine = sqlalchemy.create_engine("sqlite://")
+    with engine.connect() as connection:
         row = connection.execute(sqlalchemy.text("SELECT 1")).one()
+    engine.dispose()
 
     with pytest.raises(EncodeError, match=r"Row .*return a tuple\(…\)"):
         JsonCodec().encode(row)
