@@ -18,7 +18,7 @@ PYTHONS = list(dict.fromkeys([*nox.project.python_versions(PYPROJECT), "3.14"]))
 GROUPS = {
     name: nox.project.dependency_groups(PYPROJECT, name) for name in PYPROJECT["dependency-groups"]
 }
-BENCHMARKS = ("engine", "http", "inproc", "recovery", "growth", "roundtrips")
+BENCHMARKS = ("codec", "engine", "http", "inproc", "recovery", "growth", "roundtrips")
 # Tests of other people's frameworks and servers around the library.
 SURROUNDINGS = (
     "tests/adapters",

@@ -60,7 +60,7 @@ def _differing_parameters(
     """Return the names of the parameters that two encoded inputs differ in."""
     codec = definition.registry.codec
     try:
-        wanted, existing = codec.decode(data), codec.decode(recorded)
+        wanted, existing = map(definition.values.read_arguments, (data, recorded))
         return tuple(_differing(definition, codec, wanted, existing))
     except Exception:
         # A class of a recorded value is gone, or its `__eq__` fails: nothing can be told.
@@ -74,21 +74,12 @@ def _differing(
     existing: Mapping[str, Any],
 ) -> Iterator[str]:
     # Parameters of the function as it is now: another version may have had others.
-    for name, parameter in definition.signature.parameters.items():
-        default = _empty_value(parameter)
+    for name in definition.signature.parameters:
+        default = definition.defaults.get(name, _MISSING)
         one, other = wanted.get(name, default), existing.get(name, default)
         is_known = one is not _MISSING and other is not _MISSING
         if is_known and one is not other and not _is_equal(codec, one, other):
             yield name
-
-
-def _empty_value(parameter: Any) -> object:
-    """Return what a parameter is where a call does not give it."""
-    if parameter.kind is parameter.VAR_POSITIONAL:
-        return ()
-    if parameter.kind is parameter.VAR_KEYWORD:
-        return {}
-    return _MISSING if parameter.default is parameter.empty else parameter.default
 
 
 def _is_equal(codec: Codec, one: Any, other: Any) -> bool:

@@ -9,10 +9,12 @@ import logging
 from collections.abc import Callable, Coroutine, Mapping
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol, Self, TypeVar
 
+from asgi_durable.codec.canonical import Canonical
 from asgi_durable.codec.types import function_hints
 from asgi_durable.engine.decorated_functions import owner_parameter, refuse_other_than_functions
+from asgi_durable.engine.function_values import FunctionValues
 from asgi_durable.engine.step_options import StepOptions
-from asgi_durable.errors import DecodeError, DurableUsageError, EncodeError
+from asgi_durable.errors import DecodeError, DurableUsageError
 
 if TYPE_CHECKING:
     from asgi_durable.engine.registry import Registry
@@ -27,6 +29,7 @@ AsyncFunction = Callable[..., Coroutine[Any, Any, Any]]
 
 # From this many crashes in a row without progress on, a workflow is taken over by itself.
 CRASHES_OF_A_SUSPECT = 2
+_BY_PLACE = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
 _BY_NAME = inspect.Parameter.POSITIONAL_OR_KEYWORD
 _OPTIONAL = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
 _BY_NAME_ONLY = inspect.Parameter.KEYWORD_ONLY
@@ -52,6 +55,8 @@ class Definition:
             anew for every request, and what a method belongs to.
         injected: Those among them that a framework fills.
         answering: Those among them that the request's answer is made of.
+        defaults: What parameters are where a call does not give them, by name.
+        positional: Names of the parameters that can be given by place.
     """
 
     kind: ClassVar[str] = "function"
@@ -74,7 +79,19 @@ class Definition:
         # Parameters that can all be given by name; then binding is a matter of a dictionary.
         self._all_by_name = kinds <= {_BY_NAME, _BY_NAME_ONLY}
         self._names = tuple(self.signature.parameters) if kinds <= {_BY_NAME} else ()
+        self.defaults = {
+            parameter.name: _empty_value(parameter)
+            for parameter in self.signature.parameters.values()
+            if _empty_value(parameter) is not parameter.empty
+        }
+        self.positional = tuple(
+            parameter.name
+            for parameter in self.signature.parameters.values()
+            if parameter.kind in _BY_PLACE
+        )
         self._prepared = False
+        self._hints: Mapping[str, object] = {}
+        self._values: FunctionValues | None = None
         registry.add(self)
 
     def called_in(self, thread: Thread) -> Self:
@@ -109,7 +126,7 @@ class Definition:
         if self._prepared:
             return
         self._prepared = True
-        hints = function_hints(self.decorated)  # type: ignore[arg-type]
+        hints = self._hints = function_hints(self.decorated)  # type: ignore[arg-type]
         owner = owner_parameter(self.decorated, self.signature)
         self.injected = frozenset(
             parameter.name
@@ -145,20 +162,16 @@ class Definition:
         bound = inspect.BoundArguments(self.signature, ordered)
         return self.function(*bound.args, **bound.kwargs)
 
-    def encode_result(self, value: object) -> bytes:
-        """Return the function's result as bytes.
-
-        Raises:
-            EncodeError: It cannot be recorded; the message names the function.
-        """
-        try:
-            return self.registry.codec.encode(value)
-        except EncodeError as error:
-            if inspect.iscoroutine(value):
-                # The message says that it was not awaited; Python need not.
-                value.close()
-            msg = f"the result of {self.kind} {self.name!r} cannot be recorded: {error}"
-            raise EncodeError(msg) from error.__cause__
+    @property
+    def values(self) -> FunctionValues:
+        """Reads and writes what the function takes and returns."""
+        if self._values is None:
+            self.prepare()
+            hints = {k: v for k, v in self._hints.items() if k not in self.ambient}
+            self._values = FunctionValues(
+                self.registry.values, f"{self.kind} {self.name!r}", self.signature, hints
+            )
+        return self._values
 
     def recorded_arguments(
         self, args: tuple[Any, ...], kwargs: Mapping[str, Any]
@@ -245,11 +258,22 @@ class WorkflowDefinition(Definition):
         recorded = self.arguments(args, kwargs)
         if self.ambient:
             recorded = {k: v for k, v in recorded.items() if k not in self.ambient}
-        try:
-            return self.registry.codec.encode(recorded)
-        except EncodeError as error:
-            msg = f"the input of workflow {self.name!r} cannot be recorded: {error}"
-            raise EncodeError(msg) from None
+        return self.values.write_arguments(recorded)
+
+    def is_same_input(self, one: bytes, other: bytes) -> bool:
+        """Tell whether two inputs mean the same to the function as it is now.
+
+        Raises:
+            DecodeError: One of them does not fit it.
+        """
+        if one == other:
+            return True
+        canonical = Canonical(self.registry.codec.encode, calls_factories=True)
+        forms = [
+            canonical.mapping(self.values.read_arguments(data), self.defaults)
+            for data in (one, other)
+        ]
+        return forms[0] == forms[1]
 
     def bind_input(
         self, data: bytes, args: tuple[Any, ...], kwargs: Mapping[str, Any], *, is_first: bool
@@ -262,7 +286,7 @@ class WorkflowDefinition(Definition):
             kwargs: The same, by name.
             is_first: False if the arguments may be those of another version of the function.
         """
-        arguments: dict[str, Any] = self.registry.codec.decode(data)
+        arguments = self.values.read_arguments(data)
         if not is_first:
             self._refuse_other_arguments(arguments)
         if self.ambient:
@@ -291,3 +315,12 @@ class WorkflowDefinition(Definition):
                 f"unknown {unknown}, missing {missing}"
             )
             raise DecodeError(msg)
+
+
+def _empty_value(parameter: inspect.Parameter) -> Any:
+    """Return what a parameter is where a call does not give it; ``empty`` if it has to."""
+    if parameter.kind is parameter.VAR_POSITIONAL:
+        return ()
+    if parameter.kind is parameter.VAR_KEYWORD:
+        return {}
+    return parameter.default

@@ -134,8 +134,10 @@ class Drives:
         """End a workflow that has killed its process again and again."""
         error = RecoveryAttemptsExceededError(run.workflow_id, run.workflow.crashes)
         logger.error("Workflow %s (%s): %s", run.workflow_id, run.workflow.name, error)
-        encoded = encode_error(self._services.registry.codec, error)
-        return await self._finish(run, Finished(WorkflowState.RETRIES_EXCEEDED, None, encoded))
+        encoded = encode_error(self._services.registry.values, error)
+        return await self._finish(
+            run, Finished(run.workflow.name, WorkflowState.RETRIES_EXCEEDED, None, encoded)
+        )
 
     async def _drive_body(
         self,
@@ -160,8 +162,8 @@ class Drives:
                 running = definition.call(arguments)
                 # They may be large, and the function may take long.
                 del args, kwargs, arguments
-                output = definition.encode_result(await running)
-                ending = Finished(WorkflowState.SUCCESS, output, None)
+                output, _ = definition.values.write_result(await running)
+                ending = Finished(definition.name, WorkflowState.SUCCESS, output, None)
             except asyncio.CancelledError:
                 # Neither the engine nor the event loop stops: its own code raised it. No outcome.
                 own = WorkflowInterruptedError(run.workflow_id, "its code raised CancelledError")
@@ -171,8 +173,8 @@ class Drives:
                 if outage is not None:
                     run.stop(outage, goes_on=True)
                 observed.failed(error)
-                encoded = encode_error(run.services.registry.codec, error)
-                ending = Finished(WorkflowState.ERROR, None, encoded)
+                encoded = encode_error(run.services.registry.values, error)
+                ending = Finished(definition.name, WorkflowState.ERROR, None, encoded)
                 failure = None if self.is_waited_for(run) else error
             try:
                 # Invariant: asked last. What a stopped run's code makes of it is no outcome.

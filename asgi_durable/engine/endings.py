@@ -20,8 +20,13 @@ __all__ = [
 
 @value_class()
 class Finished:
-    """A workflow's outcome, encoded."""
+    """A workflow's outcome, encoded.
 
+    Attributes:
+        name: Of the workflow's function.
+    """
+
+    name: str
     state: WorkflowState
     output: bytes | None
     error: bytes | None
@@ -74,7 +79,7 @@ class CancelledElsewhereError(OwnedElsewhereError):
 
 def finished(workflow: WorkflowRecord) -> Finished:
     """Return the outcome of a workflow that has one."""
-    return Finished(workflow.state, workflow.output, workflow.error)
+    return Finished(workflow.name, workflow.state, workflow.output, workflow.error)
 
 
 def refuse_cancelled(ending: Finished, workflow_id: str) -> None:

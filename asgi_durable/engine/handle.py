@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import datetime
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any, Generic, Protocol, TypeVar
 
-from asgi_durable.codec.json_codec import Codec
+from asgi_durable.codec.values import Values
+from asgi_durable.engine.registry import Registry
 from asgi_durable.errors import DecodeError, RemoteError, WorkflowCancelledError
 from asgi_durable.storage.records import WorkflowRecord, WorkflowState
 
@@ -93,19 +94,26 @@ class WorkflowHandle(Generic[ResultT_co]):
         return self._source.cancel_workflow(self.workflow_id)
 
 
-def workflow_status(record: WorkflowRecord, codec: Codec, *, is_asleep: bool) -> WorkflowStatus:
+def workflow_status(
+    record: WorkflowRecord, registry: Registry, *, is_asleep: bool
+) -> WorkflowStatus:
     """Return a row as people see it. What cannot be decoded here never breaks it."""
-    error = _decoded(codec, record.error)
+    values, definition = registry.values, registry.find_workflow(record.name)
+    error = _decoded(values, record.error, values.read)
     if error is not None and not isinstance(error, BaseException):
         error = RemoteError("unknown:Unknown", repr(error))
     if record.state is WorkflowState.CANCELLED:
         error = WorkflowCancelledError(record.workflow_id)
+    read_input: Callable[[bytes], Any] = values.read
+    read_output: Callable[[bytes], Any] = values.read
+    if definition is not None:
+        read_input, read_output = definition.values.read_arguments, definition.values.read_result
     return WorkflowStatus(
         workflow_id=record.workflow_id,
         name=record.name,
         status=WorkflowState.SUSPENDED if is_asleep else record.state,
-        input=None if record.is_request else _decoded(codec, record.input),
-        output=_decoded(codec, record.output),
+        input=None if record.is_request else _decoded(values, record.input, read_input),
+        output=_decoded(values, record.output, read_output),
         error=error,
         attempts=record.attempts,
         request_id=record.request_id,
@@ -115,14 +123,14 @@ def workflow_status(record: WorkflowRecord, codec: Codec, *, is_asleep: bool) ->
     )
 
 
-def _decoded(codec: Codec, data: bytes | None) -> Any:
+def _decoded(values: Values, data: bytes | None, read: Callable[[bytes], Any]) -> Any:
     if data is None:
         return None
     try:
-        return codec.decode(data)
+        return read(data)
     except DecodeError:
         # Readable at least: the default codec writes JSON.
-        return data.decode("utf-8", "replace")
+        return values.text(data)
 
 
 def _time(microseconds: int) -> datetime.datetime:

@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from importlib.metadata import PackageNotFoundError, version
 from itertools import islice
 
+from asgi_durable.errors import DurableError
 from asgi_durable.storage.protocol import Lifecycle
 from asgi_durable.storage.records import WorkflowRecord
 from asgi_durable.storage.transaction_port import ApplicationDatabase
@@ -14,6 +15,8 @@ __all__ = ["database_text", "error_text", "library_version", "workflows_text"]
 
 MAX_NAMED_WORKFLOWS = 10
 MAX_ERROR_CHARACTERS = 300
+# The library's own errors end with what to do.
+MAX_OWN_ERROR_CHARACTERS = 800
 
 
 def workflows_text(workflows: Iterable[WorkflowRecord]) -> str:
@@ -32,8 +35,9 @@ def error_text(error: BaseException) -> str:
     except Exception:  # __str__ is the application's code
         message = ""
     text = f"{type(error).__name__}: {message}" if message else type(error).__name__
-    is_long = len(text) > MAX_ERROR_CHARACTERS
-    return f"{text[:MAX_ERROR_CHARACTERS]}…" if is_long else text
+    is_own = isinstance(error, DurableError)
+    limit = MAX_OWN_ERROR_CHARACTERS if is_own else MAX_ERROR_CHARACTERS
+    return f"{text[:limit]}…" if len(text) > limit else text
 
 
 def database_text(storage: Lifecycle, application: ApplicationDatabase | None) -> str:

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from asgi_durable.engine.registry import DIGEST_BYTES
+from asgi_durable.codec.digests import ArgumentDigest
 from asgi_durable.engine.replay import recorded_step
 from asgi_durable.engine.result_order import forget_result
 from asgi_durable.errors import WorkflowInterruptedError
@@ -66,10 +65,10 @@ class Outbox:
         run.refuse_if_stopped()
         if self._is_closed:
             raise WorkflowInterruptedError(run.workflow_id, "its end is being committed")
-        name, digest = start_of(workflow)
+        name, digest = start_of(run, workflow)
         if recorded_step(run, number, name, digest) is None:
-            output = run.services.registry.codec.encode(workflow.workflow_id)
-            step = run.step_record(number, name, digest, output=output, error=None)
+            output = run.services.registry.values.write(workflow.workflow_id)[0]
+            step = run.step_record(number, name, digest.value, output=output, error=None)
             self._unrecorded.append(step)
         else:
             # It is over with its call, whatever else is under way.
@@ -105,7 +104,7 @@ class Outbox:
         return starts
 
 
-def start_of(workflow: WorkflowRecord) -> tuple[str, bytes]:
+def start_of(run: Run, workflow: WorkflowRecord) -> tuple[str, ArgumentDigest]:
     """Return what the place of a start is called in the log, and the digest of its input."""
-    digest = hashlib.blake2b(workflow.input or b"", digest_size=DIGEST_BYTES).digest()
+    digest = run.services.registry.digest_of_input(workflow)
     return f"durable.background {workflow.name}", digest

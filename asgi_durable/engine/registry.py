@@ -2,30 +2,34 @@
 
 from __future__ import annotations
 
-import hashlib
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 from weakref import WeakKeyDictionary
 
+from asgi_durable.codec.canonical import Canonical
+from asgi_durable.codec.digests import ArgumentDigest, digest_of, digests_of
 from asgi_durable.codec.json_codec import Codec
+from asgi_durable.codec.sealing import Sealer
+from asgi_durable.codec.values import Values
 from asgi_durable.engine.body_threads import BodyThreads
 from asgi_durable.engine.definitions import Definition, WorkflowDefinition
 from asgi_durable.engine.request_servers import RequestServers
-from asgi_durable.errors import DurableUsageError, EncodeError
+from asgi_durable.engine.values import read_error
+from asgi_durable.errors import DecodeError, DurableUsageError, EncodeError
+from asgi_durable.storage.records import WorkflowRecord
 
-__all__ = ["DIGEST_BYTES", "AmbientParameter", "Registry"]
+__all__ = ["AmbientParameter", "Registry"]
 
 # Tells whether a parameter, with its resolved type hint, is ambient: never recorded.
 AmbientParameter = Callable[[inspect.Parameter, object], bool]
-
-DIGEST_BYTES = 16
 
 
 class Registry:
     """All that one ``Durable`` knows of the application's functions and types.
 
     Attributes:
+        values: Writes and reads what the log holds.
         threads: Where functions that are not async run, unless a thread waits for them.
         request_servers: The apps of this process.
         checks: Called before each start; what one of them raises is why there is none.
@@ -33,6 +37,8 @@ class Registry:
 
     def __init__(self, codec: Codec) -> None:
         self.codec = codec
+        self.sealer = Sealer()
+        self.values = Values(codec, self.sealer)
         self.threads = BodyThreads()
         self.request_servers = RequestServers()
         self.checks: list[Callable[[], None]] = []
@@ -41,6 +47,7 @@ class Registry:
         self._ambient_rules: list[AmbientParameter] = []
         self._bare: WeakKeyDictionary[Callable[..., Any], str] = WeakKeyDictionary()
         self._answering_rules: list[AmbientParameter] = []
+        self._canonical = Canonical(codec.encode)
 
     def add_workflow(self, definition: WorkflowDefinition) -> None:
         """Make a workflow known under its name.
@@ -61,6 +68,33 @@ class Registry:
         """Return the workflow of this name, ready to run."""
         self.prepare()
         return self._workflows.get(name)
+
+    def workflow(self, name: str) -> WorkflowDefinition:
+        """Return the workflow of this name, of which it is known that there is one."""
+        return self._workflows[name]
+
+    def outcome(self, name: str, output: bytes | None, error: bytes | None) -> Any:
+        """Return a workflow's result, or raise its error.
+
+        Args:
+            name: The workflow's; where this process has none of the name, what needs no
+                annotations can be read all the same.
+            output: Its result, encoded.
+            error: Its error, encoded.
+
+        Raises:
+            DecodeError: It cannot be read in this process.
+        """
+        definition = self.find_workflow(name)
+        if error is not None:
+            raise read_error(self.values, f"workflow {name!r}", error)
+        if definition is not None:
+            return definition.values.read_result(output)
+        try:
+            return self.values.read(output or b"null")
+        except DecodeError as damage:
+            msg = f"the result of workflow {name!r} cannot be read without the function ({damage})"
+            raise DecodeError(msg) from damage
 
     def workflow_names(self) -> tuple[frozenset[str], frozenset[str]]:
         """Return all names, and those that need their request; callable on any thread."""
@@ -114,22 +148,61 @@ class Registry:
 
     def digest(
         self, definition: Definition, args: tuple[Any, ...], kwargs: Mapping[str, Any]
-    ) -> bytes:
-        """Return a digest of a step's arguments, 16 bytes, equal for equal arguments.
+    ) -> ArgumentDigest:
+        """Return a digest of a step's arguments, equal for those that mean the same.
 
         What cannot be recorded, a client or a connection say, counts by its class.
         """
-        values = definition.recorded_arguments(args, kwargs)
+        if definition.ambient:
+            args, kwargs = definition.recorded_arguments(args, kwargs)
+        about = definition.defaults, definition.positional
+        keys = self.sealer.digest_keys()
+
+        def others() -> Iterator[bytes]:
+            same = [
+                Canonical(self.codec.encode, calls_factories).arguments(args, kwargs, *about)
+                for calls_factories in (False, True)
+            ]
+            yield from digests_of([*same, self._former_arguments(args, kwargs)], (b"", *keys))
+
+        data = self._canonical.arguments(args, kwargs, *about)
+        return ArgumentDigest(digest_of(data, *keys[:1]), others)
+
+    def digest_of_input(self, workflow: WorkflowRecord) -> ArgumentDigest:
+        """Return a digest of the arguments that a workflow of ours is started with."""
+        definition = self.workflow(workflow.name)
+        arguments = definition.values.read_arguments(workflow.input or b"{}")
+        keys = self.sealer.digest_keys()
+
+        def others() -> Iterator[bytes]:
+            same = [
+                Canonical(self.codec.encode, calls_factories).mapping(
+                    arguments, definition.defaults
+                )
+                for calls_factories in (False, True)
+            ]
+            yield from digests_of([*same, self._former(arguments)], (b"", *keys))
+
+        same = self._canonical.mapping(arguments, definition.defaults)
+        return ArgumentDigest(digest_of(same, *keys[:1]), others)
+
+    def _former_arguments(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> bytes:
+        """Return the arguments as versions before have digested them."""
         try:
-            data = self.codec.encode(list(values[0]) if not values[1] else values)
+            return self.codec.encode(list(args) if not kwargs else (args, kwargs))
         except EncodeError:
-            data = self.codec.encode(
+            return self._former(
                 (
-                    tuple(map(self._digestible, values[0])),
-                    {k: self._digestible(v) for k, v in values[1].items()},
+                    tuple(map(self._digestible, args)),
+                    {k: self._digestible(v) for k, v in kwargs.items()},
                 )
             )
-        return hashlib.blake2b(data, digest_size=DIGEST_BYTES).digest()
+
+    def _former(self, value: object) -> bytes:
+        try:
+            return self.codec.encode(value)
+        except EncodeError:
+            return b""
 
     def _digestible(self, value: object) -> object:
         try:

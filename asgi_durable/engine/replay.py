@@ -5,14 +5,15 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING, Any
 
+from asgi_durable.codec.digests import ArgumentDigest
 from asgi_durable.engine.endings import Interrupted
 from asgi_durable.engine.result_order import in_turn
 from asgi_durable.engine.values import decode_recorded, encode_error
-from asgi_durable.errors import NonDeterministicWorkflowError, StepInterruptedError
+from asgi_durable.errors import DecodeError, NonDeterministicWorkflowError, StepInterruptedError
 from asgi_durable.storage.records import NO_OUTPUT, StepRecord, WorkflowRecord
 
 if TYPE_CHECKING:
-    from asgi_durable.engine.definitions import Definition
+    from asgi_durable.engine.definitions import Definition, WorkflowDefinition
     from asgi_durable.engine.run import Run
 
 __all__ = [
@@ -34,7 +35,7 @@ Entry = StepRecord | WorkflowRecord
 NOTHING = "nothing, as the workflow has ended"
 
 
-def recorded_step(run: Run, number: int, name: str, digest: bytes) -> StepRecord | None:
+def recorded_step(run: Run, number: int, name: str, digest: ArgumentDigest) -> StepRecord | None:
     """Return what is recorded at a place of a run's log, ``None`` for nothing.
 
     Raises:
@@ -49,14 +50,14 @@ def recorded_step(run: Run, number: int, name: str, digest: bytes) -> StepRecord
     return step
 
 
-def refuse_other_step(run: Run, step: StepRecord, name: str, digest: bytes) -> None:
+def refuse_other_step(run: Run, step: StepRecord, name: str, digest: ArgumentDigest) -> None:
     """Raise ``NonDeterministicWorkflowError`` if a record is another call's."""
     number = step.step_number
     if step.name != name:
         raise diverged(run, number, f"step {step.name!r}", f"step {name!r}")
-    if step.digest != digest:
+    if not digest.fits(step.digest):
         recorded = f"step {name!r} with other arguments (digest {step.digest.hex()})"
-        raise diverged(run, number, recorded, f"step {name!r} (digest {digest.hex()})")
+        raise diverged(run, number, recorded, f"step {name!r} (digest {digest.value.hex()})")
 
 
 def refuse_other_child(run: Run, number: int, name: str, workflow_id: str) -> None:
@@ -69,18 +70,22 @@ def refuse_other_child(run: Run, number: int, name: str, workflow_id: str) -> No
         raise diverged(run, number, recorded, called)
 
 
-def recorded_child(run: Run, number: int, name: str, data: bytes) -> WorkflowRecord | None:
+def recorded_child(
+    run: Run, number: int, definition: WorkflowDefinition, data: bytes
+) -> WorkflowRecord | None:
     """Return the child that was called at a place of a run's log, ``None`` for nothing.
 
     Raises:
         NonDeterministicWorkflowError: Something else is recorded there.
+        RunStopped: What is recorded there cannot be read.
     """
+    name = definition.name
     child = run.children.get(number)
     if child is None:
         _refuse_other(run, number, run.steps.get(number), f"workflow {name!r}")
         _refuse_new(run, number, f"workflow {name!r}")
         return None
-    if (child.name, child.input) != (name, data):
+    if child.name != name or not _is_same_input(run, definition, child, data):
         what = " with other arguments" if child.name == name else ""
         raise diverged(run, number, f"workflow {child.name!r}{what}", f"workflow {name!r}")
     return child
@@ -96,7 +101,7 @@ def unused_log(run: Run) -> Interrupted | None:
     return run.stopped
 
 
-async def replayed(run: Run, step: StepRecord) -> Any:
+async def replayed(run: Run, definition: Definition, step: StepRecord) -> Any:
     """Return what a step's record holds, or raise the error that it holds.
 
     Raises:
@@ -107,7 +112,7 @@ async def replayed(run: Run, step: StepRecord) -> Any:
         step = await _interrupted(run, step)
     await in_turn(run, step.step_number, step.finished_at_us)
     run.note_settled()
-    return decode_recorded(run, step.output, step.error)
+    return decode_recorded(run, definition, step.output, step.error)
 
 
 def tell_of_replay(run: Run, definition: Definition) -> None:
@@ -130,13 +135,23 @@ async def _interrupted(run: Run, step: StepRecord) -> StepRecord:
     if it was first, this run ends here, and the next one replays it.
     """
     failure = StepInterruptedError(step.name)
-    encoded = encode_error(run.services.registry.codec, failure)
+    encoded = encode_error(run.services.registry.values, failure)
     outcome = run.step_record(
         step.step_number, step.name, step.digest, output=NO_OUTPUT, error=encoded
     )
     run.submit_step(outcome, has_begun=True)
     await run.settle()
     return outcome
+
+
+def _is_same_input(
+    run: Run, definition: WorkflowDefinition, child: WorkflowRecord, data: bytes
+) -> bool:
+    try:
+        return definition.is_same_input(child.input or b"{}", data)
+    except DecodeError as damage:
+        # Invariant: what cannot be read is no divergence; code that can read it goes on.
+        raise run.stop(damage) from damage
 
 
 def _refuse_other(run: Run, number: int, other: Entry | None, called: str) -> None:

@@ -164,7 +164,7 @@ class RequestRun:
             run.outbox.on_committed()
         state = WorkflowState.SUCCESS
         run.services.telemetry.observer.workflow_ended(run.workflow, state.value)
-        self._close(Finished(state, None, None), f"answered {status_code}")
+        self._close(Finished(run.workflow.name, state, None, None), f"answered {status_code}")
 
     async def leave_for_retry(self, after_seconds: float = 0.0) -> None:
         """Commit what is recorded so far; a retry of the request goes on after it, anywhere.

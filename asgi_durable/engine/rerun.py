@@ -89,9 +89,10 @@ class EndedRun(Run):
         number = workflow.parent_step or 0
         step = self.steps.get(number)
         if step is not None:
-            refuse_other_step(self, step, *start_of(workflow))
+            refuse_other_step(self, step, *start_of(self, workflow))
         elif number in self.children:
-            recorded_child(self, number, workflow.name, workflow.input or b"{}")
+            definition = self.services.registry.workflow(workflow.name)
+            recorded_child(self, number, definition, workflow.input or b"{}")
         forget_result(self, number)
 
     def submit(self, write: Write) -> None:
@@ -201,7 +202,7 @@ class Reruns:
         refuse_cancelled(ending, record.workflow_id)
         if is_repeated(call, ending):
             await self.repeat(call, parent, number, record.workflow_id)
-        return decode_recorded(parent, ending.output, ending.error)
+        return decode_recorded(parent, call.definition, ending.output, ending.error)
 
     async def start(self, call: Call, parent: EndedRun, number: int) -> str:
         """Return the id of a workflow that was started."""
@@ -216,7 +217,7 @@ class Reruns:
         if definition.ambient:
             refuse_ambient(call)
         if workflow_id is None:
-            return recorded_child(parent, number, definition.name, data)
+            return recorded_child(parent, number, definition, data)
         # It may be another one's, and is not in the log then.
         refuse_other_child(parent, number, definition.name, workflow_id)
         record = await self._services.storage.get_workflow(workflow_id)
@@ -264,10 +265,9 @@ async def _call(
 
 def _compare(run: EndedRun, definition: WorkflowDefinition, value: object) -> None:
     """Write a line to the log where the code came to another result than the recorded one."""
-    codec, recorded = run.services.registry.codec, run.workflow.output or b"null"
     try:
-        encoded = codec.encode(value)
-        is_equal = encoded == recorded or bool(codec.decode(encoded) == codec.decode(recorded))
+        _, seen = definition.values.write_result(value)
+        is_equal = bool(seen == definition.values.read_result(run.workflow.output))
     except (EncodeError, DecodeError):
         is_equal = False
     if not is_equal:

@@ -15,7 +15,7 @@ from collections import deque
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
-from asgi_durable.codec.json_codec import Codec
+from asgi_durable.codec.values import Values
 from asgi_durable.errors import DecodeError
 from asgi_durable.storage.records import SLEEP, StepRecord, WorkflowRecord
 
@@ -221,13 +221,13 @@ def forget_result(run: Run, number: int) -> None:
 
 
 def recorded_order(
-    codec: Codec, steps: Iterable[StepRecord], children: Iterable[WorkflowRecord]
+    values: Values, steps: Iterable[StepRecord], children: Iterable[WorkflowRecord]
 ) -> list[tuple[int, int]]:
     """Return time and number of each result in a log, in order.
 
     A sleep has the time at which it ends.
     """
-    order = [(_time_of(codec, step), step.step_number) for step in steps if step.is_finished]
+    order = [(_time_of(values, step), step.step_number) for step in steps if step.is_finished]
     order += [
         (end_of_child(child), child.parent_step)
         for child in children
@@ -252,24 +252,24 @@ def end_of_child(child: WorkflowRecord) -> int:
     return max(child.created_at_us, child.updated_at_us)
 
 
-def sleep_output(codec: Codec, ahead_us: int) -> bytes:
+def sleep_output(values: Values, ahead_us: int) -> bytes:
     """Return what the record of a sleep holds: how far its log is ahead of the clock.
 
     The sleep ends by the clock, and the order of results is that of the log.
     """
-    return codec.encode(ahead_us or None)
+    return values.write(ahead_us or None)[0]
 
 
-def end_of_sleep(codec: Codec, sleep: StepRecord) -> int:
+def end_of_sleep(values: Values, sleep: StepRecord) -> int:
     """Return when a sleep ends, as times in its log are."""
     try:
-        return sleep.finished_at_us + (codec.decode(sleep.output or b"null") or 0)
+        return sleep.finished_at_us + (values.read(sleep.output or b"null") or 0)
     except DecodeError:
         return sleep.finished_at_us
 
 
-def _time_of(codec: Codec, step: StepRecord) -> int:
-    return end_of_sleep(codec, step) if step.name == SLEEP else step.finished_at_us
+def _time_of(values: Values, step: StepRecord) -> int:
+    return end_of_sleep(values, step) if step.name == SLEEP else step.finished_at_us
 
 
 def _set(future: asyncio.Future[None]) -> None:

@@ -163,7 +163,7 @@ class Run:
             child.parent_step: child for child in stored.children if child.parent_step is not None
         }
         self._log_length = max((*self.steps, *self.children), default=-1) + 1
-        order = recorded_order(self.services.registry.codec, stored.steps, stored.children)
+        order = recorded_order(self.services.registry.values, stored.steps, stored.children)
         self.order = ResultOrder(self, order) if order else None
         self._last_time_us = latest_time_us(stored.steps, stored.children)
 

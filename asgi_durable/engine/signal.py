@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
-__all__ = ["Signal"]
+__all__ = ["Signal", "wait_for_first"]
 
 ValueT = TypeVar("ValueT")
 
@@ -70,3 +70,13 @@ class Signal(Generic[ValueT]):
             self.add_waiter(waiter)
             await waiter
         return self._value  # type: ignore[return-value]
+
+
+async def wait_for_first(*signals: Signal[Any]) -> None:
+    """Wait until one of some signals of this event loop is set."""
+    waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+    for signal in signals:
+        if signal.is_set():
+            return
+        signal.add_waiter(waiter)
+    await waiter

@@ -192,7 +192,7 @@ class SingleTransaction:
 
     def _normal(self, definition: TransactionDefinition, value: object) -> Any:
         """Return a result as it would come back from the log, as a recorded one does."""
-        return definition.registry.codec.decode(definition.encode_result(value))
+        return definition.values.write_result(value)[1]
 
     def _hold(self, held: _Held) -> None:
         """Keep a transaction open for the answer.

@@ -7,6 +7,7 @@ import time
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from asgi_durable.codec.digests import DIGEST_BYTES, ArgumentDigest
 from asgi_durable.engine.event_loops import require_asyncio
 from asgi_durable.engine.execution_spans import go_on
 from asgi_durable.engine.replay import recorded_step
@@ -31,7 +32,7 @@ LONGEST_SECONDS = 1000 * 366 * 24 * 3600.0
 # How often the clock is looked at: it may be set, and a machine may be suspended.
 LONGEST_NAP_SECONDS = 60.0
 # Its end counts as recorded, whatever the code says later: it may be made of the time now.
-_DIGEST = bytes(16)
+_DIGEST = ArgumentDigest(bytes(DIGEST_BYTES))
 
 
 def checked_seconds(seconds: float) -> float:
@@ -58,16 +59,16 @@ async def plain_sleep(seconds: float) -> None:
 
 async def run_sleep(run: Run, number: int, seconds: float) -> None:
     """Sleep, or what is left of a sleep that was recorded before."""
-    codec = run.services.registry.codec
+    values = run.services.registry.values
     recorded = recorded_step(run, number, SLEEP, _DIGEST)
     if recorded is None:
         now_us = time.time_ns() // 1000
-        output = sleep_output(codec, run.next_time_us() - now_us)
-        begins = run.step_record(number, SLEEP, _DIGEST, output=output, error=None)
+        output = sleep_output(values, run.next_time_us() - now_us)
+        begins = run.step_record(number, SLEEP, _DIGEST.value, output=output, error=None)
         ends_at_us = now_us + round(seconds * 1_000_000)
         recorded = replace(begins, finished_at_us=ends_at_us)
         run.submit_step(recorded)
-    ends_at_us = end_of_sleep(codec, recorded)
+    ends_at_us = end_of_sleep(values, recorded)
     expect_result_at(run, number, ends_at_us)
     try:
         # Invariant: durable before it begins. However often it is interrupted, it ends when it

@@ -71,10 +71,13 @@ class Sleeping:
         _, woken = self.sleeps[number]
         _set(woken)
 
-    async def change(self, over: Signal[Any]) -> None:
-        """Wait until the run falls asleep, or a signal of it is set."""
+    async def change(self, *signals: Signal[Any]) -> None:
+        """Wait until the run falls asleep, or one of some signals is set."""
         waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        over.add_waiter(waiter)
+        for signal in signals:
+            if signal.is_set():
+                return
+            signal.add_waiter(waiter)
         self._waiters.append(waiter)
         try:
             await waiter

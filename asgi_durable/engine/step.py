@@ -46,15 +46,16 @@ async def run_step(
     The result is what the codec gives back, on the first execution as well.
     """
     definition.prepare()
-    registry = run.services.registry
-    digest = registry.digest(definition, args, kwargs)
+    digest = run.services.registry.digest(definition, args, kwargs)
     recorded = recorded_step(run, number, definition.name, digest)
     if recorded is not None:
         tell_of_replay(run, definition)
-        return await replayed(run, recorded)
+        return await replayed(run, definition, recorded)
 
     if definition.at_most_once:
-        run.submit_step(run.step_record(number, definition.name, digest, output=None, error=None))
+        run.submit_step(
+            run.step_record(number, definition.name, digest.value, output=None, error=None)
+        )
     # Invariant: what came before is durable before this body has its side effects; and that it
     # has begun as well, if no other execution may begin it.
     await run.settle()
@@ -72,21 +73,21 @@ async def run_step(
             # Not inside `except`: the next attempt would run while this error is being handled.
             if first is not None:
                 value = await _try_again(run, definition, args, kwargs, first)
-            output = definition.encode_result(value)
+            output, value = definition.values.write_result(value)
         except Exception as error:
             outage = infrastructure_error_in(error)
             if outage is not None:
                 raise run.stop(outage, goes_on=True) from error
             failure = error
         else:
-            step = run.step_record(number, definition.name, digest, output=output, error=None)
+            step = run.step_record(number, definition.name, digest.value, output=output, error=None)
             run.submit_step(step, has_begun=definition.at_most_once)
             await in_turn(run, number, step.finished_at_us)
             run.note_settled()
-            return registry.codec.decode(output)
+            return value
         finally:
             current_frame.reset(token)
-        raise await _record_failure(run, definition, number, digest, failure)
+        raise await _record_failure(run, definition, number, digest.value, failure)
 
 
 async def _record_failure(
@@ -96,7 +97,7 @@ async def _record_failure(
 
     It is the error as a replay will see it, with the traceback of its first appearance.
     """
-    encoded = encode_error(run.services.registry.codec, failure)
+    encoded = encode_error(run.services.registry.values, failure)
     output = NO_OUTPUT if definition.at_most_once else None
     step = run.step_record(number, definition.name, digest, output=output, error=encoded)
     run.submit_step(step, has_begun=definition.at_most_once)

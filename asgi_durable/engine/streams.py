@@ -186,15 +186,23 @@ class Streams:
                 yield piece
             page = await self.page_of(workflow_id, page[-1].end_offset, end)
 
-    async def follow(self, workflow_id: str, after: int) -> AsyncGenerator[PieceRecord, None]:
+    async def follow(
+        self, workflow_id: str, after: int, has_gone: Callable[[], bool] = lambda: False
+    ) -> AsyncGenerator[PieceRecord, None]:
         """Yield the pieces behind an offset, those that are not there yet as they come.
+
+        Args:
+            workflow_id: Whose stream.
+            after: The offset.
+            has_gone: Tells whether whoever follows has gone. Asked before each read, four times
+                a second or oftener; nothing more is yielded then.
 
         Raises:
             StreamLostError: The request was interrupted, or the stream is not kept.
         """
         delay, end, is_over = FIRST_POLL_SECONDS, None, False
         with self._following(workflow_id) as waiter:
-            while True:
+            while not has_gone():
                 page = await self._read(workflow_id, after, end)
                 if any(piece.cut_to == CUT_FOR_GOOD for piece in page):
                     raise StreamLostError

@@ -7,6 +7,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
+from asgi_durable.codec.digests import ArgumentDigest
 from asgi_durable.engine.definitions import TransactionDefinition
 from asgi_durable.engine.endings import OwnedElsewhereError
 from asgi_durable.engine.event_loops import require_asyncio
@@ -80,12 +81,11 @@ async def run_transaction(
 ) -> Any:
     """Return a transaction's recorded result, or run it and commit both together."""
     definition.prepare()
-    registry = run.services.registry
-    digest = registry.digest(definition, args, kwargs)
+    digest = run.services.registry.digest(definition, args, kwargs)
     recorded = recorded_step(run, number, definition.name, digest)
     if recorded is not None:
         tell_of_replay(run, definition)
-        return await replayed(run, recorded)
+        return await replayed(run, definition, recorded)
 
     # Invariant: what came before is durable before this body has its side effects; and
     # nothing of this run waits in the committer while the transaction holds the write lock.
@@ -115,7 +115,7 @@ async def _commit(run: Run, transaction: _Transaction) -> Any:
             raise decoded_failure(run, step.error, error) from None
     refuse_other_step(run, step, transaction.name, transaction.digest)
     transaction.place.add_to_log(step)
-    return await replayed(run, step)
+    return await replayed(run, transaction.definition, step)
 
 
 async def _failed(run: Run, transaction: _Transaction, error: Exception) -> StepRecord:
@@ -146,14 +146,14 @@ class _Transaction:
         run: Run,
         definition: TransactionDefinition,
         number: int,
-        digest: bytes,
+        digest: ArgumentDigest,
         body: Callable[[], Any],
     ) -> None:
         self.place = place_of(run, number)
         self.name = definition.name
         self.digest = digest
         self._run = run
-        self._definition = definition
+        self.definition = definition
         self._number = number
         self._body = body
         self._may_be_recorded = run.workflow.attempts > 1
@@ -177,12 +177,12 @@ class _Transaction:
 
         run = self._run
         return await while_unavailable(
-            attempt, run.services.patience_seconds, lambda: named(run, self._definition.name)
+            attempt, run.services.patience_seconds, lambda: named(run, self.definition.name)
         )
 
     async def commit(self) -> StepRecord:
         """Run the body and commit its rows with its record."""
-        run, definition = self._run, self._definition
+        run, definition = self._run, self.definition
         if self._may_be_recorded:
             found = await self.place.find_early()
             if found is not None:
@@ -203,7 +203,7 @@ class _Transaction:
         return step
 
     def _commit_in_thread(self) -> StepRecord:
-        run, definition = self._run, self._definition
+        run, definition = self._run, self.definition
         with self.place.open_blocking(definition.isolation_level) as transaction:
             session = transaction.session
             with entered(
@@ -215,21 +215,22 @@ class _Transaction:
         return step
 
     def _success(self, value: object) -> StepRecord:
-        output = self._definition.encode_result(value)
+        # Invariant: before its rows commit. What is recorded with them can be read back.
+        output, _ = self.definition.values.write_result(value)
         # A body that was interrupted and returns all the same is rolled back.
         self._run.refuse_if_stopped()
         return self._record(output=output, error=None)
 
     async def fail(self, error: Exception) -> StepRecord:
         """Make a failure the only outcome that there can be."""
-        encoded = encode_error(self._run.services.registry.codec, error)
+        encoded = encode_error(self._run.services.registry.values, error)
         step = self._record(output=None, error=encoded)
         await self.place.commit_failure(step)
         return step
 
     def _record(self, *, output: bytes | None, error: bytes | None) -> StepRecord:
         step = self._run.step_record(
-            self._number, self.name, self.digest, output=output, error=error
+            self._number, self.name, self.digest.value, output=output, error=error
         )
         # What ends while this is committed comes after it.
         expect_result_at(self._run, self._number, step.finished_at_us)

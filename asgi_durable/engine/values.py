@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from asgi_durable.codec.exceptions import forget_traceback
-from asgi_durable.codec.json_codec import Codec
 from asgi_durable.codec.recorded_answers import pack_answer, stand_in
+from asgi_durable.codec.values import Values
 from asgi_durable.errors import (
     DecodeError,
     DurableError,
@@ -16,6 +16,7 @@ from asgi_durable.errors import (
 )
 
 if TYPE_CHECKING:
+    from asgi_durable.engine.definitions import Definition
     from asgi_durable.engine.run import Run
 
 __all__ = [
@@ -24,43 +25,68 @@ __all__ = [
     "encode_error",
     "infrastructure_error_in",
     "named",
+    "read_error",
 ]
 
 MAX_MESSAGE_CHARACTERS = 10_000
 
 
-def encode_error(codec: Codec, error: Exception) -> bytes:
+def encode_error(values: Values, error: Exception) -> bytes:
     """Return an error as bytes, whatever it holds."""
     try:
-        return codec.encode(error)
+        return values.write(error)[0]
     except EncodeError:
         kind = type(error)
         name = f"{kind.__module__}:{kind.__qualname__}"
         answer = pack_answer(error) if isinstance(error, DurableError) else None
-        return codec.encode(stand_in(name, _text(error)[:MAX_MESSAGE_CHARACTERS], answer))
+        return values.write(stand_in(name, _text(error)[:MAX_MESSAGE_CHARACTERS], answer))[0]
 
 
 def decoded_failure(run: Run, encoded: bytes, failure: Exception) -> Exception:
     """Return an error as a replay will see it, with the traceback of its first appearance."""
-    error: Exception = run.services.registry.codec.decode(encoded)
+    error: Exception = run.services.registry.values.read(encoded)
     forget_traceback(error)
     return error.with_traceback(failure.__traceback__)
 
 
-def decode_recorded(run: Run, output: bytes | None, error: bytes | None) -> Any:
-    """Return what a record of a run's log holds, or raise the error that it holds.
+def decode_recorded(
+    run: Run, definition: Definition, output: bytes | None, error: bytes | None
+) -> Any:
+    """Return what a call of a function has left in a run's log, or raise the error that it did.
 
     Invariant: a record that this process cannot read is no outcome of the workflow's. The
     run stops, and code that knows the record's classes goes on with it.
     """
-    codec = run.services.registry.codec
     try:
-        value = codec.decode(output or b"null") if error is None else codec.decode(error)
-    except DecodeError as failure:
-        raise run.stop(failure) from failure
-    if error is not None:
-        raise value
-    return value
+        if error is None:
+            return definition.values.read_result(output)
+        what = f"{definition.kind} {definition.name!r}"
+        failure = read_error(run.services.registry.values, what, error)
+    except DecodeError as damage:
+        raise run.stop(damage) from damage
+    raise failure
+
+
+def read_error(values: Values, what: str, data: bytes) -> BaseException:
+    """Return the error that a call has ended with.
+
+    Args:
+        values: The engine's.
+        what: What was called, for messages.
+        data: The error, encoded.
+
+    Raises:
+        DecodeError: It cannot be read.
+    """
+    try:
+        error = values.read(data)
+    except DecodeError as damage:
+        msg = f"the recorded error of {what} cannot be read ({damage})"
+        raise DecodeError(msg) from damage
+    if not isinstance(error, BaseException):
+        msg = f"the recorded error of {what} is none"
+        raise DecodeError(msg)
+    return error
 
 
 def infrastructure_error_in(error: BaseException) -> Exception | None:

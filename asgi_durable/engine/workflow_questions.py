@@ -14,7 +14,7 @@ from asgi_durable.engine.registry import Registry
 from asgi_durable.engine.request_progress import sleep_of
 from asgi_durable.engine.running import Running
 from asgi_durable.engine.step_options import StepOptions
-from asgi_durable.errors import WorkflowNotFoundError
+from asgi_durable.errors import DecodeError, WorkflowNotFoundError
 
 __all__ = ["WorkflowQuestions"]
 
@@ -72,14 +72,20 @@ class WorkflowQuestions:
             storage, active = running.services.storage, running.active
             wakes_at_us = await sleep_of(workflow_id, storage, active)
         self._registry.prepare()
-        return workflow_status(record, self._registry.codec, is_asleep=wakes_at_us is not None)
+        return workflow_status(record, self._registry, is_asleep=wakes_at_us is not None)
 
     async def _wait_for_result(self, workflow_id: str, timeout_seconds: float | None) -> Any:
-        running = self._running()
+        running, frame = self._running(), self._frame()
         async with asyncio.timeout(timeout_seconds):
-            in_run = (frame := self._frame()) is not None and frame.run is not None
+            in_run = frame is not None and frame.run is not None
             outcome = await running.outcomes.wait(workflow_id, in_run=in_run)
-        return running.workflows.value_of(outcome, workflow_id)
+        try:
+            return running.workflows.value_of(outcome, workflow_id)
+        except DecodeError as error:
+            if frame is None or frame.run is None:
+                raise
+            # Invariant: not an outcome of the step that asks, nor of its workflow.
+            raise frame.run.stop(error) from error
 
     async def _cancel(self, workflow_id: str) -> bool:
         return await self._running().cancellation.cancel(workflow_id)

@@ -85,7 +85,7 @@ class Workflows:
         if call.parent is None:
             return self._start_fresh(call, data, new_id())
         parent, number = call.parent
-        child = recorded_child(parent, number, definition.name, data)
+        child = recorded_child(parent, number, definition, data)
         if child is None:
             # Invariant: the parent's log is all in memory, so no such child exists yet.
             return self._start_fresh(call, data, child_workflow_id(parent.workflow_id, number))
@@ -128,7 +128,7 @@ class Workflows:
         parent.note_settled()
         if isinstance(ending, Finished):
             refuse_cancelled(ending, begun.workflow_id)
-            return decode_recorded(parent, ending.output, ending.error)
+            return decode_recorded(parent, call.definition, ending.output, ending.error)
         if isinstance(ending.error, WorkflowConflictError):
             raise ending.error
         raise parent.stop(ending.error, goes_on=ending.goes_on)
@@ -258,14 +258,15 @@ class Workflows:
         return begun
 
     def value_of(self, ending: Ending, workflow_id: str) -> Any:
-        """Return an outcome's result, or raise its error."""
+        """Return an outcome's result, or raise its error.
+
+        Raises:
+            DecodeError: It cannot be read in this process.
+        """
         if isinstance(ending, Interrupted):
             raise ending.error
         refuse_cancelled(ending, workflow_id)
-        decode = self._services.registry.codec.decode
-        if ending.error is not None:
-            raise decode(ending.error)
-        return decode(ending.output or b"null")
+        return self._services.registry.outcome(ending.name, ending.output, ending.error)
 
     async def _join_recorded(self, call: Call, child: WorkflowRecord) -> Run | WorkflowRecord:
         """Return the run of a child that an earlier execution of the parent called."""

@@ -117,9 +117,8 @@ class IdempotencyMiddleware:
             await self.app(scope, receive, send)
         else:
             try:
-                await self._pages.serve(
-                    scope, send, page, self.policy.senders, self.engine.requests
-                )
+                connection = Connection(scope, receive, send)
+                await self._pages.serve(connection, page, self.policy.senders, self.engine.requests)
             except DurableError as error:
                 await send_problem(send, error)
 

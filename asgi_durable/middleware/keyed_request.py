@@ -309,7 +309,7 @@ class KeyedRequest:
         answer = RecordedAnswer(workflow.workflow_id, workflow.created_at_us, response)
         streams = self._requests.streams
         try:
-            is_sent = await send_stream(self._scope, self._send, streams, answer, self._marks)
+            is_sent = await send_stream(self._body.connection, streams, answer, self._marks)
         except (StorageError, ResponseDamagedError) as error:
             await self._refuse(error)
             return

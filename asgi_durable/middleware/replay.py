@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
-from contextlib import aclosing
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
 
 from asgi_durable.engine.streams import StreamDamagedError, StreamLostError, Streams
 from asgi_durable.errors import StorageError
-from asgi_durable.middleware.asgi import Headers, Message, Scope, Send, header_values
+from asgi_durable.middleware.asgi import Headers, Message, Send, header_values
 from asgi_durable.middleware.event_stream import StreamIds, last_event_id
 from asgi_durable.middleware.idempotency_policy import IdempotencyPolicy
 from asgi_durable.middleware.problem_details import problem_response
+from asgi_durable.middleware.request_attempt import Connection
 from asgi_durable.middleware.response_headers import (
     CONTENT_LENGTH,
     REPLAYED_HEADER,
@@ -111,12 +114,13 @@ class RecordedAnswer:
 
 
 async def send_stream(
-    scope: Scope, send: Send, streams: Streams, answer: RecordedAnswer, marks: Headers
+    connection: Connection, streams: Streams, answer: RecordedAnswer, marks: Headers
 ) -> bool:
     """Send a stream, behind what the client has seen of it; return False if there is none.
 
-    What is not recorded yet is sent as soon as it is. Where the recording ends before the whole
-    is there, so does the answer, unfinished: servers close the connection.
+    What is not recorded yet is sent as soon as it is, until the client disconnects: the stream
+    may have no end. Where the recording ends before the whole is there, so does the answer,
+    unfinished: servers close the connection.
 
     Raises:
         StorageError: The storage failed before anything was sent.
@@ -130,17 +134,20 @@ async def send_stream(
     if opened is None:
         return False
     message, offset, page = opened
-    sender = StreamSender(send, StreamIds(answer.created_at_us), last_event_id(scope))
+    scope = connection.scope
+    sender = StreamSender(connection.send, StreamIds(answer.created_at_us), last_event_id(scope))
     await sender.begin(message, offset)
-    if answer.end is None:
-        pieces = streams.follow(workflow_id, sender.position)
-    else:
-        pieces = streams.replay(workflow_id, page, answer.end)
     try:
-        if scope["method"] != "HEAD":
-            async with aclosing(pieces):
-                async for piece in pieces:
-                    await sender.take(piece)
+        if scope["method"] == "HEAD":
+            pass
+        elif answer.end is not None:
+            await _send_pieces(sender, streams.replay(workflow_id, page, answer.end))
+        else:
+            async with _noticing_leaving(connection) as has_gone:
+                pieces = streams.follow(workflow_id, sender.position, has_gone)
+                await _send_pieces(sender, pieces)
+                if has_gone():
+                    return True
     except StreamDamagedError as error:
         logger.error("The stream of request %s ends unfinished, damaged: %s", workflow_id, error)
         return True
@@ -149,6 +156,33 @@ async def send_stream(
         return True
     await sender.end()
     return True
+
+
+async def _send_pieces(sender: StreamSender, pieces: AsyncGenerator[PieceRecord, None]) -> None:
+    async with aclosing(pieces):
+        async for piece in pieces:
+            await sender.take(piece)
+
+
+@asynccontextmanager
+async def _noticing_leaving(connection: Connection) -> AsyncIterator[Callable[[], bool]]:
+    """Give a function that returns True once the client is known to have disconnected.
+
+    Some servers raise nothing about that in ``send()``, and stop only after their last request.
+    """
+
+    async def until_gone() -> None:
+        receive = connection.receive if connection.ahead is None else connection.ahead.read_ahead
+        while (await receive())["type"] != "http.disconnect":
+            pass
+
+    watch = asyncio.get_running_loop().create_task(until_gone())
+    try:
+        # A middleware that raises in `receive()` says nothing about the client.
+        yield lambda: watch.done() and not watch.cancelled() and watch.exception() is None
+    finally:
+        watch.cancel()
+        await asyncio.gather(watch, return_exceptions=True)
 
 
 async def _open(

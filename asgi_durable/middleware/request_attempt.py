@@ -9,10 +9,10 @@ from contextlib import AbstractContextManager, asynccontextmanager
 from enum import Enum, auto
 from functools import partial
 
-from asgi_durable.engine.active_runs import wait_for
 from asgi_durable.engine.endings import Ending, Interrupted, RunStopped
 from asgi_durable.engine.requests import Claimed, RequestRun
 from asgi_durable.engine.run import Run
+from asgi_durable.engine.signal import wait_for_first
 from asgi_durable.engine.sleepers import asleep_until_us, seconds_until, sleeping_of
 from asgi_durable.errors import DurableError, WorkflowInterruptedError
 from asgi_durable.middleware.asgi import ASGIApp, Headers, Message, Receive, Scope, Send
@@ -25,6 +25,7 @@ from asgi_durable.middleware.long_body import LongBody, Pieces
 from asgi_durable.middleware.principal import NO_API_KEYS, ApiKeys
 from asgi_durable.middleware.problem_details import send_problem
 from asgi_durable.middleware.request_body import ReplayedBody, end_for_nobody
+from asgi_durable.middleware.request_name import request_name
 from asgi_durable.middleware.response_headers import REPLAYED_HEADER
 from asgi_durable.middleware.response_recording import ResponseRecorder
 from asgi_durable.middleware.retry_delay import policys_delay
@@ -167,7 +168,9 @@ class RequestAttempt:
         except Exception as error:  # raised again by `wait`, in the server's own task
             self._app_error = error
             if self._client.has_gone:
-                logger.exception("Request %s failed; its client has gone", request.workflow_id)
+                name = request_name(self._scope)
+                text = "Request %s (%s) failed; its client has gone"
+                logger.exception(text, request.workflow_id, name)
         except (asyncio.CancelledError, RunStopped):
             if not self._is_cancelled_by_client:
                 raise
@@ -234,12 +237,13 @@ class RequestAttempt:
         """Wait until the answer is on its way; if it is not in time, it is not sent any more.
 
         The work goes on all the same, and so does the recording of its answer. The time counts
-        from the end of the request: servers take nothing more of one that is answered.
+        from the end of the request: servers take nothing more of one that is answered. A client
+        that is known to have disconnected counts as answered.
         """
         loop = asyncio.get_running_loop()
         waits = [
             loop.create_task(self._client.answer_begun.wait()),
-            loop.create_task(wait_for(claim.run, claim.run.done, loop)),
+            loop.create_task(wait_for_first(claim.run.done, self._body.withheld)),
         ]
         pieces = self._body.pieces
         if pieces is not None:
@@ -251,7 +255,11 @@ class RequestAttempt:
         finally:
             for wait in waits:
                 wait.cancel()
-        is_answered = self._client.answer_begun.is_set() or claim.run.done.is_set()
+        is_answered = (
+            self._client.answer_begun.is_set()
+            or claim.run.done.is_set()
+            or self._body.withheld.is_set()
+        )
         self._client.has_gone = self._client.has_gone or not is_answered
         return is_answered
 
@@ -271,8 +279,7 @@ class RequestAttempt:
         else:
             ending = await self._ending(claim.run, longest_sleep)
         if ending is None:
-            self._client.has_gone = True
-            return Waited.SUSPENDED
+            return await self._let_go()
         is_complete = self._recorder is not None and self._recorder.complete
         if self._app_error is not None and (is_complete or self._is_handled):
             raise self._app_error
@@ -289,16 +296,34 @@ class RequestAttempt:
         await self._answer(error)
         return Waited.ANSWERED
 
+    async def _let_go(self) -> Waited:
+        """Let the work go on without its client."""
+        self._client.has_gone = True
+        if not self._body.withheld.is_set():
+            return Waited.SUSPENDED
+        await self._client.dismiss()
+        return Waited.ANSWERED
+
     async def _ending(self, run: Run, longest_sleep: float | None) -> Ending | None:
-        """Return how a run of this event loop has ended, ``None`` once it sleeps for too long."""
-        if longest_sleep is not None:
-            while not run.done.is_set():
-                end_us = asleep_until_us(run)
-                is_long = end_us is not None and seconds_until(end_us) > longest_sleep
-                if is_long and not self._client.answer_begun.is_set():
-                    return None
-                await sleeping_of(run).change(run.done)
-        return await run.done.wait()
+        """Return how a run of this event loop has ended, ``None`` to wait no longer.
+
+        The run sleeps for too long then, or the app waits for a disconnect that is withheld from
+        it until the engine stops. A server may begin to stop only after its last request.
+        """
+        withheld = self._body.withheld
+        while not run.done.is_set():
+            if withheld.is_set():
+                # The app has raised already: that error belongs to the server's task.
+                return None if self._app_error is None else await run.done.wait()
+            if longest_sleep is None:
+                await wait_for_first(run.done, withheld)
+                continue
+            end_us = asleep_until_us(run)
+            is_long = end_us is not None and seconds_until(end_us) > longest_sleep
+            if is_long and not self._client.answer_begun.is_set():
+                return None
+            await sleeping_of(run).change(run.done, withheld)
+        return run.done.get()
 
     async def _answer(self, error: Exception) -> None:
         """Answer in the app's place, which did not."""

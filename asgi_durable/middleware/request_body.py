@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 
+from asgi_durable.engine.signal import Signal
 from asgi_durable.middleware.asgi import Message, Receive, Scope, Send, header_values
 from asgi_durable.middleware.body_source import BodySource
 from asgi_durable.middleware.long_body import Pieces
@@ -75,6 +76,7 @@ class ReplayedBody:
     Attributes:
         pieces: What gives the body piece by piece, ``None`` if it was read.
         may_tell: Set once the app may be told that its client has gone.
+        withheld: Set once the app has asked for a disconnect that it may not learn of yet.
         is_interrupted: True once it was told although its answer would have been kept: what it
             answers from then on may be a part of what it would have come to.
     """
@@ -97,6 +99,7 @@ class ReplayedBody:
             self._is_read.set()
         self._gone = asyncio.Event()
         self.may_tell = asyncio.Event()
+        self.withheld: Signal[bool] = Signal(asyncio.get_running_loop())
         self.is_interrupted = False
         self._is_stopping = False
 
@@ -121,9 +124,14 @@ class ReplayedBody:
             self._gone.set()
         await self._gone.wait()
         if not self._is_watched:
-            await self.may_tell.wait()
-            self.is_interrupted = self._is_stopping
+            await self._wait_until_told()
         return {"type": "http.disconnect"}
+
+    async def _wait_until_told(self) -> None:
+        if not self.may_tell.is_set():
+            self.withheld.set(True)
+        await self.may_tell.wait()
+        self.is_interrupted = self._is_stopping
 
     async def _receive_again(self) -> Message:
         """Return the next piece from where it comes, with what is to be said about it there."""

@@ -18,6 +18,7 @@ from asgi_durable.middleware.kept_session import restore_session
 from asgi_durable.middleware.principal import Senders
 from asgi_durable.middleware.problem_details import send_problem
 from asgi_durable.middleware.replay import RecordedAnswer, send_answer, send_stream
+from asgi_durable.middleware.request_attempt import Connection
 from asgi_durable.request_errors import (
     RequestCancelledError,
     RequestFinishedError,
@@ -62,7 +63,11 @@ class StatusPages:
         return (b"location", f"{mounted_at}{self._prefix}/{workflow_id}".encode("ascii"))
 
     async def serve(
-        self, scope: Scope, send: Send, page: tuple[str, bool], senders: Senders, requests: Requests
+        self,
+        connection: Connection,
+        page: tuple[str, bool],
+        senders: Senders,
+        requests: Requests,
     ) -> None:
         """Answer; nobody learns of another principal's request that there is one.
 
@@ -73,6 +78,7 @@ class StatusPages:
             RequestFinishedError: It is to be cancelled, and is finished.
             StorageError: The storage failed.
         """
+        scope, send = connection.scope, connection.send
         workflow_id, wants_result = page
         if not _is_request_of(senders, scope, workflow_id, requests.ids):
             raise WorkflowNotFoundError(workflow_id)
@@ -84,7 +90,7 @@ class StatusPages:
             raise WorkflowNotFoundError(workflow_id)
         location = self.location(scope, workflow_id)
         answer = RecordedAnswer(workflow_id, progress.created_at_us, progress.response)
-        if wants_result and await _send_recorded(scope, send, requests, answer, progress.state):
+        if wants_result and await _send_recorded(connection, requests, answer, progress.state):
             return
         if progress.response is None:
             if wants_result:
@@ -110,7 +116,7 @@ def _is_request_of(senders: Senders, scope: Scope, workflow_id: str, ids: Reques
 
 
 async def _send_recorded(
-    scope: Scope, send: Send, requests: Requests, answer: RecordedAnswer, state: str
+    connection: Connection, requests: Requests, answer: RecordedAnswer, state: str
 ) -> bool:
     """Send a recorded stream, or the part of it that is asked for; return False if there is none.
 
@@ -120,15 +126,15 @@ async def _send_recorded(
     if answer.response is not None and not answer.is_whole:
         return False
     streams, marks = requests.streams, _marks(answer)
-    if wants_part(scope):
+    if wants_part(connection.scope):
         if state == CANCELLED:
             # Whoever reads part by part would wait for its end forever.
             return False
-        if await send_catch_up(scope, send, streams, answer, marks):
+        if await send_catch_up(connection.scope, connection.send, streams, answer, marks):
             return True
     if answer.response is None and not streams.may_follow(answer.workflow_id):
         return False
-    return await send_stream(scope, send, streams, answer, [*marks, *closed_marks(answer)])
+    return await send_stream(connection, streams, answer, [*marks, *closed_marks(answer)])
 
 
 def _marks(answer: RecordedAnswer) -> Headers:

@@ -210,7 +210,7 @@ async def test_of_twins_the_first_commits_and_the_other_takes_its_result(durable
             ),
             {
                 "name": definition.name,
-                "digest": registry.digest(definition, (), {}),
+                "digest": registry.digest(definition, (), {}).value,
                 "output": registry.codec.encode("first"),
             },
         )

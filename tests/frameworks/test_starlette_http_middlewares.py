@@ -24,7 +24,10 @@ pytestmark = pytest.mark.anyio
 class Shop:
     """An application whose middleware passes everything on, and whose handler waits."""
 
-    def __init__(self, url: str, place: str, on_disconnect: str = "finish") -> None:
+    def __init__(
+        self, url: str, place: str, on_disconnect: str = "finish", *, listens: bool = False
+    ) -> None:
+        self._listens = listens
         policy = IdempotencyPolicy(on_disconnect=on_disconnect)
         self.durable = Durable(url, idempotency=policy)
         self.gate, self.statuses = Gate(), list[int]()
@@ -46,7 +49,10 @@ class Shop:
 
     async def serve(self, request) -> PlainTextResponse:
         await request.body()
+        listening = asyncio.create_task(request.receive()) if self._listens else None
         await self.gate.wait()
+        if listening is not None:
+            listening.cancel()
         return PlainTextResponse("done")
 
     async def post(self) -> Exchange:
@@ -93,3 +99,20 @@ async def test_a_client_that_leaves_its_handler_is_no_error(
     assert (retry.status, retry.body) == (200, b"done")
     if on_disconnect == "finish":
         assert retry.headers("idempotent-replayed") == ["true"]
+
+
+@pytest.mark.parametrize("place", PLACES)
+async def test_a_call_whose_handler_listens_for_its_client_ends_without_an_error(
+    url: str, place: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    shop, exchanged = Shop(url, place, listens=True), Exchange(b"order")
+    async with shop.durable, asyncio.timeout(60):
+        call = asyncio.create_task(shop.app(keyed(), exchanged.receive, exchanged.send))
+        await shop.gate.reached.wait()
+        exchanged.disconnected.set()
+        await call
+        assert exchanged.sent == []
+        retry = await until(lambda: answered(shop.post))
+
+    assert (retry.body, retry.headers("idempotent-replayed")) == (b"done", ["true"])
+    assert (exchanged.sent, caplog.records) == ([], [])

@@ -319,6 +319,7 @@ async def test_a_disconnect_that_the_server_tells_once_is_not_lost(durable: Dura
 
     async with asyncio.timeout(60):
         await durable.wrap(serve)(keyed(), queue.get, Exchange(b"").send)
+        await until(lambda: told)
 
     assert told == [{"type": "http.disconnect"}] * 2
 

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 from support.asgi import Exchange, answer, exchange, http_scope, keyed, read_all
+from support.executors import until
 
 from asgi_durable import (
     Durable,
@@ -442,6 +443,7 @@ async def test_a_client_that_goes_away_does_not_stop_the_work(durable: Durable) 
     await asyncio.sleep(0)
     may_end.set()
     await call
+    await until(lambda: len(noticed) > 1)
 
     assert noticed == [False, "http.disconnect"]
     assert (await exchange(wrapped, keyed(), b"{}")).body == b"done"

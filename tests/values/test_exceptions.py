@@ -21,6 +21,8 @@ from asgi_durable import (
     StorageUnavailableError,
 )
 from asgi_durable.codec.recorded_answers import is_kind_of, stand_in
+from asgi_durable.codec.sealing import Sealer
+from asgi_durable.codec.values import Values
 from asgi_durable.engine.values import encode_error
 from asgi_durable.middleware.problem_details import problem_response
 
@@ -294,7 +296,7 @@ def test_an_error_that_no_codec_can_write_is_answered_as_before() -> None:
 
     error, codec = local_error(FinalError), Refusing()
 
-    restored = codec.decode(encode_error(codec, error))
+    restored = codec.decode(encode_error(Values(codec, Sealer()), error))
 
     assert problem_response(restored) == problem_response(error)
 

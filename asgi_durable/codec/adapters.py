@@ -1,0 +1,299 @@
+"""Reads and writes values of one type hint, as JSON that names no class.
+
+The hint decides, as it is now: a field that is new and has a default gets it, one that is gone
+is ignored, and a class may have another name or module.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import math
+import pathlib
+import sys
+import typing
+from collections.abc import Callable
+from typing import Any, Protocol
+
+import msgspec
+
+from asgi_durable.codec.equality import comparison_of, first_difference, is_same
+from asgi_durable.codec.hints import classes_in, is_plain
+from asgi_durable.codec.model_fields import SetFields, restore_set_fields, set_fields_of
+from asgi_durable.codec.named_tuples import by_name
+from asgi_durable.codec.types import is_named_tuple
+from asgi_durable.errors import DecodeError
+
+__all__ = ["Adapter", "MisfitError", "adapter_for", "read_plain"]
+
+# Whatever is not annotated describes itself.
+_UNTYPED = (Any, object, None, type(None))
+_LEAVES = (str, int, bool, float)
+_AS_TEXT = (pathlib.PurePath, ipaddress.IPv4Address, ipaddress.IPv6Address)
+# The first version that reads models by the names of their fields, whatever their aliases.
+_PYDANTIC_VERSION = (2, 11)
+# Begins what was written of models with fields that nobody has set.
+_WITH_FIELDS = b'{"~":['
+MAX_SHOWN_CHARACTERS = 200
+
+
+class MisfitError(Exception):
+    """A value would not come back through its hint as what it is.
+
+    Attributes:
+        reason: What about it; ``None`` where the value is what the hint says, and JSON has no
+            form for it.
+    """
+
+    def __init__(self, reason: str | None) -> None:
+        super().__init__(reason)
+        self.reason = reason
+
+
+class Adapter(Protocol):
+    """Reads and writes values of one hint.
+
+    Attributes:
+        form: Begins its records: ``j:`` if what it writes reads the same without it, ``t:`` if
+            it does not.
+    """
+
+    form: bytes
+
+    def write(self, value: Any) -> tuple[bytes, Any]:
+        """Return a value as JSON, and as it comes back.
+
+        Raises:
+            MisfitError: It would not come back equal and of the same class.
+        """
+
+    def read(self, data: bytes) -> Any:
+        """Return what was written, as today's code has it.
+
+        Raises:
+            DecodeError: It does not fit the hint.
+        """
+
+
+def adapter_for(hint: object) -> Adapter | None:
+    """Return what reads and writes values of a hint; ``None`` if there is no way by hints.
+
+    Raises:
+        NameError: An annotation in a class that the hint names cannot be resolved.
+    """
+    if hint in _UNTYPED or isinstance(hint, typing.TypeVar):
+        return None
+    if hint in _LEAVES:
+        return _LeafAdapter(typing.cast("type", hint))
+    try:
+        classes = classes_in(hint)
+        if any(map(_is_of_pydantic, classes)):
+            return _pydantic_adapter(hint)
+        if any(map(is_named_tuple, classes)):
+            return _NamedTupleAdapter(hint)
+        return _MsgspecAdapter(hint)
+    except NameError:
+        raise
+    except Exception:
+        # A union of two classes, an enum of mixed values: what describes itself can hold them.
+        return None
+
+
+def read_plain(data: bytes) -> Any:
+    """Return what an adapter for plain values has written, without any hint.
+
+    Raises:
+        DecodeError: It is damaged.
+    """
+    try:
+        return _decode_plain(data)
+    except Exception as error:
+        raise _damaged(error) from error
+
+
+class _LeafAdapter:
+    """Of a class whose values nobody can change: they come back as they are."""
+
+    form = b"j:"
+
+    def __init__(self, kind: type) -> None:
+        self._kind = kind
+        self._decode: Callable[[bytes], Any] = msgspec.json.Decoder(kind).decode
+
+    def write(self, value: Any) -> tuple[bytes, Any]:
+        if type(value) is not self._kind:
+            msg = f"it is a {type(value).__name__}, not a {self._kind.__name__}"
+            raise MisfitError(msg)
+        if type(value) is float and not math.isfinite(value):
+            raise MisfitError(None)
+        try:
+            return _encode(value), value
+        except UnicodeEncodeError as error:
+            raise MisfitError(None) from error
+
+    def read(self, data: bytes) -> Any:
+        try:
+            return self._decode(data)
+        except Exception as error:
+            raise _damaged(error) from error
+
+
+class _MsgspecAdapter:
+    def __init__(self, hint: object) -> None:
+        self.form = b"j:" if is_plain(hint) else b"t:"
+        self._is_same = comparison_of(typing.get_origin(hint) or hint)
+        self._decode = _decoder(hint)
+
+    def write(self, value: Any) -> tuple[bytes, Any]:
+        # Not by `_round_trip`: this is what most calls wait for.
+        try:
+            data = _encode(value)
+            back = self._decode(data)
+        except Exception as error:
+            raise MisfitError(_shown(error)) from error
+        if not self._is_same(value, back):
+            raise _misfit(value, back)
+        return data, back
+
+    def read(self, data: bytes) -> Any:
+        try:
+            return self._decode(data)
+        except Exception as error:
+            raise _damaged(error) from error
+
+
+class _NamedTupleAdapter:
+    """Of a hint with named tuples: by the names of their fields, as their places may change."""
+
+    form = b"t:"
+
+    def __init__(self, hint: object) -> None:
+        self._forms = by_name(hint)
+        self._decoder = _decoder(self._forms.hint)
+
+    def write(self, value: Any) -> tuple[bytes, Any]:
+        data, back = _round_trip(value, lambda each: _encode(self._forms.pack(each)), self._decode)
+        if not is_same(value, back):
+            raise _misfit(value, back)
+        return data, back
+
+    def read(self, data: bytes) -> Any:
+        try:
+            return self._decode(data)
+        except Exception as error:
+            raise _damaged(error) from error
+
+    def _decode(self, data: bytes) -> Any:
+        return self._forms.unpack(self._decoder(data))
+
+
+class _PydanticAdapter:
+    """Of a hint with pydantic models; which of their fields were set is kept too."""
+
+    form = b"t:"
+
+    def __init__(self, hint: object, adapter: Any) -> None:
+        self._is_same = comparison_of(typing.get_origin(hint) or hint)
+        self._to_json = adapter.serializer.to_json
+        self._from_json = adapter.validator.validate_json
+
+    def write(self, value: Any) -> tuple[bytes, Any]:
+        data, back = _round_trip(value, self._dump, self._load)
+        is_whole = self._is_same(value, back)
+        if is_whole and not data.startswith(_WITH_FIELDS):
+            return data, back
+        fields = set_fields_of(value)
+        if not is_whole and not fields:
+            raise _misfit(value, back)
+        data = b"%b%b,%b]}" % (_WITH_FIELDS, _encode(fields), data)
+        back = self.read(data)
+        if not self._is_same(value, back):
+            raise _misfit(value, back)
+        return data, back
+
+    def read(self, data: bytes) -> Any:
+        try:
+            if not data.startswith(_WITH_FIELDS):
+                return self._load(data)
+            fields, dumped = _read_fields(data[len(_WITH_FIELDS) - 1 : -1])
+            return restore_set_fields(self._load(bytes(dumped)), fields)
+        except Exception as error:
+            raise _damaged(error) from error
+
+    def _dump(self, value: Any) -> bytes:
+        dumped: bytes = self._to_json(value, round_trip=True, by_alias=False, warnings=False)
+        return dumped
+
+    def _load(self, data: bytes | str) -> Any:
+        return self._from_json(data, strict=True, by_alias=False, by_name=True)
+
+
+def _pydantic_adapter(hint: object) -> Adapter | None:
+    pydantic = sys.modules["pydantic"]
+    version = tuple(int(part) for part in pydantic.VERSION.split(".")[:2])
+    return (
+        _PydanticAdapter(hint, pydantic.TypeAdapter(hint)) if version >= _PYDANTIC_VERSION else None
+    )
+
+
+def _is_of_pydantic(cls: type) -> bool:
+    names = ("__pydantic_core_schema__", "__get_pydantic_core_schema__")
+    return "pydantic" in sys.modules and any(hasattr(cls, name) for name in names)
+
+
+def _round_trip(
+    value: Any, encode: Callable[[Any], bytes], decode: Callable[[bytes], Any]
+) -> tuple[bytes, Any]:
+    try:
+        data = encode(value)
+        return data, decode(data)
+    except Exception as error:
+        raise MisfitError(_shown(error)) from error
+
+
+def _misfit(value: Any, back: Any) -> MisfitError:
+    path, written, read = first_difference(value, back) or ((), value, back)
+    if type(written) is type(read) or isinstance(written, float):
+        # A time zone, what is no number: right as it is, and JSON has no form for it.
+        return MisfitError(None)
+    place = "".join(f"[{step!r}]" for step in path)
+    kinds = f"a {type(written).__name__}, and would come back as a {type(read).__name__}"
+    return MisfitError(f"{place or 'it'} is {kinds}")
+
+
+def _damaged(error: Exception) -> DecodeError:
+    return DecodeError(_shown(error))
+
+
+def _shown(error: Exception) -> str:
+    """Return what is wrong, in one line and without the value."""
+    list_errors = getattr(error, "errors", None)
+    if callable(list_errors) and type(error).__name__ == "ValidationError":
+        details = list_errors(include_url=False, include_input=False, include_context=False)
+        lines = [f"{'.'.join(map(str, each['loc'])) or '$'}: {each['msg']}" for each in details]
+        return "; ".join(lines)[:MAX_SHOWN_CHARACTERS]
+    return f"{type(error).__name__}: {error}"[:MAX_SHOWN_CHARACTERS]
+
+
+def _decoder(hint: object) -> Callable[[bytes], Any]:
+    return msgspec.json.Decoder(typing.cast("Any", hint), dec_hook=_from_text).decode
+
+
+def _to_text(value: Any) -> str:
+    if isinstance(value, _AS_TEXT):
+        return str(value)
+    msg = f"{type(value).__name__} has no form in JSON"
+    raise TypeError(msg)
+
+
+def _from_text(kind: Any, text: Any) -> Any:
+    if kind is object:
+        return text
+    if isinstance(kind, type) and issubclass(kind, _AS_TEXT) and isinstance(text, str):
+        return kind(text)
+    msg = f"{kind!r} has no form in JSON"
+    raise TypeError(msg)
+
+
+_encode = msgspec.json.Encoder(enc_hook=_to_text).encode
+_read_fields = msgspec.json.Decoder(tuple[SetFields, msgspec.Raw]).decode
+_decode_plain = msgspec.json.Decoder().decode

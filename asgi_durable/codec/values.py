@@ -1,0 +1,212 @@
+"""Values on their way into the log and back: which form each is written in.
+
+A record's first two bytes say which form it has. No JSON begins like one of these:
+
+* ``t:`` JSON that the type hint of today reads;
+* ``j:`` the same, where it reads alike without any hint;
+* ``i:`` the arguments of a workflow, each in a form of its own;
+* ``c:`` what a codec of the application's has written, where that begins like one of these.
+
+Anything else describes itself: it is what the codec writes, and versions before have written.
+"""
+
+from __future__ import annotations
+
+from base64 import b64decode, b64encode
+from collections.abc import Mapping
+from typing import Any
+
+import msgspec
+
+from asgi_durable.codec.adapters import Adapter, MisfitError, read_plain
+from asgi_durable.codec.json_codec import Codec, JsonCodec
+from asgi_durable.codec.sealing import Sealer
+from asgi_durable.errors import DecodeError, EncodeError
+
+__all__ = ["Values"]
+
+_SEALED = frozenset({b"z:", b"s:", b"e:"})
+_FORMS = _SEALED | {b"t:", b"j:", b"i:", b"c:"}
+# Nobody can change one, so it comes back as it is.
+_UNCHANGING = frozenset({type(None), bool, int, str})
+_encode_name = msgspec.json.Encoder().encode
+
+
+class _Arguments(msgspec.Struct):
+    """A workflow's arguments.
+
+    Attributes:
+        typed: Those that the hints of their parameters read.
+        plain: Those among them that read alike without.
+        described: The others, as the default codec writes a dictionary of them.
+        coded: The same, as a codec of the application's does, in base 64.
+    """
+
+    typed: dict[str, msgspec.Raw] = msgspec.field(name="t", default_factory=dict)
+    plain: dict[str, msgspec.Raw] = msgspec.field(name="j", default_factory=dict)
+    described: msgspec.Raw = msgspec.field(name="v", default_factory=msgspec.Raw)
+    coded: str | None = msgspec.field(name="c", default=None)
+
+
+_read_arguments = msgspec.json.Decoder(_Arguments).decode
+
+
+class Values:
+    """Writes and reads the values of one engine.
+
+    Args:
+        codec: Writes what no type hint describes.
+        sealer: Compresses and encrypts what is written.
+    """
+
+    def __init__(self, codec: Codec, sealer: Sealer) -> None:
+        self.codec = codec
+        self.sealer = sealer
+        self._seal = sealer.seal
+        self._is_json = type(codec) is JsonCodec
+
+    def write(self, value: Any, adapter: Adapter | None = None) -> tuple[bytes, Any, str | None]:
+        """Return a value as bytes, as it comes back, and what is wrong about its hint.
+
+        Raises:
+            EncodeError: It cannot be recorded so that it comes back.
+        """
+        misfit: str | None = None
+        if adapter is not None:
+            try:
+                data, back = adapter.write(value)
+                return self._seal(adapter.form + data), back, None
+            except MisfitError as error:
+                misfit = error.reason
+        data, back = self._described(value)
+        return self._seal(data), back, misfit
+
+    def read(self, data: bytes, adapter: Adapter | None = None) -> Any:
+        """Return what was written, as today's code has it.
+
+        Raises:
+            DecodeError: It is damaged, or does not fit the hint.
+        """
+        form = data[:2]
+        if form not in _FORMS:
+            return self.codec.decode(data)
+        if form == b"j:":
+            return read_plain(data[2:]) if adapter is None else adapter.read(data[2:])
+        if form == b"t:":
+            if adapter is None:
+                msg = "it was written by a type hint, and there is none now"
+                raise DecodeError(msg)
+            return adapter.read(data[2:])
+        if form == b"c:":
+            return self.codec.decode(data[2:])
+        return self.read(self.sealer.open(data), adapter)
+
+    def write_arguments(
+        self, arguments: Mapping[str, Any], adapters: Mapping[str, Adapter]
+    ) -> tuple[bytes, dict[str, str]]:
+        """Return a workflow's arguments as bytes, and what is wrong about their hints.
+
+        Raises:
+            EncodeError: One of them cannot be recorded so that it comes back.
+        """
+        typed: list[bytes] = []
+        plain: list[bytes] = []
+        described, misfits = {}, {}
+        for name, value in arguments.items():
+            adapter = adapters.get(name)
+            if adapter is None:
+                described[name] = value
+                continue
+            try:
+                member = b"%b:%b" % (_encode_name(name), adapter.write(value)[0])
+                (plain if adapter.form == b"j:" else typed).append(member)
+            except MisfitError as error:
+                described[name] = value
+                if error.reason is not None:
+                    misfits[name] = error.reason
+        return self._seal(self._arguments(typed, plain, described)), misfits
+
+    def _arguments(
+        self, typed: list[bytes], plain: list[bytes], described: dict[str, Any]
+    ) -> bytes:
+        if not typed and not plain:
+            return self._described(described)[0]
+        lists = ((b"t", typed), (b"j", plain))
+        parts = [b'"%b":{%b}' % (form, b",".join(members)) for form, members in lists if members]
+        if described:
+            data, _ = self._described(described)
+            name, kept = (b"v", data) if self._is_json else (b"c", b'"%b"' % b64encode(data))
+            parts.append(b'"%b":%b' % (name, kept))
+        return b"i:{%b}" % b",".join(parts)
+
+    def read_arguments(self, data: bytes, adapters: Mapping[str, Adapter]) -> dict[str, Any]:
+        """Return a workflow's arguments by name.
+
+        Raises:
+            DecodeError: They are damaged, or one does not fit its hint; the message names it.
+        """
+        if data[:2] in _SEALED:
+            return self.read_arguments(self.sealer.open(data), adapters)
+        if data[:2] != b"i:":
+            return _checked(self.read(data))
+        try:
+            kept = _read_arguments(data[2:])
+        except Exception as error:
+            msg = f"the recorded arguments are damaged ({error})"
+            raise DecodeError(msg) from error
+        arguments: dict[str, Any] = {}
+        for name, raw in kept.typed.items():
+            arguments[name] = _read_argument(name, bytes(raw), adapters.get(name))
+        for name, raw in kept.plain.items():
+            adapter = adapters.get(name)
+            arguments[name] = (
+                read_plain(bytes(raw))
+                if adapter is None
+                else _read_argument(name, bytes(raw), adapter)
+            )
+        if len(kept.described):
+            arguments |= _checked(self.codec.decode(bytes(kept.described)))
+        if kept.coded is not None:
+            arguments |= _checked(self.codec.decode(b64decode(kept.coded)))
+        return arguments
+
+    def text(self, data: bytes) -> str:
+        """Return what a record that cannot be read looks like, for people."""
+        if data[:2] in _SEALED:
+            try:
+                data = self.sealer.open(data)
+            except DecodeError as error:
+                return f"<{error}>"
+        content = data[2:] if data[:2] in _FORMS else data
+        return content.decode("utf-8", "replace")
+
+    def _described(self, value: Any) -> tuple[bytes, Any]:
+        data = self.codec.encode(value)
+        if self._is_json:
+            if type(value) in _UNCHANGING:
+                return data, value
+        elif data[:2] in _FORMS:
+            data = b"c:%b" % data
+        try:
+            return data, self.read(data)
+        except DecodeError as error:
+            msg = f"it could not be read back: {error}"
+            raise EncodeError(msg) from error
+
+
+def _checked(arguments: object) -> dict[str, Any]:
+    if isinstance(arguments, dict) and all(isinstance(name, str) for name in arguments):
+        return arguments
+    msg = "the recorded arguments are no arguments"
+    raise DecodeError(msg)
+
+
+def _read_argument(name: str, data: bytes, adapter: Adapter | None) -> Any:
+    if adapter is None:
+        msg = f"argument {name!r} was written by a type hint, and there is none now"
+        raise DecodeError(msg)
+    try:
+        return adapter.read(data)
+    except DecodeError as error:
+        msg = f"argument {name!r} does not fit its type hint: {error}"
+        raise DecodeError(msg) from error
