@@ -17,6 +17,7 @@ from typing import Any, Protocol
 from asgi_durable.codec.builtin_values import PACKERS, PLAIN, UNPACKERS, Unpack
 from asgi_durable.codec.class_values import CLASS_TAGS, content_of, rebuild
 from asgi_durable.codec.exceptions import pack_exception, unpack_exception
+from asgi_durable.codec.former_form import former_bytes
 from asgi_durable.codec.plain import json_text, read_json, write_plain
 from asgi_durable.codec.type_registry import TypeRegistry
 from asgi_durable.codec.unrecordable import UnrecordableError, unrecordable_message
@@ -105,6 +106,14 @@ class JsonCodec:
             msg = f"the value takes {len(data)} bytes; at most {MAX_PAYLOAD_BYTES} are recorded"
             raise EncodeError(msg)
         return data
+
+    def former_bytes(self, value: object) -> bytes:
+        """Return the bytes that the first version wrote for a value, for digests in its logs.
+
+        Raises:
+            EncodeError: It had none for it.
+        """
+        return former_bytes(value, lambda cls: self.types.name_of(cls) is not None)
 
     def decode(self, data: bytes) -> Any:
         """See :meth:`Codec.decode`."""
