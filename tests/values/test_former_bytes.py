@@ -59,8 +59,10 @@ FORMER: dict[str, tuple[Callable[[], Any], str]] = {
     ),
     "model without a field": (
         lambda: Model.model_construct(),
-        f'{{"$":"model","t":"{HERE}:Model","v":{{"__dict__":{{}},"__pydantic_extra__":null,'
-        '"__pydantic_fields_set__":{"$":"set","v":[]},"__pydantic_private__":null}}',
+        (
+            f'{{"$":"model","t":"{HERE}:Model","v":{{"__dict__":{{}},"__pydantic_extra__":null,'
+            '"__pydantic_fields_set__":{"$":"set","v":[]},"__pydantic_private__":null}}'
+        ),
     ),
     "mapped dataclass": (
         lambda: Row(id=1),
@@ -83,7 +85,7 @@ def test_what_is_refused_now_has_the_bytes_that_it_had(kind: str) -> None:
     make, text = FORMER[kind]
     codec = JsonCodec()
     for cls in (Computed, Model, Row):
-        codec.register(cls, name=None)
+        codec.register(cls)
 
     assert codec.former_bytes(make()) == text.encode()
 
@@ -111,9 +113,11 @@ def test_a_step_that_the_first_version_has_recorded_is_the_same_call() -> None:
     step.prepare()
     former = (
         f'[{{"$":"dataclass","t":"{HERE}:Computed","v":{{"number":1}}}},"x"]',
-        '{"$":"tuple","v":[{"$":"tuple","v":['
-        f'{{"$":"dataclass","t":"{HERE}:Computed","v":{{"number":1}}}},'
-        '"collections:OrderedDict"]},{}]}',
+        (
+            '{"$":"tuple","v":[{"$":"tuple","v":['
+            f'{{"$":"dataclass","t":"{HERE}:Computed","v":{{"number":1}}}},'
+            '"collections:OrderedDict"]},{}]}'
+        ),
     )
 
     for text, more in zip(former, ("x", OrderedDict(a=1)), strict=True):
