@@ -62,8 +62,12 @@ def _enum_content(value: Any, cls: Any) -> str:
 
 def _url_content(value: Any, cls: Any) -> str:
     text = str(value)
-    if cls(text) != value:
-        raise UnrecordableError(cls, ": its text leads to another URL; return a str")
+    try:
+        is_same = cls(text) == value
+    except ValueError:
+        is_same = False
+    if not is_same:
+        raise UnrecordableError(cls, ": its text leads to no such URL; return a str")
     return text
 
 

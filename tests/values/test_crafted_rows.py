@@ -72,6 +72,7 @@ class Model(BaseModel):
     number: int
     _note: str = PrivateAttr(default="none")
 
+    __new__ = noted("__new__")
     __setstate__ = noted("__setstate__")
     __setattr__ = noted("__setattr__")
     model_post_init = noted("model_post_init")
@@ -127,6 +128,27 @@ def test_nothing_of_a_class_runs_when_a_value_is_rebuilt(codec: JsonCodec) -> No
     assert model.model_extra == {"model_config": 1}
     assert model.model_fields_set == {"number"}
     assert model.__pydantic_private__ == {"_note": 5}
+
+
+@dataclasses.dataclass(frozen=True)
+class Lookalike:
+    """Looks like the text "number" in a set, until it is compared."""
+
+    def __hash__(self) -> int:
+        return hash("number")
+
+    __eq__ = noted("__eq__")
+
+
+def test_what_is_put_into_a_set_is_compared_with_nothing_else(codec: JsonCodec) -> None:
+    codec.register(Lookalike)
+    key = json.loads(row("dataclass", Lookalike, {}))
+    fields_set = {"$": "set", "v": [key]}
+
+    model = codec.decode(row("model", Model, STATE | {"__pydantic_fields_set__": fields_set}))
+
+    assert model.model_fields_set == set()
+    assert CALLS == []
 
 
 NESTED_ORDER = {"$": "dataclass", "t": f"{__name__}:Order", "v": {"number": 1}}

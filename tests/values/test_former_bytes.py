@@ -58,7 +58,7 @@ FORMER: dict[str, tuple[Callable[[], Any], str]] = {
         f'{{"$":"dataclass","t":"{HERE}:Computed","v":{{"number":1}}}}',
     ),
     "model without a field": (
-        lambda: Model.model_construct(),
+        Model.model_construct,
         (
             f'{{"$":"model","t":"{HERE}:Model","v":{{"__dict__":{{}},"__pydantic_extra__":null,'
             '"__pydantic_fields_set__":{"$":"set","v":[]},"__pydantic_private__":null}}'

@@ -12,7 +12,7 @@ from typing import Any, ClassVar, NamedTuple
 
 import pytest
 import sqlalchemy
-from pydantic import BaseModel, ConfigDict, PrivateAttr
+from pydantic import BaseModel, ConfigDict, FileUrl, HttpUrl, PrivateAttr
 from sqlalchemy import orm
 
 from asgi_durable import EncodeError, JsonCodec
@@ -85,6 +85,22 @@ class Colour(enum.Enum):
         return member
 
 
+class Right(enum.Flag):
+    READ = 1
+
+
+def forged_right() -> Right:
+    member = object.__new__(Right)
+    member._name_, member._value_ = "READ", 1
+    return member
+
+
+def forged_url() -> HttpUrl:
+    url = HttpUrl("http://example.org")
+    url._url = FileUrl("file:///etc/passwd")._url
+    return url
+
+
 class Model(BaseModel):
     number: int
     more: int = 1
@@ -153,6 +169,8 @@ LOST: dict[str, tuple[Callable[[], Any], str]] = {
     "on a named tuple": (lambda: changed(OpenPair(1), note=1), f"'note' {NO_FIELD}"),
     "short named tuple": (lambda: tuple.__new__(Pair, ()), "Pair .* has 0 members, not 1"),
     "enum member made later": (lambda: Colour("blue"), "'ANY' is no member"),
+    "flag made later": (forged_right, "its value 1 leads to another member"),
+    "URL of another kind": (forged_url, "leads to no such URL; return a str"),
     "model, unset": (lambda: Model.model_construct(more=1), "Model .*its field 'number' is not"),
     "model, updated": (lambda: updated(Model(number=1), x=1), f"'x' {NO_FIELD}"),
     "mapped dataclass": (lambda: MappedOrder(id=1), "MappedOrder .*: an ORM row; return its data"),
@@ -176,13 +194,21 @@ def test_what_would_be_lost_is_refused_with_its_place(kind: str) -> None:
     codec = JsonCodec()
     for cls in (Computed, Counted, Unset, Slotted, Text, Described, OpenPair, Pair, Colour):
         codec.register(cls)
-    for cls in (Model, MappedOrder, UndeclaredOrder, MappedLater, Holder):
+    for cls in (Right, HttpUrl, Model, MappedOrder, UndeclaredOrder, MappedLater, Holder):
         codec.register(cls)
 
     with pytest.raises(EncodeError, match=message):
         codec.encode(make())
     with pytest.raises(EncodeError, match=rf"at \['a'\]\['content'\]\[0\] .*{message[-8:]}"):
         codec.encode({"a": Holder([make()])})
+
+
+def test_the_place_is_that_of_what_is_told() -> None:
+    codec = JsonCodec()
+    codec.register(Holder)
+
+    with pytest.raises(EncodeError, match=r"Holder at \['a'\] .*'note' is no field"):
+        codec.encode({"a": changed(Holder(object()), note=1), "b": object()})
 
 
 def test_what_is_computed_again_is_not_lost() -> None:
