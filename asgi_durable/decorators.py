@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import Any, TypeVar, overload
 
+from asgi_durable.codec.json_codec import JsonCodec
+from asgi_durable.codec.type_registry import refuse_unrecordable
 from asgi_durable.decorating import FunctionT, decorated, durable_function
 from asgi_durable.engine.call import WorkflowOptions
 from asgi_durable.engine.definitions import (
@@ -172,9 +174,31 @@ class Decorators:
 
         return _apply(decorate, function)
 
-    def register_type(self, hint: object) -> None:
-        """Let values of a class be recorded that no annotation names."""
-        self.engine.registry.codec.register(hint)
+    def register_type(
+        self, hint: object, *, name: str | None = None, aliases: Iterable[str] = ()
+    ) -> None:
+        """Let values of a class be recorded that no annotation names.
+
+        Args:
+            hint: The class; without a name and aliases also a type hint that names several.
+            name: What its values are recorded as, ``"module:QualName"`` by default. With a name
+                the class may move, and be renamed.
+            aliases: What they were recorded as before, ``["old.module:Order"]`` say.
+
+        Raises:
+            DurableUsageError: The class is none that can be recorded, or a name is another
+                class's.
+        """
+        codec = self.engine.registry.codec
+        if name is None and not aliases:
+            if type(codec) is JsonCodec:
+                refuse_unrecordable(hint)
+            codec.register(hint)
+        elif isinstance(codec, JsonCodec):
+            codec.register(hint, name=name, aliases=aliases)
+        else:
+            msg = f"{type(codec).__name__} takes no names of classes, register the class alone"
+            raise DurableUsageError(msg)
 
     def register_exception(
         self,

@@ -1,54 +1,40 @@
-"""Which classes may appear in the step log, found from the annotations that name them."""
+"""What classes are, and which of them type hints name."""
 
 from __future__ import annotations
 
 import dataclasses
 import enum
+import functools
 import inspect
+import sys
 import typing
+from collections.abc import Callable, Iterator
 from types import FunctionType, SimpleNamespace
 from typing import Any
 
 __all__ = [
-    "TypeRegistry",
     "function_hints",
+    "is_mapped",
     "is_named_tuple",
     "is_pydantic_model",
-    "is_pydantic_url",
+    "kind_of",
+    "members_of",
+    "named_classes",
+    "resolved_hints",
 ]
 
 
-class TypeRegistry:
-    """Classes by name and names by class."""
-
-    def __init__(self) -> None:
-        self._by_name: dict[str, type] = {}
-        self._names: dict[type, str] = {}
-
-    def name_of(self, cls: type) -> str | None:
-        """Return the name a class is recorded under, ``None`` if it is not registered."""
-        return self._names.get(cls)
-
-    def find(self, name: str) -> type | None:
-        """Return the registered class of this name."""
-        return self._by_name.get(name)
-
-    def register(self, hint: object) -> None:
-        """Register every recordable class that a type hint names, members included."""
-        if isinstance(hint, type) and _is_recordable(hint):
-            self._register_class(hint)
-        for argument in typing.get_args(hint):
-            self.register(argument)
-
-    def _register_class(self, cls: type) -> None:
-        if cls in self._names:
-            return
-        name = f"{cls.__module__}:{cls.__qualname__}"
-        # A class of a reloaded module, or made anew in a function, replaces its elder.
-        self._by_name[name] = cls
-        self._names[cls] = name
-        for hint in _hints_of(cls, cls.__module__):
-            self.register(hint)
+@functools.lru_cache(maxsize=4096)
+def kind_of(cls: type) -> str | None:
+    """Return which kind of recordable class one is, as the log calls it; ``None`` if it is none."""
+    if is_mapped(cls):
+        return None
+    if issubclass(cls, enum.Enum):
+        return None if cls in _BASES else "flag" if issubclass(cls, enum.Flag) else "enum"
+    for kind, is_kind in _KINDS.items():
+        if is_kind(cls):
+            return kind
+    return None
 
 
 def is_named_tuple(cls: type) -> bool:
@@ -61,9 +47,49 @@ def is_pydantic_model(cls: type) -> bool:
     return hasattr(cls, "__pydantic_core_schema__") and hasattr(cls, "model_fields")
 
 
-def is_pydantic_url(cls: type) -> bool:
-    """Tell whether a class is one of pydantic's URLs, ``HttpUrl`` say."""
+def is_mapped(cls: type) -> bool:
+    """Tell whether objects of a class are rows of SQLAlchemy's ORM."""
+    return hasattr(cls, "__mapper__")
+
+
+def members_of(cls: Any) -> list[str]:
+    """Return the names of a recordable class's fields or members."""
+    kind = kind_of(cls)
+    if kind in {"enum", "flag"}:
+        return list(cls.__members__)
+    if kind == "namedtuple":
+        return list(cls._fields)
+    if kind == "model":
+        return list(cls.model_fields)
+    return [field.name for field in dataclasses.fields(cls)] if kind == "dataclass" else []
+
+
+def _is_pydantic_url(cls: type) -> bool:
     return cls.__module__ == "pydantic.networks" and hasattr(cls, "unicode_string")
+
+
+_BASES = frozenset({enum.Enum, enum.Flag, enum.IntEnum, enum.IntFlag, enum.StrEnum})
+_KINDS: dict[str, Callable[[type], bool]] = {
+    "url": _is_pydantic_url,
+    "namedtuple": is_named_tuple,
+    "model": is_pydantic_model,
+    "dataclass": dataclasses.is_dataclass,
+}
+
+
+def named_classes(hint: object) -> Iterator[type]:
+    """Yield the classes that a hint names; those that their members name are not looked at."""
+    # Kept by identity: hints need not be hashable, and aliases may name themselves.
+    seen: dict[int, object] = {}
+    waiting = [hint]
+    while waiting:
+        each = waiting.pop()
+        if id(each) in seen:
+            continue
+        seen[id(each)] = each
+        if isinstance(each, type):
+            yield each
+        waiting.extend(reversed(_parts_of(each)))
 
 
 def function_hints(function: FunctionType) -> dict[str, object]:
@@ -80,36 +106,45 @@ def function_hints(function: FunctionType) -> dict[str, object]:
     }
 
 
+def resolved_hints(cls: type) -> list[object]:
+    """Return the hints of a class's members, inherited ones included."""
+    hints = [
+        hint
+        for base in cls.__mro__
+        for annotation in inspect.get_annotations(base).values()
+        for hint in _resolve(annotation, _names_around(base), {cls.__name__: cls})
+    ]
+    if is_pydantic_model(cls):
+        fields: dict[str, Any] = cls.model_fields  # type: ignore[attr-defined]
+        hints += [field.annotation for field in fields.values()]
+    return hints
+
+
+def _parts_of(hint: object) -> list[object]:
+    if isinstance(hint, enum.Enum):
+        return [type(hint)]  # of a `Literal`
+    if isinstance(hint, type) and typing.is_typeddict(hint):
+        return resolved_hints(hint)
+    parts = [typing.get_origin(hint), *typing.get_args(hint)]
+    # What a `NewType` and a `TypeAliasType` stand for.
+    for name in ("__supertype__", "__value__"):
+        try:
+            parts.append(getattr(hint, name, None))
+        except Exception:  # noqa: S112  an alias may name what is not there
+            continue
+    return parts
+
+
+def _names_around(cls: type) -> dict[str, Any]:
+    return vars(sys.modules.get(cls.__module__) or SimpleNamespace())
+
+
 def _is_filled(cell: Any) -> bool:
     try:
         cell.cell_contents  # noqa: B018  the access is the question
     except ValueError:
         return False
     return True
-
-
-def _is_recordable(cls: type) -> bool:
-    return (
-        dataclasses.is_dataclass(cls)
-        or is_pydantic_model(cls)
-        or is_pydantic_url(cls)
-        or is_named_tuple(cls)
-        or (issubclass(cls, enum.Enum) and cls is not enum.Enum)
-    )
-
-
-def _hints_of(cls: type, module: str) -> list[object]:
-    """Return the hints of a class's members, inherited ones included."""
-    if is_pydantic_model(cls):
-        fields: dict[str, Any] = cls.model_fields  # type: ignore[attr-defined]
-        return [field.annotation for field in fields.values()]
-    names = vars(inspect.getmodule(cls) or SimpleNamespace())
-    return [
-        hint
-        for base in cls.__mro__
-        for annotation in inspect.get_annotations(base).values()
-        for hint in _resolve(annotation, names, {cls.__name__: cls, "module": module})
-    ]
 
 
 def _resolve(annotation: object, names: dict[str, Any], local_names: dict[str, Any]) -> list[Any]:

@@ -9,7 +9,7 @@ from weakref import WeakKeyDictionary
 
 from asgi_durable.codec.canonical import Canonical
 from asgi_durable.codec.digests import ArgumentDigest, digest_of, digests_of
-from asgi_durable.codec.json_codec import Codec
+from asgi_durable.codec.json_codec import Codec, JsonCodec
 from asgi_durable.codec.sealing import Sealer
 from asgi_durable.codec.values import Values
 from asgi_durable.engine.body_threads import BodyThreads
@@ -48,6 +48,7 @@ class Registry:
         self._bare: WeakKeyDictionary[Callable[..., Any], str] = WeakKeyDictionary()
         self._answering_rules: list[AmbientParameter] = []
         self._canonical = Canonical(codec.encode)
+        self._former_bytes = codec.former_bytes if type(codec) is JsonCodec else codec.encode
 
     def add_workflow(self, definition: WorkflowDefinition) -> None:
         """Make a workflow known under its name.
@@ -189,7 +190,7 @@ class Registry:
     def _former_arguments(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> bytes:
         """Return the arguments as versions before have digested them."""
         try:
-            return self.codec.encode(list(args) if not kwargs else (args, kwargs))
+            return self._former_bytes(list(args) if not kwargs else (args, kwargs))
         except EncodeError:
             return self._former(
                 (
@@ -200,13 +201,13 @@ class Registry:
 
     def _former(self, value: object) -> bytes:
         try:
-            return self.codec.encode(value)
+            return self._former_bytes(value)
         except EncodeError:
             return b""
 
     def _digestible(self, value: object) -> object:
         try:
-            self.codec.encode(value)
+            self._former_bytes(value)
         except EncodeError:
             return f"{type(value).__module__}:{type(value).__qualname__}"
         return value

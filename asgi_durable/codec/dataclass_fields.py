@@ -1,0 +1,72 @@
+"""What a dataclass's values are made of."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import inspect
+from collections.abc import Callable, Mapping
+from types import MemberDescriptorType
+from typing import Any
+
+__all__ = ["Fields", "fields_of"]
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Fields:
+    """The fields of a dataclass.
+
+    Attributes:
+        names: Their names, in their order.
+        name_set: The same, in none.
+        defaults: What makes the default of those that have one.
+        obstacle: Why its values cannot be rebuilt, ``None`` if they can.
+    """
+
+    names: tuple[str, ...]
+    name_set: frozenset[str]
+    defaults: Mapping[str, Callable[[], Any]]
+    obstacle: str | None
+
+
+@functools.lru_cache(maxsize=4096)
+def fields_of(cls: Any) -> Fields:
+    """Return the fields of a dataclass, of the standard library or of pydantic."""
+    fields = dataclasses.fields(cls)
+    of_pydantic = getattr(cls, "__pydantic_fields__", {})
+    defaults = {}
+    for field in fields:
+        make = _default_of(field, of_pydantic.get(field.name))
+        if make is not None:
+            defaults[field.name] = make
+    names = tuple(field.name for field in fields)
+    return Fields(names, frozenset(names), defaults, _obstacle_in(cls, names))
+
+
+def _default_of(field: dataclasses.Field[Any], of_pydantic: Any) -> Callable[[], Any] | None:
+    if of_pydantic is not None:
+        # The dataclass's own default is what pydantic says of the field, not its value.
+        if of_pydantic.is_required():
+            return None
+        return lambda: of_pydantic.get_default(call_default_factory=True)
+    if field.default_factory is not dataclasses.MISSING:
+        return field.default_factory
+    if field.default is not dataclasses.MISSING:
+        return lambda: field.default
+    return None
+
+
+def _obstacle_in(cls: Any, names: tuple[str, ...]) -> str | None:
+    for name in names:
+        attribute = inspect.getattr_static(cls, name, None)
+        if _has_setter(type(attribute)) and not isinstance(attribute, MemberDescriptorType):
+            return f": its field {name!r} is a {type(attribute).__name__}, whose code would run"
+    try:
+        object.__new__(cls)
+    except TypeError:
+        return ": it derives from a built-in class, whose content would be lost"
+    return None
+
+
+def _has_setter(cls: type) -> bool:
+    return hasattr(cls, "__set__") or hasattr(cls, "__delete__")
