@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,7 @@ pytestmark = pytest.mark.anyio
 
 STEP_RESULT = PLACES["a step's result"]
 N, NAME = BEFORE.fields
+DEFAULT = CHANGES["a field with a default is added"]
 ANEW = Change(BEFORE, Class((N, NAME, Field("x", "str", "'x'")), name="Purchase", module="store"))
 WITH_DEFAULT_GONE = Change(
     Class((N, Field("name", "str", "'a'"))), Class((N,)), {"n": 1, "name": "a"}, {"n": 1}
@@ -452,3 +454,29 @@ async def test_a_registered_class_may_have_another_name(
         await finish(after)
 
         assert difference(after.seen, [later.make()]) == ""
+
+
+@pytest.mark.parametrize("place", PLACES)
+@pytest.mark.parametrize("kind", TAGGED_KINDS)
+async def test_annotations_may_be_added(url: str, place: str, kind: str) -> None:
+    with DEFAULT.made(KINDS[kind]) as (former, later):
+        before = Code(PLACES[place], replace(former, hint=Any), url, waits=True)
+        before.durable.register_type(former.hint)
+        await leave(before)
+        after = Code(PLACES[place], later, url)
+        await finish(after)
+
+        assert difference(after.seen, [later.make()] if place in READING_PLACES else []) == ""
+        assert "make" not in after.ran
+
+
+@pytest.mark.parametrize("place", ["a step's argument", "a transaction's argument"])
+@pytest.mark.parametrize("kind", TAGGED_KINDS)
+async def test_annotations_of_arguments_may_be_taken_away(url: str, place: str, kind: str) -> None:
+    with DEFAULT.made(KINDS[kind]) as (former, later):
+        await leave(Code(PLACES[place], former, url, waits=True))
+        after = Code(PLACES[place], replace(later, hint=Any), url)
+        after.durable.register_type(later.hint)
+        await finish(after)
+
+    assert after.ran == ["hold"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -249,7 +250,21 @@ async def test_an_input_that_does_not_fit_the_parameters_waits(
         assert await result_of(durable, "w") == 1
 
 
-# Classes that are gone
+# Annotations and classes that are gone
+
+
+@pytest.mark.parametrize("place", READING_PLACES)
+async def test_a_value_whose_annotation_is_gone_waits_for_one(url: str, caplog, place: str) -> None:
+    with Change(BEFORE, BEFORE).made(KINDS["dataclass"]) as (former, _):
+        await leave(Code(PLACES[place], former, url, waits=True))
+        code = Code(PLACES[place], replace(former, hint=Any), url)
+        code.durable.register_type(former.hint)
+        async with code.durable as durable:
+            assert tells(await stays_parked(durable, caplog), NAMES[place], "type hint")
+        again = Code(PLACES[place], former, url)
+        await finish(again)
+
+        assert difference(again.seen, [former.make()]) == ""
 
 
 def make_unannotated(code: Code) -> Defined:
