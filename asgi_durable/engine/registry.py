@@ -9,10 +9,12 @@ from typing import Any
 from weakref import WeakKeyDictionary
 
 from asgi_durable.codec.json_codec import Codec
+from asgi_durable.codec.sealing import Sealer
 from asgi_durable.engine.body_threads import BodyThreads
 from asgi_durable.engine.definitions import Definition, WorkflowDefinition
 from asgi_durable.engine.request_servers import RequestServers
 from asgi_durable.errors import DurableUsageError, EncodeError
+from asgi_durable.payloads import Payloads
 
 __all__ = ["DIGEST_BYTES", "AmbientParameter", "Registry"]
 
@@ -25,14 +27,20 @@ DIGEST_BYTES = 16
 class Registry:
     """All that one ``Durable`` knows of the application's functions and types.
 
+    Args:
+        codec: Encodes values.
+        payloads: How they are sealed.
+
     Attributes:
+        sealer: Limits, compresses and encrypts what is recorded.
         threads: Where functions that are not async run, unless a thread waits for them.
         request_servers: The apps of this process.
         checks: Called before each start; what one of them raises is why there is none.
     """
 
-    def __init__(self, codec: Codec) -> None:
+    def __init__(self, codec: Codec, payloads: Payloads) -> None:
         self.codec = codec
+        self.sealer = Sealer(payloads)
         self.threads = BodyThreads()
         self.request_servers = RequestServers()
         self.checks: list[Callable[[], None]] = []
