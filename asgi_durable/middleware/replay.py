@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from asgi_durable.engine.streams import StreamDamagedError, StreamLostError, Streams
-from asgi_durable.errors import StorageError
+from asgi_durable.errors import EncryptionKeyMissingError, StorageError
 from asgi_durable.middleware.asgi import Headers, Message, Scope, Send, header_values
 from asgi_durable.middleware.event_stream import StreamIds, last_event_id
 from asgi_durable.middleware.idempotency_policy import IdempotencyPolicy
@@ -120,6 +120,7 @@ async def send_stream(
 
     Raises:
         StorageError: The storage failed before anything was sent.
+        EncryptionKeyMissingError: It is encrypted with a key that is not here.
         ResponseDamagedError: What is recorded is damaged, as far as it was read by then.
     """
     workflow_id = answer.workflow_id
@@ -141,7 +142,7 @@ async def send_stream(
             async with aclosing(pieces):
                 async for piece in pieces:
                     await sender.take(piece)
-    except StreamDamagedError as error:
+    except (EncryptionKeyMissingError, StreamDamagedError) as error:
         logger.error("The stream of request %s ends unfinished, damaged: %s", workflow_id, error)
         return True
     except (StreamLostError, StreamCutError, StorageError) as error:
