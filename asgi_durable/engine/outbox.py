@@ -66,7 +66,7 @@ class Outbox:
         run.refuse_if_stopped()
         if self._is_closed:
             raise WorkflowInterruptedError(run.workflow_id, "its end is being committed")
-        name, digest = start_of(workflow)
+        name, digest = start_of(run, workflow)
         if recorded_step(run, number, name, digest) is None:
             output = run.services.registry.codec.encode(workflow.workflow_id)
             step = run.step_record(number, name, digest, output=output, error=None)
@@ -105,7 +105,9 @@ class Outbox:
         return starts
 
 
-def start_of(workflow: WorkflowRecord) -> tuple[str, bytes]:
+def start_of(run: Run, workflow: WorkflowRecord) -> tuple[str, bytes]:
     """Return what the place of a start is called in the log, and the digest of its input."""
-    digest = hashlib.blake2b(workflow.input or b"", digest_size=DIGEST_BYTES).digest()
+    # Not of the sealed input: equal ones differ.
+    data = run.services.registry.sealer.open(workflow.input or b"")
+    digest = hashlib.blake2b(data, digest_size=DIGEST_BYTES).digest()
     return f"durable.background {workflow.name}", digest

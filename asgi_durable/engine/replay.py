@@ -8,7 +8,11 @@ from typing import TYPE_CHECKING, Any
 from asgi_durable.engine.endings import Interrupted
 from asgi_durable.engine.result_order import in_turn
 from asgi_durable.engine.values import decode_recorded, encode_error
-from asgi_durable.errors import NonDeterministicWorkflowError, StepInterruptedError
+from asgi_durable.errors import (
+    DecodeError,
+    NonDeterministicWorkflowError,
+    StepInterruptedError,
+)
 from asgi_durable.storage.records import NO_OUTPUT, StepRecord, WorkflowRecord
 
 if TYPE_CHECKING:
@@ -80,10 +84,19 @@ def recorded_child(run: Run, number: int, name: str, data: bytes) -> WorkflowRec
         _refuse_other(run, number, run.steps.get(number), f"workflow {name!r}")
         _refuse_new(run, number, f"workflow {name!r}")
         return None
-    if (child.name, child.input) != (name, data):
+    if child.name != name or not _is_same_input(run, child.input or b"", data):
         what = " with other arguments" if child.name == name else ""
         raise diverged(run, number, f"workflow {child.name!r}{what}", f"workflow {name!r}")
     return child
+
+
+def _is_same_input(run: Run, recorded: bytes, data: bytes) -> bool:
+    # Sealed twice, equal inputs differ.
+    sealer = run.services.registry.sealer
+    try:
+        return recorded == data or sealer.open(recorded) == sealer.open(data)
+    except DecodeError as error:
+        raise run.stop(error) from error
 
 
 def unused_log(run: Run) -> Interrupted | None:

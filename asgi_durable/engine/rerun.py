@@ -89,7 +89,7 @@ class EndedRun(Run):
         number = workflow.parent_step or 0
         step = self.steps.get(number)
         if step is not None:
-            refuse_other_step(self, step, *start_of(workflow))
+            refuse_other_step(self, step, *start_of(self, workflow))
         elif number in self.children:
             recorded_child(self, number, workflow.name, workflow.input or b"{}")
         forget_result(self, number)
