@@ -20,8 +20,8 @@ from asgi_durable import (
     Durable,
     DurableUsageError,
     EncryptionKeyMissingError,
-    PayloadTooLargeError,
     Payloads,
+    PayloadTooLargeError,
 )
 from asgi_durable.codec.keyed_fingerprints import KeyedFingerprints
 from asgi_durable.codec.sealing import BODY, ERROR, PIECE, VALUE, Sealer
