@@ -37,7 +37,7 @@ class Payloads:
     Example:
         Make a key with ``openssl rand -base64 32`` and keep it where other secrets are::
 
-            Payloads(encryption_keys=[os.environ["PAYLOAD_KEY"]])
+            Payloads(encryption_keys=os.environ["PAYLOAD_KEYS"].split())
     """
 
     max_size: int = DEFAULT_MAX_SIZE

@@ -15,7 +15,7 @@ from support.asgi import Exchange, answer, exchange, http_scope, keyed, read_all
 from support.executors import beats, query, row_of, until
 from support.interruption import Gate
 from support.lifespan import lifespan
-from support.scripts import event
+from support.scripts import Script, event, without_ids
 
 from asgi_durable import (
     DecodeError,
@@ -456,3 +456,28 @@ async def test_a_result_above_the_limit_fails_once_and_names_its_step(url: str) 
             await everything("x" * 5_000)
 
     assert calls == [9_998, 9_999]
+
+
+@pytest.mark.parametrize("before", [Payloads(), ENCRYPTED], ids=["plain", "encrypted"])
+async def test_an_interrupted_stream_goes_on_after_a_rotation(url: str, before: Payloads) -> None:
+    events = [event("a"), event("b")]
+    stopped, whole = [events[0], Gate(), events[1]], Script(events)
+    policy = IdempotencyPolicy(stream="record", stream_after=0.0)
+    old = Durable(url, payloads=before, idempotency=policy, drain_timeout=0.0)
+    app, first = old.wrap(Script(stopped)), Exchange(b"")
+    async with old:
+        call = asyncio.create_task(app(keyed(), first.receive, first.send))
+        await until(lambda: events[0] in without_ids(first.body))
+    await asyncio.gather(call, return_exceptions=True)
+    new = Durable(url, payloads=ROTATED, idempotency=policy)
+    async with new:
+        second = await exchange(new.wrap(whole), keyed())
+        replay = await exchange(new.wrap(whole), keyed())
+    cuts = await query(url, "SELECT cut_to FROM asgi_durable_pieces WHERE cut_to IS NOT NULL")
+
+    assert without_ids(second.body) == b"".join(events)
+    assert replay.body == second.body
+    assert whole.calls == 1
+    # What was recorded with the old key was confirmed, and not replaced.
+    assert cuts == [(-1,)]
+    assert second.body.startswith(first.body[: len(first.body) // 2])
