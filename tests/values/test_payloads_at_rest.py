@@ -458,17 +458,22 @@ async def test_a_result_above_the_limit_fails_once_and_names_its_step(url: str) 
     assert calls == [9_998, 9_999]
 
 
+async def begin_stream(durable: Durable, events: list[bytes]) -> None:
+    """Let a process send a part of a stream, and stop."""
+    app, first = durable.wrap(Script([*events, Gate()])), Exchange(b"")
+    async with durable:
+        call = asyncio.create_task(app(keyed(), first.receive, first.send))
+        await until(lambda: b"".join(events) in without_ids(first.body))
+    await asyncio.gather(call, return_exceptions=True)
+
+
 @pytest.mark.parametrize("before", [Payloads(), ENCRYPTED], ids=["plain", "encrypted"])
 async def test_an_interrupted_stream_goes_on_after_a_rotation(url: str, before: Payloads) -> None:
     events = [event("a"), event("b")]
-    stopped, whole = [events[0], Gate(), events[1]], Script(events)
+    whole = Script(events)
     policy = IdempotencyPolicy(stream="record", stream_after=0.0)
     old = Durable(url, payloads=before, idempotency=policy, drain_timeout=0.0)
-    app, first = old.wrap(Script(stopped)), Exchange(b"")
-    async with old:
-        call = asyncio.create_task(app(keyed(), first.receive, first.send))
-        await until(lambda: events[0] in without_ids(first.body))
-    await asyncio.gather(call, return_exceptions=True)
+    await begin_stream(old, events[:1])
     new = Durable(url, payloads=ROTATED, idempotency=policy)
     async with new:
         second = await exchange(new.wrap(whole), keyed())
@@ -480,4 +485,30 @@ async def test_an_interrupted_stream_goes_on_after_a_rotation(url: str, before: 
     assert whole.calls == 1
     # What was recorded with the old key was confirmed, and not replaced.
     assert cuts == [(-1,)]
-    assert second.body.startswith(first.body[: len(first.body) // 2])
+
+
+async def test_a_stream_that_cannot_be_decrypted_is_not_replaced(url: str) -> None:
+    policy = IdempotencyPolicy(stream="record", stream_after=0.0)
+    all_events = [event(name) for name in "abc"]
+    # Its fingerprint is of before the encryption, so only its chunks tell that a key is missing.
+    for number, payloads in enumerate((Payloads(), ENCRYPTED), start=1):
+        durable = Durable(url, payloads=payloads, idempotency=policy, drain_timeout=0.0)
+        await begin_stream(durable, all_events[:number])
+    pieces = "SELECT end_offset, data FROM asgi_durable_pieces ORDER BY end_offset"
+    before = await query(url, pieces)
+    durable = Durable(url, idempotency=policy)
+    async with durable:
+        refused = await exchange(durable.wrap(Script(all_events)), keyed())
+
+    assert (refused.status, json.loads(refused.body)["code"]) == (503, "ENCRYPTION_KEY_MISSING")
+    assert await query(url, pieces) == before
+
+
+@pytest.mark.parametrize(("payloads", "is_encrypted"), [(Payloads(), False), (ENCRYPTED, True)])
+async def test_bodies_are_spooled_as_the_settings_say(
+    url: str, payloads: Payloads, is_encrypted: bool
+) -> None:
+    async with Durable(url, payloads=payloads) as durable:
+        cipher = durable.engine.requests.spool.new_cipher()
+
+    assert (cipher is not None) == is_encrypted
