@@ -36,6 +36,7 @@ class Sealer:
         payloads: The settings.
 
     Attributes:
+        max_size: Bytes that a value has at most.
         fingerprints: Makes keyed fingerprints of requests, where there are encryption keys.
 
     Raises:
@@ -44,7 +45,7 @@ class Sealer:
 
     def __init__(self, payloads: Payloads) -> None:
         keys = [key for key in payloads.encryption_keys if isinstance(key, bytes)]
-        self._max_size = payloads.max_size
+        self.max_size = payloads.max_size
         self._longest = max(payloads.max_size, _LONGEST_BYTES)
         self._compress_from = payloads.compress_from
         self._compression = Compression()
@@ -69,11 +70,12 @@ class Sealer:
             purpose: What it is recorded as.
 
         Raises:
-            PayloadTooLargeError: It is larger than the limit.
+            PayloadTooLargeError: It is larger than the limit. An error never is, as it has to be
+                recorded: whoever encodes it leaves out what is too much.
         """
-        if len(data) > self._max_size:
+        if len(data) > self.max_size and purpose is not ERROR:
             msg = (
-                f"it takes {len(data)} bytes, and at most {self._max_size} are recorded; store "
+                f"it takes {len(data)} bytes, and at most {self.max_size} are recorded; store "
                 "large data elsewhere and record where it is, or raise "
                 "Durable(payloads=Payloads(max_size=…))"
             )

@@ -105,6 +105,10 @@ def test_a_value_above_the_limit_is_refused_with_both_sizes() -> None:
     assert not PayloadTooLargeError.retryable
 
 
+def test_an_error_is_never_refused() -> None:
+    assert Sealer(Payloads(max_size=100)).seal(b"1" * 101, ERROR) == b"1" * 101
+
+
 # Compression
 
 
