@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import zlib
 from collections.abc import Callable
 from functools import cached_property
@@ -17,8 +18,8 @@ T = TypeVar("T")
 ZLIB, ZSTD = b"z", b"s"
 # A commit waits for it: most of the gain for a fraction of the time of higher levels.
 _ZLIB_LEVEL, _ZSTD_LEVEL = 1, 3
-# In Python 3.14, and the same for earlier versions.
-_STANDARD = ("compression.zstd", "backports.zstd")
+# Not tried one after the other: an application may have a module `compression` of its own.
+_STANDARD = "compression.zstd" if sys.version_info >= (3, 14) else "backports.zstd"
 _OTHER = "zstandard"
 
 
@@ -27,7 +28,7 @@ class Compression:
 
     @cached_property
     def _standard(self) -> Any:
-        return _imported(*_STANDARD)
+        return _imported(_STANDARD)
 
     @cached_property
     def _other(self) -> Any:
@@ -99,10 +100,8 @@ def _guarded(read: Callable[[], T]) -> T:
         raise DecodeError(msg) from None
 
 
-def _imported(*names: str) -> Any:
-    for name in names:
-        try:
-            return import_module(name)
-        except ImportError:
-            continue
-    return None
+def _imported(name: str) -> Any:
+    try:
+        return import_module(name)
+    except ImportError:
+        return None
