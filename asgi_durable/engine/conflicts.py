@@ -61,7 +61,7 @@ def _differing_parameters(
     codec = definition.registry.codec
     try:
         wanted, existing = codec.decode(data), codec.decode(recorded)
-        return tuple(_differing(definition, codec, wanted, existing))
+        return tuple(_differing(definition, codec.plain, wanted, existing))
     except Exception:
         # A class of a recorded value is gone, or its `__eq__` fails: nothing can be told.
         return ()

@@ -158,7 +158,7 @@ class Definition:
                 # The message says that it was not awaited; Python need not.
                 value.close()
             msg = f"the result of {self.kind} {self.name!r} cannot be recorded: {error}"
-            raise EncodeError(msg) from error.__cause__
+            raise type(error)(msg) from error.__cause__
 
     def recorded_arguments(
         self, args: tuple[Any, ...], kwargs: Mapping[str, Any]
@@ -249,7 +249,7 @@ class WorkflowDefinition(Definition):
             return self.registry.codec.encode(recorded)
         except EncodeError as error:
             msg = f"the input of workflow {self.name!r} cannot be recorded: {error}"
-            raise EncodeError(msg) from None
+            raise type(error)(msg) from None
 
     def bind_input(
         self, data: bytes, args: tuple[Any, ...], kwargs: Mapping[str, Any], *, is_first: bool

@@ -9,6 +9,7 @@ from typing import Any
 from weakref import WeakKeyDictionary
 
 from asgi_durable.codec.json_codec import Codec
+from asgi_durable.codec.sealed_codec import SealedCodec
 from asgi_durable.codec.sealing import Sealer
 from asgi_durable.engine.body_threads import BodyThreads
 from asgi_durable.engine.definitions import Definition, WorkflowDefinition
@@ -39,8 +40,8 @@ class Registry:
     """
 
     def __init__(self, codec: Codec, payloads: Payloads) -> None:
-        self.codec = codec
         self.sealer = Sealer(payloads)
+        self.codec = SealedCodec(codec, self.sealer)
         self.threads = BodyThreads()
         self.request_servers = RequestServers()
         self.checks: list[Callable[[], None]] = []
@@ -129,9 +130,9 @@ class Registry:
         """
         values = definition.recorded_arguments(args, kwargs)
         try:
-            data = self.codec.encode(list(values[0]) if not values[1] else values)
+            data = self.codec.plain.encode(list(values[0]) if not values[1] else values)
         except EncodeError:
-            data = self.codec.encode(
+            data = self.codec.plain.encode(
                 (
                     tuple(map(self._digestible, values[0])),
                     {k: self._digestible(v) for k, v in values[1].items()},
@@ -141,7 +142,7 @@ class Registry:
 
     def _digestible(self, value: object) -> object:
         try:
-            self.codec.encode(value)
+            self.codec.plain.encode(value)
         except EncodeError:
             return f"{type(value).__module__}:{type(value).__qualname__}"
         return value
