@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import Any, overload
+from typing import Any, TypeVar, overload
 
 from asgi_durable.codec.json_codec import JsonCodec
 from asgi_durable.codec.type_registry import refuse_unrecordable
@@ -21,6 +21,8 @@ from asgi_durable.errors import DurableUsageError
 from asgi_durable.retry import RetryPolicy
 
 __all__ = ["Decorators"]
+
+E = TypeVar("E", bound=Exception)
 
 
 class Decorators:
@@ -197,6 +199,46 @@ class Decorators:
         else:
             msg = f"{type(codec).__name__} takes no names of classes, register the class alone"
             raise DurableUsageError(msg)
+
+    def register_exception(
+        self,
+        cls: type[E],
+        *,
+        to_data: Callable[[E], object] | None = None,
+        from_data: Callable[[Any], E] | None = None,
+        aliases: Iterable[str] = (),
+    ) -> None:
+        """Say how a class of exceptions, and its subclasses, are recorded.
+
+        It is needed for what cannot be recorded as it is: an exception that holds a connection,
+        one whose class is written in another language or made inside a function, one whose class
+        was renamed. Class, notes, cause and traceback are always kept.
+
+        Example::
+
+            durable.register_exception(
+                CardError,
+                to_data=lambda error: {"code": error.response.code, "text": str(error)},
+                from_data=lambda data: CardError(data["text"], response=Reply(data["code"])),
+            )
+
+        Args:
+            cls: The class.
+            to_data: Returns what is recorded of an exception: any value that a step may return.
+            from_data: Makes the exception again of that. It has to have the same message, and
+                should read what earlier versions of the code have recorded.
+            aliases: Names under which the class was recorded before, ``"module:QualName"``.
+
+        Raises:
+            DurableUsageError: It is no class of exceptions, one of the two functions is missing,
+                an alias has another form, or the codec has no such method.
+        """
+        register = getattr(self.engine.registry.codec, "register_exception", None)
+        if register is None:
+            kind = type(self.engine.registry.codec).__name__
+            msg = f"the codec {kind} has no method register_exception(); see JsonCodec"
+            raise DurableUsageError(msg)
+        register(cls, to_data=to_data, from_data=from_data, aliases=aliases)
 
 
 def _apply(

@@ -16,7 +16,7 @@ from typing import Any, Protocol
 
 from asgi_durable.codec.builtin_values import PACKERS, PLAIN, UNPACKERS, Unpack
 from asgi_durable.codec.class_values import CLASS_TAGS, content_of, rebuild
-from asgi_durable.codec.exceptions import pack_exception, unpack_exception
+from asgi_durable.codec.exceptions import ExceptionCodec
 from asgi_durable.codec.former_form import former_bytes
 from asgi_durable.codec.plain import json_text, read_json, write_plain
 from asgi_durable.codec.type_registry import TypeRegistry
@@ -71,7 +71,8 @@ class JsonCodec:
         self.types = TypeRegistry()
         self._unpackers = _Unpackers(UNPACKERS)
         self._unpackers |= dict.fromkeys(CLASS_TAGS, self._unpack_object)
-        self._unpackers["error"] = lambda unpack, packed: unpack_exception(packed, unpack)
+        self.exceptions = ExceptionCodec(self.types)
+        self._unpackers["error"] = lambda unpack, packed: self.exceptions.unpack(packed, unpack)
 
     def register(
         self, hint: object, *, name: str | None = None, aliases: Iterable[str] = ()
@@ -91,6 +92,10 @@ class JsonCodec:
             self.types.register(hint)
         else:
             self.types.register_as(hint, name, aliases)
+
+    def register_exception(self, cls: type[Exception], **how: Any) -> None:
+        """See :meth:`asgi_durable.Durable.register_exception`."""
+        self.exceptions.register(cls, **how)
 
     def encode(self, value: object) -> bytes:
         """See :meth:`Codec.encode`."""
@@ -168,10 +173,11 @@ class JsonCodec:
 
     def _pack_object(self, value: Any, kind: type, levels: int) -> Any:
         if isinstance(value, BaseException):
-            return {
-                "$": "error",
-                **pack_exception(value, lambda member: self._pack_or_none(member, levels)),
-            }
+            # What can be packed of an exception is: it may hold locks and sockets.
+            def pack(member: Any) -> Any:
+                return self._pack(member, levels)
+
+            return {"$": "error", **self.exceptions.pack(value, pack, self._unpack)}
         name = self.types.recorded_name(kind)
         tag, content = content_of(value, kind)
         if type(content) is dict:
@@ -187,13 +193,6 @@ class JsonCodec:
             names = list(getattr(kind, "_fields", ()))
             return {"$": tag, "t": name, "v": packed, "f": names}
         return {"$": tag, "t": name, "v": packed}
-
-    def _pack_or_none(self, value: object, levels: int) -> Any:
-        """Pack what can be packed; exceptions carry locks, sockets and requests."""
-        try:
-            return self._pack(value, levels)
-        except (UnrecordableError, _TooDeepError, RecursionError):
-            return None
 
     def _path_to(
         self, error: UnrecordableError, value: object, levels: int = MAX_PATH_LEVELS

@@ -5,6 +5,7 @@ A record's first two bytes say which form it has. No JSON begins like one of the
 * ``t:`` JSON that the type hint of today reads;
 * ``j:`` the same, where it reads alike without any hint;
 * ``i:`` the arguments of a workflow, each in a form of its own;
+* ``o:`` another workflow's result, behind its name, as that is recorded;
 * ``c:`` what a codec of the application's has written, where that begins like one of these.
 
 Anything else describes itself: it is what the codec writes, and versions before have written.
@@ -26,10 +27,11 @@ from asgi_durable.errors import DecodeError, EncodeError
 __all__ = ["Values"]
 
 _SEALED = frozenset({b"z:", b"s:", b"e:"})
-_FORMS = _SEALED | {b"t:", b"j:", b"i:", b"c:"}
+_FORMS = _SEALED | {b"t:", b"j:", b"i:", b"o:", b"c:"}
 # Nobody can change one, so it comes back as it is.
 _UNCHANGING = frozenset({type(None), bool, int, str})
 _encode_name = msgspec.json.Encoder().encode
+_decode_name = msgspec.json.Decoder(str).decode
 
 
 class _Arguments(msgspec.Struct):
@@ -99,7 +101,10 @@ class Values:
             return adapter.read(data[2:])
         if form == b"c:":
             return self.codec.decode(data[2:])
-        return self.read(self.sealer.open(data), adapter)
+        if form in _SEALED:
+            return self.read(self.sealer.open(data), adapter)
+        msg = "it is no single value"
+        raise DecodeError(msg)
 
     def write_arguments(
         self, arguments: Mapping[str, Any], adapters: Mapping[str, Adapter]
@@ -138,6 +143,32 @@ class Values:
             name, kept = (b"v", data) if self._is_json else (b"c", b'"%b"' % b64encode(data))
             parts.append(b'"%b":%b' % (name, kept))
         return b"i:{%b}" % b",".join(parts)
+
+    def write_outcome(self, name: str, output: bytes) -> bytes:
+        """Return the record of another workflow's result.
+
+        Args:
+            name: The workflow's.
+            output: Its result, as it is recorded.
+        """
+        return self._seal(b"o:%b\n%b" % (_encode_name(name), output))
+
+    def read_outcome(self, data: bytes) -> tuple[str, bytes] | None:
+        """Return the workflow's name and its result, as that is recorded; ``None`` if it is none.
+
+        Raises:
+            DecodeError: It is damaged.
+        """
+        if data[:2] in _SEALED:
+            data = self.sealer.open(data)
+        if data[:2] != b"o:":
+            return None
+        name, _, output = data[2:].partition(b"\n")
+        try:
+            return _decode_name(name), output
+        except Exception as error:
+            msg = f"the name of a workflow is damaged ({error})"
+            raise DecodeError(msg) from error
 
     def read_arguments(self, data: bytes, adapters: Mapping[str, Adapter]) -> dict[str, Any]:
         """Return a workflow's arguments by name.

@@ -98,7 +98,8 @@ class Definition:
         """Return the same function, called in *thread* if it is not async."""
         if self.is_async:
             return self
-        self.prepare()
+        # Made here, and not by each copy anew.
+        self._ready_values()
         bound = copy.copy(self)
         bound.thread = thread
         bound.function = bound.call_in_thread
@@ -165,13 +166,20 @@ class Definition:
     @property
     def values(self) -> FunctionValues:
         """Reads and writes what the function takes and returns."""
+        return self._values or self._ready_values()
+
+    def _ready_values(self) -> FunctionValues:
         if self._values is None:
             self.prepare()
-            hints = {k: v for k, v in self._hints.items() if k not in self.ambient}
-            self._values = FunctionValues(
-                self.registry.values, f"{self.kind} {self.name!r}", self.signature, hints
-            )
+            self._values = self.new_values()
         return self._values
+
+    def new_values(self) -> FunctionValues:
+        """Return what does that, by the annotations that :meth:`prepare` has resolved."""
+        hints = {k: v for k, v in self._hints.items() if k not in self.ambient}
+        return FunctionValues(
+            self.registry.values, f"{self.kind} {self.name!r}", self.signature, hints
+        )
 
     def recorded_arguments(
         self, args: tuple[Any, ...], kwargs: Mapping[str, Any]

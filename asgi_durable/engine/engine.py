@@ -321,7 +321,8 @@ class Engine:
     ) -> Coroutine[Any, Any, Any]:
         """Wait for a workflow's outcome; recorded where a workflow asks."""
         self._refuse_in_transaction("waits for")
-        return self.call_step(self._questions.result, (workflow_id, timeout_seconds), {})
+        asked, arguments = self._questions.result, (workflow_id, timeout_seconds)
+        return self._questions.value_of(self.call_step(asked, arguments, {}))
 
     def cancel_workflow(self, workflow_id: str) -> Coroutine[Any, Any, bool]:
         """Cancel a workflow, wherever it runs; recorded where a workflow asks."""
@@ -329,8 +330,7 @@ class Engine:
         return self.call_step(self._questions.cancel, (workflow_id,), {})
 
     def _refuse_in_transaction(self, what: str) -> None:
-        frame = self.frame()
-        if frame is not None and frame.session is not None:
+        if (frame := self.frame()) is not None and frame.session is not None:
             msg = f"{frame.step_name!r} {what} a workflow while it holds the database"
             raise DurableUsageError(msg)
 

@@ -46,22 +46,21 @@ async def run_step(
     The result is what the codec gives back, on the first execution as well.
     """
     definition.prepare()
+    name = definition.name
     digest = run.services.registry.digest(definition, args, kwargs)
-    recorded = recorded_step(run, number, definition.name, digest)
+    recorded = recorded_step(run, number, name, digest)
     if recorded is not None:
         tell_of_replay(run, definition)
         return await replayed(run, definition, recorded)
 
     if definition.at_most_once:
-        run.submit_step(
-            run.step_record(number, definition.name, digest.value, output=None, error=None)
-        )
+        run.submit_step(run.step_record(number, name, digest.value, output=None, error=None))
     # Invariant: what came before is durable before this body has its side effects; and that it
     # has begun as well, if no other execution may begin it.
     await run.settle()
     observer = run.services.telemetry.observer
-    with observer.step(run.workflow, definition.name, number, kind="step"):
-        token = current_frame.set(Frame(run.services, run, definition.name, number))
+    with observer.step(run.workflow, name, number, kind="step"):
+        token = current_frame.set(Frame(run.services, run, name, number))
         try:
             first: Exception | None = None
             value: Any = None
@@ -80,7 +79,7 @@ async def run_step(
                 raise run.stop(outage, goes_on=True) from error
             failure = error
         else:
-            step = run.step_record(number, definition.name, digest.value, output=output, error=None)
+            step = run.step_record(number, name, digest.value, output=output, error=None)
             run.submit_step(step, has_begun=definition.at_most_once)
             await in_turn(run, number, step.finished_at_us)
             run.note_settled()

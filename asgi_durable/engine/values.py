@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from asgi_durable.codec.exceptions import forget_traceback
+from asgi_durable.codec.exceptions import ROOMS, Room, forget_traceback, within
 from asgi_durable.codec.recorded_answers import pack_answer, stand_in
+from asgi_durable.codec.traceback_text import message_of
 from asgi_durable.codec.values import Values
 from asgi_durable.errors import (
     DecodeError,
     DurableError,
-    EncodeError,
     StorageError,
     WorkflowInterruptedError,
 )
@@ -28,25 +28,43 @@ __all__ = [
     "read_error",
 ]
 
-MAX_MESSAGE_CHARACTERS = 10_000
-
 
 def encode_error(values: Values, error: Exception) -> bytes:
-    """Return an error as bytes, whatever it holds."""
+    """Return an error as bytes, whatever it holds.
+
+    One that is too large is recorded without some of it: first attributes, in the end most of
+    its message.
+    """
+    for room in ROOMS:
+        encoded = _encoded_within(room, values, error)
+        if encoded is not None:
+            return encoded
+    name = f"{type(error).__module__}:{type(error).__qualname__}"
+    answer = pack_answer(error) if isinstance(error, DurableError) else {}
+    kept = {key: _whole(item) if type(item) is str else item for key, item in answer.items()}
+    with within(ROOMS[-1]):
+        return values.write(stand_in(name, _whole(message_of(error)), kept))[0]
+
+
+def _whole(text: str) -> str:
+    """Return a text without halves of characters, which no codec has to take."""
+    return text.encode("utf-8", "replace").decode("utf-8")
+
+
+def _encoded_within(room: Room, values: Values, error: Exception) -> bytes | None:
     try:
-        return values.write(error)[0]
-    except EncodeError:
-        kind = type(error)
-        name = f"{kind.__module__}:{kind.__qualname__}"
-        answer = pack_answer(error) if isinstance(error, DurableError) else None
-        return values.write(stand_in(name, _text(error)[:MAX_MESSAGE_CHARACTERS], answer))[0]
+        with within(room):
+            return values.write(error)[0]
+    except Exception:  # a smaller record may do, or one of a stand-in
+        return None
 
 
 def decoded_failure(run: Run, encoded: bytes, failure: Exception) -> Exception:
     """Return an error as a replay will see it, with the traceback of its first appearance."""
     error: Exception = run.services.registry.values.read(encoded)
     forget_traceback(error)
-    return error.with_traceback(failure.__traceback__)
+    # Past the class's own, as everything else of a recorded error.
+    return Exception.with_traceback(error, failure.__traceback__)
 
 
 def decode_recorded(
@@ -106,10 +124,3 @@ def infrastructure_error_in(error: BaseException) -> Exception | None:
 def named(run: Run, transaction: str) -> str:
     """Name a transaction of a run for the log."""
     return f"The transaction {transaction!r} of workflow {run.workflow_id} ({run.workflow.name})"
-
-
-def _text(error: Exception) -> str:
-    try:
-        return str(error)
-    except Exception:  # __str__ is the application's code
-        return ""

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 from asgi_durable.engine.definitions import StepDefinition
+from asgi_durable.engine.endings import Finished
 from asgi_durable.engine.event_loops import require_asyncio
 from asgi_durable.engine.frame import Frame
 from asgi_durable.engine.handle import WorkflowStatus, workflow_status
@@ -14,7 +15,9 @@ from asgi_durable.engine.registry import Registry
 from asgi_durable.engine.request_progress import sleep_of
 from asgi_durable.engine.running import Running
 from asgi_durable.engine.step_options import StepOptions
+from asgi_durable.engine.workflow_result import ResultValues, WorkflowResult
 from asgi_durable.errors import DecodeError, WorkflowNotFoundError
+from asgi_durable.storage.records import WorkflowState
 
 __all__ = ["WorkflowQuestions"]
 
@@ -30,7 +33,7 @@ class WorkflowQuestions:
     Attributes:
         exists: Raises ``WorkflowNotFoundError`` unless there is a workflow with an id.
         status: Returns its status.
-        result: Waits for its outcome, for so many seconds.
+        result: Waits for its outcome, for so many seconds; :meth:`value_of` reads that.
         cancel: Cancels it.
     """
 
@@ -45,7 +48,12 @@ class WorkflowQuestions:
         self._frame = frame
         self.exists = self._step(self._refuse_missing, "durable.retrieve_workflow")
         self.status = self._step(self._read_status, "durable.get_status")
-        self.result = self._step(self._wait_for_result, "durable.get_result")
+        self.result = _ResultDefinition(
+            self._wait_for_result,
+            name="durable.get_result",
+            registry=registry,
+            options=StepOptions(),
+        )
         self.cancel = self._step(self._cancel, "durable.cancel_workflow")
 
     def _running(self) -> Running:
@@ -74,18 +82,45 @@ class WorkflowQuestions:
         self._registry.prepare()
         return workflow_status(record, self._registry, is_asleep=wakes_at_us is not None)
 
-    async def _wait_for_result(self, workflow_id: str, timeout_seconds: float | None) -> Any:
+    async def _wait_for_result(
+        self, workflow_id: str, timeout_seconds: float | None
+    ) -> WorkflowResult:
         running, frame = self._running(), self._frame()
         async with asyncio.timeout(timeout_seconds):
             in_run = frame is not None and frame.run is not None
             outcome = await running.outcomes.wait(workflow_id, in_run=in_run)
+        if isinstance(outcome, Finished) and outcome.state is WorkflowState.SUCCESS:
+            return WorkflowResult(outcome.name, outcome.output or b"null")
+        raised: WorkflowResult = self._in_run(
+            lambda: running.workflows.value_of(outcome, workflow_id)
+        )
+        return raised
+
+    async def value_of(self, asked: Awaitable[WorkflowResult]) -> Any:
+        """Return the result that was asked for, as today's code has it."""
+        result = await asked
+        if result.name is None:
+            return result.value
+        name = result.name
+        return self._in_run(lambda: self._registry.outcome(name, result.output, None))
+
+    def _in_run(self, read: Callable[[], Any]) -> Any:
+        """Read an outcome.
+
+        Invariant: what cannot be read is no outcome of the step that asks, nor of its workflow.
+        """
         try:
-            return running.workflows.value_of(outcome, workflow_id)
+            return read()
         except DecodeError as error:
+            frame = self._frame()
             if frame is None or frame.run is None:
                 raise
-            # Invariant: not an outcome of the step that asks, nor of its workflow.
             raise frame.run.stop(error) from error
 
     async def _cancel(self, workflow_id: str) -> bool:
         return await self._running().cancellation.cancel(workflow_id)
+
+
+class _ResultDefinition(StepDefinition):
+    def new_values(self) -> ResultValues:
+        return ResultValues(self.registry.values, f"step {self.name!r}")

@@ -68,3 +68,18 @@ def uses_in_a_thread() -> None:
     handle = blocking.options(workflow_id="w").start_workflow(work, 1)
     assert_type(handle, BlockingWorkflowHandle[list[str]])
     assert_type(handle.get_result(timeout=1.0), list[str])
+
+
+class CardError(Exception):
+    """Holds a number."""
+
+    number = 7
+
+
+durable.register_exception(CardError)
+durable.register_exception(
+    CardError,
+    to_data=lambda error: error.number,
+    from_data=CardError,
+    aliases=["shop:PayError"],
+)

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
+import enum
 import json
 import sys
 import traceback
-from typing import Any
+from typing import Any, Self
 
 import pytest
 from fastapi import HTTPException
-from pydantic import BaseModel, ValidationError
 
 from asgi_durable import (
     DurableError,
@@ -45,8 +45,8 @@ class Holder(Exception):  # noqa: N818
         self.thing = thing
 
 
-class Model(BaseModel):
-    number: int
+class Color(enum.Enum):
+    RED = 1
 
 
 def through_the_log(error: BaseException) -> Any:
@@ -77,9 +77,13 @@ def test_a_frameworks_exception_keeps_its_attributes() -> None:
 
 
 def test_the_fields_of_builtin_errors_survive() -> None:
-    restored = through_the_log(FileNotFoundError(2, "no such file", "a.txt"))
+    error = FileNotFoundError(2, "no such file", "a.txt")
 
-    assert (restored.errno, restored.filename) == (2, "a.txt")
+    restored = through_the_log(error)
+
+    assert (restored.errno, restored.filename, restored.args) == (2, "a.txt", error.args)
+    # As the version before wants it.
+    assert json.loads(JsonCodec().encode(error))["a"] == [2, "no such file", "a.txt"]
 
 
 def test_cause_notes_and_traceback_text_survive() -> None:
@@ -171,15 +175,45 @@ def test_a_group_keeps_its_members() -> None:
     assert [repr(error) for error in restored.exceptions] == ["ValueError('a')", "TypeError('b')"]
 
 
-def test_a_class_that_cannot_be_rebuilt_comes_back_as_remote_error() -> None:
-    with pytest.raises(ValidationError) as caught:
-        Model.model_validate({"number": "x"})
+class Counting(Exception):  # noqa: N818
+    """Its message is made of what cannot be recorded."""
 
-    restored = through_the_log(caught.value)
+    def __init__(self, things: object) -> None:
+        super().__init__()
+        self.things = things
+
+    def __str__(self) -> str:
+        return f"{len(self.things)} things"  # type: ignore[arg-type]
+
+
+def test_an_error_that_would_come_back_with_another_message_is_a_remote_error() -> None:
+    restored = through_the_log(raised(Counting(memoryview(b"ab")), KeyError("k")))
 
     assert type(restored) is RemoteError
-    assert restored.type_name.endswith(":ValidationError")
-    assert "number" in str(restored)
+    assert restored.type_name.endswith(":Counting")
+    assert restored.message == "2 things"
+    assert repr(restored.__cause__) == "KeyError('k')"
+    assert "register_exception" in restored.__notes__[0]
+    assert "in raised" in restored.durable_traceback
+
+
+class Twice(Exception):  # noqa: N818
+    pass
+
+
+First = Twice
+
+
+class Twice(Exception):  # type: ignore[no-redef]  # noqa: N818
+    pass
+
+
+def test_two_classes_of_one_name_are_not_confused() -> None:
+    elder, younger = through_the_log(First("x")), through_the_log(Twice("x"))
+
+    assert type(elder) is RemoteError
+    assert "is another class there" in elder.__notes__[0]
+    assert type(younger) is Twice
 
 
 def test_a_local_class_comes_back_as_remote_error() -> None:
@@ -233,11 +267,163 @@ def test_text_that_cannot_be_made_does_not_break_the_log() -> None:
     assert "no message" in str(restored)
 
 
-def test_an_attribute_that_cannot_be_recorded_is_none() -> None:
-    restored = through_the_log(Holder(object()))
+def test_an_attribute_that_cannot_be_recorded_is_not_set_and_a_note_names_it() -> None:
+    once = through_the_log(Holder(memoryview(b"x")))
+    twice = through_the_log(once)
 
-    assert type(restored) is Holder
-    assert restored.thing is None
+    for restored in (once, twice):
+        assert type(restored) is Holder
+        assert not hasattr(restored, "thing")
+        assert restored.durable_unrecorded == {"thing": "builtins.memoryview"}
+        text = "".join(traceback.format_exception(restored))
+        assert (
+            text.count("not set, as they could not be recorded: thing (builtins.memoryview)") == 1
+        )
+        assert "durable.register_exception()" in text
+
+
+def test_reading_an_attribute_that_was_not_recorded_is_an_error_that_explains() -> None:
+    restored = through_the_log(Holder(memoryview(b"x")))
+    with pytest.raises(AttributeError) as caught:
+        restored.thing.cast("B")
+    with pytest.raises(AttributeError) as other:
+        restored.no_such_thing  # noqa: B018
+
+    for _ in range(2):
+        explained = through_the_log(caught.value)
+
+    assert "'thing'" in explained.__notes__[0]
+    assert "a builtins.memoryview, could not be recorded" in explained.__notes__[0]
+    assert caught.value.__notes__ == explained.__notes__[:1]
+    assert "could not be" not in str(through_the_log(other.value).__notes__)
+
+
+def test_an_argument_that_cannot_be_recorded_keeps_its_text_and_explains() -> None:
+    thing = memoryview(b"x")
+    error = ValueError("about", thing)
+
+    once = through_the_log(error)
+    twice = through_the_log(once)
+
+    assert str(twice) == str(once) == str(error)
+    assert twice.args == once.args
+    assert repr(once.args[1]) == repr(thing)
+    with pytest.raises(AttributeError, match=r"could not be recorded.*register_exception"):
+        once.args[1].tobytes()
+    assert str(through_the_log(ValueError(thing))) == str(thing)
+
+
+class Slotted(Exception):  # noqa: N818
+    __slots__ = ("__own", "code")
+
+    def __init__(self, code: int) -> None:
+        super().__init__("slotted")
+        self.code = code
+        self.__own = [code]
+
+    @property
+    def own(self) -> list[int]:
+        return self.__own
+
+
+def test_slots_are_kept() -> None:
+    restored = through_the_log(Slotted(7))
+
+    assert (type(restored), restored.code, restored.own) == (Slotted, 7, [7])
+    assert "code" not in vars(restored)
+
+
+class ReformedError(OSError):
+    def __init__(self, text: str, extra: object) -> None:
+        super().__init__(5, text)
+        self.args = (text, extra)
+
+
+def test_arguments_that_were_set_afterwards_are_kept() -> None:
+    restored = through_the_log(ReformedError("text", Color.RED))
+
+    assert type(restored) is ReformedError
+    assert (restored.errno, restored.strerror, restored.args[0]) == (5, "text", "text")
+    assert str(restored) == "[Errno 5] text"
+
+
+class Coded(ExceptionGroup[Exception]):
+    def __new__(cls, errors: list[Exception], code: int) -> Self:
+        group = super().__new__(cls, "coded", errors)
+        group.code = code
+        return group
+
+    code: int
+
+
+def test_a_group_of_a_class_with_a_constructor_of_its_own_is_kept() -> None:
+    inner = Coded([Holder(memoryview(b"x")), ValueError("b")], 1)
+
+    restored = through_the_log(ExceptionGroup("outer", [inner, KeyError("c")]))
+
+    coded, other = restored.exceptions
+    assert (type(coded), coded.code, str(coded)) == (Coded, 1, "coded (2 sub-exceptions)")
+    assert [type(error) for error in coded.exceptions] == [Holder, ValueError]
+    assert not hasattr(coded.exceptions[0], "thing")
+    assert repr(other) == "KeyError('c')"
+
+
+def test_a_group_with_what_is_no_exception_of_applications_is_kept() -> None:
+    group = ExceptionGroup("both", [ValueError("a")])
+    group.__cause__ = BaseExceptionGroup("all", [KeyboardInterrupt(), ValueError("b")])
+
+    restored = through_the_log(group)
+
+    assert type(restored) is ExceptionGroup
+    assert type(restored.__cause__) is RemoteError
+
+
+@pytest.mark.parametrize("length", [65_536, 65_537, 1_000_000])
+@pytest.mark.parametrize("cls", [ValueError, DurableError, RuntimeError])
+def test_a_message_of_any_length_keeps_its_class(cls: type[Exception], length: int) -> None:
+    data = JsonCodec().encode(cls("x" * length))
+
+    assert repr(JsonCodec().decode(data)) == repr(cls("x" * length))
+    if cls is ValueError:
+        assert len(data) < 2 * max(length, 65_537)
+
+
+class OddNotes(Exception):  # noqa: N818
+    pass
+
+
+@pytest.mark.parametrize("notes", [None, 7, "text", [OddText()], [1, None]])
+def test_notes_that_are_no_texts_do_not_break_the_log(notes: object) -> None:
+    error = OddNotes("x")
+    vars(error)["__notes__"] = notes
+
+    assert type(through_the_log(error)) is OddNotes
+
+
+def test_a_list_that_contains_itself_does_not_break_the_log() -> None:
+    endless: list[object] = []
+    endless.append(endless)
+
+    assert type(through_the_log(ValueError("x", endless))) is ValueError
+
+
+def former(error: BaseException, **members: object) -> bytes:
+    """Return a record of the version before: it had no mark, and cut the message."""
+    packed = {"$": "error", "t": f"{__name__}:{type(error).__name__}", "m": str(error)[:65_536]}
+    packed |= {"a": list(error.args), "s": vars(error), "tb": ""}
+    return json.dumps(packed | members).encode()
+
+
+def test_a_record_of_the_version_before_comes_back_as_it_did() -> None:
+    odd = former(ValueError("x"), t="builtins:ValueError", m="another message")
+    cut = former(ValueError("x" * 70_000), t="builtins:ValueError")
+    own = JsonCodec().decode(former(TwoArguments("a", right=2), c=None))
+    lost = JsonCodec().decode(former(Counting("ab"), s={"things": None}))
+
+    assert type(JsonCodec().decode(odd)) is RemoteError
+    assert type(JsonCodec().decode(cut)) is RemoteError
+    assert (type(own), own.left, own.right) == (TwoArguments, "a", 2)
+    assert (type(lost), lost.things) == (Counting, None)
 
 
 def test_a_stored_name_imports_nothing() -> None:
