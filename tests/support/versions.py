@@ -15,7 +15,7 @@ import pytest
 import sqlalchemy as sa
 
 from asgi_durable import Durable
-from support.executors import beats, executor_of, result_of, row_of, until
+from support.executors import POLL_SECONDS, beats, executor_of, result_of, row_of, until
 from support.interruption import Gate
 
 __all__ = [
@@ -467,7 +467,7 @@ async def stays_parked(durable: Durable, caplog: pytest.LogCaptureFixture) -> st
     looks = asyncio.create_task(beats(durable, 3))
     while not looks.done():
         executor_of(durable).beat_soon()
-        await asyncio.sleep(0)
+        await asyncio.sleep(POLL_SECONDS)
     (warning,) = warnings_in(caplog)
     assert await row_of(durable.url, ID, "state, output, error") == ("PENDING", None, None)
     return warning

@@ -57,15 +57,13 @@ KIND_CHANGES = [
 ]
 SOME_KINDS = {name: KINDS[name] for name in ("dataclass", "model")}
 SOME_CHANGES = [
-    pytest.param(kind, CHANGES[name], id=f"{kind_name}: {name}")
+    pytest.param(kind, change, id=f"{kind_name}: {change_name}")
     for kind_name, kind in SOME_KINDS.items()
-    for name in (
-        "a field with a default is added",
-        "a field is gone",
-        "a type is wider",
-        "the class has another name",
-        "the class has moved",
-    )
+    for change_name, change in {
+        "a field is gone": CHANGES["a field is gone"],
+        "a type is wider": CHANGES["a type is wider"],
+        "another name and place, and a field with a default": ANEW,
+    }.items()
 ]
 CONTAINERS: dict[str, tuple[Callable[[Any], Any], Callable[[Any], Any]]] = {
     "list": (lambda cls: list[cls], lambda value: [value]),

@@ -15,14 +15,13 @@ from typing import Any
 import asyncpg
 import pytest
 from support.asgi import Exchange, exchange, keyed
-from support.executors import result_of
+from support.executors import PATIENCE_SECONDS, result_of
 from support.postgres import temporary_schema, with_schema
 from support.same_values import difference, differences
 from support.scripts import without_ids
 from values.former import former_program
 from values.former.former_program import (
     ERRORS,
-    SLEEP_SECONDS,
     VALUES,
     Address,
     Colour,
@@ -102,9 +101,8 @@ async def post(
 ) -> Exchange:
     """Send a request as its client would send it again."""
     scope = keyed(key, path, [JSON, HOST], query_string=b"times=%d" % times)
-    spaced = json.dumps(body).encode()
-    async with asyncio.timeout(30):
-        return await exchange(program.app, scope, spaced)
+    async with asyncio.timeout(PATIENCE_SECONDS):
+        return await exchange(program.app, scope, json.dumps(body).encode())
 
 
 async def test_each_kind_of_value_goes_on_from_where_it_was(program: Program) -> None:
@@ -192,7 +190,7 @@ async def test_a_transaction_of_another_database_is_not_run_again(
 async def test_what_a_workflow_did_besides_is_known(program: Program) -> None:
     async with program.durable as durable:
         names = ("gathers", "background", "once", "begun", "retries", "asks", "blocks", "sleeps")
-        async with asyncio.timeout(SLEEP_SECONDS * 3):
+        async with asyncio.timeout(PATIENCE_SECONDS):
             results = {name: await result_of(durable, f"pending-{name}") for name in names}
         noted = await result_of(durable, "pending-background~0")
 
