@@ -41,6 +41,7 @@ ANEW = Change(BEFORE, Class((N, NAME, Field("x", "str", "'x'")), name="Purchase"
 WITH_DEFAULT_GONE = Change(
     Class((N, Field("name", "str", "'a'"))), Class((N,)), {"n": 1, "name": "a"}, {"n": 1}
 )
+WITH_DEFAULT_NOW = Change(BEFORE, Class((N, Field("name", "str", "'a'"))))
 NUMBERS = [Field(name, "int") for name in ("a", "b", "c")]
 # One in the middle is gone, and the others have changed places.
 OTHER_FIELDS = Change(
@@ -148,6 +149,7 @@ async def test_so_it_is_in_a_field_of_another_class(
     "change",
     [
         pytest.param(WITH_DEFAULT_GONE, id="a field with its default is gone"),
+        pytest.param(WITH_DEFAULT_NOW, id="a field has a default now, and has that"),
         pytest.param(ANEW, id="a class has another name and place, and a field with a default"),
         pytest.param(CHANGES["a type has None as well"], id="a type has None as well"),
         pytest.param(CHANGES["the fields have another order"], id="the fields have another order"),
