@@ -10,9 +10,11 @@ from asgi_durable.errors import (
     DurableError,
     DurableUsageError,
     EncodeError,
+    EncryptionKeyMissingError,
     FinalError,
     IdempotencyError,
     NonDeterministicWorkflowError,
+    PayloadTooLargeError,
     RecoveryAttemptsExceededError,
     RemoteError,
     RequestIdInvalidError,
@@ -35,6 +37,7 @@ from asgi_durable.middleware.request_context import RequestContextMiddleware
 from asgi_durable.middleware.request_id_policy import RequestIdPolicy
 from asgi_durable.middleware.request_server import ResumedRequest
 from asgi_durable.middleware.tracing import TracingMiddleware
+from asgi_durable.payloads import Payloads
 from asgi_durable.request_errors import (
     AttemptsExhaustedError,
     KeyExpiredError,
@@ -71,6 +74,7 @@ __all__ = [
     "DurableLogProcessor",
     "DurableUsageError",
     "EncodeError",
+    "EncryptionKeyMissingError",
     "FinalError",
     "IdempotencyError",
     "IdempotencyMiddleware",
@@ -83,6 +87,8 @@ __all__ = [
     "LifespanMiddleware",
     "NonDeterministicWorkflowError",
     "OutcomeUnknownError",
+    "PayloadTooLargeError",
+    "Payloads",
     "PolicyFailedError",
     "PrincipalUnavailableError",
     "ProblemDetailsMiddleware",

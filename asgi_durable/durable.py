@@ -18,6 +18,7 @@ from asgi_durable.engine.definitions import StepDefinition
 from asgi_durable.engine.engine import Engine
 from asgi_durable.engine.handle import WorkflowHandle
 from asgi_durable.engine.limits import Limits, positive_seconds
+from asgi_durable.engine.registry import Registry
 from asgi_durable.engine.thread_calls import ThreadCalls
 from asgi_durable.errors import DurableUsageError
 from asgi_durable.middleware.asgi import ASGIApp, Scope
@@ -33,6 +34,7 @@ from asgi_durable.middleware.request_context import RequestContextMiddleware
 from asgi_durable.middleware.request_id_policy import RequestIdPolicy, checked_header_names
 from asgi_durable.middleware.session_cookies import SessionCookieMiddleware, warn_of_sessions
 from asgi_durable.middleware.tracing import TracingMiddleware
+from asgi_durable.payloads import Payloads
 from asgi_durable.storage.entry_point import find_storage, load_storage
 from asgi_durable.storage.transaction_port import ApplicationDatabase
 from asgi_durable.storage.urls import fixed_url, without_driver, working_folder
@@ -67,6 +69,8 @@ class Durable(Decorators, CurrentContext, WorkflowCalls):
             one than the step log's. A transaction's record is then kept in a table of its
             own beside the application's data, ``asgi_durable_transactions``.
         codec: Writes values into the step log; readable JSON that keeps types by default.
+        payloads: How large recorded values may be, and how all that is recorded is compressed and
+            encrypted; by default 16 MiB, and neither.
         idempotency: Which requests an ``Idempotency-Key`` makes durable.
         idempotency_routes: Other policies by route, ``"POST /orders/{order_id}"`` say, or
             ``"/hooks/{rest:path}"``; the first that fits counts. ``None`` for a route that keys
@@ -87,8 +91,8 @@ class Durable(Decorators, CurrentContext, WorkflowCalls):
 
     Raises:
         DurableUsageError: A URL has no scheme, or no storage adapter is installed for it; a
-            header's name is none; or a policy asks for a single transaction, which two databases
-            do not have.
+            header's name is none; there are encryption keys, and no library for them; or a policy
+            asks for a single transaction, which two databases do not have.
         ValueError: There is no header for a request id.
     """
 
@@ -98,6 +102,7 @@ class Durable(Decorators, CurrentContext, WorkflowCalls):
         *,
         application_url: str | None = None,
         codec: Codec | None = None,
+        payloads: Payloads | None = None,
         idempotency: IdempotencyPolicy | None = None,
         idempotency_routes: Mapping[str, IdempotencyPolicy | None] | None = None,
         request_id_headers: Sequence[str] = ("X-Request-ID",),
@@ -123,7 +128,7 @@ class Durable(Decorators, CurrentContext, WorkflowCalls):
         engine = Engine(
             lambda: load_storage(self.url)(fixed_url(self.url, self._folder)),
             self._open_application_database,
-            codec or JsonCodec(),
+            Registry(codec or JsonCodec(), payloads or Payloads()),
             Limits(
                 drain_timeout_seconds=drain_timeout,
                 patience_seconds=storage_patience,

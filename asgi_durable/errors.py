@@ -15,7 +15,9 @@ DurableError                          500  base class; raise it, or catch this o
 ├── StepInterruptedError              500  a step that runs at most once may have happened
 ├── RemoteError                       500  stands for a recorded error that cannot be rebuilt
 ├── EncodeError                       500  a value cannot be recorded
+│   └── PayloadTooLargeError          500  a value is larger than the limit
 ├── DecodeError                       500  a recorded value cannot be read back
+│   └── EncryptionKeyMissingError     503  it is encrypted with a key that is not here
 ├── StorageError                      500  the database refused; the message names it
 │   └── StorageUnavailableError       503  the database cannot be used at the moment
 └── IdempotencyError                  400  answers to requests with an Idempotency-Key
@@ -47,9 +49,11 @@ __all__ = [
     "DurableError",
     "DurableUsageError",
     "EncodeError",
+    "EncryptionKeyMissingError",
     "FinalError",
     "IdempotencyError",
     "NonDeterministicWorkflowError",
+    "PayloadTooLargeError",
     "RecoveryAttemptsExceededError",
     "RemoteError",
     "RequestIdInvalidError",
@@ -344,12 +348,28 @@ class EncodeError(DurableError):
     shows_message = False
 
 
+class PayloadTooLargeError(EncodeError):
+    """A value is larger than ``Payloads(max_size=…)`` allows; the message names both sizes."""
+
+    default_code = "PAYLOAD_TOO_LARGE"
+    title = "A value is too large to be recorded"
+
+
 class DecodeError(DurableError):
     """A recorded value cannot be read back."""
 
     default_code = "DECODE_ERROR"
     title = "A recorded value cannot be read"
     shows_message = False
+
+
+class EncryptionKeyMissingError(DecodeError):
+    """A recorded value is encrypted with a key that this process has not been given."""
+
+    default_code = "ENCRYPTION_KEY_MISSING"
+    default_status = 503
+    title = "A recorded value cannot be decrypted at the moment"
+    retryable = True
 
 
 class StorageError(DurableError):

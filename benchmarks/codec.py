@@ -25,6 +25,7 @@ from asgi_durable import Durable, JsonCodec
 from asgi_durable.codec.adapters import adapter_for
 from asgi_durable.codec.sealing import Sealer
 from asgi_durable.codec.values import Values
+from asgi_durable.payloads import Payloads
 from benchmarks.harness import (
     Notes,
     cpu_seconds,
@@ -85,7 +86,7 @@ def new_values() -> Values:
     codec = JsonCodec()
     for hint, _ in VALUES.values():
         codec.register(hint)
-    return Values(codec, Sealer())
+    return Values(codec, Sealer(Payloads()))
 
 
 def of_the_library(hint: Any, value: Any) -> dict[str, Callable[[], object]]:

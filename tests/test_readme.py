@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import re
 import sys
 from pathlib import Path
@@ -21,6 +22,7 @@ def python_blocks(name: str) -> list[str]:
 @pytest.mark.parametrize("name", TEXTS)
 def test_its_python_runs(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PAYLOAD_KEYS", base64.b64encode(bytes(32)).decode())
     # Frameworks look their handlers' modules up.
     module = ModuleType("readme")
     monkeypatch.setitem(sys.modules, module.__name__, module)

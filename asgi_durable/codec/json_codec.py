@@ -25,7 +25,6 @@ from asgi_durable.errors import DecodeError, EncodeError
 
 __all__ = ["Codec", "JsonCodec"]
 
-MAX_PAYLOAD_BYTES = 16 * 1024 * 1024
 MAX_PATH_LEVELS = 20
 # Reading takes at most three frames a level: what was written can be read deeper in the stack.
 MAX_LEVELS = 200
@@ -62,7 +61,7 @@ class JsonCodec:
     complex, Fraction, Decimal, range, slice, date, time, datetime, timedelta, timezone,
     ZoneInfo, UUID``, paths, IP addresses and networks, the dictionaries and the deque of
     ``collections``, exceptions, and the registered enums, dataclasses, named tuples and
-    pydantic models. Payloads are limited to 16 MiB.
+    pydantic models.
 
     A fixed offset of another class than ``datetime.timezone`` comes back as one.
     """
@@ -105,12 +104,7 @@ class JsonCodec:
         if type(value) is int and -_INT64 <= value < _INT64:
             return b"%d" % value
         data = write_plain(value)
-        if data is None:
-            data = self._encode_tagged(value)
-        if len(data) > MAX_PAYLOAD_BYTES:
-            msg = f"the value takes {len(data)} bytes; at most {MAX_PAYLOAD_BYTES} are recorded"
-            raise EncodeError(msg)
-        return data
+        return self._encode_tagged(value) if data is None else data
 
     def former_bytes(self, value: object) -> bytes:
         """Return the bytes that the first version wrote for a value, for digests in its logs.

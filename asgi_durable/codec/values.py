@@ -21,8 +21,8 @@ import msgspec
 
 from asgi_durable.codec.adapters import Adapter, MisfitError, read_plain
 from asgi_durable.codec.json_codec import Codec, JsonCodec
-from asgi_durable.codec.sealing import Sealer
-from asgi_durable.errors import DecodeError, EncodeError
+from asgi_durable.codec.sealing import ERROR, Sealer
+from asgi_durable.errors import DecodeError, EncodeError, PayloadTooLargeError
 
 __all__ = ["Values"]
 
@@ -82,6 +82,35 @@ class Values:
                 misfit = error.reason
         data, back = self._described(value)
         return self._seal(data), back, misfit
+
+    def write_error(self, error: BaseException, *, has_limit: bool = True) -> bytes:
+        """Return an error as bytes.
+
+        Args:
+            error: The error.
+            has_limit: False to write it whatever its size.
+
+        Raises:
+            EncodeError: It cannot be recorded so that it comes back.
+            PayloadTooLargeError: It is larger than the limit.
+        """
+        data, _ = self._described(error)
+        if has_limit and len(data) > self.sealer.max_size:
+            msg = f"it takes {len(data)} bytes, and at most {self.sealer.max_size} are recorded"
+            raise PayloadTooLargeError(msg)
+        return self._seal(data, ERROR)
+
+    def read_error(self, data: bytes) -> Exception:
+        """Return an error that was written.
+
+        Raises:
+            DecodeError: It is damaged, or no error.
+        """
+        error = self.read(self.sealer.open(data, ERROR))
+        if not isinstance(error, Exception):
+            msg = "it is no error"
+            raise DecodeError(msg)
+        return error
 
     def read(self, data: bytes, adapter: Adapter | None = None) -> Any:
         """Return what was written, as today's code has it.

@@ -9,7 +9,6 @@ from collections.abc import Callable, Coroutine, Mapping
 from contextlib import AsyncExitStack
 from typing import Any
 
-from asgi_durable.codec.json_codec import Codec
 from asgi_durable.engine.call import Call, WorkflowOptions
 from asgi_durable.engine.definitions import (
     StepDefinition,
@@ -54,7 +53,7 @@ class Engine:
         open_storage: Makes the storage adapter, at each start.
         open_application: Makes the application's own database, ``None`` where it is the
             storage's.
-        codec: Writes values into the step log.
+        registry: What is known of the application's functions, and how values are recorded.
         limits: How long what may take.
         telemetry: Whom to tell of the work.
     """
@@ -63,11 +62,11 @@ class Engine:
         self,
         open_storage: Callable[[], Storage],
         open_application: Callable[[], ApplicationDatabase | None],
-        codec: Codec,
+        registry: Registry,
         limits: Limits,
         telemetry: TelemetrySource = NO_TELEMETRY,
     ) -> None:
-        self.registry = Registry(codec)
+        self.registry = registry
         self.home = HomeLoop()
         self._open_storage = open_storage
         self._open_application = open_application
@@ -76,7 +75,6 @@ class Engine:
         self._running: Running | None = None
         self.process = StartedProcess()
         self._starting = threading.Lock()
-        codec.register(WorkflowStatus)
         self._questions = WorkflowQuestions(self.registry, self.running, self.frame)
 
     # Life

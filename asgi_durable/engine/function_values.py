@@ -74,7 +74,7 @@ class FunctionValues:
             return self._values.read(data or b"null", self._result)
         except DecodeError as error:
             msg = f"the recorded result of {self._function} cannot be read ({error}): {_REMEDY}"
-            raise DecodeError(msg) from error
+            raise type(error)(msg) from error
 
     def write_arguments(self, arguments: Mapping[str, Any]) -> bytes:
         """Return arguments by name as bytes.
@@ -101,7 +101,7 @@ class FunctionValues:
             return self._values.read_arguments(data, self._parameters)
         except DecodeError as error:
             msg = f"the recorded input of {self._function} cannot be read ({error}): {_REMEDY}"
-            raise DecodeError(msg) from error
+            raise type(error)(msg) from error
 
     def _adapter(self, what: str, hint: object) -> Adapter | None:
         try:

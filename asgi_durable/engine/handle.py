@@ -99,9 +99,9 @@ def workflow_status(
 ) -> WorkflowStatus:
     """Return a row as people see it. What cannot be decoded here never breaks it."""
     values, definition = registry.values, registry.find_workflow(record.name)
-    error = _decoded(values, record.error, values.read)
-    if error is not None and not isinstance(error, BaseException):
-        error = RemoteError("unknown:Unknown", repr(error))
+    error = _decoded(values, record.error, values.read_error)
+    if isinstance(error, str):
+        error = RemoteError("unknown:Unknown", error)
     if record.state is WorkflowState.CANCELLED:
         error = WorkflowCancelledError(record.workflow_id)
     read_input: Callable[[bytes], Any] = values.read

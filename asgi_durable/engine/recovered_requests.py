@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 
+from asgi_durable.codec.sealing import REQUEST
 from asgi_durable.engine.active_runs import ActiveRuns
 from asgi_durable.engine.endings import Ending, Finished, Interrupted
 from asgi_durable.engine.execution_spans import keep_span, observed_run
@@ -12,7 +13,7 @@ from asgi_durable.engine.request_run import RequestRun
 from asgi_durable.engine.retention import Retention
 from asgi_durable.engine.run import Run, Services
 from asgi_durable.engine.streams import StreamLog
-from asgi_durable.errors import WorkflowInterruptedError
+from asgi_durable.errors import DecodeError, WorkflowInterruptedError
 
 __all__ = ["RecoveredRequests"]
 
@@ -36,7 +37,7 @@ class RecoveredRequests:
 
     async def drive(self, run: Run) -> Ending:
         """Go on after the log."""
-        server, data = self._services.registry.request_servers.only, run.workflow.input
+        server = self._services.registry.request_servers.only
         requests: list[RequestRun] = []
 
         def begin(retention: Retention) -> RequestRun:
@@ -44,11 +45,9 @@ class RecoveredRequests:
             requests.append(RequestRun(run, self._active, retention, stream))
             return requests[-1]
 
-        if server is None or data is None or run.workflow.crashes > MAX_CRASHES:
-            reason = "its app is not served here" if server is None else "its request is not kept"
-            if run.workflow.crashes > MAX_CRASHES:
-                reason = f"{run.workflow.crashes} processes in a row died while they ran it"
-            logger.error("Request %s is left to its client: %s", run.workflow_id, reason)
+        data = self._kept_request(run) if server is not None else "its app is not served here"
+        if server is None or isinstance(data, str):
+            logger.error("Request %s is left to its client: %s", run.workflow_id, data)
             await begin(Retention()).leave_for_retry()
         else:
             logger.info("Request %s goes on without its client", run.workflow_id)
@@ -60,6 +59,18 @@ class RecoveredRequests:
                     observed.ended(ending.state.value)
         ending = requests[-1].ending if requests else None
         return ending or run.stopped or Interrupted(_unanswered(run))
+
+    def _kept_request(self, run: Run) -> bytes | str:
+        """Return what is kept of a request, or why nobody can go on with it here."""
+        crashes, data = run.workflow.crashes, run.workflow.input
+        if crashes > MAX_CRASHES:
+            return f"{crashes} processes in a row died while they ran it"
+        if data is None:
+            return "its request is not kept"
+        try:
+            return self._services.registry.sealer.open_bytes(data, REQUEST)
+        except DecodeError as error:
+            return str(error)
 
 
 def _unanswered(run: Run) -> WorkflowInterruptedError:

@@ -9,10 +9,12 @@ from __future__ import annotations
 import base64
 import hashlib
 import time
+from collections.abc import Sequence
 from dataclasses import replace
 
 from asgi_durable.engine.retention import Retention
 from asgi_durable.engine.run import Run
+from asgi_durable.engine.sealed_answers import sealed_answer
 from asgi_durable.ids import KEY_CHARACTERS, PRINCIPAL_CHARACTERS
 from asgi_durable.storage.protocol import StepLog
 from asgi_durable.storage.records import ResponseRecord, WorkflowState, is_pending
@@ -46,7 +48,7 @@ def redirect_writes(
     expires_at_us, _ = replace(retention, tombstone_seconds=0.0).ends_of(
         now_us + round(_KEPT_LONGER_SECONDS * 1_000_000)
     )
-    response = ResponseRecord(
+    answer = ResponseRecord(
         workflow_id=redirect_id,
         status_code=status_code,
         headers=headers,
@@ -55,6 +57,7 @@ def redirect_writes(
         forgotten_at_us=expires_at_us,
         stream_end=None,
     )
+    response = sealed_answer(run.services.registry.sealer, answer)
     row = replace(
         run.workflow,
         workflow_id=redirect_id,
@@ -78,21 +81,24 @@ def redirect_writes(
 
 
 async def find_redirect(
-    storage: StepLog, workflow_id: str, fingerprint: str
+    storage: StepLog, workflow_id: str, fingerprints: Sequence[str]
 ) -> ResponseRecord | None:
     """Return the redirect that a request was answered with, ``None`` if it was none.
 
     Args:
         storage: Where it is looked for.
         workflow_id: That of the key.
-        fingerprint: The request's.
+        fingerprints: All that the request may have been recorded with.
 
     Raises:
         StorageError: The storage failed.
     """
-    answer = await storage.get_response(_redirect_id(workflow_id, fingerprint))
     now_us = time.time_ns() // 1000
-    return answer if answer is not None and answer.is_given_at(now_us) else None
+    for fingerprint in dict.fromkeys(fingerprints):
+        answer = await storage.get_response(_redirect_id(workflow_id, fingerprint))
+        if answer is not None and answer.is_given_at(now_us):
+            return answer
+    return None
 
 
 def _redirect_id(workflow_id: str, fingerprint: str) -> str:

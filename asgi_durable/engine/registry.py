@@ -17,6 +17,7 @@ from asgi_durable.engine.definitions import Definition, WorkflowDefinition
 from asgi_durable.engine.request_servers import RequestServers
 from asgi_durable.engine.values import read_error
 from asgi_durable.errors import DecodeError, DurableUsageError, EncodeError
+from asgi_durable.payloads import Payloads
 from asgi_durable.storage.records import WorkflowRecord
 
 __all__ = ["AmbientParameter", "Registry"]
@@ -28,16 +29,21 @@ AmbientParameter = Callable[[inspect.Parameter, object], bool]
 class Registry:
     """All that one ``Durable`` knows of the application's functions and types.
 
+    Args:
+        codec: Encodes values.
+        payloads: How they are sealed.
+
     Attributes:
         values: Writes and reads what the log holds.
+        sealer: Limits, compresses and encrypts what is recorded.
         threads: Where functions that are not async run, unless a thread waits for them.
         request_servers: The apps of this process.
         checks: Called before each start; what one of them raises is why there is none.
     """
 
-    def __init__(self, codec: Codec) -> None:
+    def __init__(self, codec: Codec, payloads: Payloads) -> None:
         self.codec = codec
-        self.sealer = Sealer()
+        self.sealer = Sealer(payloads)
         self.values = Values(codec, self.sealer)
         self.threads = BodyThreads()
         self.request_servers = RequestServers()
@@ -97,7 +103,7 @@ class Registry:
             return self.values.read(output or b"null")
         except DecodeError as damage:
             msg = f"the result of workflow {name!r} cannot be read without the function ({damage})"
-            raise DecodeError(msg) from damage
+            raise type(damage)(msg) from damage
 
     def workflow_names(self) -> tuple[frozenset[str], frozenset[str]]:
         """Return all names, and those that need their request; callable on any thread."""

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
+from asgi_durable.codec.sealing import REQUEST
 from asgi_durable.engine.kept_context import kept_context
 from asgi_durable.engine.retention import Retention
 from asgi_durable.engine.run import Services
@@ -31,7 +32,8 @@ class Request:
         is_single_transaction: True for one that is claimed and answered by the commit of the
             only transaction that it calls.
         fingerprint_like: Returns this request's fingerprint, made in the same way as a stored
-            one: earlier versions had another way.
+            one: earlier versions had another way, and keys may have been replaced.
+        other_fingerprints: Returns all that it may have been recorded as.
     """
 
     workflow_id: str
@@ -43,10 +45,12 @@ class Request:
     input: bytes | None = None
     is_single_transaction: bool = False
     fingerprint_like: Callable[[str | None], str] | None = None
+    other_fingerprints: Callable[[], Sequence[str]] = tuple
 
 
 def record_of(services: Services, request: Request) -> WorkflowRecord:
     """Return the row that claims a request."""
+    kept, seal = request.input, services.registry.sealer.seal_bytes
     now = time.time_ns() // 1000
     return WorkflowRecord(
         workflow_id=request.workflow_id,
@@ -59,7 +63,7 @@ def record_of(services: Services, request: Request) -> WorkflowRecord:
         awaited=True,
         request_id=request.request_id,
         fingerprint=request.fingerprint,
-        input=request.input,
+        input=seal(kept, REQUEST) if kept is not None else None,
         output=None,
         error=None,
         created_at_us=now,

@@ -16,6 +16,7 @@ from asgi_durable.engine.replay import unused_log
 from asgi_durable.engine.request_log import note
 from asgi_durable.engine.retention import Retention
 from asgi_durable.engine.run import Run
+from asgi_durable.engine.sealed_answers import sealed_answer
 from asgi_durable.engine.streams import StreamLog
 from asgi_durable.errors import StorageError, WorkflowInterruptedError
 from asgi_durable.storage.records import ResponseRecord, WorkflowState
@@ -118,7 +119,13 @@ class RequestRun:
             run.submit(SetFingerprint(run.workflow_id, run.executor_id, pending, fingerprint))
 
     async def finish(
-        self, status_code: int, headers: bytes, body: bytes | None, stream_end: int | None = None
+        self,
+        status_code: int,
+        headers: bytes,
+        body: bytes | None,
+        stream_end: int | None = None,
+        *,
+        may_compress: bool = True,
     ) -> None:
         """Commit the answer: the request's outcome, from now on until it expires.
 
@@ -127,6 +134,7 @@ class RequestRun:
             headers: Encoded.
             body: ``None`` if it is not kept, or is recorded as a stream.
             stream_end: Where that ends.
+            may_compress: False if the body is compressed already.
 
         Raises:
             StorageError: It is not known to be committed.
@@ -136,7 +144,7 @@ class RequestRun:
         run = self._run
         finished_at_us = time.time_ns() // 1000
         expires_at_us, forgotten_at_us = self._retention.ends_of(finished_at_us)
-        response = ResponseRecord(
+        answer = ResponseRecord(
             workflow_id=run.workflow_id,
             status_code=status_code,
             headers=headers,
@@ -148,6 +156,7 @@ class RequestRun:
         unused = None if self._is_given_up else unused_log(run)
         if unused is not None:
             raise unused.error
+        sealer = run.services.registry.sealer
         await self._commit_end(
             FinishWorkflow(
                 workflow_id=run.workflow_id,
@@ -156,7 +165,7 @@ class RequestRun:
                 output=None,
                 error=None,
                 finished_at_us=finished_at_us,
-                response=response,
+                response=sealed_answer(sealer, answer, may_compress=may_compress),
                 starts=run.outbox.close() if run.outbox is not None else (),
             )
         )

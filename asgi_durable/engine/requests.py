@@ -38,6 +38,7 @@ from asgi_durable.engine.request_progress import DONE, Progress, progress_of, sl
 from asgi_durable.engine.request_run import RequestRun
 from asgi_durable.engine.retention import Retention
 from asgi_durable.engine.run import Run, Services
+from asgi_durable.engine.sealed_answers import opened_answer
 from asgi_durable.engine.single_transaction import SingleTransaction
 from asgi_durable.engine.streams import StreamDamagedError, StreamLog, Streams
 from asgi_durable.engine.twins import Twins
@@ -96,6 +97,7 @@ class Requests:
         ids: Makes the ids of the workflows that requests are.
         streams: Reads the answers that are recorded as streams.
         spool: Where the bodies of duplicates are counted that are kept on the disk.
+        fingerprints: Makes fingerprints that tell nothing to who has no encryption key.
     """
 
     def __init__(
@@ -112,8 +114,9 @@ class Requests:
         self._outcomes = outcomes
         self._cancellation = cancellation
         self._twins = Twins()
-        self.streams = Streams(services.storage, outcomes)
+        self.streams = Streams(services.storage, services.registry.sealer, outcomes)
         self.spool = services.spool
+        self.fingerprints = services.registry.sealer.fingerprints
 
     async def claim(
         self,
@@ -138,6 +141,8 @@ class Requests:
             WorkflowInterruptedError: Nothing is claimed: this process cannot for now.
             DurableUsageError: It is to be a single transaction, in a database that the step log
                 is not in.
+            EncryptionKeyMissingError: It cannot be told whether the request that has the key is
+                the same, as this process has not the encryption key of that one.
         """
         now = time.monotonic()
         patience = self._services.patience_seconds
@@ -179,7 +184,17 @@ class Requests:
             StorageError: The storage failed.
         """
         storage = self._services.storage
-        return await find_redirect(storage, request.workflow_id, request.fingerprint)
+        fingerprints = (request.fingerprint, *request.other_fingerprints())
+        return await find_redirect(storage, request.workflow_id, fingerprints)
+
+    def opened(self, answer: ResponseRecord) -> ResponseRecord:
+        """Return a recorded answer as it was given.
+
+        Raises:
+            EncryptionKeyMissingError: It is encrypted with a key that is not here.
+            ResponseDamagedError: It is damaged.
+        """
+        return opened_answer(self._services.registry.sealer, answer)
 
     async def _may_follow(self, twin: WorkflowRecord) -> bool:
         """Tell whether a twin's answer is recorded as a stream already, and can be followed.

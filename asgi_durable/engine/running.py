@@ -71,7 +71,7 @@ async def assemble(
         executor=executor,
         patience_seconds=limits.patience_seconds,
         sleepers=Sleepers(),
-        spool=SpoolSpace(limits.spooled_bytes),
+        spool=SpoolSpace(limits.spooled_bytes, registry.sealer.disk_cipher),
         telemetry=telemetry,
     )
     active = ActiveRuns()

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
+
+from asgi_durable.codec.encryption import DiskCipher
 
 __all__ = ["SpoolSpace"]
 
@@ -12,13 +15,17 @@ class SpoolSpace:
 
     Args:
         max_bytes: At most so many at a time.
+        new_cipher: Returns what one file is encrypted with, ``None`` where nothing is encrypted.
 
     Attributes:
         used_bytes: How many there are now.
     """
 
-    def __init__(self, max_bytes: int) -> None:
+    def __init__(
+        self, max_bytes: int, new_cipher: Callable[[], DiskCipher | None] = lambda: None
+    ) -> None:
         self.max_bytes = max_bytes
+        self.new_cipher = new_cipher
         self.used_bytes = 0
         # Applications without a lifespan are served on several event loops at once.
         self._lock = threading.Lock()

@@ -2,30 +2,52 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable
+from dataclasses import replace
 
+from asgi_durable.codec.sealing import PIECE, Sealer
+from asgi_durable.errors import DecodeError, EncryptionKeyMissingError
 from asgi_durable.storage.damaged_row_error import DamagedRowError
 from asgi_durable.storage.protocol import StepLog
 from asgi_durable.storage.records import CUT_ALL, CUT_FOR_GOOD, PieceRecord
 
 __all__ = ["StreamDamagedError", "check_pieces", "checked_start", "fits", "read_pieces"]
 
+logger = logging.getLogger(__name__)
+
 
 class StreamDamagedError(Exception):
     """What is recorded of a stream is not what was recorded."""
 
 
-async def read_pieces(storage: StepLog, workflow_id: str, after: int) -> list[PieceRecord]:
-    """Return the pieces of a stream behind an offset, a page of them.
+async def read_pieces(
+    storage: StepLog, sealer: Sealer, workflow_id: str, after: int
+) -> list[PieceRecord]:
+    """Return the pieces of a stream behind an offset, a page of them, opened.
 
     Raises:
         StreamDamagedError: One of them cannot be read.
+        EncryptionKeyMissingError: One of them is encrypted with a key that is not here.
         StorageError: The storage failed.
     """
     try:
-        return await storage.read_pieces(workflow_id, after)
+        return [_opened(piece, sealer) for piece in await storage.read_pieces(workflow_id, after)]
     except DamagedRowError as error:
         raise StreamDamagedError(str(error)) from error
+
+
+def _opened(piece: PieceRecord, sealer: Sealer) -> PieceRecord:
+    try:
+        data = sealer.open_bytes(piece.data, PIECE)
+    except EncryptionKeyMissingError:
+        raise
+    except DecodeError as error:
+        where = f"which ends at {piece.end_offset} in the stream of request {piece.workflow_id}"
+        logger.error("A chunk cannot be read, %s: %s", where, error)
+        # Its place is taken; without its data it fits nowhere, as whoever reads it finds.
+        return replace(piece, cut_to=None, data=b"")
+    return piece if data is piece.data else replace(piece, data=data)
 
 
 def check_pieces(pieces: Iterable[PieceRecord], after: int, end: int | None) -> None:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import AsyncGenerator, Callable, Iterator
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 
+from asgi_durable.codec.sealing import PIECE, Sealer
 from asgi_durable.engine.endings import RunStopped
 from asgi_durable.engine.outcomes import Outcomes, Waiter
 from asgi_durable.engine.run import Run
@@ -15,7 +17,7 @@ from asgi_durable.engine.stream_pieces import (
     checked_start,
     read_pieces,
 )
-from asgi_durable.errors import StorageError
+from asgi_durable.errors import EncryptionKeyMissingError, StorageError
 from asgi_durable.storage.protocol import PAGE_BYTES, StepLog
 from asgi_durable.storage.records import CUT_FOR_GOOD, PieceRecord
 from asgi_durable.storage.writes import RecordPiece
@@ -39,9 +41,13 @@ class StreamLog:
     Args:
         run: The request's.
         on_grown: Called with the workflow's id once a piece is durable.
+
+    Attributes:
+        may_compress: False once it is known that the answer is compressed already.
     """
 
     def __init__(self, run: Run, on_grown: Callable[[str], None]) -> None:
+        self.may_compress = True
         self._run = run
         self._on_grown = on_grown
 
@@ -64,11 +70,17 @@ class StreamLog:
         """Return the next pieces that earlier executions have recorded; see ``StepLog``.
 
         Raises:
-            RunStopped: The storage failed.
+            RunStopped: The storage failed, or an encryption key is missing here.
             StreamDamagedError: One of them cannot be read.
         """
+        services = self._run.services
         try:
-            return await read_pieces(self._run.services.storage, self.workflow_id, after)
+            return await read_pieces(
+                services.storage, services.registry.sealer, self.workflow_id, after
+            )
+        except EncryptionKeyMissingError as error:
+            # Invariant: not taken for damaged. What is recorded would be replaced.
+            raise self._run.stop(error) from error
         except StorageError as error:
             raise self._run.stop(error, goes_on=True) from error
 
@@ -83,31 +95,39 @@ class StreamLog:
             raise RunStopped
         run.refuse_if_stopped()
         for piece in pieces:
-            run.submit(RecordPiece(piece, run.executor_id))
+            run.submit(RecordPiece(self._sealed(piece), run.executor_id))
         await run.settle()
         self._on_grown(self.workflow_id)
+
+    def _sealed(self, piece: PieceRecord) -> PieceRecord:
+        sealer = self._run.services.registry.sealer
+        data = sealer.seal_bytes(piece.data, PIECE, may_compress=self.may_compress)
+        return piece if data is piece.data else replace(piece, data=data)
 
 
 class Streams:
     """Reads recorded streams, whoever records them.
 
-    Each method raises ``StreamDamagedError`` where what it reads cannot be of one stream, and
-    ``StorageError`` where the storage failed.
+    Each method raises ``StreamDamagedError`` where what it reads cannot be of one stream,
+    ``EncryptionKeyMissingError`` where this process has not the key of it, and ``StorageError``
+    where the storage failed.
 
     Args:
         storage: Where they are.
+        sealer: Opens them.
         outcomes: Tells when to look again.
     """
 
-    def __init__(self, storage: StepLog, outcomes: Outcomes) -> None:
+    def __init__(self, storage: StepLog, sealer: Sealer, outcomes: Outcomes) -> None:
         self._storage = storage
+        self._sealer = sealer
         self._outcomes = outcomes
         self._followers: Counter[str] = Counter()
 
     async def start_of(self, workflow_id: str) -> PieceRecord | None:
         """Return a stream's start, ``None`` if nothing is recorded."""
         # From so far in front that the page ends with it, wherever it is.
-        return checked_start(await read_pieces(self._storage, workflow_id, -PAGE_BYTES))
+        return checked_start(await self._page(workflow_id, -PAGE_BYTES))
 
     def may_follow(self, workflow_id: str) -> bool:
         """Return False if too many follow streams already."""
@@ -132,7 +152,7 @@ class Streams:
             return page, after >= end or page[-1].end_offset >= end
         page = await self._read(workflow_id, after)
         last = page[-1].end_offset if page else after
-        return page, not page or not await read_pieces(self._storage, workflow_id, last)
+        return page, not page or not await self._page(workflow_id, last)
 
     async def page_of(self, workflow_id: str, after: int, end: int) -> list[PieceRecord]:
         """Return the next pieces of a complete stream behind an offset; none at its end.
@@ -158,9 +178,12 @@ class Streams:
     async def _read(
         self, workflow_id: str, after: int, end: int | None = None
     ) -> list[PieceRecord]:
-        page = await read_pieces(self._storage, workflow_id, after)
+        page = await self._page(workflow_id, after)
         check_pieces(page, after, end)
         return page
+
+    def _page(self, workflow_id: str, after: int) -> Awaitable[list[PieceRecord]]:
+        return read_pieces(self._storage, self._sealer, workflow_id, after)
 
     async def tail_of(self, workflow_id: str, after: int) -> int:
         """Return the last offset of a stream for now, at or behind another."""

@@ -43,7 +43,8 @@ def encode_error(values: Values, error: Exception) -> bytes:
     answer = pack_answer(error) if isinstance(error, DurableError) else {}
     kept = {key: _whole(item) if type(item) is str else item for key, item in answer.items()}
     with within(ROOMS[-1]):
-        return values.write(stand_in(name, _whole(message_of(error)), kept))[0]
+        stand = stand_in(name, _whole(message_of(error)), kept)
+        return values.write_error(stand, has_limit=False)
 
 
 def _whole(text: str) -> str:
@@ -54,14 +55,14 @@ def _whole(text: str) -> str:
 def _encoded_within(room: Room, values: Values, error: Exception) -> bytes | None:
     try:
         with within(room):
-            return values.write(error)[0]
+            return values.write_error(error)
     except Exception:  # a smaller record may do, or one of a stand-in
         return None
 
 
 def decoded_failure(run: Run, encoded: bytes, failure: Exception) -> Exception:
     """Return an error as a replay will see it, with the traceback of its first appearance."""
-    error: Exception = run.services.registry.values.read(encoded)
+    error = run.services.registry.values.read_error(encoded)
     forget_traceback(error)
     # Past the class's own, as everything else of a recorded error.
     return Exception.with_traceback(error, failure.__traceback__)
@@ -85,7 +86,7 @@ def decode_recorded(
     raise failure
 
 
-def read_error(values: Values, what: str, data: bytes) -> BaseException:
+def read_error(values: Values, what: str, data: bytes) -> Exception:
     """Return the error that a call has ended with.
 
     Args:
@@ -97,14 +98,10 @@ def read_error(values: Values, what: str, data: bytes) -> BaseException:
         DecodeError: It cannot be read.
     """
     try:
-        error = values.read(data)
+        return values.read_error(data)
     except DecodeError as damage:
         msg = f"the recorded error of {what} cannot be read ({damage})"
-        raise DecodeError(msg) from damage
-    if not isinstance(error, BaseException):
-        msg = f"the recorded error of {what} is none"
-        raise DecodeError(msg)
-    return error
+        raise type(damage)(msg) from damage
 
 
 def infrastructure_error_in(error: BaseException) -> Exception | None:

@@ -44,6 +44,7 @@ class WorkflowQuestions:
         frame: Callable[[], Frame | None],
     ) -> None:
         self._registry = registry
+        registry.codec.register(WorkflowStatus)
         self._given_running = running
         self._frame = frame
         self.exists = self._step(self._refuse_missing, "durable.retrieve_workflow")

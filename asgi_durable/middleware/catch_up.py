@@ -69,6 +69,7 @@ async def send_catch_up(
         DurableError: The offset is malformed, or void.
         ResponseDamagedError: What is recorded is damaged.
         WorkflowNotFoundError: The stream has just expired.
+        EncryptionKeyMissingError: It is encrypted with a key that is not here.
         StorageError: The storage failed.
     """
     query = _query(scope)

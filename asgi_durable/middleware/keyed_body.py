@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from asgi_durable.codec.keyed_fingerprints import KeyedFingerprints
 from asgi_durable.engine.requests import FingerprintWanted
 from asgi_durable.engine.spool import SpoolSpace
 from asgi_durable.errors import DurableError
@@ -31,22 +32,30 @@ class KeyedBody:
     Args:
         connection: Where the request came from.
         policy: The request's.
+        keyed: Makes fingerprints keyed ones.
 
     Attributes:
         connection: The same; it says whether ``receive`` gives the body once more.
         content: The whole body, or what it is read from.
         fingerprint_like: Makes the fingerprint in the version of a stored one.
+        other_fingerprints: Returns all that the fingerprint may have been recorded as.
     """
 
-    def __init__(self, connection: Connection, policy: IdempotencyPolicy) -> None:
+    def __init__(
+        self, connection: Connection, policy: IdempotencyPolicy, keyed: KeyedFingerprints
+    ) -> None:
         self.connection = connection
         self.content: bytes | Pieces = b""
         self._policy = policy
         self._source: BodySource | None = None
         self._compared = ComparedRequest(
-            connection.scope, policy.make_fingerprint, merges_slashes=connection.merges_slashes
+            connection.scope,
+            policy.make_fingerprint,
+            merges_slashes=connection.merges_slashes,
+            keyed=keyed,
         )
         self.fingerprint_like = self._compared.fingerprint_like
+        self.other_fingerprints = self._compared.all_fingerprints
 
     async def read(self) -> str:
         """Read the body, or its start, and return the fingerprint, or what stands for it.
@@ -85,7 +94,8 @@ class KeyedBody:
 
         Raises:
             ClientGoneError: The client went away. A truncated body is never taken for a whole.
-            DurableError: There is no room for it.
+            DurableError: There is no room for it, or the encryption key is missing here that the
+                other request's fingerprint was made with.
             Exception: A middleware has refused it.
         """
         body = self.content

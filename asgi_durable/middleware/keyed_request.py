@@ -19,7 +19,7 @@ from asgi_durable.engine.requests import (
     Requests,
 )
 from asgi_durable.engine.sleepers import asleep_until_us
-from asgi_durable.errors import DurableError, StorageError
+from asgi_durable.errors import DurableError, EncryptionKeyMissingError, StorageError
 from asgi_durable.ids import new_id
 from asgi_durable.middleware.asgi import ASGIApp, Headers, header_values
 from asgi_durable.middleware.body_source import lift_limit
@@ -85,7 +85,7 @@ class KeyedRequest:
         self._about = AboutKey()
         self._principal = b""
         self._former_id: str | None = None
-        self._body = KeyedBody(connection, policy)
+        self._body = KeyedBody(connection, policy, requests.fingerprints)
         self._waited_seconds = 0.0
         self._lost_at: float | None = None
 
@@ -185,6 +185,7 @@ class KeyedRequest:
             input=data,
             is_single_transaction=policy.single_transaction,
             fingerprint_like=self._body.fingerprint_like,
+            other_fingerprints=self._body.other_fingerprints,
         )
 
     async def _try(self, request: Request) -> bool:
@@ -285,10 +286,11 @@ class KeyedRequest:
                 await self._refuse(refusal_error(claim))
 
     async def _replay(self, response: ResponseRecord) -> None:
-        restore_session(self._scope, response.headers)
         try:
+            response = self._requests.opened(response)
+            restore_session(self._scope, response.headers)
             await send_answer(self._send, response, self._marks, policy=self._policy)
-        except ResponseDamagedError as error:
+        except (EncryptionKeyMissingError, ResponseDamagedError) as error:
             await self._refuse(error)
 
     async def _redirects_again(self, request: Request) -> bool:
@@ -310,7 +312,7 @@ class KeyedRequest:
         streams = self._requests.streams
         try:
             is_sent = await send_stream(self._body.connection, streams, answer, self._marks)
-        except (StorageError, ResponseDamagedError) as error:
+        except (EncryptionKeyMissingError, ResponseDamagedError, StorageError) as error:
             await self._refuse(error)
             return
         if not is_sent:

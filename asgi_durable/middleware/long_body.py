@@ -187,8 +187,12 @@ class _CountedFile:
         self._lock = threading.Lock()
         self._space = space
         self._bytes = 0
+        self._cipher = space.new_cipher()
         self._file: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115  closed by its user
-        self.read = self._file.read
+
+    def read(self, size: int) -> bytes:
+        data = self._file.read(size)
+        return data if self._cipher is None else self._cipher.decrypt(data)
 
     def write(self, data: bytes) -> None:
         with self._lock:
@@ -201,7 +205,7 @@ class _CountedFile:
                 msg = "too many long bodies are compared with those of other requests; try again"
                 raise SpoolFullError(msg)
             self._bytes += len(data)
-            self._file.write(data)
+            self._file.write(data if self._cipher is None else self._cipher.encrypt(data))
 
     def rewind(self) -> int:
         """Return to the beginning; return the length."""

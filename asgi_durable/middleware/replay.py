@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from asgi_durable.engine.streams import StreamDamagedError, StreamLostError, Streams
-from asgi_durable.errors import StorageError
+from asgi_durable.errors import EncryptionKeyMissingError, StorageError
 from asgi_durable.middleware.asgi import Headers, Message, Send, header_values
 from asgi_durable.middleware.event_stream import StreamIds, last_event_id
 from asgi_durable.middleware.idempotency_policy import IdempotencyPolicy
@@ -124,6 +124,7 @@ async def send_stream(
 
     Raises:
         StorageError: The storage failed before anything was sent.
+        EncryptionKeyMissingError: It is encrypted with a key that is not here.
         ResponseDamagedError: What is recorded is damaged, as far as it was read by then.
     """
     workflow_id = answer.workflow_id
@@ -148,7 +149,7 @@ async def send_stream(
                 await _send_pieces(sender, pieces)
                 if has_gone():
                     return True
-    except StreamDamagedError as error:
+    except (EncryptionKeyMissingError, StreamDamagedError) as error:
         logger.error("The stream of request %s ends unfinished, damaged: %s", workflow_id, error)
         return True
     except (StreamLostError, StreamCutError, StorageError) as error:

@@ -76,6 +76,8 @@ class StatusPages:
             WorkflowNotFoundError: There is no such request of this principal.
             DurableError: An offset of its stream is malformed, or void.
             RequestFinishedError: It is to be cancelled, and is finished.
+            ResponseDamagedError: What is recorded of its answer is damaged.
+            EncryptionKeyMissingError: That is encrypted with a key that is not here.
             StorageError: The storage failed.
         """
         scope, send = connection.scope, connection.send
@@ -100,8 +102,9 @@ class StatusPages:
                 return
             await _send_progress(send, 200, workflow_id, progress, [])
         elif wants_result:
-            restore_session(scope, progress.response.headers)
-            await send_answer(send, progress.response, _marks(answer))
+            response = requests.opened(progress.response)
+            restore_session(scope, response.headers)
+            await send_answer(send, response, _marks(answer))
         else:
             result = (location[0], location[1] + b"/result")
             await _send_progress(send, 303, workflow_id, progress, [result])

@@ -284,7 +284,8 @@ class ResponseRecorder:
             if stream is not None and stream.is_kept:
                 await self._request.finish(status, stream.headers, None, stream.end_offset)
                 return
-            await self._request.finish(status, *self._kept(start))
+            is_encoded = bool(header_values(start.get("headers", ()), b"content-encoding"))
+            await self._request.finish(status, *self._kept(start), may_compress=not is_encoded)
         elif status >= 500 or self._has_recorded:
             await self._request.leave_for_retry(delay)
         elif status in _ASKS_AGAIN:

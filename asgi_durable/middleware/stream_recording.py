@@ -108,6 +108,7 @@ class RecordedStream:
             RunStopped: It could not be recorded.
         """
         headers = start.get("headers", ())
+        self._log.may_compress = not header_values(headers, b"content-encoding")
         self._is_event_stream = is_event_stream(headers)
         if self._is_event_stream:
             # Ids are added.

@@ -22,6 +22,7 @@ from asgi_durable.codec.adapters import adapter_for
 from asgi_durable.codec.equality import is_same
 from asgi_durable.codec.sealing import Sealer
 from asgi_durable.codec.values import Values
+from asgi_durable.payloads import Payloads
 
 
 class Colour(enum.Enum):
@@ -138,7 +139,7 @@ def new_values() -> Values:
     codec = JsonCodec()
     for hint in HINTS:
         codec.register(hint)
-    return Values(codec, Sealer())
+    return Values(codec, Sealer(Payloads()))
 
 
 VALUES = new_values()

@@ -25,6 +25,7 @@ from asgi_durable.codec.sealing import Sealer
 from asgi_durable.codec.values import Values
 from asgi_durable.engine.values import encode_error
 from asgi_durable.middleware.problem_details import problem_response
+from asgi_durable.payloads import Payloads
 
 
 class TwoArguments(Exception):  # noqa: N818
@@ -482,7 +483,7 @@ def test_an_error_that_no_codec_can_write_is_answered_as_before() -> None:
 
     error, codec = local_error(FinalError), Refusing()
 
-    restored = codec.decode(encode_error(Values(codec, Sealer()), error))
+    restored = codec.decode(encode_error(Values(codec, Sealer(Payloads())), error))
 
     assert problem_response(restored) == problem_response(error)
 

@@ -244,11 +244,6 @@ def test_a_member_that_was_never_set_is_refused(codec: JsonCodec) -> None:
         codec.encode(person)
 
 
-def test_a_value_over_the_limit_is_refused() -> None:
-    with pytest.raises(EncodeError, match="16777216"):
-        JsonCodec().encode("x" * 17_000_000)
-
-
 def test_classes_are_found_in_annotations_however_deep(codec: JsonCodec) -> None:
     found = JsonCodec()
     found.register(dict[str, tuple[Person, ...] | None])

@@ -10,6 +10,7 @@ from asgi_durable import DurableError, EncodeError, JsonCodec, RemoteError
 from asgi_durable.codec.sealing import Sealer
 from asgi_durable.codec.values import Values
 from asgi_durable.engine.values import encode_error
+from asgi_durable.payloads import Payloads
 
 
 class SmallCodec(JsonCodec):
@@ -28,7 +29,7 @@ class SmallCodec(JsonCodec):
 
 def through(size: int, error: Exception) -> Any:
     codec = SmallCodec(size)
-    return codec.decode(encode_error(Values(codec, Sealer()), error))
+    return codec.decode(encode_error(Values(codec, Sealer(Payloads())), error))
 
 
 class ReplyError(Exception):
@@ -121,7 +122,10 @@ def test_a_codec_that_fails_in_its_own_way_gets_the_error_in_another_form() -> N
 
     codec = Failing()
 
-    assert codec.decode(encode_error(Values(codec, Sealer()), ValueError("x"))).message == "x"
+    assert (
+        codec.decode(encode_error(Values(codec, Sealer(Payloads())), ValueError("x"))).message
+        == "x"
+    )
 
 
 def test_a_text_that_the_codec_refuses_is_recorded_without_the_halves_of_characters() -> None:
@@ -135,7 +139,7 @@ def test_a_text_that_the_codec_refuses_is_recorded_without_the_halves_of_charact
     codec = Strict()
     error = DurableError("half \ud83d", code="HALF", status_code=402)
 
-    restored = codec.decode(encode_error(Values(codec, Sealer()), error))
+    restored = codec.decode(encode_error(Values(codec, Sealer(Payloads())), error))
 
     assert (restored.message, restored.code, restored.status_code) == ("half ?", "HALF", 402)
     assert restored.detail == "half ?"
