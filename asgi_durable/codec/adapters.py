@@ -16,10 +16,10 @@ from typing import Any, Protocol
 
 import msgspec
 
-from asgi_durable.codec.equality import comparison_of, first_difference, is_same
+from asgi_durable.codec.equality import comparison_of, first_difference
 from asgi_durable.codec.hints import classes_in, is_plain
 from asgi_durable.codec.model_fields import SetFields, restore_set_fields, set_fields_of
-from asgi_durable.codec.named_tuples import by_name
+from asgi_durable.codec.named_tuples import NamedFields
 from asgi_durable.codec.types import is_named_tuple
 from asgi_durable.errors import DecodeError
 
@@ -86,11 +86,10 @@ def adapter_for(hint: object) -> Adapter | None:
         return _LeafAdapter(typing.cast("type", hint))
     try:
         classes = classes_in(hint)
+        names = NamedFields(hint) if any(map(is_named_tuple, classes)) else None
         if any(map(_is_of_pydantic, classes)):
-            return _pydantic_adapter(hint)
-        if any(map(is_named_tuple, classes)):
-            return _NamedTupleAdapter(hint)
-        return _MsgspecAdapter(hint)
+            return _pydantic_adapter(hint, names)
+        return _MsgspecAdapter(hint, names)
     except NameError:
         raise
     except Exception:
@@ -138,15 +137,19 @@ class _LeafAdapter:
 
 
 class _MsgspecAdapter:
-    def __init__(self, hint: object) -> None:
+    def __init__(self, hint: object, names: NamedFields | None) -> None:
         self.form = b"j:" if is_plain(hint) else b"t:"
         self._is_same = comparison_of(typing.get_origin(hint) or hint)
-        self._decode = _decoder(hint)
+        decode = _decoder(hint)
+        self._encode, self._decode = _encode, decode
+        if names is not None:
+            self._encode = lambda value: names.named(_encode(value))
+            self._decode = lambda data: decode(names.placed(data))
 
     def write(self, value: Any) -> tuple[bytes, Any]:
         # Not by `_round_trip`: this is what most calls wait for.
         try:
-            data = _encode(value)
+            data = self._encode(value)
             back = self._decode(data)
         except Exception as error:
             raise MisfitError(_shown(error)) from error
@@ -161,37 +164,13 @@ class _MsgspecAdapter:
             raise _damaged(error) from error
 
 
-class _NamedTupleAdapter:
-    """Of a hint with named tuples: by the names of their fields, as their places may change."""
-
-    form = b"t:"
-
-    def __init__(self, hint: object) -> None:
-        self._forms = by_name(hint)
-        self._decoder = _decoder(self._forms.hint)
-
-    def write(self, value: Any) -> tuple[bytes, Any]:
-        data, back = _round_trip(value, lambda each: _encode(self._forms.pack(each)), self._decode)
-        if not is_same(value, back):
-            raise _misfit(value, back)
-        return data, back
-
-    def read(self, data: bytes) -> Any:
-        try:
-            return self._decode(data)
-        except Exception as error:
-            raise _damaged(error) from error
-
-    def _decode(self, data: bytes) -> Any:
-        return self._forms.unpack(self._decoder(data))
-
-
 class _PydanticAdapter:
     """Of a hint with pydantic models; which of their fields were set is kept too."""
 
     form = b"t:"
 
-    def __init__(self, hint: object, adapter: Any) -> None:
+    def __init__(self, hint: object, adapter: Any, names: NamedFields | None) -> None:
+        self._names = names
         self._is_same = comparison_of(typing.get_origin(hint) or hint)
         self._to_json = adapter.serializer.to_json
         self._from_json = adapter.validator.validate_json
@@ -221,18 +200,20 @@ class _PydanticAdapter:
 
     def _dump(self, value: Any) -> bytes:
         dumped: bytes = self._to_json(value, round_trip=True, by_alias=False, warnings=False)
-        return dumped
+        return dumped if self._names is None else self._names.named(dumped)
 
-    def _load(self, data: bytes | str) -> Any:
+    def _load(self, data: bytes) -> Any:
+        if self._names is not None:
+            data = self._names.placed(data)
         return self._from_json(data, strict=True, by_alias=False, by_name=True)
 
 
-def _pydantic_adapter(hint: object) -> Adapter | None:
+def _pydantic_adapter(hint: object, names: NamedFields | None) -> Adapter | None:
     pydantic = sys.modules["pydantic"]
     version = tuple(int(part) for part in pydantic.VERSION.split(".")[:2])
-    return (
-        _PydanticAdapter(hint, pydantic.TypeAdapter(hint)) if version >= _PYDANTIC_VERSION else None
-    )
+    if version < _PYDANTIC_VERSION:
+        return None
+    return _PydanticAdapter(hint, pydantic.TypeAdapter(hint), names)
 
 
 def _is_of_pydantic(cls: type) -> bool:

@@ -33,8 +33,14 @@ def content_of(value: Any, cls: Any) -> tuple[str, object]:
     return tag, _CONTENTS[tag](value, cls)
 
 
-def rebuild(tag: str, cls: type, content: Any) -> Any:
+def rebuild(tag: str, cls: type, content: Any, names: Any = None) -> Any:
     """Return the value that :func:`content_of` took apart, as the class is now.
+
+    Args:
+        tag: The kind that the class had.
+        cls: The class.
+        content: What the value is rebuilt from.
+        names: The names of a named tuple's members; versions before have not recorded them.
 
     Raises:
         DecodeError: It has a member that the class lacks, or the other way round.
@@ -43,6 +49,8 @@ def rebuild(tag: str, cls: type, content: Any) -> Any:
     if kind != tag and not (tag == "enum" and kind == "flag"):
         msg = f"it was recorded as a {tag}, and {_path_of(cls)} is {_KINDS[kind]} now"
         raise DecodeError(msg)
+    if names is not None and tag == "namedtuple":
+        content = dict(zip(_checked(names, list, cls), _checked(content, list, cls), strict=True))
     return _REBUILDERS[tag](cls, content)
 
 
@@ -128,17 +136,19 @@ def _rebuild_url(cls: Any, text: Any) -> Any:
     return cls(_checked(text, str, cls))
 
 
-def _rebuild_named_tuple(cls: Any, items: Any) -> Any:
+def _rebuild_named_tuple(cls: Any, members: Any) -> Any:
     fields, defaults = cls._fields, getattr(cls, "_field_defaults", {})
-    if len(_checked(items, list, cls)) > len(fields):
-        # Which one is gone cannot be told: their names are not recorded.
-        msg = f"more members of {_path_of(cls)} are recorded than its {len(fields)} fields"
-        raise DecodeError(msg)
-    for name in fields[len(items) :]:
-        if name not in defaults:
+    if type(members) is not dict:
+        if len(_checked(members, list, cls)) > len(fields):
+            # Which one is gone cannot be told: their names were not recorded.
+            msg = f"more members of {_path_of(cls)} are recorded than its {len(fields)} fields"
+            raise DecodeError(msg)
+        members = dict(zip(fields, members, strict=False))
+    for name in fields:
+        if name not in members and name not in defaults:
             msg = f"no field {name!r} of {_path_of(cls)} is recorded, and it has no default"
             raise DecodeError(msg)
-        items.append(defaults[name])
+    items = [members[name] if name in members else defaults[name] for name in fields]
     return tuple.__new__(cls, items)
 
 

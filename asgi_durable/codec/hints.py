@@ -9,7 +9,7 @@ from typing import Any
 
 from asgi_durable.codec.types import is_named_tuple, is_pydantic_model
 
-__all__ = ["classes_in", "is_plain"]
+__all__ = ["classes_in", "is_plain", "is_union"]
 
 _PLAIN = frozenset({str, int, bool, float, type(None), list, dict})
 
@@ -42,12 +42,13 @@ def is_plain(hint: object) -> bool:
     origin = typing.get_origin(hint)
     if origin is typing.Literal:
         return all(type(argument) in _PLAIN for argument in arguments)
-    if origin in (list, dict) or _is_union(hint):
+    if origin in (list, dict) or is_union(hint):
         return all(map(is_plain, arguments))
     return origin is typing.Annotated and is_plain(arguments[0])
 
 
-def _is_union(hint: object) -> bool:
+def is_union(hint: object) -> bool:
+    """Tell whether a hint is one of several, ``X | None`` say."""
     return typing.get_origin(hint) is typing.Union or type(hint).__name__ == "UnionType"
 
 
@@ -65,13 +66,14 @@ def _parts(hint: Any) -> Iterator[object]:
             yield getattr(hint, name)
     if isinstance(hint, typing.TypeVar):
         yield from (hint.__bound__, *hint.__constraints__)
-    if isinstance(hint, type) and _has_hinted_members(hint):
+    if isinstance(hint, type) and is_pydantic_model(hint):
+        fields: dict[str, Any] = hint.model_fields  # type: ignore[attr-defined]
+        yield from (field.annotation for field in fields.values())
+    elif isinstance(hint, type) and _has_hinted_members(hint):
         yield from typing.get_type_hints(hint).values()
 
 
 def _has_hinted_members(cls: type) -> bool:
-    if is_pydantic_model(cls):
-        return False
     return (
         dataclasses.is_dataclass(cls)
         or is_named_tuple(cls)

@@ -182,6 +182,10 @@ class JsonCodec:
             }
         else:
             packed = self._pack(content, levels + 1)
+        if tag == "namedtuple":
+            # The members' places may change. Versions before do not look at the names.
+            names = list(getattr(kind, "_fields", ()))
+            return {"$": tag, "t": name, "v": packed, "f": names}
         return {"$": tag, "t": name, "v": packed}
 
     def _path_to(
@@ -231,7 +235,7 @@ class JsonCodec:
         if cls is None:
             msg = f"the recorded class {name!r} is not known in this process"
             raise DecodeError(msg)
-        return rebuild(packed["$"], cls, unpack(packed["v"]))
+        return rebuild(packed["$"], cls, unpack(packed["v"]), packed.get("f"))
 
 
 class _Unpackers(dict[str, Callable[[Unpack, dict[str, Any]], Any]]):

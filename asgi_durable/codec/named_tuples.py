@@ -1,150 +1,157 @@
-"""Named tuples by the names of their fields.
+"""Named tuples by the names of their fields, in JSON that others write and read by place.
 
-A plain array would give a value to another field once the code puts one between them.
+By place a value would be given to another field once the code puts one between them.
 """
 
 from __future__ import annotations
 
-import types
+import dataclasses
 import typing
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import msgspec
 
-from asgi_durable.codec.hints import classes_in
-from asgi_durable.codec.types import is_named_tuple
+from asgi_durable.codec.hints import is_union
+from asgi_durable.codec.types import is_named_tuple, is_pydantic_model
 
-__all__ = ["Forms", "by_name"]
+__all__ = ["NamedFields"]
 
-_UNIONS = (typing.Union, types.UnionType)
+# What becomes of the JSON of one hint, as names if True, by place if False.
+Turn = Callable[[Any, bool], Any]
 
-# With arguments that are known at run time alone.
-_DICT: Any = dict
-_TUPLE: Any = tuple
-
-Convert = Callable[[Any], Any]
+_read = msgspec.json.Decoder().decode
+_write = msgspec.json.Encoder().encode
 
 
-@dataclass(frozen=True, slots=True)
-class Forms:
-    """How values of a hint with named tuples are written.
+class NamedFields:
+    """Turns arrays into objects where a hint has named tuples, and back.
 
-    Attributes:
-        hint: What is read: objects stand in the places of the named tuples.
-        pack: Turns a value into what is written.
-        unpack: Turns what is read into a value.
-    """
-
-    hint: Any
-    pack: Convert
-    unpack: Convert
-
-
-def by_name(hint: Any) -> Forms:
-    """Return how values of a hint are written.
+    Args:
+        hint: Names at least one.
 
     Raises:
-        TypeError: A named tuple is in a place that is not looked at, a field of a class say.
+        TypeError: One is where JSON does not tell of which type a value is.
+        RecursionError: A class has members of its own class.
     """
-    if isinstance(hint, type) and is_named_tuple(hint):
-        return _of_named_tuple(hint)
-    if not any(map(is_named_tuple, classes_in(hint))):
-        return Forms(hint, _as_it_is, _as_it_is)
+
+    def __init__(self, hint: object) -> None:
+        turn = _turn_of(hint)
+        if turn is None:
+            raise TypeError(hint)
+        self._turn = turn
+
+    def named(self, data: bytes) -> bytes:
+        """Return JSON with objects in the places of named tuples."""
+        return _write(self._turn(_read(data), True))
+
+    def placed(self, data: bytes) -> bytes:
+        """Return JSON with arrays there again, in the order that the fields have now.
+
+        Raises:
+            ValueError: A field is not there, and has no default.
+        """
+        return _write(self._turn(_read(data), False))
+
+
+def _turn_of(hint: Any) -> Turn | None:
+    """Return what turns the JSON of a hint; ``None`` where it names no named tuple."""
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
-    if origin in _UNIONS:
-        return _of_optional(arguments)
-    if origin is dict:
-        member = by_name(arguments[1])
-        return Forms(
-            _DICT[arguments[0], member.hint],
-            _values(member.pack),
-            _values(member.unpack),
-        )
-    if origin is list or (origin is tuple and arguments[1:] == (...,)):
-        member = by_name(arguments[0])
-        inner: Any = origin[(member.hint, ...) if origin is tuple else member.hint]
-        return Forms(inner, _items(member.pack, origin), _items(member.unpack, origin))
-    if origin is tuple:
-        members = [by_name(argument) for argument in arguments]
-        packs, unpacks = [m.pack for m in members], [m.unpack for m in members]
-        return Forms(_TUPLE[tuple(m.hint for m in members)], _each(packs), _each(unpacks))
-    raise TypeError(hint)
+    if is_union(hint):
+        return _of_union(arguments)
+    cls: Any = origin or hint
+    if isinstance(cls, type):
+        return _turn_of_class(cls, arguments)
+    inner = getattr(hint, "__supertype__", None) or getattr(hint, "__value__", None)
+    if origin is typing.Annotated:
+        inner = arguments[0]
+    return _turn_of(inner) if inner is not None else None
 
 
-def _of_optional(arguments: tuple[Any, ...]) -> Forms:
-    members = [argument for argument in arguments if argument is not type(None)]
-    if len(members) != 1:
-        raise TypeError(arguments)
-    member = by_name(members[0])
-    return Forms(member.hint | None, _unless_none(member.pack), _unless_none(member.unpack))
+def _turn_of_class(cls: Any, arguments: tuple[Any, ...]) -> Turn | None:
+    if is_named_tuple(cls):
+        return _of_named_tuple(cls)
+    members = {name: _turn_of(member) for name, member in _members_of(cls).items()}
+    if members or not arguments:
+        return _of_members({name: turn for name, turn in members.items() if turn is not None})
+    if issubclass(cls, tuple) and arguments[1:] != (...,):
+        return _of_places([_turn_of(argument) for argument in arguments])
+    if issubclass(cls, Mapping):
+        return _of_values(_turn_of(arguments[1]))
+    return _of_items(_turn_of(arguments[0]))
 
 
-def _of_named_tuple(cls: Any) -> Forms:
+def _members_of(cls: Any) -> dict[str, Any]:
+    """Return the hints of a class's members, by their names in JSON."""
+    if is_pydantic_model(cls):
+        return {name: field.annotation for name, field in cls.model_fields.items()}
+    if hasattr(cls, "__struct_fields__"):
+        return {field.encode_name: field.type for field in msgspec.structs.fields(cls)}
+    if dataclasses.is_dataclass(cls) or typing.is_typeddict(cls) or hasattr(cls, "__attrs_attrs__"):
+        return typing.get_type_hints(cls)
+    return {}
+
+
+def _of_named_tuple(cls: Any) -> Turn:
     hints = typing.get_type_hints(cls)
-    members = {name: by_name(hints.get(name, Any)) for name in cls._fields}
-    fields: list[Any] = [
-        (name, member.hint, msgspec.field(default_factory=_constant(cls._field_defaults[name])))
-        if name in cls._field_defaults
-        else (name, member.hint)
-        for name, member in members.items()
+    turns = [_turn_of(hints.get(name, Any)) or _as_it_is for name in cls._fields]
+    fields: tuple[str, ...] = cls._fields
+    defaults = {name: msgspec.to_builtins(item) for name, item in cls._field_defaults.items()}
+
+    def turn(value: Any, to_names: bool) -> Any:  # noqa: FBT001  a table of them is called
+        if to_names:
+            members = zip(fields, turns, value, strict=True)
+            return {name: each(item, True) for name, each, item in members}
+        missing = [name for name in fields if name not in value and name not in defaults]
+        if missing:
+            msg = f"no field {missing[0]!r} of {cls.__name__} is recorded, and it has no default"
+            raise ValueError(msg)
+        return [
+            each(value[name], False) if name in value else defaults[name]
+            for name, each in zip(fields, turns, strict=True)
+        ]
+
+    return turn
+
+
+def _of_union(arguments: tuple[Any, ...]) -> Turn | None:
+    turns = [_turn_of(argument) for argument in arguments if argument is not type(None)]
+    found = [turn for turn in turns if turn is not None]
+    if not found:
+        return None
+    if len(turns) > 1:
+        raise TypeError(arguments)
+    return lambda value, to_names: None if value is None else found[0](value, to_names)
+
+
+def _of_places(turns: list[Turn | None]) -> Turn | None:
+    if not any(turns):
+        return None
+    each = [turn or _as_it_is for turn in turns]
+    return lambda value, to_names: [
+        turn(item, to_names) for turn, item in zip(each, value, strict=True)
     ]
-    # Its fields have no defaults where they are not the last, and names of their own.
-    stand_in = msgspec.defstruct(cls.__name__, fields, kw_only=True)
-    packs, unpacks = [m.pack for m in members.values()], [m.unpack for m in members.values()]
-
-    def pack(value: Any) -> Any:
-        if type(value) is not cls:
-            msg = f"a {type(value).__name__}, not a {cls.__name__}"
-            raise TypeError(msg)
-        return dict(zip(members, map(_call, packs, value), strict=True))
-
-    def unpack(read: Any) -> Any:
-        values = (getattr(read, name) for name in members)
-        return tuple.__new__(cls, map(_unpacked, unpacks, values))
-
-    return Forms(stand_in, pack, unpack)
 
 
-def _unpacked(unpack: Convert, value: Any) -> Any:
-    # A default is one of the code's own, and no stand-in.
-    return value if isinstance(value, tuple) and is_named_tuple(type(value)) else unpack(value)
+def _of_values(turn: Turn | None) -> Turn | None:
+    if turn is None:
+        return None
+    return lambda value, to_names: {key: turn(item, to_names) for key, item in value.items()}
 
 
-def _call(convert: Convert, value: Any) -> Any:
-    return convert(value)
+def _of_items(turn: Turn | None) -> Turn | None:
+    if turn is None:
+        return None
+    return lambda value, to_names: [turn(item, to_names) for item in value]
 
 
-def _constant(value: Any) -> Callable[[], Any]:
-    return lambda: value
+def _of_members(turns: Mapping[str, Turn]) -> Turn | None:
+    if not turns:
+        return None
+    return lambda value, to_names: {
+        name: turns[name](item, to_names) if name in turns else item for name, item in value.items()
+    }
 
 
-def _as_it_is(value: Any) -> Any:
+def _as_it_is(value: Any, _: bool) -> Any:  # noqa: FBT001  as the others
     return value
-
-
-def _unless_none(convert: Convert) -> Convert:
-    return lambda value: None if value is None else convert(value)
-
-
-def _values(convert: Convert) -> Convert:
-    return lambda value: {key: convert(item) for key, item in value.items()}
-
-
-def _items(convert: Convert, build: Callable[[Any], Any]) -> Convert:
-    def converted(value: Any) -> Any:
-        _refuse_other(value, build)
-        return build(map(convert, value))
-
-    return converted
-
-
-def _each(converts: list[Convert]) -> Convert:
-    return lambda value: tuple(map(_call, converts, value))
-
-
-def _refuse_other(value: object, kind: Any) -> None:
-    if type(value) is not kind:
-        msg = f"a {type(value).__name__}, not a {kind.__name__}"
-        raise TypeError(msg)

@@ -54,7 +54,9 @@ class Registry:
         self._bare: WeakKeyDictionary[Callable[..., Any], str] = WeakKeyDictionary()
         self._answering_rules: list[AmbientParameter] = []
         self._canonical = Canonical(codec.encode)
-        self._former_bytes = codec.former_bytes if type(codec) is JsonCodec else codec.encode
+        self._former_bytes = codec.encode
+        if isinstance(codec, JsonCodec) and type(codec).encode is JsonCodec.encode:
+            self._former_bytes = codec.former_bytes
 
     def add_workflow(self, definition: WorkflowDefinition) -> None:
         """Make a workflow known under its name.

@@ -213,6 +213,8 @@ def test_wrong_members_are_a_decode_error_and_run_nothing(codec: JsonCodec, tag:
             read(codec, row(tag, cls, content))
             read(codec, row(tag, cls, content, fold=7, zone="../x", maxlen=-1, factory="open"))
             read(codec, row(tag, cls, content, fold=[], zone=[], maxlen="1", factory=[], tzname=1))
+            read(codec, row(tag, cls, content, f=["left", "right"]))
+            read(codec, row(tag, cls, content, f=content))
     for named in (5, None, [], {}, "os:system", "os.path:join", f"{__name__}:CALLS", "a:b.c"):
         read(codec, json.dumps({"$": tag, "t": named, "v": {}}).encode())
 
