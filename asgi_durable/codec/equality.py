@@ -168,11 +168,18 @@ def _members(value: object) -> dict[str, Any] | None:
 
 
 def _lasting(kind: type, members: dict[str, Any], others: dict[str, Any]) -> dict[str, Any]:
-    """Return an object's members without what its class computes again when it is asked."""
+    """Return an object's members without what its class computes again when it is asked.
+
+    Nor does what typing notes on it count, with which parameters the class was called.
+    """
     return {
         name: member
         for name, member in members.items()
-        if name in others or not isinstance(getattr(kind, name, None), functools.cached_property)
+        if name in others
+        or not (
+            name == "__orig_class__"
+            or isinstance(getattr(kind, name, None), functools.cached_property)
+        )
     }
 
 

@@ -12,6 +12,8 @@ from asgi_durable.codec.unrecordable import ORM_ADVICE, UnrecordableError
 
 __all__ = ["refuse_lost_attributes"]
 
+# What `Box[int](1)` is made by.
+_OF_TYPING = {"__orig_class__"}
 _METHODS = (FunctionType, classmethod, staticmethod)
 
 
@@ -34,7 +36,7 @@ def refuse_lost_attributes(value: Any, cls: type, fields: AbstractSet[str]) -> N
 def _refuse_lost(cls: type, names: AbstractSet[str]) -> None:
     if "_sa_instance_state" in names:
         raise UnrecordableError(cls, ORM_ADVICE)
-    for name in sorted(names):
+    for name in sorted(names - _OF_TYPING):
         if not _is_computed(cls, name):
             _refuse(cls, name)
 

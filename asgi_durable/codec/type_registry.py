@@ -166,6 +166,9 @@ def _path_of(cls: type) -> str:
 
 def _class_at(name: str) -> type | None:
     """Return the class that a loaded module has under this name; no attribute is computed."""
+    if "[" in name:
+        # pydantic puts parametrised models there, the first of several that have one name.
+        return None
     module_name, parts = _parts_of(name)
     found: Any = sys.modules.get(module_name)
     for part in parts:

@@ -8,7 +8,7 @@ import datetime
 import enum
 import functools
 from collections.abc import Callable
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar, Generic, NamedTuple, TypeVar
 
 import pytest
 import sqlalchemy
@@ -16,6 +16,9 @@ from pydantic import BaseModel, ConfigDict, FileUrl, HttpUrl, PrivateAttr
 from sqlalchemy import orm
 
 from asgi_durable import EncodeError, JsonCodec
+from asgi_durable.codec.adapters import adapter_for
+
+T = TypeVar("T")
 
 
 @dataclasses.dataclass
@@ -127,6 +130,11 @@ class UndeclaredOrder(Undeclared):
 @dataclasses.dataclass
 class MappedLater:
     id: int
+
+
+@dataclasses.dataclass
+class Box(Generic[T]):
+    content: T
 
 
 @dataclasses.dataclass
@@ -248,6 +256,18 @@ def test_a_row_of_a_query_is_named_as_one() -> None:
 
     with pytest.raises(EncodeError, match=r"Row .*return a tuple\(…\)"):
         JsonCodec().encode(row)
+
+
+def test_what_typing_notes_on_an_object_is_not_lost() -> None:
+    codec = JsonCodec()
+    codec.register(Box)
+    value = Box[int](1)
+    assert "__orig_class__" in vars(value)
+
+    assert codec.decode(codec.encode(value)) == value
+    adapter = adapter_for(Box[int])
+    assert adapter is not None
+    assert adapter.write(value) == (b'{"content":1}', value)
 
 
 def test_what_a_model_has_beside_its_fields_is_kept() -> None:
