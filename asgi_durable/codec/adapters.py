@@ -144,7 +144,7 @@ class _MsgspecAdapter:
         self._encode, self._decode = _encode, decode
         if names is not None:
             self._encode = lambda value: names.named(_encode(value))
-            self._decode = lambda data: decode(names.placed(data))
+            self._decode = lambda data: _by_place(data, decode, names)
 
     def write(self, value: Any) -> tuple[bytes, Any]:
         # Not by `_round_trip`: this is what most calls wait for.
@@ -206,6 +206,14 @@ class _PydanticAdapter:
         if self._names is not None:
             data = self._names.placed(data)
         return self._from_json(data, strict=True, by_alias=False, by_name=True)
+
+
+def _by_place(data: bytes, decode: Callable[[bytes], Any], names: NamedFields) -> Any:
+    placed = names.placed(data)
+    try:
+        return decode(placed)
+    except msgspec.ValidationError as error:
+        raise msgspec.ValidationError(names.with_names(str(error))) from error
 
 
 def _pydantic_adapter(hint: object, names: NamedFields | None) -> Adapter | None:

@@ -10,7 +10,7 @@ import enum
 from collections.abc import Callable
 from typing import Any
 
-from asgi_durable.codec.dataclass_fields import fields_of
+from asgi_durable.codec.dataclass_fields import Fields, fields_of
 from asgi_durable.codec.lost_attributes import refuse_lost_attributes
 from asgi_durable.codec.model_values import model_content, rebuild_model
 from asgi_durable.codec.types import kind_of
@@ -158,18 +158,24 @@ def _rebuild_dataclass(cls: Any, members: Any) -> Any:
         msg = f"{_path_of(cls)} cannot be rebuilt{fields.obstacle}"
         raise DecodeError(msg)
     members = _checked(members, dict, cls)
+    found = {name: _member(cls, fields, members, name) for name in fields.names}
+    if hasattr(cls, "__struct_fields__"):
+        # msgspec's own constructor: the class has none.
+        return cls(**found)
     value = object.__new__(cls)
-    for name in fields.names:
-        if name in members:
-            member = members[name]
-        elif name in fields.defaults:
-            member = fields.defaults[name]()
-        else:
-            msg = f"no field {name!r} of {_path_of(cls)} is recorded, and it has no default"
-            raise DecodeError(msg)
+    for name, member in found.items():
         # Past __init__, and past the guard of a frozen dataclass.
         object.__setattr__(value, name, member)
     return value
+
+
+def _member(cls: type, fields: Fields, members: dict[str, Any], name: str) -> Any:
+    if name in members:
+        return members[name]
+    if name in fields.defaults:
+        return fields.defaults[name]()
+    msg = f"no field {name!r} of {_path_of(cls)} is recorded, and it has no default"
+    raise DecodeError(msg)
 
 
 def _checked(content: Any, kind: type, cls: type) -> Any:
@@ -186,7 +192,9 @@ def _path_of(cls: type) -> str:
 
 _KINDS = {
     None: "none of these",
+    "attrs": "an attrs class",
     "dataclass": "a dataclass",
+    "struct": "a Struct",
     "enum": "an enum",
     "flag": "a flag",
     "model": "a pydantic model",
@@ -200,7 +208,9 @@ _CONTENTS: dict[str, Callable[[Any, Any], object]] = {
     "url": _url_content,
     "namedtuple": _named_tuple_content,
     "model": model_content,
+    "attrs": _dataclass_content,
     "dataclass": _dataclass_content,
+    "struct": _dataclass_content,
 }
 
 _REBUILDERS: dict[str, Callable[[Any, Any], Any]] = {
@@ -209,6 +219,8 @@ _REBUILDERS: dict[str, Callable[[Any, Any], Any]] = {
     "url": _rebuild_url,
     "namedtuple": _rebuild_named_tuple,
     "model": rebuild_model,
+    "attrs": _rebuild_dataclass,
     "dataclass": _rebuild_dataclass,
+    "struct": _rebuild_dataclass,
 }
 CLASS_TAGS = frozenset(_REBUILDERS)

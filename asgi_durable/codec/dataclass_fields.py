@@ -1,4 +1,4 @@
-"""What a dataclass's values are made of."""
+"""What the values of a dataclass are made of, and those of an attrs class or a Struct."""
 
 from __future__ import annotations
 
@@ -9,12 +9,14 @@ from collections.abc import Callable, Mapping
 from types import MemberDescriptorType
 from typing import Any
 
+import msgspec
+
 __all__ = ["Fields", "fields_of"]
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Fields:
-    """The fields of a dataclass.
+    """The fields of a class.
 
     Attributes:
         names: Their names, in their order.
@@ -31,7 +33,11 @@ class Fields:
 
 @functools.lru_cache(maxsize=4096)
 def fields_of(cls: Any) -> Fields:
-    """Return the fields of a dataclass, of the standard library or of pydantic."""
+    """Return the fields of a class; a dataclass may be of the standard library or of pydantic."""
+    if hasattr(cls, "__struct_fields__"):
+        return _fields_of_struct(cls)
+    if hasattr(cls, "__attrs_attrs__"):
+        return _fields_of_attrs(cls)
     fields = dataclasses.fields(cls)
     of_pydantic = getattr(cls, "__pydantic_fields__", {})
     defaults = {}
@@ -43,6 +49,41 @@ def fields_of(cls: Any) -> Fields:
     return Fields(names, frozenset(names), defaults, _obstacle_in(cls, names))
 
 
+def _fields_of_struct(cls: Any) -> Fields:
+    fields = msgspec.structs.fields(cls)
+    defaults: dict[str, Callable[[], Any]] = {}
+    for field in fields:
+        if field.default_factory is not msgspec.NODEFAULT:
+            defaults[field.name] = field.default_factory
+        elif field.default is not msgspec.NODEFAULT:
+            defaults[field.name] = _constant(field.default)
+    names = tuple(field.name for field in fields)
+    # It can be made by its constructor alone, which is msgspec's unless it has such a method.
+    has_code = any(
+        inspect.isfunction(getattr(cls, name, None))
+        for name in ("__post_init__", "__init__", "__new__")
+    )
+    obstacle = ": its __post_init__ or constructor would run" if has_code else None
+    return Fields(names, frozenset(names), defaults, obstacle)
+
+
+def _fields_of_attrs(cls: Any) -> Fields:
+    defaults: dict[str, Callable[[], Any]] = {}
+    for field in cls.__attrs_attrs__:
+        factory = getattr(field.default, "factory", None)
+        if factory is not None and not field.default.takes_self:
+            defaults[field.name] = factory
+        # Its way to say that there is none.
+        elif factory is None and repr(field.default) != "NOTHING":
+            defaults[field.name] = _constant(field.default)
+    names = tuple(field.name for field in cls.__attrs_attrs__)
+    return Fields(names, frozenset(names), defaults, _obstacle_in(cls, names))
+
+
+def _constant(value: Any) -> Callable[[], Any]:
+    return lambda: value
+
+
 def _default_of(field: dataclasses.Field[Any], of_pydantic: Any) -> Callable[[], Any] | None:
     if of_pydantic is not None:
         # The dataclass's own default is what pydantic says of the field, not its value.
@@ -52,7 +93,7 @@ def _default_of(field: dataclasses.Field[Any], of_pydantic: Any) -> Callable[[],
     if field.default_factory is not dataclasses.MISSING:
         return field.default_factory
     if field.default is not dataclasses.MISSING:
-        return lambda: field.default
+        return _constant(field.default)
     return None
 
 

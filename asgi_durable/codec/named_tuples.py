@@ -6,6 +6,7 @@ By place a value would be given to another field once the code puts one between 
 from __future__ import annotations
 
 import dataclasses
+import re
 import typing
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -20,6 +21,8 @@ __all__ = ["NamedFields"]
 # What becomes of the JSON of one hint, as names if True, by place if False.
 Turn = Callable[[Any, bool], Any]
 
+_PATH = re.compile(r"\$[^`]*")
+_STEP = re.compile(r"\.[^.\[]+|\[[^\]]*\]")
 _read = msgspec.json.Decoder().decode
 _write = msgspec.json.Encoder().encode
 
@@ -39,6 +42,7 @@ class NamedFields:
         turn = _turn_of(hint)
         if turn is None:
             raise TypeError(hint)
+        self._hint = hint
         self._turn = turn
 
     def named(self, data: bytes) -> bytes:
@@ -52,6 +56,34 @@ class NamedFields:
             ValueError: A field is not there, and has no default.
         """
         return _write(self._turn(_read(data), False))
+
+    def with_names(self, message: str) -> str:
+        """Return a message about the JSON by place, with names in its path: ``$[0]`` is ``$.x``."""
+        return _PATH.sub(lambda found: _named_path(self._hint, found[0]), message, count=1)
+
+
+def _named_path(hint: Any, path: str) -> str:
+    named = "$"
+    for step in _STEP.findall(path):
+        cls = _class_of(hint)
+        if is_named_tuple(cls) and step[1:-1].isdigit():
+            name = cls._fields[int(step[1:-1])]
+            named, hint = f"{named}.{name}", typing.get_type_hints(cls).get(name)
+        else:
+            arguments = typing.get_args(hint)
+            named += step
+            hint = _members_of(cls).get(step[1:], arguments[-1] if arguments else None)
+            if hint is ...:
+                hint = arguments[0]
+    return named
+
+
+def _class_of(hint: Any) -> Any:
+    """Return the class of a hint, of an optional one that of what it may be."""
+    if is_union(hint):
+        hint = next(each for each in typing.get_args(hint) if each is not type(None))
+    cls = typing.get_origin(hint) or hint
+    return cls if isinstance(cls, type) else object
 
 
 def _turn_of(hint: Any) -> Turn | None:

@@ -61,6 +61,10 @@ def members_of(cls: Any) -> list[str]:
         return list(cls._fields)
     if kind == "model":
         return list(cls.model_fields)
+    if kind == "struct":
+        return list(cls.__struct_fields__)
+    if kind == "attrs":
+        return [field.name for field in cls.__attrs_attrs__]
     return [field.name for field in dataclasses.fields(cls)] if kind == "dataclass" else []
 
 
@@ -74,6 +78,8 @@ _KINDS: dict[str, Callable[[type], bool]] = {
     "namedtuple": is_named_tuple,
     "model": is_pydantic_model,
     "dataclass": dataclasses.is_dataclass,
+    "struct": lambda cls: hasattr(cls, "__struct_fields__"),
+    "attrs": lambda cls: hasattr(cls, "__attrs_attrs__"),
 }
 
 

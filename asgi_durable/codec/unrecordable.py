@@ -56,7 +56,7 @@ def advice_for(kind: type) -> str:
         return ": return data, not a Response"
     return (
         "; name the class in the function's annotations or call durable.register_type(), if it "
-        "is a dataclass, enum, named tuple or pydantic model"
+        "is a dataclass, attrs class, Struct, enum, named tuple or pydantic model"
     )
 
 

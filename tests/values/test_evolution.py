@@ -24,6 +24,7 @@ from support.versions import (
     Field,
     Version,
     as_field,
+    define,
     finish,
     leave,
     stays_parked,
@@ -398,6 +399,27 @@ async def test_a_member_of_an_enum_may_have_another_name(
     code = await evolve(PLACES[place], versions, url)  # type: ignore[arg-type]
 
     assert difference(code.seen, [after[1]]) == ""
+
+
+# Unions
+
+
+@pytest.mark.parametrize("kind", ["dataclass", "model", "struct", "attrs", "namedtuple"])
+async def test_a_member_of_a_union_is_of_its_class_still(url: str, kind: str) -> None:
+    """Another class of the union may have fields by now that were this one's."""
+    n, m, k = (Field(name, "int", "0") for name in "nmk")
+    one, other = Class((replace(n, default=None),)), Class((replace(m, default=None),), "Other")
+    one_later, other_later = Class((k,)), Class((m, n), "Other")
+    made = KINDS[kind]
+    with define(made, other, {}) as former_other, define(made, one, {"n": 1}) as former:
+        version = former.within(lambda cls: cls | former_other.hint, lambda value: value)
+        await leave(Code(STEP_RESULT, version, url, waits=True))
+    with define(made, other_later, {}) as later_other, define(made, one_later, {}) as later:
+        version = later.within(lambda cls: cls | later_other.hint, lambda value: value)
+        code = Code(STEP_RESULT, version, url)
+        await finish(code)
+
+        assert difference(code.seen, [later.make()]) == ""
 
 
 # Values without annotations
