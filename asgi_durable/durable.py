@@ -68,7 +68,7 @@ class Durable(Decorators, CurrentContext, WorkflowCalls):
         application_url: The database that ``durable.session`` is for, where it is another
             one than the step log's. A transaction's record is then kept in a table of its
             own beside the application's data, ``asgi_durable_transactions``.
-        codec: Writes values into the step log; readable JSON that keeps types by default.
+        codec: Writes what no annotation describes; readable JSON that keeps types by default.
         payloads: How large recorded values may be, and how all that is recorded is compressed and
             encrypted; by default 16 MiB, and neither.
         idempotency: Which requests an ``Idempotency-Key`` makes durable.

@@ -45,6 +45,9 @@ __all__ = ["ROOMS", "ExceptionWriter", "Room", "within"]
 MAX_LEVELS = 4
 MAX_REPEATED_CHARACTERS = 10_000
 MAX_SHORT_NOTES = 10
+# Of what is put behind a text that is cut.
+MAX_SUFFIX_CHARACTERS = 30
+_TOO_LARGE = "This error was too large to be recorded whole, and parts of it are left out"
 _PLAIN = (str, bool, type(None))
 _NOT_ATTRIBUTES = ("__notes__", TRACEBACK_ATTRIBUTE, UNRECORDED_ATTRIBUTE)
 
@@ -143,10 +146,8 @@ class ExceptionWriter:
             packed["d"] = _cut_answer(pack_answer(error), room)
         if room.value is not None:
             notes = [_cut(note, room.value) for note in notes[:MAX_SHORT_NOTES]]
-        if room is not ROOMS[0] and level == 0:
-            notes.append(
-                "This error was too large to be recorded whole, and parts of it are left out"
-            )
+        if room is not ROOMS[0] and level == 0 and _TOO_LARGE not in notes:
+            notes.append(_TOO_LARGE)
         if notes:
             packed["n"] = notes
         cause = error.__cause__
@@ -309,7 +310,8 @@ def _cut_answer(answer: Packed, room: Room) -> Packed:
 
 
 def _cut(text: str, limit: int | None) -> str:
-    if limit is None or len(text) <= limit:
+    # A text that was cut before is not cut again.
+    if limit is None or len(text) <= limit + MAX_SUFFIX_CHARACTERS:
         return text
     return f"{text[:limit]}… ({len(text)} characters)"
 

@@ -176,10 +176,12 @@ class Definition:
 
     def new_values(self) -> FunctionValues:
         """Return what does that, by the annotations that :meth:`prepare` has resolved."""
-        hints = {k: v for k, v in self._hints.items() if k not in self.ambient}
-        return FunctionValues(
-            self.registry.values, f"{self.kind} {self.name!r}", self.signature, hints
-        )
+        function = f"{self.kind} {self.name!r}"
+        return FunctionValues(self.registry.values, function, self.signature, self.recorded_hints())
+
+    def recorded_hints(self) -> dict[str, object]:
+        """Return the annotations of what is recorded: the result alone, arguments are digested."""
+        return {name: hint for name, hint in self._hints.items() if name == "return"}
 
     def recorded_arguments(
         self, args: tuple[Any, ...], kwargs: Mapping[str, Any]
@@ -246,6 +248,9 @@ class WorkflowDefinition(Definition):
             msg = f"workflow {self.name!r}: max_recovery_attempts must be at least 1, or None"
             raise DurableUsageError(msg)
         self.max_recovery_attempts = max_recovery_attempts
+
+    def recorded_hints(self) -> dict[str, object]:
+        return {name: hint for name, hint in self._hints.items() if name not in self.ambient}
 
     def is_hopeless(self, crashes: int) -> bool:
         """Tell whether the workflow has killed too many processes in a row.

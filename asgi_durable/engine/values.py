@@ -11,6 +11,7 @@ from asgi_durable.codec.values import Values
 from asgi_durable.errors import (
     DecodeError,
     DurableError,
+    RemoteError,
     StorageError,
     WorkflowInterruptedError,
 )
@@ -39,12 +40,17 @@ def encode_error(values: Values, error: Exception) -> bytes:
         encoded = _encoded_within(room, values, error)
         if encoded is not None:
             return encoded
+    with within(ROOMS[-1]):
+        return values.write_error(_stand_in_of(error), has_limit=False)
+
+
+def _stand_in_of(error: Exception) -> RemoteError:
+    if isinstance(error, RemoteError):
+        return error
     name = f"{type(error).__module__}:{type(error).__qualname__}"
     answer = pack_answer(error) if isinstance(error, DurableError) else {}
     kept = {key: _whole(item) if type(item) is str else item for key, item in answer.items()}
-    with within(ROOMS[-1]):
-        stand = stand_in(name, _whole(message_of(error)), kept)
-        return values.write_error(stand, has_limit=False)
+    return stand_in(name, _whole(message_of(error)), kept)
 
 
 def _whole(text: str) -> str:

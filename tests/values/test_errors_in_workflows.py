@@ -12,7 +12,7 @@ import pytest
 import sqlalchemy as sa
 from support.interruption import Gate
 
-from asgi_durable import Durable, RemoteError
+from asgi_durable import Durable, Payloads, RemoteError
 
 pytestmark = pytest.mark.anyio
 
@@ -233,6 +233,30 @@ async def test_a_missing_attribute_is_explained_where_the_workflow_ends(
 
         assert "The attribute 'socket' of the recorded" in raised.value.__notes__[0]
         assert "register_exception" in raised.value.__notes__[0]
+
+
+@pytest.mark.parametrize(("size", "cls"), [(1_500, ValueError), (100, RemoteError)])
+async def test_an_error_is_recorded_whatever_the_limit_of_payloads_is(
+    url: str, size: int, cls: type[Exception]
+) -> None:
+    durable = Durable(url, payloads=Payloads(max_size=size))
+
+    @durable.step(retry=None)
+    async def fail() -> None:
+        raise ValueError("x" * 100_000)
+
+    @durable.workflow
+    async def work() -> None:
+        await fail()
+
+    async with durable:
+        for _ in range(2):
+            with pytest.raises(cls, match=r"xxx.*100000 characters") as raised:
+                await durable.options(workflow_id="w").run_workflow(work)
+            assert len([note for note in raised.value.__notes__ if "too large" in note]) == 1
+        status = await (await durable.retrieve_workflow("w")).get_status()
+
+    assert status.status == "ERROR"
 
 
 async def test_what_is_registered_with_an_application_is_what_its_log_holds(url: str) -> None:
