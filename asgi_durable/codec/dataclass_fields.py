@@ -60,7 +60,9 @@ def _fields_of_struct(cls: Any) -> Fields:
     names = tuple(field.name for field in fields)
     # It can be made by its constructor alone, which is msgspec's unless it has such a method.
     has_code = any(
-        inspect.isfunction(getattr(cls, name, None))
+        name in vars(base)
+        for base in cls.__mro__
+        if base not in (msgspec.Struct, object)
         for name in ("__post_init__", "__init__", "__new__")
     )
     obstacle = ": its __post_init__ or constructor would run" if has_code else None

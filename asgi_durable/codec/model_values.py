@@ -48,10 +48,13 @@ def rebuild_model(cls: Any, content: Any) -> Any:
     members = recorded
     if recorded.keys() != fields.keys():
         members = _members_of_today(cls, recorded, extra)
-    extra = {name: member for name, member in extra.items() if name not in fields}
+    names = _set_names(content)
+    if extra or not names <= fields.keys():
+        extra = {name: member for name, member in extra.items() if name not in fields}
+        names &= fields.keys() | extra.keys()
     model = object.__new__(cls)
     object.__setattr__(model, MEMBERS, members)
-    object.__setattr__(model, FIELDS_SET, _set_names(content) & (fields.keys() | extra.keys()))
+    object.__setattr__(model, FIELDS_SET, names)
     if not getattr(cls, "__pydantic_root_model__", False):
         has_extra = content.get(EXTRA) is not None or cls.model_config.get("extra") == "allow"
         object.__setattr__(model, EXTRA, extra if has_extra else None)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import datetime
 import enum
+import functools
 import json
 import sys
 from collections.abc import Callable
@@ -12,6 +13,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, NamedTuple
 
+import attrs
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -83,7 +86,28 @@ class Model(BaseModel):
         return noted("check")(data)
 
 
-CLASSES = (Order, OpenPair, Colour, Right, Model, HttpUrl)
+@attrs.define
+class Parcel:
+    weight: int = attrs.field(validator=noted("validator"), converter=noted("converter"))
+
+    __new__ = noted("__new__")
+    __attrs_post_init__ = noted("__attrs_post_init__")
+    __setstate__ = noted("__setstate__")
+
+
+class Struct(msgspec.Struct):
+    number: int
+    more: Any = None
+
+
+class StructWithCode(msgspec.Struct):
+    number: int
+
+    # No function, and called all the same.
+    __post_init__ = staticmethod(functools.partial(noted("__post_init__")))
+
+
+CLASSES = (Order, OpenPair, Colour, Right, Model, HttpUrl, Parcel, Struct, StructWithCode)
 
 
 @pytest.fixture
@@ -115,8 +139,14 @@ def test_nothing_of_a_class_runs_when_a_value_is_rebuilt(codec: JsonCodec) -> No
     colour = codec.decode(row("enum", Colour, "RED"))
     rights = codec.decode(row("flag", Right, 3))
     model = codec.decode(row("model", Model, STATE))
+    parcel = codec.decode(row("attrs", Parcel, {"weight": "no number", "__class__": 1}))
+    struct = codec.decode(row("struct", Struct, {"number": "none", "__post_init__": 1}))
+    with pytest.raises(DecodeError, match=r"StructWithCode cannot be rebuilt.*would run"):
+        codec.decode(row("struct", StructWithCode, {"number": 1}))
 
     assert CALLS == []
+    assert (type(parcel), parcel.weight) == (Parcel, "no number")
+    assert struct == Struct("none", None)  # type: ignore[arg-type]
     assert type(order) is Order
     assert object.__getattribute__(order, "__dict__") == {"number": 1, "note": None}
     assert type(pair) is OpenPair
@@ -189,7 +219,19 @@ TAGS = [
     *("ordereddict", "counter", "bytes", "bytearray", "complex", "range", "slice", "fraction"),
     *("datetime", "date", "time", "timedelta", "timezone", "zone", "uuid", "decimal"),
     *("posixpath", "windowspath", "path", "ip", "ipinterface", "ipnetwork"),
-    *("enum", "flag", "url", "namedtuple", "model", "dataclass", "unknown", "", "__class__"),
+    *(
+        "enum",
+        "flag",
+        "url",
+        "namedtuple",
+        "model",
+        "dataclass",
+        "attrs",
+        "struct",
+        "unknown",
+        "",
+        "__class__",
+    ),
 ]
 
 

@@ -16,6 +16,8 @@ import zoneinfo
 from collections.abc import Callable
 from typing import Any, Generic, NamedTuple, TypeVar
 
+import attrs
+import msgspec
 import pydantic.dataclasses
 import pytest
 from hypothesis import given
@@ -23,6 +25,7 @@ from hypothesis import strategies as st
 from pydantic import AnyUrl, BaseModel, ConfigDict, Field, HttpUrl, PostgresDsn, PrivateAttr
 
 from asgi_durable import EncodeError, JsonCodec
+from asgi_durable.codec.types import members_of
 
 T = TypeVar("T")
 
@@ -100,6 +103,22 @@ class Checked:
     more: Any = Field(default=None, alias="moreOfIt")
 
 
+@attrs.define
+class Parcel:
+    weight: Any
+    rest: list[Any] = attrs.field(factory=list)
+
+
+@attrs.frozen(slots=False)
+class Label:
+    _text: Any
+
+
+class Struct(msgspec.Struct, frozen=True, tag=True):
+    number: Any
+    more: Any = None
+
+
 class Model(BaseModel):
     model_config = ConfigDict(extra="allow", populate_by_name=True)
     user_id: Any = Field(alias="userId")
@@ -115,7 +134,7 @@ class Page(BaseModel, Generic[T]):
 
 CLASSES = (
     *(Colour, Size, Word, Right, Mode, Point, OldPoint, Base, Derived, Key, WideKey, Checked),
-    *(Model, Page[int], HttpUrl, AnyUrl, PostgresDsn),
+    *(Parcel, Label, Struct, Model, Page[int], HttpUrl, AnyUrl, PostgresDsn),
 )
 
 
@@ -145,6 +164,9 @@ def parts(value: Any) -> Any:
         shown = parts([vars(value), value.model_extra, sorted(value.model_fields_set), private])
     elif dataclasses.is_dataclass(value):
         shown = [parts(getattr(value, field.name)) for field in dataclasses.fields(value)]
+    elif kind in (Parcel, Label, Struct):
+        names = members_of(kind)
+        shown = [parts(getattr(value, name)) for name in names]
     elif isinstance(value, (datetime.datetime, datetime.time)):
         shown = value.isoformat(), value.fold, repr(value.tzinfo)
     else:
@@ -231,6 +253,9 @@ def containers(inner: st.SearchStrategy[Any]) -> st.SearchStrategy[Any]:
         | made(lambda name: Key(name=name), inner)
         | made(lambda one, extra: WideKey(one, extra=extra), inner, inner)
         | made(lambda number, more: Checked(number, moreOfIt=more), st.integers(), inner)
+        | made(Parcel, inner, few)
+        | made(Label, inner)
+        | made(Struct, inner, inner)
         | made(model, inner, extra, inner, st.none() | st.just(Model(userId=2)))
         | made(lambda items: Page[int](items=items), st.lists(st.integers(), max_size=2))
     )
