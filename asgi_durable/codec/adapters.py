@@ -17,7 +17,7 @@ from typing import Any, Protocol
 import msgspec
 
 from asgi_durable.codec.equality import comparison_of, first_difference
-from asgi_durable.codec.hints import classes_in, is_plain
+from asgi_durable.codec.hints import classes_in, has_ambiguous_union, is_plain
 from asgi_durable.codec.model_fields import SetFields, restore_set_fields, set_fields_of
 from asgi_durable.codec.named_tuples import NamedFields
 from asgi_durable.codec.types import is_named_tuple
@@ -88,6 +88,9 @@ def adapter_for(hint: object) -> Adapter | None:
         classes = classes_in(hint)
         names = NamedFields(hint) if any(map(is_named_tuple, classes)) else None
         if any(map(_is_of_pydantic, classes)):
+            # Invariant: no class in the place of another. msgspec refuses such unions itself.
+            if has_ambiguous_union(hint):
+                return None
             return _pydantic_adapter(hint, names)
         return _MsgspecAdapter(hint, names)
     except NameError:

@@ -14,17 +14,21 @@ import enum
 import functools
 import inspect
 import ipaddress
+import itertools
 import json
 import pathlib
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import msgspec
 
 from asgi_durable.codec.types import is_named_tuple, is_pydantic_model
 
-__all__ = ["Canonical"]
+__all__ = ["Canonical", "possible_forms"]
+
+# Of more that have their defaults, all of them or none had one before.
+MAX_CHOICES = 8
 
 _LEAVES = frozenset({str, int, bool, float, type(None)})
 _NATIVE = frozenset(
@@ -43,6 +47,9 @@ _EMPTY = inspect.Parameter.empty
 # Made anew for each value, by nothing that anybody could notice.
 _HARMLESS_FACTORIES = (list, dict, set, frozenset, tuple, str, int, bool, float)
 
+# A field of a class, or with no class a parameter.
+Place = tuple[type | None, str]
+
 _encode = msgspec.json.Encoder(order="deterministic").encode
 
 
@@ -54,10 +61,14 @@ class Canonical:
         describe: Returns a value of a class that is not known here as bytes, or raises.
         calls_factories: True to leave out what is equal to what a function makes as a default,
             too. That function is the application's, and is called for it.
+        kept: Fields and parameters that are not left out, as if they had no default.
+        left_out: What was left out is put in here.
     """
 
     describe: Callable[[object], bytes]
     calls_factories: bool = False
+    kept: frozenset[Place] = frozenset()
+    left_out: set[Place] | None = None
 
     def arguments(
         self,
@@ -86,7 +97,7 @@ class Canonical:
         kept = {
             name: self._value(value)
             for name, value in arguments.items()
-            if name not in defaults or not _is_default(value, defaults[name])
+            if not self._is_left_out((None, name), value, defaults.get(name, _EMPTY))
         }
         return _to_bytes(kept)
 
@@ -98,16 +109,24 @@ class Canonical:
         names: tuple[str, ...],
     ) -> tuple[tuple[Any, ...], Mapping[str, Any]]:
         end = len(args)
-        while 0 < end <= len(names) and _is_default(
-            args[end - 1], defaults.get(names[end - 1], _EMPTY)
-        ):
+        while 0 < end <= len(names):
+            name = names[end - 1]
+            if not self._is_left_out((None, name), args[end - 1], defaults.get(name, _EMPTY)):
+                break
             end -= 1
         given = {
             name: value
             for name, value in kwargs.items()
-            if not _is_default(value, defaults.get(name, _EMPTY))
+            if not self._is_left_out((None, name), value, defaults.get(name, _EMPTY))
         }
         return args[:end], given
+
+    def _is_left_out(self, place: Place, value: object, default: object) -> bool:
+        if not _is_default(value, default):
+            return False
+        if self.left_out is not None:
+            self.left_out.add(place)
+        return place not in self.kept
 
     def _value(self, value: Any) -> Any:
         kind: Any = type(value)
@@ -146,15 +165,34 @@ class Canonical:
         return {
             name: member if type(member) in _LEAVES else self._value(member)
             for name, member, default in members
-            if member is not _EMPTY and not self._has_default(member, default)
+            if member is not _EMPTY and not self._has_default((type(value), name), member, default)
         }
 
-    def _has_default(self, member: object, default: _Default) -> bool:
+    def _has_default(self, place: Place, member: object, default: _Default) -> bool:
         if default.factory is None:
-            return _is_default(member, default.value)
+            return self._is_left_out(place, member, default.value)
         if default.factory in _HARMLESS_FACTORIES or self.calls_factories:
-            return _is_default(member, default.make())
+            return self._is_left_out(place, member, default.make())
         return False
+
+
+def possible_forms(
+    describe: Callable[[object], bytes], form_of: Callable[[Canonical], bytes]
+) -> Iterator[bytes]:
+    """Yield the forms that arguments may have had, by code that lacked some of today's defaults.
+
+    Args:
+        describe: See :class:`Canonical`.
+        form_of: Makes the form of the arguments.
+    """
+    for calls_factories in (False, True):
+        left_out: set[Place] = set()
+        yield form_of(Canonical(describe, calls_factories, left_out=left_out))
+        places = sorted(left_out, key=repr)
+        fewest = 1 if len(places) <= MAX_CHOICES else len(places)
+        for count in range(fewest, len(places) + 1):
+            for kept in itertools.combinations(places, count):
+                yield form_of(Canonical(describe, calls_factories, frozenset(kept)))
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

@@ -125,7 +125,7 @@ class Values:
             return read_plain(data[2:]) if adapter is None else adapter.read(data[2:])
         if form == b"t:":
             if adapter is None:
-                msg = "it was written by a type hint, and there is none now"
+                msg = "it was written by an annotation, and there is none now: annotate it again"
                 raise DecodeError(msg)
             return adapter.read(data[2:])
         if form == b"c:":
@@ -263,7 +263,7 @@ def _checked(arguments: object) -> dict[str, Any]:
 
 def _read_argument(name: str, data: bytes, adapter: Adapter | None) -> Any:
     if adapter is None:
-        msg = f"argument {name!r} was written by a type hint, and there is none now"
+        msg = f"argument {name!r} was written by an annotation, and has none now: annotate it again"
         raise DecodeError(msg)
     try:
         return adapter.read(data)

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import inspect
+import itertools
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 from weakref import WeakKeyDictionary
 
-from asgi_durable.codec.canonical import Canonical
+from asgi_durable.codec.canonical import Canonical, possible_forms
 from asgi_durable.codec.digests import ArgumentDigest, digest_of, digests_of
 from asgi_durable.codec.json_codec import Codec, JsonCodec
 from asgi_durable.codec.sealing import Sealer
@@ -165,35 +166,30 @@ class Registry:
         if definition.ambient:
             args, kwargs = definition.recorded_arguments(args, kwargs)
         about = definition.defaults, definition.positional
-        keys = self.sealer.digest_keys()
-
-        def others() -> Iterator[bytes]:
-            same = [
-                Canonical(self.codec.encode, calls_factories).arguments(args, kwargs, *about)
-                for calls_factories in (False, True)
-            ]
-            yield from digests_of([*same, self._former_arguments(args, kwargs)], (b"", *keys))
-
-        data = self._canonical.arguments(args, kwargs, *about)
-        return ArgumentDigest(digest_of(data, *keys[:1]), others)
+        return self._digest(
+            lambda canonical: canonical.arguments(args, kwargs, *about),
+            lambda: self._former_arguments(args, kwargs),
+        )
 
     def digest_of_input(self, workflow: WorkflowRecord) -> ArgumentDigest:
         """Return a digest of the arguments that a workflow of ours is started with."""
         definition = self.workflow(workflow.name)
         arguments = definition.values.read_arguments(workflow.input or b"{}")
+        return self._digest(
+            lambda canonical: canonical.mapping(arguments, definition.defaults),
+            lambda: self._former(arguments),
+        )
+
+    def _digest(
+        self, form_of: Callable[[Canonical], bytes], former: Callable[[], bytes]
+    ) -> ArgumentDigest:
         keys = self.sealer.digest_keys()
 
         def others() -> Iterator[bytes]:
-            same = [
-                Canonical(self.codec.encode, calls_factories).mapping(
-                    arguments, definition.defaults
-                )
-                for calls_factories in (False, True)
-            ]
-            yield from digests_of([*same, self._former(arguments)], (b"", *keys))
+            forms = itertools.chain([former()], possible_forms(self.codec.encode, form_of))
+            yield from digests_of(forms, (b"", *keys))
 
-        same = self._canonical.mapping(arguments, definition.defaults)
-        return ArgumentDigest(digest_of(same, *keys[:1]), others)
+        return ArgumentDigest(digest_of(form_of(self._canonical), *keys[:1]), others)
 
     def _former_arguments(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> bytes:
         """Return the arguments as versions before have digested them."""
