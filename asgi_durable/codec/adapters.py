@@ -16,6 +16,7 @@ from typing import Any, Protocol
 
 import msgspec
 
+from asgi_durable.codec.certain import certainty_of
 from asgi_durable.codec.equality import comparison_of, first_difference
 from asgi_durable.codec.hints import classes_in, has_ambiguous_union, is_plain
 from asgi_durable.codec.model_fields import SetFields, restore_set_fields, set_fields_of
@@ -143,6 +144,7 @@ class _MsgspecAdapter:
     def __init__(self, hint: object, names: NamedFields | None) -> None:
         self.form = b"j:" if is_plain(hint) else b"t:"
         self._is_same = comparison_of(typing.get_origin(hint) or hint)
+        self._is_certain = certainty_of(hint)
         decode = _decoder(hint)
         self._encode, self._decode = _encode, decode
         if names is not None:
@@ -150,13 +152,13 @@ class _MsgspecAdapter:
             self._decode = lambda data: _by_place(data, decode, names)
 
     def write(self, value: Any) -> tuple[bytes, Any]:
-        # Not by `_round_trip`: this is what most calls wait for.
+        # Not by a function of its own: this is what most calls wait for.
         try:
             data = self._encode(value)
             back = self._decode(data)
         except Exception as error:
             raise MisfitError(_shown(error)) from error
-        if not self._is_same(value, back):
+        if not self._is_certain(value) and not self._is_same(value, back):
             raise _misfit(value, back)
         return data, back
 
@@ -173,13 +175,26 @@ class _PydanticAdapter:
     form = b"t:"
 
     def __init__(self, hint: object, adapter: Any, names: NamedFields | None) -> None:
-        self._names = names
         self._is_same = comparison_of(typing.get_origin(hint) or hint)
-        self._to_json = adapter.serializer.to_json
-        self._from_json = adapter.validator.validate_json
+        to_json, from_json = adapter.serializer.to_json, adapter.validator.validate_json
+
+        def dump(value: Any) -> bytes:
+            dumped: bytes = to_json(value, round_trip=True, by_alias=False, warnings=False)
+            return dumped if names is None else names.named(dumped)
+
+        def load(data: bytes) -> Any:
+            placed = data if names is None else names.placed(data)
+            return from_json(placed, strict=True, by_alias=False, by_name=True)
+
+        self._dump, self._load = dump, load
 
     def write(self, value: Any) -> tuple[bytes, Any]:
-        data, back = _round_trip(value, self._dump, self._load)
+        # Not by a function of its own: this is what most calls wait for.
+        try:
+            data = self._dump(value)
+            back = self._load(data)
+        except Exception as error:
+            raise MisfitError(_shown(error)) from error
         is_whole = self._is_same(value, back)
         if is_whole and not data.startswith(_WITH_FIELDS):
             return data, back
@@ -201,15 +216,6 @@ class _PydanticAdapter:
         except Exception as error:
             raise _damaged(error) from error
 
-    def _dump(self, value: Any) -> bytes:
-        dumped: bytes = self._to_json(value, round_trip=True, by_alias=False, warnings=False)
-        return dumped if self._names is None else self._names.named(dumped)
-
-    def _load(self, data: bytes) -> Any:
-        if self._names is not None:
-            data = self._names.placed(data)
-        return self._from_json(data, strict=True, by_alias=False, by_name=True)
-
 
 def _by_place(data: bytes, decode: Callable[[bytes], Any], names: NamedFields) -> Any:
     placed = names.placed(data)
@@ -230,16 +236,6 @@ def _pydantic_adapter(hint: object, names: NamedFields | None) -> Adapter | None
 def _is_of_pydantic(cls: type) -> bool:
     names = ("__pydantic_core_schema__", "__get_pydantic_core_schema__")
     return "pydantic" in sys.modules and any(hasattr(cls, name) for name in names)
-
-
-def _round_trip(
-    value: Any, encode: Callable[[Any], bytes], decode: Callable[[bytes], Any]
-) -> tuple[bytes, Any]:
-    try:
-        data = encode(value)
-        return data, decode(data)
-    except Exception as error:
-        raise MisfitError(_shown(error)) from error
 
 
 def _misfit(value: Any, back: Any) -> MisfitError:

@@ -37,6 +37,7 @@ class Sealer:
 
     Attributes:
         max_size: Bytes that a value has at most.
+        as_it_is_up_to: Bytes up to which :meth:`seal` returns a value as it is given.
         fingerprints: Makes keyed fingerprints of requests, where there are encryption keys.
 
     Raises:
@@ -51,6 +52,7 @@ class Sealer:
         self._compression = Compression()
         self._keyring = Keyring(keys) if keys else None
         self._is_plain = self._keyring is None and self._compress_from is None
+        self.as_it_is_up_to = payloads.max_size if self._is_plain else -1
         self.fingerprints = KeyedFingerprints(self._keyring.keys if self._keyring else ())
 
     @property

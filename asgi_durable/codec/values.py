@@ -65,6 +65,7 @@ class Values:
         self.codec = codec
         self.sealer = sealer
         self._seal = sealer.seal
+        self._as_it_is_up_to = sealer.as_it_is_up_to
         self._is_json = type(codec) is JsonCodec
 
     def write(self, value: Any, adapter: Adapter | None = None) -> tuple[bytes, Any, str | None]:
@@ -77,7 +78,10 @@ class Values:
         if adapter is not None:
             try:
                 data, back = adapter.write(value)
-                return self._seal(adapter.form + data), back, None
+                data = adapter.form + data
+                if len(data) > self._as_it_is_up_to:
+                    data = self._seal(data)
+                return data, back, None
             except MisfitError as error:
                 misfit = error.reason
         data, back = self._described(value)
