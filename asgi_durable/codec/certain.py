@@ -17,7 +17,7 @@ __all__ = ["certainty_of"]
 
 IsCertain = Callable[[Any], bool]
 
-_CERTAIN = frozenset({str, int, bool, type(None)})
+_CERTAIN: frozenset[type] = frozenset({str, int, bool, type(None)})
 _NONE = type(None)
 _NAMES = frozenset({str})
 # Of one class; there are more where it has many optional fields.
