@@ -17,8 +17,13 @@ from typing import Any, Protocol
 import msgspec
 
 from asgi_durable.codec.certain import certainty_of
-from asgi_durable.codec.equality import comparison_of, first_difference
-from asgi_durable.codec.hints import classes_in, has_ambiguous_union, is_plain
+from asgi_durable.codec.equality import comparison_of, first_difference, has_no_number
+from asgi_durable.codec.hints import (
+    classes_in,
+    has_ambiguous_union,
+    is_open,
+    is_plain,
+)
 from asgi_durable.codec.model_fields import SetFields, restore_set_fields, set_fields_of
 from asgi_durable.codec.named_tuples import NamedFields
 from asgi_durable.codec.types import is_named_tuple
@@ -32,6 +37,8 @@ _LEAVES = (str, int, bool, float)
 _AS_TEXT = (pathlib.PurePath, ipaddress.IPv4Address, ipaddress.IPv6Address)
 # The first version that reads models by the names of their fields, whatever their aliases.
 _PYDANTIC_VERSION = (2, 11)
+_NO_FORM = "has no form in JSON"
+_NO_FORM_OF_PART = f"a part of it {_NO_FORM}, a time zone or NaN say"
 # Begins what was written of models with fields that nobody has set.
 _WITH_FIELDS = b'{"~":['
 MAX_SHOWN_CHARACTERS = 200
@@ -41,13 +48,14 @@ class MisfitError(Exception):
     """A value would not come back through its hint as what it is.
 
     Attributes:
-        reason: What about it; ``None`` where the value is what the hint says, and JSON has no
-            form for it.
+        reason: What about it.
+        is_wrong: True if the hint is wrong; False if JSON has no form for what it says.
     """
 
-    def __init__(self, reason: str | None) -> None:
+    def __init__(self, reason: str, *, is_wrong: bool = True) -> None:
         super().__init__(reason)
         self.reason = reason
+        self.is_wrong = is_wrong
 
 
 class Adapter(Protocol):
@@ -127,11 +135,11 @@ class _LeafAdapter:
             msg = f"it is a {type(value).__name__}, not a {self._kind.__name__}"
             raise MisfitError(msg)
         if type(value) is float and not math.isfinite(value):
-            raise MisfitError(None)
+            raise MisfitError(_NO_FORM_OF_PART, is_wrong=False)
         try:
             return _encode(value), value
         except UnicodeEncodeError as error:
-            raise MisfitError(None) from error
+            raise MisfitError(_NO_FORM_OF_PART, is_wrong=False) from error
 
     def read(self, data: bytes) -> Any:
         try:
@@ -145,6 +153,7 @@ class _MsgspecAdapter:
         self.form = b"j:" if is_plain(hint) else b"t:"
         self._is_same = comparison_of(typing.get_origin(hint) or hint)
         self._is_certain = certainty_of(hint)
+        self._is_open = is_open(hint)
         decode = _decoder(hint)
         self._encode, self._decode = _encode, decode
         if names is not None:
@@ -157,9 +166,9 @@ class _MsgspecAdapter:
             data = self._encode(value)
             back = self._decode(data)
         except Exception as error:
-            raise MisfitError(_shown(error)) from error
+            raise _refused(value, error) from error
         if not self._is_certain(value) and not self._is_same(value, back):
-            raise _misfit(value, back)
+            raise _misfit(value, back, is_open=self._is_open)
         return data, back
 
     def read(self, data: bytes) -> Any:
@@ -176,6 +185,7 @@ class _PydanticAdapter:
 
     def __init__(self, hint: object, adapter: Any, names: NamedFields | None) -> None:
         self._is_same = comparison_of(typing.get_origin(hint) or hint)
+        self._is_open = is_open(hint)
         to_json, from_json = adapter.serializer.to_json, adapter.validator.validate_json
 
         def dump(value: Any) -> bytes:
@@ -194,17 +204,17 @@ class _PydanticAdapter:
             data = self._dump(value)
             back = self._load(data)
         except Exception as error:
-            raise MisfitError(_shown(error)) from error
+            raise _refused(value, error) from error
         is_whole = self._is_same(value, back)
         if is_whole and not data.startswith(_WITH_FIELDS):
             return data, back
         fields = set_fields_of(value)
         if not is_whole and not fields:
-            raise _misfit(value, back)
+            raise _misfit(value, back, is_open=self._is_open)
         data = b"%b%b,%b]}" % (_WITH_FIELDS, _encode(fields), data)
         back = self.read(data)
         if not self._is_same(value, back):
-            raise _misfit(value, back)
+            raise _misfit(value, back, is_open=self._is_open)
         return data, back
 
     def read(self, data: bytes) -> Any:
@@ -238,14 +248,24 @@ def _is_of_pydantic(cls: type) -> bool:
     return "pydantic" in sys.modules and any(hasattr(cls, name) for name in names)
 
 
-def _misfit(value: Any, back: Any) -> MisfitError:
+def _refused(value: Any, error: Exception) -> MisfitError:
+    """Return what is said of a value that the hint does not read, or that cannot be written."""
+    shown = _shown(error)
+    is_right = isinstance(error, UnicodeEncodeError) or has_no_number(value)
+    if is_right or _NO_FORM in shown:
+        return MisfitError(shown if _NO_FORM in shown else _NO_FORM_OF_PART, is_wrong=False)
+    return MisfitError(shown)
+
+
+def _misfit(value: Any, back: Any, *, is_open: bool) -> MisfitError:
     path, written, read = first_difference(value, back) or ((), value, back)
     if type(written) is type(read) or isinstance(written, float):
-        # A time zone, what is no number: right as it is, and JSON has no form for it.
-        return MisfitError(None)
+        # A time zone, what is no number: right as it is.
+        return MisfitError(_NO_FORM_OF_PART, is_wrong=False)
     place = "".join(f"[{step!r}]" for step in path)
     kinds = f"a {type(written).__name__}, and would come back as a {type(read).__name__}"
-    return MisfitError(f"{place or 'it'} is {kinds}")
+    # `Any` is right for whatever it is, and `Sequence` for a tuple.
+    return MisfitError(f"{place or 'it'} is {kinds}", is_wrong=not is_open)
 
 
 def _damaged(error: Exception) -> DecodeError:
@@ -269,7 +289,7 @@ def _decoder(hint: object) -> Callable[[bytes], Any]:
 def _to_text(value: Any) -> str:
     if isinstance(value, _AS_TEXT):
         return str(value)
-    msg = f"{type(value).__name__} has no form in JSON"
+    msg = f"{type(value).__name__} {_NO_FORM}"
     raise TypeError(msg)
 
 
@@ -278,7 +298,7 @@ def _from_text(kind: Any, text: Any) -> Any:
         return text
     if isinstance(kind, type) and issubclass(kind, _AS_TEXT) and isinstance(text, str):
         return kind(text)
-    msg = f"{kind!r} has no form in JSON"
+    msg = f"{kind!r} {_NO_FORM}"
     raise TypeError(msg)
 
 

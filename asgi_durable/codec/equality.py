@@ -7,6 +7,7 @@ import decimal
 import enum
 import functools
 import ipaddress
+import math
 import operator
 import pathlib
 import uuid
@@ -15,7 +16,7 @@ from typing import Any
 
 from asgi_durable.codec.types import is_pydantic_model
 
-__all__ = ["comparison_of", "first_difference", "is_same"]
+__all__ = ["comparison_of", "first_difference", "has_no_number", "is_same"]
 
 # Of these two that are equal are the same, down to what can be seen of them.
 _LEAVES = frozenset({str, int, bool, float, type(None), bytes, uuid.UUID, datetime.date})
@@ -72,6 +73,25 @@ def first_difference(value: Any, other: Any, path: tuple[Step, ...] = ()) -> Dif
             if found is not None:
                 return found
     return path, value, other
+
+
+def has_no_number(value: Any) -> bool:
+    """Tell whether a value holds a float that is infinite or none, which JSON does not have."""
+    if isinstance(value, float):
+        return not math.isfinite(value)
+    return any(has_no_number(member) for member in _parts_of(value))
+
+
+def _parts_of(value: Any) -> list[Any]:
+    if isinstance(value, dict):
+        return list(value.values())
+    if isinstance(value, (list, tuple, set, frozenset)):
+        return list(value)
+    if isinstance(value, (str, bytes, int, enum.Enum)) or value is None:
+        return []
+    kind: Any = type(value)
+    slots = [getattr(value, name, None) for name in _slots_of(kind)]
+    return [*slots, *(_members(value) or {}).values()]
 
 
 def _is_same_sequence(value: Any, other: Any) -> bool:

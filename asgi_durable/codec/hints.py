@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect
 import typing
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 from asgi_durable.codec.types import is_named_tuple, is_pydantic_model
 
-__all__ = ["classes_in", "has_ambiguous_union", "is_plain", "is_union"]
+__all__ = ["classes_in", "has_ambiguous_union", "is_open", "is_plain", "is_union"]
 
+_OPEN = (Any, object, list, dict, tuple, set, frozenset)
 _PLAIN = frozenset({str, int, bool, float, type(None), list, dict})
 
 
@@ -72,6 +74,14 @@ def _is_object_in_json(cls: Any) -> bool:
     )
 
 
+def is_open(hint: object) -> bool:
+    """Tell whether a part of a hint leaves open what is there: ``Any``, ``dict``, ``Sequence``."""
+    return any(
+        each in _OPEN or (isinstance(each, type) and inspect.isabstract(each))
+        for each in _walk(hint)
+    )
+
+
 def is_union(hint: object) -> bool:
     """Tell whether a hint is one of several, ``X | None`` say."""
     return typing.get_origin(hint) is typing.Union or type(hint).__name__ == "UnionType"
@@ -80,7 +90,7 @@ def is_union(hint: object) -> bool:
 def _parts(hint: Any) -> Iterator[object]:
     yield from _arguments_of(hint)
     origin = typing.get_origin(hint)
-    if isinstance(origin, type):
+    if isinstance(origin, type) and origin.__module__ != "builtins":
         yield origin
     if isinstance(hint, type):
         yield from _members_of(hint)

@@ -28,6 +28,8 @@ __all__ = ["Values"]
 
 _SEALED = frozenset({b"z:", b"s:", b"e:"})
 _FORMS = _SEALED | {b"t:", b"j:", b"i:", b"o:", b"c:"}
+# Of the default codec.
+_NAMES_A_CLASS = b'"t":'
 # Nobody can change one, so it comes back as it is.
 _UNCHANGING = frozenset({type(None), bool, int, str})
 _encode_name = msgspec.json.Encoder().encode
@@ -68,13 +70,15 @@ class Values:
         self._as_it_is_up_to = sealer.as_it_is_up_to
         self._is_json = type(codec) is JsonCodec
 
-    def write(self, value: Any, adapter: Adapter | None = None) -> tuple[bytes, Any, str | None]:
-        """Return a value as bytes, as it comes back, and what is wrong about its hint.
+    def write(
+        self, value: Any, adapter: Adapter | None = None
+    ) -> tuple[bytes, Any, MisfitError | None]:
+        """Return a value as bytes, as it comes back, and why its hint is no way to record it.
 
         Raises:
             EncodeError: It cannot be recorded so that it comes back.
         """
-        misfit: str | None = None
+        misfit: MisfitError | None = None
         if adapter is not None:
             try:
                 data, back = adapter.write(value)
@@ -83,9 +87,9 @@ class Values:
                     data = self._seal(data)
                 return data, back, None
             except MisfitError as error:
-                misfit = error.reason
+                misfit = error
         data, back = self._described(value)
-        return self._seal(data), back, misfit
+        return self._seal(data), back, misfit if _counts(misfit, data) else None
 
     def write_error(self, error: BaseException, *, has_limit: bool = True) -> bytes:
         """Return an error as bytes.
@@ -141,15 +145,16 @@ class Values:
 
     def write_arguments(
         self, arguments: Mapping[str, Any], adapters: Mapping[str, Adapter]
-    ) -> tuple[bytes, dict[str, str]]:
-        """Return a workflow's arguments as bytes, and what is wrong about their hints.
+    ) -> tuple[bytes, dict[str, MisfitError]]:
+        """Return a workflow's arguments as bytes, and why hints of them are no way to do so.
 
         Raises:
             EncodeError: One of them cannot be recorded so that it comes back.
         """
         typed: list[bytes] = []
         plain: list[bytes] = []
-        described, misfits = {}, {}
+        described: dict[str, Any] = {}
+        misfits: dict[str, MisfitError] = {}
         for name, value in arguments.items():
             adapter = adapters.get(name)
             if adapter is None:
@@ -160,9 +165,10 @@ class Values:
                 (plain if adapter.form == b"j:" else typed).append(member)
             except MisfitError as error:
                 described[name] = value
-                if error.reason is not None:
-                    misfits[name] = error.reason
-        return self._seal(self._arguments(typed, plain, described)), misfits
+                misfits[name] = error
+        data = self._arguments(typed, plain, described)
+        told = {name: misfit for name, misfit in misfits.items() if _counts(misfit, data)}
+        return self._seal(data), told
 
     def _arguments(
         self, typed: list[bytes], plain: list[bytes], described: dict[str, Any]
@@ -256,6 +262,16 @@ class Values:
         except DecodeError as error:
             msg = f"it could not be read back: {error}"
             raise EncodeError(msg) from error
+
+
+def _counts(misfit: MisfitError | None, data: bytes) -> bool:
+    """Tell whether it matters that a value describes itself, as it names classes.
+
+    Args:
+        misfit: Why it does; ``None`` if there is no reason.
+        data: What describes itself.
+    """
+    return misfit is not None and (misfit.is_wrong or _NAMES_A_CLASS in data)
 
 
 def _checked(arguments: object) -> dict[str, Any]:

@@ -7,7 +7,7 @@ import logging
 from collections.abc import Mapping
 from typing import Any
 
-from asgi_durable.codec.adapters import Adapter, adapter_for
+from asgi_durable.codec.adapters import Adapter, MisfitError, adapter_for
 from asgi_durable.codec.values import Values
 from asgi_durable.errors import DecodeError, EncodeError
 
@@ -117,18 +117,23 @@ class FunctionValues:
             )
             return None
 
-    def _tell_of_misfit(self, what: str, misfit: str) -> None:
+    def _tell_of_misfit(self, what: str, misfit: MisfitError) -> None:
         if what in self._told:
             return
         self._told.add(what)
-        logger.warning(
-            "The %s of %s is not what its annotation says (%s). It is recorded as what it is, "
-            "with the names of its classes, so that a change of these will matter: correct the "
-            "annotation",
-            what,
-            self._function,
-            misfit,
-        )
+        if misfit.is_wrong:
+            text = (
+                "The %s of %s is not what its annotation says (%s). It is recorded as what it is, "
+                "with the names of its classes, so that a change of these will matter: correct "
+                "the annotation"
+            )
+        else:
+            text = (
+                "The %s of %s cannot be recorded by its annotation (%s), so the names of its "
+                "classes are recorded: register a class that you rename, by register_type() with "
+                "aliases"
+            )
+        logger.warning(text, what, self._function, misfit.reason)
 
 
 def _hint_of(parameter: inspect.Parameter, hint: Any) -> object:
