@@ -172,7 +172,7 @@ MISFITS: list[tuple[Any, Any, str | None]] = [
     (float, 5, "int"),
     (str, Name.ADA, "Name"),
     (list[str], [Name.ADA], "Name"),
-    (dict[str, int], types.MappingProxyType({}), "mappingproxy"),
+    (dict[str, int], types.MappingProxyType({}), None),
     (list[list[int]], [(1,)], "tuple"),
     (Item, Special("pen"), "Special"),
     (list[Item], [Special("pen")], "Special"),
