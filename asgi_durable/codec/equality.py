@@ -144,6 +144,9 @@ def _is_same_zone(zone: object, other: object) -> bool:
 @functools.lru_cache(maxsize=1024)
 def _comparison_of(kind: Any) -> Callable[[Any, Any], bool]:
     """Return what compares two instances of a class."""
+    if issubclass(kind, enum.Flag):
+        # Not by identity: some versions of Python make a combination anew each time.
+        return lambda value, other: bool(value._value_ == other._value_)
     if issubclass(kind, enum.Enum):
         return operator.is_
     if issubclass(kind, tuple):

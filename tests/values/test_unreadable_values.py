@@ -260,7 +260,7 @@ async def test_a_value_whose_annotation_is_gone_waits_for_one(url: str, caplog, 
         code = Code(PLACES[place], replace(former, hint=Any), url)
         code.durable.register_type(former.hint)
         async with code.durable as durable:
-            assert tells(await stays_parked(durable, caplog), NAMES[place], "type hint")
+            assert tells(await stays_parked(durable, caplog), NAMES[place], "annotate it again")
         again = Code(PLACES[place], former, url)
         await finish(again)
 
