@@ -128,7 +128,7 @@ class Values:
         """
         form = data[:2]
         if form not in _FORMS:
-            return self.codec.decode(data)
+            return self._decoded(data)
         if form == b"j:":
             return read_plain(data[2:]) if adapter is None else adapter.read(data[2:])
         if form == b"t:":
@@ -137,7 +137,7 @@ class Values:
                 raise DecodeError(msg)
             return adapter.read(data[2:])
         if form == b"c:":
-            return self.codec.decode(data[2:])
+            return self._decoded(data[2:])
         if form in _SEALED:
             return self.read(self.sealer.open(data), adapter)
         msg = "it is no single value"
@@ -235,9 +235,9 @@ class Values:
                 else _read_argument(name, bytes(raw), adapter)
             )
         if len(kept.described):
-            arguments |= _checked(self.codec.decode(bytes(kept.described)))
+            arguments |= _checked(self.read(bytes(kept.described)))
         if kept.coded is not None:
-            arguments |= _checked(self.codec.decode(b64decode(kept.coded)))
+            arguments |= _checked(self.read(b64decode(kept.coded)))
         return arguments
 
     def text(self, data: bytes) -> str:
@@ -250,8 +250,26 @@ class Values:
         content = data[2:] if data[:2] in _FORMS else data
         return content.decode("utf-8", "replace")
 
+    def _decoded(self, data: bytes) -> Any:
+        try:
+            return self.codec.decode(data)
+        except (DecodeError, MemoryError):
+            raise
+        except Exception as error:  # of an application's codec
+            msg = f"the codec failed ({type(error).__name__}: {error})"
+            raise DecodeError(msg) from error
+
+    def _encoded(self, value: Any) -> bytes:
+        try:
+            return self.codec.encode(value)
+        except (EncodeError, MemoryError):
+            raise
+        except Exception as error:  # of an application's codec
+            msg = f"the codec failed ({type(error).__name__}: {error})"
+            raise EncodeError(msg) from error
+
     def _described(self, value: Any) -> tuple[bytes, Any]:
-        data = self.codec.encode(value)
+        data = self._encoded(value)
         if self._is_json:
             if type(value) in _UNCHANGING:
                 return data, value

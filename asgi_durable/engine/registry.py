@@ -17,7 +17,7 @@ from asgi_durable.engine.body_threads import BodyThreads
 from asgi_durable.engine.definitions import Definition, WorkflowDefinition
 from asgi_durable.engine.request_servers import RequestServers
 from asgi_durable.engine.values import read_error
-from asgi_durable.errors import DecodeError, DurableUsageError, EncodeError
+from asgi_durable.errors import DecodeError, DurableUsageError
 from asgi_durable.payloads import Payloads
 from asgi_durable.storage.records import WorkflowRecord
 
@@ -195,7 +195,7 @@ class Registry:
         """Return the arguments as versions before have digested them."""
         try:
             return self._former_bytes(list(args) if not kwargs else (args, kwargs))
-        except EncodeError:
+        except Exception:  # the codec may be the application's
             return self._former(
                 (
                     tuple(map(self._digestible, args)),
@@ -206,13 +206,13 @@ class Registry:
     def _former(self, value: object) -> bytes:
         try:
             return self._former_bytes(value)
-        except EncodeError:
+        except Exception:  # the codec may be the application's
             return b""
 
     def _digestible(self, value: object) -> object:
         try:
             self._former_bytes(value)
-        except EncodeError:
+        except Exception:  # the codec may be the application's
             return f"{type(value).__module__}:{type(value).__qualname__}"
         return value
 
