@@ -29,6 +29,8 @@ __all__ = ["Canonical", "possible_forms"]
 
 # Of more that have their defaults, all of them or none had one before.
 MAX_CHOICES = 8
+# All of them, or one of them, are tried for arguments of any size; the event loop waits.
+MAX_FORMS_BYTES = 8 << 20
 
 _LEAVES = frozenset({str, int, bool, float, type(None)})
 _NATIVE = frozenset(
@@ -185,14 +187,32 @@ def possible_forms(
         describe: See :class:`Canonical`.
         form_of: Makes the form of the arguments.
     """
+    seen: set[Place] | None = None
+    budget = MAX_FORMS_BYTES
     for calls_factories in (False, True):
         left_out: set[Place] = set()
         yield form_of(Canonical(describe, calls_factories, left_out=left_out))
-        places = sorted(left_out, key=repr)
-        fewest = 1 if len(places) <= MAX_CHOICES else len(places)
-        for count in range(fewest, len(places) + 1):
-            for kept in itertools.combinations(places, count):
-                yield form_of(Canonical(describe, calls_factories, frozenset(kept)))
+        if left_out == seen:
+            return
+        seen = left_out
+        for count, kept in _choices(sorted(left_out, key=repr)):
+            if count > 1 and budget <= 0:
+                break
+            form = form_of(Canonical(describe, calls_factories, kept))
+            budget -= len(form)
+            yield form
+
+
+def _choices(places: list[Place]) -> Iterator[tuple[int, frozenset[Place]]]:
+    """Yield what may have had no default, the likeliest first, and a rank: 1 is always tried."""
+    if not places:
+        return
+    yield 1, frozenset(places)
+    if len(places) > MAX_CHOICES:
+        return
+    for count in range(1, len(places)):
+        for kept in itertools.combinations(places, count):
+            yield count, frozenset(kept)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
