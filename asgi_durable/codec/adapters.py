@@ -133,7 +133,7 @@ class _LeafAdapter:
     def write(self, value: Any) -> tuple[bytes, Any]:
         if type(value) is not self._kind:
             msg = f"it is a {type(value).__name__}, not a {self._kind.__name__}"
-            raise MisfitError(msg)
+            raise MisfitError(msg, is_wrong=not _is_right(value, self._kind))
         if type(value) is float and not math.isfinite(value):
             raise MisfitError(_NO_FORM_OF_PART, is_wrong=False)
         try:
@@ -265,7 +265,13 @@ def _misfit(value: Any, back: Any, *, is_open: bool) -> MisfitError:
     place = "".join(f"[{step!r}]" for step in path)
     kinds = f"a {type(written).__name__}, and would come back as a {type(read).__name__}"
     # `Any` is right for whatever it is, and `Sequence` for a tuple.
-    return MisfitError(f"{place or 'it'} is {kinds}", is_wrong=not is_open)
+    is_right = is_open or _is_right(written, type(read))
+    return MisfitError(f"{place or 'it'} is {kinds}", is_wrong=not is_right)
+
+
+def _is_right(value: object, cls: type) -> bool:
+    """Tell whether a hint that is a class allows a value: of a subclass, an int for a float."""
+    return isinstance(value, cls) or (cls is float and isinstance(value, int))
 
 
 def _damaged(error: Exception) -> DecodeError:

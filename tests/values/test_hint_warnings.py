@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 import datetime
 import logging
@@ -64,6 +65,10 @@ async def warnings_of(caplog: pytest.LogCaptureFixture, hint: Any, value: Any) -
         (Sequence[int], (1, 2)),
         (Iterable[str], {"a"}),
         (complex, 1j),
+        (float, 5),
+        (dict[str, float], {"a": 5}),
+        (int, True),
+        (dict, collections.OrderedDict(a=1)),
         (Any, Item("pen")),
         (object, (1, 2)),
         (None, None),
