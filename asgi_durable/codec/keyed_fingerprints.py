@@ -56,7 +56,7 @@ class KeyedFingerprints:
         if stored is None or not stored.startswith(_PREFIX):
             return stored
         self._key_of(stored)
-        return stored.split(":", 2)[2]
+        return stored.removeprefix(_PREFIX).partition(":")[2]
 
     def _key_of(self, stored: str) -> EncryptionKey:
         key_id = stored.removeprefix(_PREFIX).partition(":")[0]

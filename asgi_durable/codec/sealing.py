@@ -84,6 +84,10 @@ class Sealer:
             raise PayloadTooLargeError(msg)
         return data if self._is_plain else self._sealed(data, purpose, may_compress=True)
 
+    def seal_any_size(self, data: bytes) -> bytes:
+        """Return an encoded value as it is recorded, whatever its size; see :meth:`seal`."""
+        return data if self._is_plain else self._sealed(data, VALUE, may_compress=True)
+
     def open(self, data: bytes, purpose: bytes = VALUE) -> bytes:
         """Return the encoded value that :meth:`seal` was given.
 

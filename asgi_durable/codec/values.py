@@ -139,7 +139,7 @@ class Values:
         if form == b"c:":
             return self._decoded(data[2:])
         if form in _SEALED:
-            return self.read(self.sealer.open(data), adapter)
+            return self.read(self._opened(data), adapter)
         msg = "it is no single value"
         raise DecodeError(msg)
 
@@ -190,7 +190,9 @@ class Values:
             name: The workflow's.
             output: Its result, as it is recorded.
         """
-        return self._seal(b"o:%b\n%b" % (_encode_name(name), output))
+        data = b"o:%b\n%b" % (_encode_name(name), output)
+        # Its size was checked when the workflow ended, and a name comes to it here.
+        return self.sealer.seal_any_size(data)
 
     def read_outcome(self, data: bytes) -> tuple[str, bytes] | None:
         """Return the workflow's name and its result, as that is recorded; ``None`` if it is none.
@@ -216,11 +218,12 @@ class Values:
             DecodeError: They are damaged, or one does not fit its hint; the message names it.
         """
         if data[:2] in _SEALED:
-            return self.read_arguments(self.sealer.open(data), adapters)
+            return self.read_arguments(self._opened(data), adapters)
         if data[:2] != b"i:":
             return _checked(self.read(data))
         try:
             kept = _read_arguments(data[2:])
+            coded = None if kept.coded is None else b64decode(kept.coded)
         except Exception as error:
             msg = f"the recorded arguments are damaged ({error})"
             raise DecodeError(msg) from error
@@ -236,8 +239,8 @@ class Values:
             )
         if len(kept.described):
             arguments |= _checked(self.read(bytes(kept.described)))
-        if kept.coded is not None:
-            arguments |= _checked(self.read(b64decode(kept.coded)))
+        if coded is not None:
+            arguments |= _checked(self.read(coded))
         return arguments
 
     def text(self, data: bytes) -> str:
@@ -249,6 +252,13 @@ class Values:
                 return f"<{error}>"
         content = data[2:] if data[:2] in _FORMS else data
         return content.decode("utf-8", "replace")
+
+    def _opened(self, data: bytes) -> bytes:
+        opened = self.sealer.open(data)
+        if opened[:2] in _SEALED:
+            msg = "it is sealed twice, which no record is"
+            raise DecodeError(msg)
+        return opened
 
     def _decoded(self, data: bytes) -> Any:
         try:

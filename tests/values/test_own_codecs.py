@@ -106,3 +106,28 @@ def test_whatever_it_raises_is_told_as_what_it_means() -> None:
         values.write(object())
     with pytest.raises(DecodeError, match="JSONDecodeError"):
         values.read(b"c:t:{")
+
+
+@pytest.mark.parametrize("data", [b'i:{"c":"%%%"}', b'i:{"c":"eA"}', b"i:{", b'i:{"v":[1]}'])
+def test_damaged_arguments_are_a_decode_error(data: bytes) -> None:
+    values = Values(OwnCodec(), Sealer(Payloads()))
+
+    with pytest.raises(DecodeError):
+        values.read_arguments(data, {})
+
+
+def test_a_record_that_is_compressed_again_and_again_is_refused() -> None:
+    sealer = Sealer(Payloads(compress_from=10))
+    data = b'"' + b"x" * 1_000_000 + b'"'
+    for _ in range(2):
+        data = sealer.seal(data)
+
+    with pytest.raises(DecodeError, match="twice"):
+        Values(OwnCodec(b""), sealer).read(data)
+
+
+def test_a_result_of_the_largest_size_can_be_asked_for() -> None:
+    values = Values(OwnCodec(b""), Sealer(Payloads(max_size=100)))
+    output, *_ = values.write("x" * 98)
+
+    assert values.read_outcome(values.write_outcome("work", output)) == ("work", output)
