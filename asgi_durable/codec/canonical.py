@@ -91,8 +91,23 @@ class Canonical:
             args, kwargs = self._without_defaults(args, kwargs, defaults, names)
         if not kwargs and _LEAVES.issuperset(map(type, args)):
             return _to_bytes(args)
+        try:
+            return self._form(args, kwargs)
+        except Exception:  # a member's own code, or a value that contains itself
+            named = {name: self._value_or_class(value) for name, value in kwargs.items()}
+            return self._form(tuple(map(self._value_or_class, args)), named)
+
+    def _form(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> bytes:
         given = self._value(args)
         return _to_bytes([given, self._value(dict(kwargs))] if kwargs else given)
+
+    def _value_or_class(self, value: Any) -> Any:
+        """Return a value, or the name of its class if it has no form."""
+        try:
+            self._form((value,), {})
+        except Exception:
+            return _name_of(type(value))
+        return value
 
     def mapping(self, arguments: Mapping[str, Any], defaults: Mapping[str, Any]) -> bytes:
         """Return arguments by name as bytes, equal for those that mean the same."""
@@ -152,7 +167,7 @@ class Canonical:
             return base64.b64encode(self.describe(value)).decode("ascii")
         except Exception:
             # A client, or a connection: it counts by its class.
-            return f"{kind.__module__}:{kind.__qualname__}"
+            return _name_of(kind)
 
     def _dict(self, value: dict[Any, Any]) -> Any:
         members = {key: self._value(item) for key, item in value.items()}
@@ -278,6 +293,10 @@ def _of_attrs(field: Any) -> _Default:
         return _Default(factory=factory)
     # Its way to say that there is none.
     return _Default(_EMPTY if repr(field.default) == "NOTHING" else field.default)
+
+
+def _name_of(cls: type) -> str:
+    return f"{cls.__module__}:{cls.__qualname__}"
 
 
 def _to_bytes(value: object) -> bytes:

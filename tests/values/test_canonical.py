@@ -171,3 +171,31 @@ def test_a_comparison_that_fails_is_no_failure_of_the_call() -> None:
     async def call(odd: Any = Odd()) -> None: ...  # noqa: B008
 
     assert digest(call, Odd()).value == digest(call, Odd()).value
+
+
+@dataclasses.dataclass
+class Node:
+    name: str
+    parent: Any = None
+
+
+def nested(levels: int) -> list[Any]:
+    inner: list[Any] = []
+    for _ in range(levels):
+        inner = [inner]
+    return inner
+
+
+def circular() -> Node:
+    node = Node("a")
+    node.parent = [node]
+    return node
+
+
+@pytest.mark.parametrize("make", [circular, lambda: nested(100_000)], ids=["circular", "deep"])
+def test_a_value_without_a_form_counts_by_its_class(make: Any) -> None:
+    one, other = digest(charge, make(), 5), digest(charge, make(), 5)
+
+    assert are_same(one, other)
+    assert not are_same(one, digest(charge, make(), 6))
+    assert list(digest(charge, make(), note="x")._others())
