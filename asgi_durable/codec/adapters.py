@@ -11,6 +11,7 @@ import math
 import pathlib
 import sys
 import typing
+from collections import Counter, OrderedDict, defaultdict, deque
 from collections.abc import Callable
 from typing import Any, Protocol
 
@@ -39,6 +40,7 @@ _AS_TEXT = (pathlib.PurePath, ipaddress.IPv4Address, ipaddress.IPv6Address)
 _PYDANTIC_VERSION = (2, 11)
 _NO_FORM = "has no form in JSON"
 _NO_FORM_OF_PART = f"a part of it {_NO_FORM}, a time zone or NaN say"
+_DESCRIBED = (Counter, OrderedDict, defaultdict, deque)
 # Begins what was written of models with fields that nobody has set.
 _WITH_FIELDS = b'{"~":['
 MAX_SHOWN_CHARACTERS = 200
@@ -153,7 +155,7 @@ class _MsgspecAdapter:
         self.form = b"j:" if is_plain(hint) else b"t:"
         self._is_same = comparison_of(typing.get_origin(hint) or hint)
         self._is_certain = certainty_of(hint)
-        self._is_open = is_open(hint)
+        self._is_open, self._class = is_open(hint), typing.get_origin(hint) or hint
         decode = _decoder(hint)
         self._encode, self._decode = _encode, decode
         if names is not None:
@@ -166,7 +168,7 @@ class _MsgspecAdapter:
             data = self._encode(value)
             back = self._decode(data)
         except Exception as error:
-            raise _refused(value, error) from error
+            raise _refused(value, error, self._class) from error
         if not self._is_certain(value) and not self._is_same(value, back):
             raise _misfit(value, back, is_open=self._is_open)
         return data, back
@@ -185,7 +187,7 @@ class _PydanticAdapter:
 
     def __init__(self, hint: object, adapter: Any, names: NamedFields | None) -> None:
         self._is_same = comparison_of(typing.get_origin(hint) or hint)
-        self._is_open = is_open(hint)
+        self._is_open, self._class = is_open(hint), typing.get_origin(hint) or hint
         to_json, from_json = adapter.serializer.to_json, adapter.validator.validate_json
 
         def dump(value: Any) -> bytes:
@@ -204,7 +206,7 @@ class _PydanticAdapter:
             data = self._dump(value)
             back = self._load(data)
         except Exception as error:
-            raise _refused(value, error) from error
+            raise _refused(value, error, self._class) from error
         is_whole = self._is_same(value, back)
         if is_whole and not data.startswith(_WITH_FIELDS):
             return data, back
@@ -248,13 +250,14 @@ def _is_of_pydantic(cls: type) -> bool:
     return "pydantic" in sys.modules and any(hasattr(cls, name) for name in names)
 
 
-def _refused(value: Any, error: Exception) -> MisfitError:
+def _refused(value: Any, error: Exception, cls: object) -> MisfitError:
     """Return what is said of a value that the hint does not read, or that cannot be written."""
     shown = _shown(error)
-    is_right = isinstance(error, UnicodeEncodeError) or has_no_number(value)
-    if is_right or _NO_FORM in shown:
-        return MisfitError(shown if _NO_FORM in shown else _NO_FORM_OF_PART, is_wrong=False)
-    return MisfitError(shown)
+    if isinstance(error, UnicodeEncodeError) or has_no_number(value):
+        return MisfitError(_NO_FORM_OF_PART, is_wrong=False)
+    # Of a class that is not read by hints, `Counter` say; members of it are not looked at.
+    is_right = type(value) is cls and type(value) in _DESCRIBED
+    return MisfitError(shown, is_wrong=not is_right and _NO_FORM not in shown)
 
 
 def _misfit(value: Any, back: Any, *, is_open: bool) -> MisfitError:

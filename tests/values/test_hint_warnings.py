@@ -66,6 +66,8 @@ async def warnings_of(caplog: pytest.LogCaptureFixture, hint: Any, value: Any) -
         (Iterable[str], {"a"}),
         (complex, 1j),
         (float, 5),
+        (collections.Counter[str], collections.Counter("aab")),
+        (collections.deque[int], collections.deque([1, 2])),
         (dict[str, float], {"a": 5}),
         (int, True),
         (dict, collections.OrderedDict(a=1)),
