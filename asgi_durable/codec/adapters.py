@@ -169,9 +169,13 @@ class _MsgspecAdapter:
             back = self._decode(data)
         except Exception as error:
             raise _refused(value, error, self._class) from error
-        if not self._is_certain(value) and not self._is_same(value, back):
-            raise _misfit(value, back, is_open=self._is_open)
-        return data, back
+        try:
+            if self._is_certain(value) or self._is_same(value, back):
+                return data, back
+            misfit = _misfit(value, back, is_open=self._is_open)
+        except Exception as error:  # a member's `__eq__`, or too many levels
+            raise MisfitError(_NO_FORM_OF_PART, is_wrong=False) from error
+        raise misfit
 
     def read(self, data: bytes) -> Any:
         try:
@@ -207,11 +211,18 @@ class _PydanticAdapter:
             back = self._load(data)
         except Exception as error:
             raise _refused(value, error, self._class) from error
-        is_whole = self._is_same(value, back)
-        if is_whole and not data.startswith(_WITH_FIELDS):
-            return data, back
+        try:
+            if self._is_same(value, back) and not data.startswith(_WITH_FIELDS):
+                return data, back
+            return self._with_set_fields(value, data, back)
+        except MisfitError:
+            raise
+        except Exception as error:  # a member's `__eq__`, or too many levels
+            raise MisfitError(_NO_FORM_OF_PART, is_wrong=False) from error
+
+    def _with_set_fields(self, value: Any, data: bytes, back: Any) -> tuple[bytes, Any]:
         fields = set_fields_of(value)
-        if not is_whole and not fields:
+        if not fields and not self._is_same(value, back):
             raise _misfit(value, back, is_open=self._is_open)
         data = b"%b%b,%b]}" % (_WITH_FIELDS, _encode(fields), data)
         back = self.read(data)
@@ -253,11 +264,18 @@ def _is_of_pydantic(cls: type) -> bool:
 def _refused(value: Any, error: Exception, cls: object) -> MisfitError:
     """Return what is said of a value that the hint does not read, or that cannot be written."""
     shown = _shown(error)
-    if isinstance(error, UnicodeEncodeError) or has_no_number(value):
+    if isinstance(error, UnicodeEncodeError) or _has_no_form(value):
         return MisfitError(_NO_FORM_OF_PART, is_wrong=False)
     # Of a class that is not read by hints, `Counter` say; members of it are not looked at.
     is_right = type(value) is cls and type(value) in _DESCRIBED
     return MisfitError(shown, is_wrong=not is_right and _NO_FORM not in shown)
+
+
+def _has_no_form(value: Any) -> bool:
+    try:
+        return has_no_number(value)
+    except RecursionError:  # it contains itself, or is nested too deeply
+        return True
 
 
 def _misfit(value: Any, back: Any, *, is_open: bool) -> MisfitError:
@@ -283,12 +301,21 @@ def _damaged(error: Exception) -> DecodeError:
 
 def _shown(error: Exception) -> str:
     """Return what is wrong, in one line and without the value."""
-    list_errors = getattr(error, "errors", None)
-    if callable(list_errors) and type(error).__name__ == "ValidationError":
-        details = list_errors(include_url=False, include_input=False, include_context=False)
-        lines = [f"{'.'.join(map(str, each['loc'])) or '$'}: {each['msg']}" for each in details]
-        return "; ".join(lines)[:MAX_SHOWN_CHARACTERS]
-    return f"{type(error).__name__}: {error}"[:MAX_SHOWN_CHARACTERS]
+    name = type(error).__name__
+    try:
+        text = _details(error) if _is_pydantic_error(error) else f"{name}: {error}"
+    except Exception:  # the error is the application's, and so is its `__str__`
+        text = name
+    return text[:MAX_SHOWN_CHARACTERS]
+
+
+def _is_pydantic_error(error: Any) -> bool:
+    return type(error).__module__ == "pydantic_core._pydantic_core" and hasattr(error, "errors")
+
+
+def _details(error: Any) -> str:
+    details = error.errors(include_url=False, include_input=False, include_context=False)
+    return "; ".join(f"{'.'.join(map(str, each['loc'])) or '$'}: {each['msg']}" for each in details)
 
 
 def _decoder(hint: object) -> Callable[[bytes], Any]:

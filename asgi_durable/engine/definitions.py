@@ -126,7 +126,13 @@ class Definition:
         """Resolve the annotations, once and as late as possible: they may name later classes."""
         if self._prepared:
             return
-        self._prepared = True
+        # Invariant: nobody uses a function that another thread has half prepared.
+        with self.registry.preparing:
+            if not self._prepared:
+                self._resolve_annotations()
+                self._prepared = True
+
+    def _resolve_annotations(self) -> None:
         hints = self._hints = function_hints(self.decorated)  # type: ignore[arg-type]
         owner = owner_parameter(self.decorated, self.signature)
         self.injected = frozenset(

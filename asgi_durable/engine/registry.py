@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import itertools
+import threading
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -38,6 +39,7 @@ class Registry:
         values: Writes and reads what the log holds.
         sealer: Limits, compresses and encrypts what is recorded.
         threads: Where functions that are not async run, unless a thread waits for them.
+        preparing: Held by the thread that resolves annotations.
         request_servers: The apps of this process.
         checks: Called before each start; what one of them raises is why there is none.
     """
@@ -47,6 +49,7 @@ class Registry:
         self.sealer = Sealer(payloads)
         self.values = Values(codec, self.sealer)
         self.threads = BodyThreads()
+        self.preparing = threading.RLock()
         self.request_servers = RequestServers()
         self.checks: list[Callable[[], None]] = []
         self._workflows: dict[str, WorkflowDefinition] = {}
@@ -132,8 +135,14 @@ class Registry:
 
     def prepare(self) -> None:
         """Resolve the annotations of all functions: any of them may name a recorded class."""
-        while self._unprepared:
-            self._unprepared.pop().prepare()
+        if not self._unprepared:
+            return
+        # Invariant: prepared first and taken off the list after. A thread that finds the list
+        # empty reads recorded values at once.
+        with self.preparing:
+            while self._unprepared:
+                self._unprepared[0].prepare()
+                del self._unprepared[0]
 
     def add_ambient_rule(
         self, rule: AmbientParameter, *, answering: AmbientParameter | None = None
