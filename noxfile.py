@@ -25,7 +25,7 @@ SURROUNDINGS = (
     "tests/answers",
     "tests/frameworks",
     "tests/servers",
-    "tests/test_examples.py",
+    "tests/project/test_examples.py",
 )
 # How pytest ends.
 SUCCESS, NO_TESTS = 0, 5

@@ -1,10 +1,9 @@
 """Durable requests and functions for any ASGI app."""
 
-from asgi_durable.blocking import BlockingWorkflowHandle
-from asgi_durable.codec.json_codec import Codec, JsonCodec
+from asgi_durable.codec.tagged.json_codec import Codec, JsonCodec
 from asgi_durable.context import RequestContext
 from asgi_durable.durable import Durable
-from asgi_durable.engine.handle import WorkflowHandle, WorkflowStatus
+from asgi_durable.engine.workflows.handle import WorkflowHandle, WorkflowStatus
 from asgi_durable.errors import (
     DecodeError,
     DurableError,
@@ -28,14 +27,13 @@ from asgi_durable.errors import (
     WorkflowInterruptedError,
     WorkflowNotFoundError,
 )
-from asgi_durable.log_context import DurableLogFilter, DurableLogProcessor
-from asgi_durable.middleware.idempotency import IdempotencyMiddleware
-from asgi_durable.middleware.idempotency_policy import IdempotencyPolicy
+from asgi_durable.middleware.idempotency.middleware import IdempotencyMiddleware
+from asgi_durable.middleware.idempotency.server_recovery import ResumedRequest
 from asgi_durable.middleware.lifespan import LifespanMiddleware
+from asgi_durable.middleware.policies.policy import IdempotencyPolicy
 from asgi_durable.middleware.problem_details import ProblemDetailsMiddleware
 from asgi_durable.middleware.request_context import RequestContextMiddleware
 from asgi_durable.middleware.request_id_policy import RequestIdPolicy
-from asgi_durable.middleware.request_server import ResumedRequest
 from asgi_durable.middleware.tracing import TracingMiddleware
 from asgi_durable.payloads import Payloads
 from asgi_durable.request_errors import (
@@ -59,7 +57,9 @@ from asgi_durable.request_errors import (
 )
 from asgi_durable.retry import RetryPolicy
 from asgi_durable.storage.records import WorkflowState
-from asgi_durable.telemetry import Telemetry
+from asgi_durable.telemetry.config import Telemetry
+from asgi_durable.telemetry.log_context import DurableLogFilter, DurableLogProcessor
+from asgi_durable.verbs.blocking import BlockingWorkflowHandle
 
 __version__ = "0.1.0"
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from contextvars import ContextVar
 
-from asgi_durable.value_class import value_class
+from asgi_durable.fast_dataclass import value_class
 
 __all__ = ["RequestContext", "current_request"]
 

@@ -8,38 +8,40 @@ from functools import partial
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, ParamSpec, Self, TypeVar, overload
 
-from asgi_durable.blocking import Blocking
-from asgi_durable.codec.json_codec import Codec, JsonCodec
-from asgi_durable.current_context import CurrentContext
-from asgi_durable.decorating import called_step, called_workflow
-from asgi_durable.decorators import Decorators
-from asgi_durable.engine.call import WorkflowOptions
-from asgi_durable.engine.definitions import StepDefinition
+from asgi_durable.codec.tagged.json_codec import Codec, JsonCodec
+from asgi_durable.engine.blocking_engine import ThreadCalls
 from asgi_durable.engine.engine import Engine
-from asgi_durable.engine.handle import WorkflowHandle
-from asgi_durable.engine.limits import Limits, positive_seconds
-from asgi_durable.engine.registry import Registry
-from asgi_durable.engine.thread_calls import ThreadCalls
+from asgi_durable.engine.process.definitions import StepDefinition
+from asgi_durable.engine.process.registry import Registry
+from asgi_durable.engine.process.settings import Limits, positive_seconds
+from asgi_durable.engine.runs.call import WorkflowOptions
+from asgi_durable.engine.workflows.handle import WorkflowHandle
 from asgi_durable.errors import DurableUsageError
 from asgi_durable.middleware.asgi import ASGIApp, Scope
-from asgi_durable.middleware.bare_routes import refuse_bare_routes
-from asgi_durable.middleware.idempotency import IdempotencyMiddleware
-from asgi_durable.middleware.idempotency_policy import IdempotencyPolicy
-from asgi_durable.middleware.inside import Inside, opens_a_span
-from asgi_durable.middleware.kept_session import warn_of_lost_sessions
+from asgi_durable.middleware.idempotency.middleware import IdempotencyMiddleware
+from asgi_durable.middleware.installing.bare_routes import refuse_bare_routes
+from asgi_durable.middleware.installing.inner_stack import Inside, opens_a_span
+from asgi_durable.middleware.installing.placement import classes_within, warn_of_misplaced
+from asgi_durable.middleware.installing.session_cookies import (
+    SessionCookieMiddleware,
+    warn_of_sessions,
+)
 from asgi_durable.middleware.lifespan import LifespanMiddleware
-from asgi_durable.middleware.placement import classes_within, warn_of_misplaced
+from asgi_durable.middleware.policies.policy import IdempotencyPolicy
 from asgi_durable.middleware.problem_details import ProblemDetailsMiddleware
 from asgi_durable.middleware.request_context import RequestContextMiddleware
 from asgi_durable.middleware.request_id_policy import RequestIdPolicy, checked_header_names
-from asgi_durable.middleware.session_cookies import SessionCookieMiddleware, warn_of_sessions
+from asgi_durable.middleware.responses.session_changes import warn_of_lost_sessions
 from asgi_durable.middleware.tracing import TracingMiddleware
 from asgi_durable.payloads import Payloads
 from asgi_durable.storage.entry_point import find_storage, load_storage
 from asgi_durable.storage.transaction_port import ApplicationDatabase
 from asgi_durable.storage.urls import fixed_url, without_driver, working_folder
-from asgi_durable.telemetry import Telemetry
-from asgi_durable.workflow_calls import WorkflowCalls
+from asgi_durable.telemetry.config import Telemetry
+from asgi_durable.verbs.blocking import Blocking
+from asgi_durable.verbs.current_context import CurrentContext
+from asgi_durable.verbs.decorators import Decorators, called_step, called_workflow
+from asgi_durable.verbs.workflow_calls import WorkflowCalls
 
 if TYPE_CHECKING:
     pass

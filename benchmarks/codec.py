@@ -22,8 +22,8 @@ import msgspec
 import pydantic
 
 from asgi_durable import Durable, JsonCodec
-from asgi_durable.codec.adapters import adapter_for
-from asgi_durable.codec.sealing import Sealer
+from asgi_durable.codec.sealing.sealer import Sealer
+from asgi_durable.codec.typed.adapters import adapter_for
 from asgi_durable.codec.values import Values
 from asgi_durable.payloads import Payloads
 from benchmarks.harness import (

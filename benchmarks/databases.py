@@ -15,7 +15,7 @@ import asyncpg
 # The server of the tests, which knows how to be started by anybody anywhere.
 sys.path.append(str(Path(__file__).resolve().parents[1] / "tests"))
 
-from support.postgres import PostgresServer, fetch, free_port
+from support.databases.postgres import PostgresServer, fetch, free_port
 
 __all__ = ["DATABASES", "Databases", "databases", "fetch", "free_port"]
 

@@ -9,8 +9,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from support.pgbouncer import IS_USED, PgBouncer, find_pgbouncer
-from support.postgres import GivenServer, PostgresServer, temporary_schema, with_schema
+from support.databases.pgbouncer import IS_USED, PgBouncer, find_pgbouncer
+from support.databases.postgres import GivenServer, PostgresServer, temporary_schema, with_schema
 
 from asgi_durable import Durable
 

@@ -8,15 +8,14 @@ from typing import Any
 from fastapi import FastAPI
 
 from asgi_durable import Durable, IdempotencyPolicy
-from asgi_durable.middleware.handler_policy import policy_of
-from asgi_durable.middleware.openapi import (
+from asgi_durable.middleware.idempotency.openapi import (
     PROBLEM_MEDIA_TYPE,
     answer_headers,
     key_parameter,
     problem_descriptions,
     problem_schema,
 )
-from asgi_durable.middleware.policy_routes import PolicyRoutes
+from asgi_durable.middleware.policies.policy_routes import PolicyRoutes, policy_of
 
 __all__ = ["describe_keys"]
 

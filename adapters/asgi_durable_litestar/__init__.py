@@ -31,10 +31,9 @@ from asgi_durable import (
     IdempotencyPolicy,
     RequestContext,
 )
-from asgi_durable.ambient import filled_with
-from asgi_durable.middleware.bare_routes import refuse_bare_routes
-from asgi_durable.middleware.handler_policy import idempotent
-from asgi_durable.middleware.policy_routes import RouterView
+from asgi_durable.engine.process.injected_parameters import filled_with
+from asgi_durable.middleware.installing.bare_routes import refuse_bare_routes
+from asgi_durable.middleware.policies.policy_routes import RouterView, idempotent
 from asgi_durable.middleware.problem_details import problem_response
 from asgi_durable_litestar.filled_parameters import FilledParameters
 from asgi_durable_litestar.gates import Gates

@@ -6,7 +6,7 @@ import inspect
 from types import MethodType
 from typing import Any
 
-from asgi_durable.decorating import DEFINITION_ATTRIBUTE
+from asgi_durable.verbs.decorators import DEFINITION_ATTRIBUTE
 
 __all__ = ["FilledParameters"]
 

@@ -7,8 +7,7 @@ from typing import Any
 from litestar.routes import BaseRoute
 
 from asgi_durable import IdempotencyPolicy
-from asgi_durable.middleware.handler_policy import policy_of
-from asgi_durable.middleware.policy_routes import NOT_COVERED
+from asgi_durable.middleware.policies.policy_routes import NOT_COVERED, policy_of
 
 __all__ = ["handler_policy", "handlers_of"]
 

@@ -17,14 +17,14 @@ from litestar.openapi.spec import (
 from litestar.routes import HTTPRoute
 
 from asgi_durable import Durable, IdempotencyPolicy
-from asgi_durable.middleware.openapi import (
+from asgi_durable.middleware.idempotency.openapi import (
     PROBLEM_MEDIA_TYPE,
     answer_headers,
     key_parameter,
     problem_descriptions,
     problem_schema,
 )
-from asgi_durable.middleware.policy_routes import PolicyRoutes
+from asgi_durable.middleware.policies.policy_routes import PolicyRoutes
 from asgi_durable_litestar.handlers import handler_policy
 
 __all__ = ["describe_keys"]

@@ -9,7 +9,7 @@ from typing import Any
 from litestar import Litestar
 
 from asgi_durable import Durable, IdempotencyMiddleware, IdempotencyPolicy
-from asgi_durable.middleware.placement import class_of
+from asgi_durable.middleware.installing.placement import class_of
 from asgi_durable_litestar.handlers import handler_policy, handlers_of
 
 __all__ = ["surround"]

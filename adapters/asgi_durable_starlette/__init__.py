@@ -26,13 +26,12 @@ from asgi_durable import (
     DurableUsageError,
     IdempotencyMiddleware,
 )
-from asgi_durable.ambient import filled_with
-from asgi_durable.middleware.bare_routes import refuse_bare_routes
-from asgi_durable.middleware.body_source import ReadAheadMiddleware
-from asgi_durable.middleware.handler_policy import idempotent
-from asgi_durable.middleware.placement import class_of, classes_within
-from asgi_durable.middleware.policy_routes import RouterView
+from asgi_durable.engine.process.injected_parameters import filled_with
+from asgi_durable.middleware.installing.bare_routes import refuse_bare_routes
+from asgi_durable.middleware.installing.placement import class_of, classes_within
+from asgi_durable.middleware.policies.policy_routes import RouterView, idempotent
 from asgi_durable.middleware.problem_details import problem_response
+from asgi_durable.middleware.request_bodies.body_source import ReadAheadMiddleware
 from asgi_durable_starlette.body_limits import lift_limit
 from asgi_durable_starlette.dependencies import (
     STATE_NAME,

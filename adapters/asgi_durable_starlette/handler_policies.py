@@ -12,7 +12,7 @@ from starlette.routing import compile_path
 
 from asgi_durable import IdempotencyPolicy
 from asgi_durable.middleware.asgi import route_path
-from asgi_durable.middleware.handler_policy import policy_of
+from asgi_durable.middleware.policies.policy_routes import policy_of
 
 __all__ = ["HandlerPolicies"]
 

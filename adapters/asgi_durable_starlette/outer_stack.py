@@ -7,7 +7,7 @@ from collections.abc import Callable
 from starlette.middleware.errors import ServerErrorMiddleware
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from asgi_durable.middleware.instrumentation import instrumentations
+from asgi_durable.middleware.installing.instrumentation import instrumentations
 
 __all__ = ["wrap_stack"]
 

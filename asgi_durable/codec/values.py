@@ -19,9 +19,9 @@ from typing import Any
 
 import msgspec
 
-from asgi_durable.codec.adapters import Adapter, MisfitError, read_plain
-from asgi_durable.codec.json_codec import Codec, JsonCodec
-from asgi_durable.codec.sealing import ERROR, Sealer
+from asgi_durable.codec.sealing.sealer import ERROR, Sealer
+from asgi_durable.codec.tagged.json_codec import Codec, JsonCodec
+from asgi_durable.codec.typed.adapters import Adapter, MisfitError, read_plain
 from asgi_durable.errors import DecodeError, EncodeError, PayloadTooLargeError
 
 __all__ = ["Values"]

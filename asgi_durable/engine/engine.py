@@ -9,35 +9,34 @@ from collections.abc import Callable, Coroutine, Mapping
 from contextlib import AsyncExitStack
 from typing import Any
 
-from asgi_durable.engine.call import Call, WorkflowOptions
-from asgi_durable.engine.definitions import (
+from asgi_durable.concurrency.home_loop import HomeLoop, require_asyncio
+from asgi_durable.engine.composition import Running, assemble, migrate_databases
+from asgi_durable.engine.heartbeat_listener import end_when_dropped
+from asgi_durable.engine.process.definitions import (
     StepDefinition,
     TransactionDefinition,
     WorkflowDefinition,
 )
-from asgi_durable.engine.event_loops import require_asyncio
-from asgi_durable.engine.frame import Frame, current_frame
-from asgi_durable.engine.handle import WorkflowStatus
-from asgi_durable.engine.heartbeat_listener import end_when_dropped
-from asgi_durable.engine.home_loop import HomeLoop
-from asgi_durable.engine.limits import Limits
-from asgi_durable.engine.log_text import database_text, library_version
-from asgi_durable.engine.outbox import Outbox
-from asgi_durable.engine.process import StartedProcess, not_started
-from asgi_durable.engine.registry import Registry
-from asgi_durable.engine.request_servers import RequestServers
-from asgi_durable.engine.requests import Requests
-from asgi_durable.engine.run import Run
-from asgi_durable.engine.running import Running, assemble, migrate_databases
-from asgi_durable.engine.sleep import checked_seconds, plain_sleep, run_sleep
-from asgi_durable.engine.step import run_step
-from asgi_durable.engine.transaction import run_plain_transaction, run_transaction
-from asgi_durable.engine.workflow_questions import WorkflowQuestions
+from asgi_durable.engine.process.log_text import database_text, library_version
+from asgi_durable.engine.process.registry import Registry
+from asgi_durable.engine.process.settings import Limits
+from asgi_durable.engine.process.started_process import StartedProcess, not_started
+from asgi_durable.engine.requests.claims import Requests
+from asgi_durable.engine.requests.request_servers import RequestServers
+from asgi_durable.engine.runs.call import Call, WorkflowOptions
+from asgi_durable.engine.runs.frame import Frame, current_frame
+from asgi_durable.engine.runs.outbox import Outbox
+from asgi_durable.engine.runs.run import Run
+from asgi_durable.engine.steps.recorded_queries import WorkflowQuestions
+from asgi_durable.engine.steps.sleep import checked_seconds, plain_sleep, run_sleep
+from asgi_durable.engine.steps.step import run_step
+from asgi_durable.engine.steps.transaction import run_plain_transaction, run_transaction
+from asgi_durable.engine.workflows.handle import WorkflowStatus
 from asgi_durable.errors import DurableUsageError
 from asgi_durable.ids import child_workflow_id
 from asgi_durable.storage.protocol import Storage
 from asgi_durable.storage.transaction_port import ApplicationDatabase
-from asgi_durable.telemetry_port import NO_TELEMETRY, TelemetrySource
+from asgi_durable.telemetry.observer import NO_TELEMETRY, TelemetrySource
 
 __all__ = ["Engine"]
 

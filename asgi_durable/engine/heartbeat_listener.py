@@ -7,15 +7,15 @@ from contextlib import AsyncExitStack
 from functools import partial
 from typing import TYPE_CHECKING
 
-from asgi_durable.engine.home_loop import HomeLoop
-from asgi_durable.engine.loop_guard import LoopGuards
-from asgi_durable.engine.retention import Sweeper
+from asgi_durable.concurrency.home_loop import HomeLoop
+from asgi_durable.concurrency.loop_guard import LoopGuards
+from asgi_durable.engine.requests.retention import Sweeper
 from asgi_durable.storage.protocol import Beat, Runnable, Storage
 from asgi_durable.storage.transaction_port import ApplicationDatabase
-from asgi_durable.telemetry_port import TelemetrySource
+from asgi_durable.telemetry.observer import TelemetrySource
 
 if TYPE_CHECKING:
-    from asgi_durable.engine.running import Running
+    from asgi_durable.engine.composition import Running
 
 __all__ = ["HeartbeatListener", "end_when_dropped"]
 

@@ -13,9 +13,9 @@ from contextvars import ContextVar
 from typing import Any
 
 from asgi_durable.context import current_request
-from asgi_durable.engine.frame import current_frame
+from asgi_durable.engine.runs.frame import current_frame
 from asgi_durable.middleware.asgi import ASGIApp, Receive, Scope, Send
-from asgi_durable.middleware.current_key import current_key
+from asgi_durable.middleware.problem_context import current_key
 
 __all__ = ["REQUEST_KEY", "ClaimingApp", "is_claimed_by", "is_inside_another", "outside_of_all"]
 

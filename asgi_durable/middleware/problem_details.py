@@ -10,9 +10,9 @@ from collections.abc import Mapping
 from http import HTTPStatus
 from typing import Any
 
-from asgi_durable.codec.recorded_answers import is_kind_of
+from asgi_durable.codec.exceptions.stored_responses import is_kind_of
 from asgi_durable.context import current_request
-from asgi_durable.engine.frame import current_frame
+from asgi_durable.engine.runs.frame import current_frame
 from asgi_durable.errors import (
     DurableError,
     DurableUsageError,
@@ -24,8 +24,8 @@ from asgi_durable.errors import (
     StepInterruptedError,
 )
 from asgi_durable.middleware.asgi import ASGIApp, Headers, Message, Receive, Scope, Send
-from asgi_durable.middleware.current_key import AboutKey, current_key
 from asgi_durable.middleware.own_request import is_inside_another, outside_of_all
+from asgi_durable.middleware.problem_context import AboutKey, current_key
 
 __all__ = ["ProblemDetailsMiddleware", "problem_response", "send_problem"]
 

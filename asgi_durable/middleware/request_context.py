@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 
-from asgi_durable.baggage import baggage_keys as checked_keys
-from asgi_durable.baggage import format_baggage, parse_baggage
 from asgi_durable.context import RequestContext, current_request
 from asgi_durable.errors import DurableError
 from asgi_durable.ids import new_id
@@ -25,7 +23,9 @@ from asgi_durable.middleware.request_id_policy import (
     RequestIds,
     checked_header_names,
 )
-from asgi_durable.trace_headers import parse_traceparent, parse_tracestate
+from asgi_durable.telemetry.baggage import baggage_keys as checked_keys
+from asgi_durable.telemetry.baggage import format_baggage, parse_baggage
+from asgi_durable.telemetry.trace_headers import parse_traceparent, parse_tracestate
 
 __all__ = ["RequestContextMiddleware"]
 

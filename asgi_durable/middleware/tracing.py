@@ -14,8 +14,8 @@ from asgi_durable.middleware.asgi import (
     header_values,
     make_rereadable,
 )
-from asgi_durable.middleware.instrumentation import excludes, instrumentations
-from asgi_durable.telemetry import Telemetry
+from asgi_durable.middleware.installing.instrumentation import excludes, instrumentations
+from asgi_durable.telemetry.config import Telemetry
 
 __all__ = ["TracingMiddleware"]
 

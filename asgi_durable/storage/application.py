@@ -30,6 +30,7 @@ __all__ = [
     "BlockingSessions",
     "SQLApplicationDatabase",
     "Sessions",
+    "checked_isolation_level",
     "end_blocking_session",
     "end_session",
     "ended_behind_the_session",
@@ -319,3 +320,21 @@ def _is_at(slot: ApplicationSlot) -> sa.ColumnElement[bool]:
 
 def _slot_taken(slot: ApplicationSlot) -> SlotTakenError:
     return SlotTakenError(f"step {slot.step_number} of workflow {slot.workflow_id!r} is not free")
+
+
+LEVELS = ("READ COMMITTED", "READ UNCOMMITTED", "REPEATABLE READ", "SERIALIZABLE")
+
+
+def checked_isolation_level(level: str | None) -> str | None:
+    """Return a level as SQL spells it; ``None`` is the database's default.
+
+    Raises:
+        DurableUsageError: There is no such level.
+    """
+    if level is None:
+        return None
+    spelled = " ".join(level.upper().split())
+    if spelled not in LEVELS:
+        msg = f"isolation_level must be one of {', '.join(LEVELS)}; got {level!r}"
+        raise DurableUsageError(msg)
+    return spelled

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 
 from asgi_durable.errors import StorageError
-from asgi_durable.value_class import value_class
+from asgi_durable.fast_dataclass import value_class
 
 __all__ = [
     "CUT_ALL",

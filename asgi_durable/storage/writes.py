@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from enum import Enum, auto
 
+from asgi_durable.fast_dataclass import value_class
 from asgi_durable.storage.records import (
     PieceRecord,
     ResponseRecord,
@@ -16,7 +17,6 @@ from asgi_durable.storage.records import (
     WorkflowRecord,
     WorkflowState,
 )
-from asgi_durable.value_class import value_class
 
 __all__ = [
     "DONE",

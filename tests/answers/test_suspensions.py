@@ -21,8 +21,10 @@ from support.asgi import Exchange
 from support.executors import PATIENCE_SECONDS, kill, until
 from support.interruption import Gate
 
-from asgi_durable.engine import request_progress, sleep, sleepers
-from asgi_durable.middleware import request_attempt
+from asgi_durable.engine.requests import progress as request_progress
+from asgi_durable.engine.runs import suspension as sleepers
+from asgi_durable.engine.steps import sleep
+from asgi_durable.middleware.idempotency.middleware import attempt as request_attempt
 
 pytestmark = pytest.mark.anyio
 

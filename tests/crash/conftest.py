@@ -6,8 +6,8 @@ from collections.abc import Iterator
 from contextlib import ExitStack
 
 import pytest
-from support.killed_services import NewURL
-from support.postgres import temporary_schema, with_schema
+from support.databases.postgres import temporary_schema, with_schema
+from support.processes.killed_services import NewURL
 
 
 def pytest_configure(config: pytest.Config) -> None:

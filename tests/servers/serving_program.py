@@ -10,7 +10,7 @@ import json
 import sys
 
 from support.asgi import answer, read_all
-from support.spans import Spans
+from support.telemetry.spans import Spans
 
 from asgi_durable import (
     Durable,

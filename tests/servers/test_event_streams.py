@@ -11,9 +11,9 @@ from typing import Self
 
 import httpx
 import pytest
-from support.asgi_servers import ASGI_SERVERS, ASGIServer, skip_without
 from support.executors import until
 from support.pieces import PIECES, PIECES_BEYOND_LIMIT, piece, whole
+from support.processes.asgi_servers import ASGI_SERVERS, ASGIServer, skip_without
 
 pytestmark = pytest.mark.anyio
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import httpx
 import pytest
-from support.asgi_servers import ALL_SERVERS, ASGI_SERVERS, ASGIServer, skip_without
+from support.processes.asgi_servers import ALL_SERVERS, ASGI_SERVERS, ASGIServer, skip_without
 from support.websocket_client import WebSocketClient
 
 TIMEOUT_SECONDS = 60.0

@@ -7,7 +7,7 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
-from support.asgi_servers import ASGI_SERVERS, ASGIServer
+from support.processes.asgi_servers import ASGI_SERVERS, ASGIServer
 
 
 @pytest.mark.parametrize("app", ["installed", "wrapped", "raw", "plugged"])

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import httpx
 import pytest
-from support.asgi_servers import ASGI_SERVERS, ASGIServer
 from support.executors import until
 from support.pieces import PIECES, whole
+from support.processes.asgi_servers import ASGI_SERVERS, ASGIServer
 
 pytestmark = pytest.mark.anyio
 

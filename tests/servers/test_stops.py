@@ -9,8 +9,8 @@ from pathlib import Path
 
 import httpx
 import pytest
-from support.asgi_servers import ASGI_SERVERS, ASGIServer
 from support.executors import until
+from support.processes.asgi_servers import ASGI_SERVERS, ASGIServer
 
 pytestmark = pytest.mark.anyio
 

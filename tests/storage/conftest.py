@@ -12,9 +12,9 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
-from support.proxy import Proxy
+from support.databases.proxy import Proxy
+from support.databases.storages import POSTGRES, SQLITE, Adapter, OpenStorage, enter
 from support.records import EXECUTOR
-from support.storages import POSTGRES, SQLITE, Adapter, OpenStorage, enter
 
 from asgi_durable.storage.protocol import Storage
 

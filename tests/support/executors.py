@@ -14,11 +14,11 @@ from typing import Any
 from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
 
 from asgi_durable import Durable
-from asgi_durable.engine.executor import Executor
+from asgi_durable.engine.process.executor import Executor
 from asgi_durable.storage.protocol import Beat, Storage
+from support.databases.pgbouncer import IS_USED
+from support.databases.postgres import fetch
 from support.interruption import Gate
-from support.pgbouncer import IS_USED
-from support.postgres import fetch
 
 PATIENCE_SECONDS = 30.0
 POLL_SECONDS = 0.01

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable
 from itertools import zip_longest
 from typing import Any
 
-from asgi_durable.codec.exceptions import RecordedTraceback
+from asgi_durable.codec.exceptions.codec import RecordedTraceback
 
 __all__ = ["difference", "differences"]
 

@@ -7,32 +7,32 @@ from contextlib import AbstractAsyncContextManager, AbstractContextManager, Asyn
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
+from asgi_durable.concurrency.loop_thread import LoopThread
 from asgi_durable.errors import StorageError
 from asgi_durable.storage.application import SQLApplicationDatabase
 from asgi_durable.storage.damaged_rows import DamagedRows
-from asgi_durable.storage.loop_thread import LoopThread
-from asgi_durable.storage.postgres.blocking_sessions import PostgresBlockingSessions
-from asgi_durable.storage.postgres.blocking_transactions import (
-    PostgresBlockingRequestTransaction,
-    PostgresBlockingTransaction,
-    PostgresBlockingTransactions,
-)
-from asgi_durable.storage.postgres.database import PostgresDatabase
+from asgi_durable.storage.postgres.commits.writer import PostgresWriter
+from asgi_durable.storage.postgres.connections.database import PostgresDatabase
+from asgi_durable.storage.postgres.connections.home_link import HomeLink
+from asgi_durable.storage.postgres.connections.reconnecting import Link
+from asgi_durable.storage.postgres.connections.session import PostgresSession, Registration
 from asgi_durable.storage.postgres.executors import PostgresExecutors
-from asgi_durable.storage.postgres.home_link import HomeLink
-from asgi_durable.storage.postgres.link import Link
 from asgi_durable.storage.postgres.reader import PostgresReader
 from asgi_durable.storage.postgres.retention import PostgresRetention
 from asgi_durable.storage.postgres.rows import PostgresNames
 from asgi_durable.storage.postgres.schema import prepare_schema
-from asgi_durable.storage.postgres.session import PostgresSession, Registration
-from asgi_durable.storage.postgres.sessions import PostgresSessions
-from asgi_durable.storage.postgres.transactions import (
+from asgi_durable.storage.postgres.transactions.blocking_sessions import PostgresBlockingSessions
+from asgi_durable.storage.postgres.transactions.blocking_transactions import (
+    PostgresBlockingRequestTransaction,
+    PostgresBlockingTransaction,
+    PostgresBlockingTransactions,
+)
+from asgi_durable.storage.postgres.transactions.sessions import PostgresSessions
+from asgi_durable.storage.postgres.transactions.transactions import (
     PostgresRequestTransaction,
     PostgresTransaction,
     PostgresTransactions,
 )
-from asgi_durable.storage.postgres.writer import PostgresWriter
 from asgi_durable.storage.protocol import Beat, Runnable
 from asgi_durable.storage.records import (
     PieceRecord,

@@ -5,8 +5,8 @@ from __future__ import annotations
 from functools import partial
 
 from asgi_durable.storage import tables
+from asgi_durable.storage.postgres.connections.session import LOCK_CLASS
 from asgi_durable.storage.postgres.rows import NOW_US, PostgresNames, list_of
-from asgi_durable.storage.postgres.session import LOCK_CLASS
 
 __all__ = ["REQUESTS", "ExecutorStatements"]
 

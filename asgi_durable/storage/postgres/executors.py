@@ -12,12 +12,15 @@ import contextlib
 import time
 from typing import Any
 
-from asgi_durable.storage.damaged_row_error import DamagedRowError
-from asgi_durable.storage.damaged_rows import DamagedRows
+from asgi_durable.storage.damaged_rows import DamagedRowError, DamagedRows
+from asgi_durable.storage.postgres.connections.reconnecting import Wire
+from asgi_durable.storage.postgres.connections.session import (
+    PostgresSession,
+    Registration,
+    new_lock_key,
+)
 from asgi_durable.storage.postgres.executor_statements import REQUESTS, ExecutorStatements
-from asgi_durable.storage.postgres.link import Wire
 from asgi_durable.storage.postgres.rows import PostgresNames, workflow_from
-from asgi_durable.storage.postgres.session import PostgresSession, Registration, new_lock_key
 from asgi_durable.storage.protocol import Beat, Runnable
 from asgi_durable.storage.records import TakenWorkflow
 

@@ -7,8 +7,8 @@ from typing import Any
 
 from asgi_durable.storage import tables
 from asgi_durable.storage.damaged_rows import DamagedRows, StoredLogs
+from asgi_durable.storage.postgres.connections.reconnecting import Link, Wire
 from asgi_durable.storage.postgres.errors import is_bad_row
-from asgi_durable.storage.postgres.link import Link, Wire
 from asgi_durable.storage.postgres.rows import (
     PostgresNames,
     each_of,

@@ -11,8 +11,8 @@ from sqlalchemy.schema import CreateTable
 
 from asgi_durable.errors import StorageError
 from asgi_durable.storage import tables
+from asgi_durable.storage.postgres.connections.reconnecting import Wire
 from asgi_durable.storage.postgres.errors import is_refused_right, is_undefined
-from asgi_durable.storage.postgres.link import Wire
 from asgi_durable.storage.postgres.rows import FENCES, PostgresNames
 from asgi_durable.storage.postgres.secret import find_secret, grant_secrets, make_secret
 from asgi_durable.storage.schema import SECRETS_VERSION, Migration, pending_migrations

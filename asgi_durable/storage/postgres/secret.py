@@ -11,8 +11,8 @@ import sqlalchemy as sa
 
 from asgi_durable.errors import StorageError
 from asgi_durable.storage import tables
+from asgi_durable.storage.postgres.connections.reconnecting import Wire
 from asgi_durable.storage.postgres.errors import is_refused_right
-from asgi_durable.storage.postgres.link import Wire
 from asgi_durable.storage.postgres.rows import PostgresNames
 from asgi_durable.storage.records import StoredSecret
 from asgi_durable.storage.secret import OF_REQUEST_IDS, ROLLOUT_US, new_secret

@@ -9,6 +9,7 @@ from contextlib import AbstractAsyncContextManager, AbstractContextManager, Exit
 from dataclasses import dataclass
 from typing import TypeVar
 
+from asgi_durable.concurrency.worker_thread import WorkThread
 from asgi_durable.errors import StorageError
 from asgi_durable.storage.application import SQLApplicationDatabase
 from asgi_durable.storage.damaged_rows import DamagedRows
@@ -22,23 +23,22 @@ from asgi_durable.storage.records import (
     TakenWorkflow,
     WorkflowRecord,
 )
-from asgi_durable.storage.sqlite.blocking_sessions import SQLiteBlockingSessions
-from asgi_durable.storage.sqlite.checkpoints import SQLiteCheckpoints
+from asgi_durable.storage.sqlite.commits.checkpoints import SQLiteCheckpoints
+from asgi_durable.storage.sqlite.commits.writer import SQLiteWriter
 from asgi_durable.storage.sqlite.errors import TranslatingErrors, naming_errors
 from asgi_durable.storage.sqlite.executors import SQLiteExecutors
 from asgi_durable.storage.sqlite.file import SQLiteFile
 from asgi_durable.storage.sqlite.reader import SQLiteReader
-from asgi_durable.storage.sqlite.request_transactions import (
+from asgi_durable.storage.sqlite.retention import SQLiteRetention
+from asgi_durable.storage.sqlite.secret import read_secret
+from asgi_durable.storage.sqlite.transactions.blocking_sessions import SQLiteBlockingSessions
+from asgi_durable.storage.sqlite.transactions.request_transactions import (
     blocking_request_transaction,
     request_transaction,
 )
-from asgi_durable.storage.sqlite.retention import SQLiteRetention
-from asgi_durable.storage.sqlite.secret import read_secret
-from asgi_durable.storage.sqlite.sessions import SQLiteSessions
-from asgi_durable.storage.sqlite.transactions import blocking_transaction, transaction
-from asgi_durable.storage.sqlite.work_thread import WorkThread
-from asgi_durable.storage.sqlite.write_turn import WriteTurn
-from asgi_durable.storage.sqlite.writer import SQLiteWriter
+from asgi_durable.storage.sqlite.transactions.sessions import SQLiteSessions
+from asgi_durable.storage.sqlite.transactions.transactions import blocking_transaction, transaction
+from asgi_durable.storage.sqlite.transactions.write_turn import WriteTurn
 from asgi_durable.storage.transaction_port import (
     BlockingRequestTransaction,
     BlockingTransaction,

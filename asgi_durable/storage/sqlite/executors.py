@@ -17,8 +17,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from asgi_durable.storage import tables
-from asgi_durable.storage.damaged_row_error import DamagedRowError
-from asgi_durable.storage.damaged_rows import DamagedRows
+from asgi_durable.storage.damaged_rows import DamagedRowError, DamagedRows
 from asgi_durable.storage.protocol import Beat, Runnable
 from asgi_durable.storage.records import TakenWorkflow
 from asgi_durable.storage.sqlite.file import SQLiteFile, write_transaction

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import os
+import shutil
 import sqlite3
 import sys
+import tempfile
 import time
+import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -13,10 +16,9 @@ from pathlib import Path
 from urllib.parse import parse_qsl, unquote, urlsplit
 
 from asgi_durable.errors import DurableUsageError, StorageError
-from asgi_durable.storage.sqlite.temporary_folder import TemporaryFolder
 from asgi_durable.storage.urls import fixed_url, shown, sqlite_file, working_folder
 
-__all__ = ["CHECKPOINTS_ITSELF", "SQLiteFile", "write_transaction"]
+__all__ = ["CHECKPOINTS_ITSELF", "SQLiteFile", "TemporaryFolder", "write_transaction"]
 
 WAL_RETRY_SECONDS = 0.005
 SYNCHRONOUS_LEVELS = ("EXTRA", "FULL", "NORMAL", "OFF")
@@ -223,3 +225,17 @@ def _former_path(url: str) -> Path | None:
 def _real_path(file: str) -> Path:
     # Normalised first, as SQLAlchemy's engines do: `..` does not follow a link.
     return Path(os.path.realpath(os.path.normpath(Path(file).absolute())))
+
+
+class TemporaryFolder:
+    """A new folder; deleted on request, else with this object or at the end of the process."""
+
+    def __init__(self) -> None:
+        self.path = Path(tempfile.mkdtemp(prefix="asgi-durable-"))
+        # Not `TemporaryDirectory`: it warns where nobody asks for the deletion, as after a
+        # test client that runs no lifespan.
+        self._finalizer = weakref.finalize(self, shutil.rmtree, self.path, ignore_errors=True)
+
+    def delete(self) -> None:
+        """Delete the folder, unless that has been done."""
+        self._finalizer()

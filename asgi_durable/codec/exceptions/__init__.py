@@ -1,0 +1,1 @@
+"""Writes exceptions into the step log, and reads them back."""

@@ -1,0 +1,1 @@
+"""Size limits, compression and encryption of recorded bytes."""

@@ -1,0 +1,1 @@
+"""The tagged form: JSON that describes its own types."""

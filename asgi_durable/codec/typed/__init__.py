@@ -1,0 +1,1 @@
+"""The typed form: JSON that is read and written by annotations."""

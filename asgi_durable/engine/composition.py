@@ -1,0 +1,133 @@
+"""What works between the start of an engine and its stop."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from asgi_durable.concurrency.loop_guard import LoopGuards
+from asgi_durable.engine.heartbeat_listener import HeartbeatListener
+from asgi_durable.engine.process.committer import Committer
+from asgi_durable.engine.process.executor import Executor
+from asgi_durable.engine.process.registry import Registry
+from asgi_durable.engine.process.settings import Limits
+from asgi_durable.engine.process.spool import SpoolSpace
+from asgi_durable.engine.process.unknown_functions import UnknownFunctions
+from asgi_durable.engine.recovery.own_workflows import Recovery
+from asgi_durable.engine.recovery.resumption import Resumption
+from asgi_durable.engine.recovery.takeover import Takeover
+from asgi_durable.engine.requests.claims import Requests
+from asgi_durable.engine.requests.request_ids import RequestIds
+from asgi_durable.engine.requests.retention import Sweeper
+from asgi_durable.engine.requests.server_recovery import RecoveredRequests
+from asgi_durable.engine.runs.active_runs import ActiveRuns
+from asgi_durable.engine.runs.run import Run
+from asgi_durable.engine.runs.runner import Drives
+from asgi_durable.engine.runs.services import Services
+from asgi_durable.engine.runs.suspension import Sleepers
+from asgi_durable.engine.workflows.cancellation import Cancellation
+from asgi_durable.engine.workflows.result_waiters import Outcomes
+from asgi_durable.engine.workflows.starter import Workflows
+from asgi_durable.storage.protocol import Storage
+from asgi_durable.storage.transaction_port import ApplicationDatabase
+from asgi_durable.telemetry.observer import TelemetrySource
+
+__all__ = ["Running", "assemble", "migrate_databases"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, weakref_slot=True)
+class Running:
+    """What exists between start and stop.
+
+    It lives as long as anybody has it: an engine, the task of a run, a request.
+    """
+
+    services: Services
+    active: ActiveRuns
+    workflows: Workflows
+    requests: Requests
+    recovery: Recovery
+    takeover: Takeover
+    outcomes: Outcomes
+    cancellation: Cancellation
+    resumption: Resumption
+    unknown: UnknownFunctions
+
+
+async def assemble(
+    storage: Storage,
+    application: ApplicationDatabase | None,
+    registry: Registry,
+    limits: Limits,
+    telemetry: TelemetrySource,
+) -> Running:
+    """Put together what works on an open storage."""
+    executor = Executor(storage, lease_seconds=limits.lease_seconds)
+    services = Services(
+        guards=LoopGuards(),
+        storage=storage,
+        application=application,
+        committer=Committer(storage, patience_seconds=limits.patience_seconds, telemetry=telemetry),
+        registry=registry,
+        executor=executor,
+        patience_seconds=limits.patience_seconds,
+        sleepers=Sleepers(),
+        spool=SpoolSpace(limits.spooled_bytes, registry.sealer.disk_cipher),
+        telemetry=telemetry,
+    )
+    active = ActiveRuns()
+    drives = Drives(services)
+    recovered = RecoveredRequests(services, active)
+    resumption = Resumption(services, active, drives, recovered.drive)
+    recovery = Recovery(services, active, resumption)
+    takeover = Takeover(services, resumption, recovery)
+    outcomes = Outcomes(services, active, recovery)
+    recovered.on_recorded = outcomes.wake
+    drives.is_waited_for = outcomes.is_waited_for
+    workflows = Workflows(services, active, drives, outcomes)
+    cancellation = Cancellation(services, active, outcomes, limits.cancelled_requests)
+    secret = await storage.read_secret()
+    ids = RequestIds(secret.value, may_be_former=secret.added_later)
+    running = Running(
+        services=services,
+        active=active,
+        workflows=workflows,
+        requests=Requests(services, active, outcomes, cancellation, ids),
+        recovery=recovery,
+        takeover=takeover,
+        outcomes=outcomes,
+        cancellation=cancellation,
+        resumption=resumption,
+        unknown=UnknownFunctions(services.storage, services.registry),
+    )
+    _listen(running, limits)
+    return running
+
+
+async def migrate_databases(storage: Storage, application: ApplicationDatabase | None) -> None:
+    """Open and close databases, which creates their tables or brings them up to date."""
+    await storage.open()
+    await storage.close()
+    if application is not None:
+        await application.open()
+        await application.close()
+
+
+def _listen(running: Running, limits: Limits) -> None:
+    """Let the parts be told of each other's doings."""
+    services, active = running.services, running.active
+    sweeper = Sweeper(
+        services.storage,
+        lifetime_seconds=limits.request_lifetime_seconds,
+        interval_seconds=limits.sweep_interval_seconds,
+    )
+
+    def on_ended(run: Run) -> None:
+        running.outcomes.on_ended(run)
+        if run.outbox is not None:
+            running.resumption.begin(run.outbox.take())
+
+    HeartbeatListener(running, sweeper).listen(running)
+    active.on_interrupted = running.recovery.on_interrupted
+    active.on_lost = running.recovery.on_lost
+    active.on_ended = on_ended
+    services.sleepers.on_asleep = active.on_asleep

@@ -1,0 +1,1 @@
+"""The parts of the engine that exist once per process."""

@@ -1,0 +1,1 @@
+"""Resumes workflows after a crash, and takes over those of dead executors."""

@@ -1,0 +1,369 @@
+"""Workflows that are requests: claimed under a key, resumed by a retry.
+
+The engine knows nothing of HTTP: such a workflow's body is whatever handler it is given,
+and its outcome is whatever answer that handler commits.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable
+from dataclasses import replace
+
+from asgi_durable.engine.requests.claim_results import (
+    Answered,
+    Cancelled,
+    Claimed,
+    Expired,
+    FingerprintWanted,
+    Followed,
+    InProgress,
+    KeyReused,
+    Refusal,
+    RefusedError,
+    RetryLater,
+    explain,
+    told_of,
+)
+from asgi_durable.engine.requests.duplicates import Twins
+from asgi_durable.engine.requests.progress import DONE, Progress, progress_of, sleep_of
+from asgi_durable.engine.requests.redirects import find_redirect
+from asgi_durable.engine.requests.request import Request, note, record_of
+from asgi_durable.engine.requests.request_ids import RequestIds
+from asgi_durable.engine.requests.response_commit import RequestRun
+from asgi_durable.engine.requests.response_streams import StreamDamagedError, StreamLog, Streams
+from asgi_durable.engine.requests.retention import Retention
+from asgi_durable.engine.requests.sealed_responses import opened_answer
+from asgi_durable.engine.runs.active_runs import ActiveRuns, wait_for
+from asgi_durable.engine.runs.run import Run, Services
+from asgi_durable.engine.runs.run_end import CancelledElsewhereError, Ending, Interrupted
+from asgi_durable.engine.runs.spans import keep_span
+from asgi_durable.engine.steps.single_transaction import SingleTransaction
+from asgi_durable.engine.workflows.cancellation import Cancellation
+from asgi_durable.engine.workflows.result_waiters import Outcomes
+from asgi_durable.errors import (
+    DurableUsageError,
+    StorageError,
+    StorageUnavailableError,
+    WorkflowInterruptedError,
+    WorkflowNotFoundError,
+)
+from asgi_durable.storage.records import ResponseRecord, WorkflowRecord
+from asgi_durable.storage.writes import (
+    ClaimRequest,
+    OutcomeKind,
+)
+
+__all__ = [
+    "Answered",
+    "Cancelled",
+    "Claimed",
+    "Expired",
+    "FingerprintWanted",
+    "Followed",
+    "InProgress",
+    "KeyReused",
+    "Progress",
+    "Request",
+    "RequestRun",
+    "Requests",
+    "RetryLater",
+]
+
+FIRST_POLL_SECONDS = 0.025
+LONGEST_POLL_SECONDS = 0.25
+
+
+Claim = Claimed | Refusal
+
+
+Handler = Callable[[RequestRun], Awaitable[None]]
+
+
+def _as_stored(request: Request, reused: KeyReused) -> Request | None:
+    """Return the request with the stored fingerprint, if that is its own in another version."""
+    if request.fingerprint_like is None:
+        return None
+    fingerprint = request.fingerprint_like(reused.fingerprint)
+    return replace(request, fingerprint=fingerprint) if fingerprint == reused.fingerprint else None
+
+
+class Requests:
+    """Claims requests and runs their handlers.
+
+    Attributes:
+        ids: Makes the ids of the workflows that requests are.
+        streams: Reads the answers that are recorded as streams.
+        spool: Where the bodies of duplicates are counted that are kept on the disk.
+        fingerprints: Makes fingerprints that tell nothing to who has no encryption key.
+    """
+
+    def __init__(
+        self,
+        services: Services,
+        active: ActiveRuns,
+        outcomes: Outcomes,
+        cancellation: Cancellation,
+        ids: RequestIds,
+    ) -> None:
+        self.ids = ids
+        self._services = services
+        self._active = active
+        self._outcomes = outcomes
+        self._cancellation = cancellation
+        self._twins = Twins()
+        self.streams = Streams(services.storage, services.registry.sealer, outcomes)
+        self.spool = services.spool
+        self.fingerprints = services.registry.sealer.fingerprints
+
+    async def claim(
+        self,
+        request: Request,
+        handler: Handler,
+        *,
+        wait_seconds: float = 0.0,
+        patience_seconds: float | None = None,
+    ) -> Claim:
+        """Claim a request, or say what became of the one that has its key.
+
+        Args:
+            request: Which one.
+            handler: Called in a task of the engine's if the request is claimed.
+            wait_seconds: For how long to wait for a twin that runs already, here or elsewhere;
+                not at all where too many wait, or while it sleeps.
+            patience_seconds: For how long to wait where this process was declared dead, until
+                it goes on as another executor; the storage patience by default.
+
+        Raises:
+            StorageError: Nothing is known to be claimed.
+            WorkflowInterruptedError: Nothing is claimed: this process cannot for now.
+            DurableUsageError: It is to be a single transaction, in a database that the step log
+                is not in.
+            EncryptionKeyMissingError: It cannot be told whether the request that has the key is
+                the same, as this process has not the encryption key of that one.
+        """
+        now = time.monotonic()
+        patience = self._services.patience_seconds
+        rename_by = now + (patience if patience_seconds is None else patience_seconds)
+        give_up_at = now + wait_seconds
+        delay, has_waited = FIRST_POLL_SECONDS, False
+        while True:
+            request, claim = await self._claim_in_any_version(
+                request, handler, rename_by, give_up_at
+            )
+            if not isinstance(claim, InProgress):
+                break
+            left_seconds = give_up_at - time.monotonic()
+            if request.follows:
+                if await self._may_follow(claim.workflow):
+                    claim = Followed(claim.workflow)
+                    break
+                left_seconds = min(left_seconds, delay)
+            sleeps_until_us = await sleep_of(
+                request.workflow_id, self._services.storage, self._active
+            )
+            if sleeps_until_us is not None or time.monotonic() >= give_up_at:
+                claim = replace(claim, sleeps_until_us=sleeps_until_us)
+                break
+            if not await self._wait_for_twin(request.workflow_id, left_seconds, delay):
+                break
+            delay, has_waited = min(delay * 2, LONGEST_POLL_SECONDS), True
+        if not isinstance(claim, FingerprintWanted):
+            observer = self._services.telemetry.observer
+            outcome = "waited" if has_waited and isinstance(claim, Answered) else claim.outcome
+            waited_seconds = time.monotonic() - now if has_waited else None
+            observer.request_claimed(outcome, claim.workflow, waited_seconds=waited_seconds)
+        return claim
+
+    async def redirect_of(self, request: Request) -> ResponseRecord | None:
+        """Return the redirect that a request was answered with before, ``None`` if it was not.
+
+        Raises:
+            StorageError: The storage failed.
+        """
+        storage = self._services.storage
+        fingerprints = (request.fingerprint, *request.other_fingerprints())
+        return await find_redirect(storage, request.workflow_id, fingerprints)
+
+    def opened(self, answer: ResponseRecord) -> ResponseRecord:
+        """Return a recorded answer as it was given.
+
+        Raises:
+            EncryptionKeyMissingError: It is encrypted with a key that is not here.
+            ResponseDamagedError: It is damaged.
+        """
+        return opened_answer(self._services.registry.sealer, answer)
+
+    async def _may_follow(self, twin: WorkflowRecord) -> bool:
+        """Tell whether a twin's answer is recorded as a stream already, and can be followed.
+
+        Not where its process may have died: whoever asks now waits for the takeover instead.
+        """
+        streams, workflow_id = self.streams, twin.workflow_id
+        if not streams.may_follow(workflow_id):
+            return False
+        try:
+            if await streams.start_of(workflow_id) is None:
+                return False
+        except StreamDamagedError:
+            # The run that records it may replace it still.
+            return False
+        if self._active.find(workflow_id) is not None or twin.executor_id is None:
+            return True
+        return not await self._may_be_dead(twin.executor_id)
+
+    async def _may_be_dead(self, executor_id: str) -> bool:
+        is_missing = self._services.storage.is_missing
+        if await is_missing(executor_id):
+            return True
+        # Once more: a client may be back before the database knows that a process was killed.
+        await asyncio.sleep(FIRST_POLL_SECONDS)
+        return await is_missing(executor_id)
+
+    async def is_known(self, workflow_id: str) -> bool:
+        """Tell whether a key is taken by a request with this id, and not free again.
+
+        Raises:
+            StorageError: The storage failed.
+        """
+        storage = self._services.storage
+        found = await storage.get_workflow(workflow_id)
+        if found is None or not found.is_final:
+            return found is not None
+        answer = await storage.get_response(workflow_id)
+        return answer is not None and time.time_ns() // 1000 < answer.forgotten_at_us
+
+    async def progress(self, workflow_id: str) -> Progress | None:
+        """Return how far a request is, ``None`` if there is none, or it is expired.
+
+        Raises:
+            StorageError: The storage failed.
+        """
+        return await progress_of(workflow_id, self._services.storage, self._active)
+
+    async def cancel(self, workflow_id: str) -> bool:
+        """Cancel a request; return False if it is finished.
+
+        Raises:
+            WorkflowNotFoundError: There is none, or it is expired.
+            StorageError: It is not known to be cancelled.
+        """
+        progress = await self.progress(workflow_id)
+        if progress is None:
+            raise WorkflowNotFoundError(workflow_id)
+        return progress.state != DONE and await self._cancellation.cancel(workflow_id)
+
+    async def _wait_for_twin(
+        self, workflow_id: str, left_seconds: float, poll_seconds: float
+    ) -> bool:
+        """Wait until a claim may be granted, or answered; return False if too many wait."""
+        with self._twins.waiting(workflow_id) as may_wait:
+            if may_wait:
+                await self._outcomes.wait_while_it_runs(workflow_id, left_seconds, poll_seconds)
+        return may_wait
+
+    async def _claim_in_any_version(
+        self, request: Request, handler: Handler, rename_by: float, give_up_at: float
+    ) -> tuple[Request, Claim]:
+        """Claim a request with the fingerprint that its earlier tries have, if there are any."""
+        while True:
+            claim = await self._claim_now(request, handler, rename_by, give_up_at)
+            same = _as_stored(request, claim) if isinstance(claim, KeyReused) else None
+            if same is None:
+                return request, claim
+            request = same
+
+    async def _claim_now(
+        self, request: Request, handler: Handler, rename_by: float, give_up_at: float
+    ) -> Claim:
+        loop = asyncio.get_running_loop()
+        workflow_id, fingerprint = request.workflow_id, request.fingerprint
+        while True:
+            active = self._active.find(workflow_id)
+            if active is not None:
+                await wait_for(active, active.claimed, loop)
+                if active is self._active.find(workflow_id):
+                    return told_of(active.workflow, fingerprint)
+                continue
+            run = self._run_of(request, give_up_at)
+            if self._active.launch(run, self._drive(run, handler, request.retention)):
+                claim = await self._outcome_of_claim(run, fingerprint, rename_by)
+                if claim is not None:
+                    return claim
+
+    def _run_of(self, request: Request, give_up_at: float) -> Run:
+        row = record_of(self._services, request)
+        loop = asyncio.get_running_loop()
+        run = Run(self._services, row, loop, executor_id=row.executor_id)
+        if request.is_single_transaction:
+            if self._services.application is not None:
+                msg = "single_transaction=True needs the step log in the application's database"
+                raise DurableUsageError(msg)
+            run.single_transaction = SingleTransaction(run, give_up_at)
+        return run
+
+    async def _outcome_of_claim(self, run: Run, fingerprint: str, rename_by: float) -> Claim | None:
+        """Return what became of a claim, ``None`` if it is to be made again."""
+        loop = asyncio.get_running_loop()
+        if await wait_for(run, run.claimed, loop):
+            return Claimed(run)
+        ending = await wait_for(run, run.done, loop)
+        if isinstance(ending, Interrupted):
+            if isinstance(ending.error, RefusedError):
+                return await explain(ending.error, fingerprint, self._services.storage)
+            if isinstance(ending.error, StorageError):
+                raise ending.error
+            if isinstance(ending.error, CancelledElsewhereError):
+                # The row tells it, which this claim was stopped from reading.
+                return None
+            if ending.is_elsewhere:
+                # A dead executor claims nothing; the process goes on as another one soon.
+                executor, left = self._services.executor, rename_by - time.monotonic()
+                if await executor.wait_until_renamed(run.executor_id, left):
+                    return None
+                raise ending.error
+        return Claimed(run)
+
+    async def _drive(self, run: Run, handler: Handler, retention: Retention) -> Ending:
+        if not await self._may_begin_unclaimed(run):
+            run.single_transaction = None
+            outcome = await run.commit(ClaimRequest(run.workflow))
+            if outcome.kind is OutcomeKind.CONFLICT and outcome.existing is not None:
+                refused = RefusedError(outcome.existing, outcome.response)
+                return Interrupted(refused, is_released=True)
+            run.check(outcome)
+            if outcome.kind is OutcomeKind.RESUMED:
+                own_span = run.workflow.last_span
+                for stored in await self._services.storage.load_runs([run.workflow_id]):
+                    run.load(stored)
+                keep_span(run, own_span)
+        stream = StreamLog(run, self._outcomes.wake)
+        request = RequestRun(run, self._active, retention, stream)
+        run.claimed.set(True)
+        note(run, "claimed" if run.single_transaction is None else "begun")
+        try:
+            await handler(request)
+        finally:
+            if run.single_transaction is not None:
+                await run.single_transaction.roll_back()
+                # Each refers to the other, and both are over.
+                run.single_transaction = None
+        if request.ending is not None:
+            return request.ending
+        return run.stopped or Interrupted(
+            WorkflowInterruptedError(run.workflow_id, "its handler gave no answer")
+        )
+
+    async def _may_begin_unclaimed(self, run: Run) -> bool:
+        """Tell whether a request is claimed with its answer, and not before.
+
+        One that has a row is answered by that, or goes on as any other does.
+        """
+        if run.single_transaction is None:
+            return False
+        try:
+            return await self._services.storage.get_workflow(run.workflow_id) is None
+        except StorageUnavailableError:
+            # The claim has more patience.
+            return False

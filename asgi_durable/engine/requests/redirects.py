@@ -1,0 +1,108 @@
+"""Redirects of requests to other paths, kept beside the requests that they lead to.
+
+A redirect that asks for the same request elsewhere leaves its key free: the request at the other
+path takes it. Who sends the first one again is redirected again, as that is found here.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+
+from asgi_durable.engine.requests.retention import Retention
+from asgi_durable.engine.requests.sealed_responses import sealed_answer
+from asgi_durable.engine.runs.run import Run
+from asgi_durable.ids import KEY_CHARACTERS, PRINCIPAL_CHARACTERS
+from asgi_durable.storage.protocol import StepLog
+from asgi_durable.storage.records import ResponseRecord, WorkflowState, is_pending
+from asgi_durable.storage.writes import FinishWorkflow, StartWorkflow, Write
+
+__all__ = ["find_redirect", "redirect_writes"]
+
+# The request that a redirect leads to is finished later, and its answer is kept from then on.
+_KEPT_LONGER_SECONDS = 24 * 3600.0
+
+
+def redirect_writes(
+    run: Run, status_code: int, headers: bytes, body: bytes | None, retention: Retention
+) -> list[Write]:
+    """Return the writes that keep a redirect; none where the request is not known to its end.
+
+    The first one is refused where it is kept already, and the second one then changes nothing.
+
+    Args:
+        run: Of the request that is redirected.
+        status_code: Of the redirect.
+        headers: Encoded.
+        body: Its body.
+        retention: Of the request.
+    """
+    fingerprint = run.workflow.fingerprint
+    if fingerprint is None or is_pending(fingerprint):
+        return []
+    redirect_id = _redirect_id(run.workflow_id, fingerprint)
+    now_us = time.time_ns() // 1000
+    expires_at_us, _ = replace(retention, tombstone_seconds=0.0).ends_of(
+        now_us + round(_KEPT_LONGER_SECONDS * 1_000_000)
+    )
+    answer = ResponseRecord(
+        workflow_id=redirect_id,
+        status_code=status_code,
+        headers=headers,
+        body=body,
+        expires_at_us=expires_at_us,
+        forgotten_at_us=expires_at_us,
+        stream_end=None,
+    )
+    response = sealed_answer(run.services.registry.sealer, answer)
+    row = replace(
+        run.workflow,
+        workflow_id=redirect_id,
+        executor_id=run.executor_id,
+        attempts=1,
+        input=None,
+        created_at_us=now_us,
+        updated_at_us=now_us,
+        retry_at_us=None,
+    )
+    end = FinishWorkflow(
+        workflow_id=redirect_id,
+        executor_id=run.executor_id,
+        state=WorkflowState.SUCCESS,
+        output=None,
+        error=None,
+        finished_at_us=now_us,
+        response=response,
+    )
+    return [StartWorkflow(row), end]
+
+
+async def find_redirect(
+    storage: StepLog, workflow_id: str, fingerprints: Sequence[str]
+) -> ResponseRecord | None:
+    """Return the redirect that a request was answered with, ``None`` if it was none.
+
+    Args:
+        storage: Where it is looked for.
+        workflow_id: That of the key.
+        fingerprints: All that the request may have been recorded with.
+
+    Raises:
+        StorageError: The storage failed.
+    """
+    now_us = time.time_ns() // 1000
+    for fingerprint in dict.fromkeys(fingerprints):
+        answer = await storage.get_response(_redirect_id(workflow_id, fingerprint))
+        if answer is not None and answer.is_given_at(now_us):
+            return answer
+    return None
+
+
+def _redirect_id(workflow_id: str, fingerprint: str) -> str:
+    """Return an id that is the same sender's, and no key's."""
+    digest = hashlib.sha256(f"asgi-durable redirect {workflow_id} {fingerprint}".encode()).digest()
+    own = base64.b32encode(digest).decode("ascii").lower()[:KEY_CHARACTERS]
+    return workflow_id[:PRINCIPAL_CHARACTERS] + own

@@ -1,0 +1,374 @@
+"""Answers that are recorded as streams: one run appends to them, and others read meanwhile."""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+
+from asgi_durable.codec.sealing.sealer import PIECE, Sealer
+from asgi_durable.engine.runs.run import Run
+from asgi_durable.engine.runs.run_end import RunStopped
+from asgi_durable.engine.workflows.result_waiters import Outcomes, Waiter
+from asgi_durable.errors import DecodeError, EncryptionKeyMissingError, StorageError
+from asgi_durable.storage.damaged_rows import DamagedRowError
+from asgi_durable.storage.protocol import PAGE_BYTES, StepLog
+from asgi_durable.storage.records import CUT_ALL, CUT_FOR_GOOD, PieceRecord
+from asgi_durable.storage.writes import RecordPiece
+
+__all__ = [
+    "StreamDamagedError",
+    "StreamLog",
+    "StreamLostError",
+    "Streams",
+    "check_pieces",
+    "checked_start",
+    "fits",
+    "read_pieces",
+]
+
+# How many follow streams that are not complete, in this process.
+MAX_FOLLOWERS = 1000
+MAX_FOLLOWERS_OF_ONE = 256
+FIRST_POLL_SECONDS = 0.025
+LONGEST_POLL_SECONDS = 0.25
+
+
+class StreamLostError(Exception):
+    """Nothing more is recorded of a stream, and what there is of it is not the whole."""
+
+
+class StreamLog:
+    """What a request's handler records its answer with, piece by piece.
+
+    Args:
+        run: The request's.
+        on_grown: Called with the workflow's id once a piece is durable.
+
+    Attributes:
+        may_compress: False once it is known that the answer is compressed already.
+    """
+
+    def __init__(self, run: Run, on_grown: Callable[[str], None]) -> None:
+        self.may_compress = True
+        self._run = run
+        self._on_grown = on_grown
+
+    @property
+    def workflow_id(self) -> str:
+        """The request's id."""
+        return self._run.workflow_id
+
+    @property
+    def created_at_us(self) -> int:
+        """When the request was claimed; another one with its key has another time."""
+        return self._run.workflow.created_at_us
+
+    @property
+    def is_stopped(self) -> bool:
+        """True once nothing is recorded any more."""
+        return self._run.interruption() is not None
+
+    async def read(self, after: int) -> list[PieceRecord]:
+        """Return the next pieces that earlier executions have recorded; see ``StepLog``.
+
+        Raises:
+            RunStopped: The storage failed, or an encryption key is missing here.
+            StreamDamagedError: One of them cannot be read.
+        """
+        services = self._run.services
+        try:
+            return await read_pieces(
+                services.storage, services.registry.sealer, self.workflow_id, after
+            )
+        except EncryptionKeyMissingError as error:
+            # Invariant: not taken for damaged. What is recorded would be replaced.
+            raise self._run.stop(error) from error
+        except StorageError as error:
+            raise self._run.stop(error, goes_on=True) from error
+
+    async def record(self, *pieces: PieceRecord) -> None:
+        """Make pieces durable, and all that was recorded before them.
+
+        Raises:
+            RunStopped: The run must not go on, or is over.
+        """
+        run = self._run
+        if run.closed:
+            raise RunStopped
+        run.refuse_if_stopped()
+        for piece in pieces:
+            run.submit(RecordPiece(self._sealed(piece), run.executor_id))
+        await run.settle()
+        self._on_grown(self.workflow_id)
+
+    def _sealed(self, piece: PieceRecord) -> PieceRecord:
+        sealer = self._run.services.registry.sealer
+        data = sealer.seal_bytes(piece.data, PIECE, may_compress=self.may_compress)
+        return piece if data is piece.data else replace(piece, data=data)
+
+
+class Streams:
+    """Reads recorded streams, whoever records them.
+
+    Each method raises ``StreamDamagedError`` where what it reads cannot be of one stream,
+    ``EncryptionKeyMissingError`` where this process has not the key of it, and ``StorageError``
+    where the storage failed.
+
+    Args:
+        storage: Where they are.
+        sealer: Opens them.
+        outcomes: Tells when to look again.
+    """
+
+    def __init__(self, storage: StepLog, sealer: Sealer, outcomes: Outcomes) -> None:
+        self._storage = storage
+        self._sealer = sealer
+        self._outcomes = outcomes
+        self._followers: Counter[str] = Counter()
+
+    async def start_of(self, workflow_id: str) -> PieceRecord | None:
+        """Return a stream's start, ``None`` if nothing is recorded."""
+        # From so far in front that the page ends with it, wherever it is.
+        return checked_start(await self._page(workflow_id, -PAGE_BYTES))
+
+    def may_follow(self, workflow_id: str) -> bool:
+        """Return False if too many follow streams already."""
+        followers = self._followers
+        return followers[workflow_id] < MAX_FOLLOWERS_OF_ONE and followers.total() < MAX_FOLLOWERS
+
+    async def read_on(
+        self, workflow_id: str, after: int, end: int | None
+    ) -> tuple[list[PieceRecord], bool]:
+        """Return the next pieces behind an offset, and whether there are no more now.
+
+        Args:
+            workflow_id: Whose stream.
+            after: The offset.
+            end: Where the stream ends, if it is complete.
+
+        Raises:
+            StreamLostError: They have expired.
+        """
+        if end is not None:
+            page = await self.page_of(workflow_id, after, end)
+            return page, after >= end or page[-1].end_offset >= end
+        page = await self._read(workflow_id, after)
+        last = page[-1].end_offset if page else after
+        return page, not page or not await self._page(workflow_id, last)
+
+    async def page_of(self, workflow_id: str, after: int, end: int) -> list[PieceRecord]:
+        """Return the next pieces of a complete stream behind an offset; none at its end.
+
+        Raises:
+            StreamLostError: They have expired.
+        """
+        if after >= end:
+            return []
+        page = await self._read(workflow_id, after, end)
+        last = page[-1].end_offset if page else after
+        if not page or last < end <= after + PAGE_BYTES:
+            raise await self.why_missing(workflow_id, end)
+        return page
+
+    async def why_missing(self, workflow_id: str, end: int) -> StreamLostError | StreamDamagedError:
+        """Return why pieces of a complete stream are not there."""
+        response = await self._storage.get_response(workflow_id)
+        if response is None or response.is_tombstone or response.stream_end != end:
+            return StreamLostError()
+        return StreamDamagedError(f"it ends at {end}, and its last pieces are missing")
+
+    async def _read(
+        self, workflow_id: str, after: int, end: int | None = None
+    ) -> list[PieceRecord]:
+        page = await self._page(workflow_id, after)
+        check_pieces(page, after, end)
+        return page
+
+    def _page(self, workflow_id: str, after: int) -> Awaitable[list[PieceRecord]]:
+        return read_pieces(self._storage, self._sealer, workflow_id, after)
+
+    async def tail_of(self, workflow_id: str, after: int) -> int:
+        """Return the last offset of a stream for now, at or behind another."""
+        while page := await self._read(workflow_id, after):
+            after = page[-1].end_offset
+        return after
+
+    async def replay(
+        self, workflow_id: str, page: list[PieceRecord], end: int
+    ) -> AsyncGenerator[PieceRecord, None]:
+        """Yield the pieces of a complete stream.
+
+        Args:
+            workflow_id: Whose stream.
+            page: The first ones, see :meth:`page_of`.
+            end: Where it ends.
+
+        Raises:
+            StreamLostError: They have expired.
+        """
+        while page:
+            for piece in page:
+                yield piece
+            page = await self.page_of(workflow_id, page[-1].end_offset, end)
+
+    async def follow(
+        self, workflow_id: str, after: int, has_gone: Callable[[], bool] = lambda: False
+    ) -> AsyncGenerator[PieceRecord, None]:
+        """Yield the pieces behind an offset, those that are not there yet as they come.
+
+        Args:
+            workflow_id: Whose stream.
+            after: The offset.
+            has_gone: Tells whether whoever follows has gone. Asked before each read, four times
+                a second or oftener; nothing more is yielded then.
+
+        Raises:
+            StreamLostError: The request was interrupted, or the stream is not kept.
+        """
+        delay, end, is_over = FIRST_POLL_SECONDS, None, False
+        with self._following(workflow_id) as waiter:
+            while not has_gone():
+                page = await self._read(workflow_id, after, end)
+                if any(piece.cut_to == CUT_FOR_GOOD for piece in page):
+                    raise StreamLostError
+                for piece in page:
+                    yield piece
+                    after, delay = piece.end_offset, FIRST_POLL_SECONDS
+                if end is not None and after >= end:
+                    return
+                if page:
+                    continue
+                # Invariant: read once more when it is known to be over. The last pieces may have
+                # come in between.
+                if is_over:
+                    raise (
+                        StreamLostError if end is None else await self.why_missing(workflow_id, end)
+                    )
+                end, is_over = await self._state(workflow_id)
+                if not is_over:
+                    await waiter.wait(delay)
+                    delay = min(delay * 2, LONGEST_POLL_SECONDS)
+
+    @contextmanager
+    def _following(self, workflow_id: str) -> Iterator[Waiter]:
+        self._followers[workflow_id] += 1
+        try:
+            with self._outcomes.watching(workflow_id) as waiter:
+                yield waiter
+        finally:
+            self._followers[workflow_id] -= 1
+            if not self._followers[workflow_id]:
+                del self._followers[workflow_id]
+
+    async def _state(self, workflow_id: str) -> tuple[int | None, bool]:
+        """Return where a stream ends, if that is known, and whether nothing more is recorded."""
+        progress = await self._storage.get_progress(workflow_id)
+        if progress is None:
+            return None, True
+        if progress.workflow.is_final:
+            response = await self._storage.get_response(workflow_id)
+            return (response.stream_end if response is not None else None), True
+        if progress.is_owned:
+            self._outcomes.ask(progress.workflow)
+        return None, not progress.is_owned
+
+
+logger = logging.getLogger(__name__)
+
+
+class StreamDamagedError(Exception):
+    """What is recorded of a stream is not what was recorded."""
+
+
+async def read_pieces(
+    storage: StepLog, sealer: Sealer, workflow_id: str, after: int
+) -> list[PieceRecord]:
+    """Return the pieces of a stream behind an offset, a page of them, opened.
+
+    Raises:
+        StreamDamagedError: One of them cannot be read.
+        EncryptionKeyMissingError: One of them is encrypted with a key that is not here.
+        StorageError: The storage failed.
+    """
+    try:
+        return [_opened(piece, sealer) for piece in await storage.read_pieces(workflow_id, after)]
+    except DamagedRowError as error:
+        raise StreamDamagedError(str(error)) from error
+
+
+def _opened(piece: PieceRecord, sealer: Sealer) -> PieceRecord:
+    try:
+        data = sealer.open_bytes(piece.data, PIECE)
+    except EncryptionKeyMissingError:
+        raise
+    except DecodeError as error:
+        where = f"which ends at {piece.end_offset} in the stream of request {piece.workflow_id}"
+        logger.error("A chunk cannot be read, %s: %s", where, error)
+        # Its place is taken; without its data it fits nowhere, as whoever reads it finds.
+        return replace(piece, cut_to=None, data=b"")
+    return piece if data is piece.data else replace(piece, data=data)
+
+
+def check_pieces(pieces: Iterable[PieceRecord], after: int, end: int | None) -> None:
+    """Check pieces that were read at once.
+
+    Args:
+        pieces: In order.
+        after: The offset behind which they were read; it may be within the first one.
+        end: Where the stream ends, if it is complete.
+
+    Raises:
+        StreamDamagedError: One is missing in between, or cannot be of this stream.
+    """
+    position, is_first = after, True
+    for piece in pieces:
+        if not fits(piece, position, is_first=is_first):
+            msg = f"the piece that ends at {piece.end_offset!r} does not follow offset {position}"
+            raise StreamDamagedError(msg)
+        position, is_first = piece.end_offset, False
+    if end is not None and position > max(after, end):
+        msg = f"it ends at {end}, and there is a piece that ends at {position}"
+        raise StreamDamagedError(msg)
+
+
+def checked_start(pieces: list[PieceRecord]) -> PieceRecord | None:
+    """Return a stream's start, of its first pieces; ``None`` if there is nothing of it.
+
+    Raises:
+        StreamDamagedError: They begin with something else.
+    """
+    if not pieces or pieces[0].cut_to == CUT_FOR_GOOD:
+        return None
+    if pieces[0].cut_to != CUT_ALL or not _is_readable(pieces[0]):
+        msg = "its start is missing"
+        raise StreamDamagedError(msg)
+    return pieces[0]
+
+
+def fits(piece: PieceRecord, position: int, *, is_first: bool = False) -> bool:
+    """Tell whether a piece can be the next one behind an offset.
+
+    A cut leaves a gap behind what it cuts back to, and is itself recorded at the gap's end.
+
+    Args:
+        piece: The next one that there is.
+        position: The offset.
+        is_first: True if the offset was asked for: it may be in the middle of a piece, and
+            behind what was cut.
+    """
+    if not _is_readable(piece):
+        return False
+    begin = piece.cut_to if piece.cut_to is not None else piece.end_offset - len(piece.data)
+    return begin <= position if is_first else begin == position
+
+
+def _is_readable(piece: PieceRecord) -> bool:
+    # SQLite takes a value of any type into any column.
+    return (
+        isinstance(piece.end_offset, int)
+        and isinstance(piece.data, bytes)
+        and (piece.cut_to is None or isinstance(piece.cut_to, int))
+    )

@@ -1,0 +1,77 @@
+"""Requests that go on without their client: their process died, or stopped."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+
+from asgi_durable.codec.sealing.sealer import REQUEST
+from asgi_durable.engine.requests.response_commit import RequestRun
+from asgi_durable.engine.requests.response_streams import StreamLog
+from asgi_durable.engine.requests.retention import Retention
+from asgi_durable.engine.runs.active_runs import ActiveRuns
+from asgi_durable.engine.runs.run import Run, Services
+from asgi_durable.engine.runs.run_end import Ending, Finished, Interrupted
+from asgi_durable.engine.runs.spans import keep_span, observed_run
+from asgi_durable.errors import DecodeError, WorkflowInterruptedError
+
+__all__ = ["RecoveredRequests"]
+
+logger = logging.getLogger(__name__)
+
+# How many processes in a row a request may kill; from then on it waits for its client.
+MAX_CRASHES = 20
+
+
+class RecoveredRequests:
+    """Runs requests of other executors, once each: one that fails waits for its client.
+
+    Attributes:
+        on_recorded: Told of a request whose answer is recorded as a stream, piece by piece.
+    """
+
+    def __init__(self, services: Services, active: ActiveRuns) -> None:
+        self._services = services
+        self._active = active
+        self.on_recorded: Callable[[str], None] = lambda _: None
+
+    async def drive(self, run: Run) -> Ending:
+        """Go on after the log."""
+        server = self._services.registry.request_servers.only
+        requests: list[RequestRun] = []
+
+        def begin(retention: Retention) -> RequestRun:
+            stream = StreamLog(run, self.on_recorded)
+            requests.append(RequestRun(run, self._active, retention, stream))
+            return requests[-1]
+
+        data = self._kept_request(run) if server is not None else "its app is not served here"
+        if server is None or isinstance(data, str):
+            logger.error("Request %s is left to its client: %s", run.workflow_id, data)
+            await begin(Retention()).leave_for_retry()
+        else:
+            logger.info("Request %s goes on without its client", run.workflow_id)
+            with observed_run(run) as observed:
+                keep_span(run, observed.begin())
+                await server.resume(data, begin)
+                ending = requests[-1].ending if requests else None
+                if isinstance(ending, Finished):
+                    observed.ended(ending.state.value)
+        ending = requests[-1].ending if requests else None
+        return ending or run.stopped or Interrupted(_unanswered(run))
+
+    def _kept_request(self, run: Run) -> bytes | str:
+        """Return what is kept of a request, or why nobody can go on with it here."""
+        crashes, data = run.workflow.crashes, run.workflow.input
+        if crashes > MAX_CRASHES:
+            return f"{crashes} processes in a row died while they ran it"
+        if data is None:
+            return "its request is not kept"
+        try:
+            return self._services.registry.sealer.open_bytes(data, REQUEST)
+        except DecodeError as error:
+            return str(error)
+
+
+def _unanswered(run: Run) -> WorkflowInterruptedError:
+    return WorkflowInterruptedError(run.workflow_id, "its handler gave no answer")

@@ -1,0 +1,344 @@
+"""The runs of this process: at most one for each workflow id."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import contextvars
+import logging
+from collections.abc import Callable, Coroutine, Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any, TypeVar
+
+from asgi_durable.concurrency.once import Signal
+from asgi_durable.engine.process.log_text import workflows_text
+from asgi_durable.engine.runs.frame import Frame, current_frame
+from asgi_durable.engine.runs.results import infrastructure_error_in
+from asgi_durable.engine.runs.run import Run
+from asgi_durable.engine.runs.run_end import (
+    CancelledElsewhereError,
+    Ending,
+    Interrupted,
+    OwnedElsewhereError,
+    RunStopped,
+)
+from asgi_durable.engine.runs.suspension import asleep_until_us
+from asgi_durable.errors import WorkflowInterruptedError
+
+__all__ = ["ActiveRuns", "wait_for"]
+
+logger = logging.getLogger(__name__)
+
+# How long a cancelled run may take to clean up before it is left to itself.
+CANCEL_TIMEOUT_SECONDS = 5.0
+
+ResultT = TypeVar("ResultT")
+
+
+class ActiveRuns:
+    """Owns the tasks of all runs.
+
+    Whoever waits for a run may be cancelled; the run's task is the engine's and goes on.
+
+    Attributes:
+        on_interrupted: Told of every run that ended without an outcome.
+        on_lost: Told when a run went away with its event loop.
+        on_ended: Told of every run that is over, with or without an outcome.
+    """
+
+    def __init__(self) -> None:
+        self.on_interrupted: Callable[[Run, Interrupted], None] = lambda *_: None
+        self.on_lost: Callable[[], None] = lambda: None
+        self.on_ended: Callable[[Run], None] = lambda _: None
+        self._runs: dict[str, Run] = {}
+        self._tasks: dict[asyncio.Task[None], Run] = {}
+        self._launched: list[set[str]] = []
+        self._cancelled: set[Run] = set()
+        self._closed = False
+        self._is_draining = False
+        self._told_of_drain: dict[Callable[[], None], asyncio.AbstractEventLoop] = {}
+        # One method object for all tasks.
+        self._on_task_done = self._on_done
+
+    def find(self, workflow_id: str) -> Run | None:
+        """Return the run of this workflow, ``None`` if this process has none."""
+        run = self._runs.get(workflow_id)
+        if run is not None and run.loop.is_closed():
+            # Its event loop went away without a word; what it recorded is in the log.
+            self.release(run)
+            self.on_lost()
+            return None
+        return run
+
+    def ids_of_others(self, executor_id: str) -> frozenset[str]:
+        """Return the ids of runs on behalf of any other executor; callable on any thread."""
+        return frozenset(
+            run.workflow_id for run in list(self._runs.values()) if run.executor_id != executor_id
+        )
+
+    @contextmanager
+    def watching_launches(self) -> Iterator[set[str]]:
+        """Give a set that gets the id of every run that is launched meanwhile."""
+        launched: set[str] = set()
+        self._launched.append(launched)
+        try:
+            yield launched
+        finally:
+            self._launched = [other for other in self._launched if other is not launched]
+
+    def launch(
+        self,
+        run: Run,
+        drive: Coroutine[Any, Any, Ending],
+        *,
+        context: contextvars.Context | None = None,
+    ) -> bool:
+        """Start a run's task; return False if its workflow has another run meanwhile.
+
+        Args:
+            run: The run.
+            drive: Runs the workflow and returns how it ended.
+            context: Context variables to run with; a copy of the caller's by default.
+
+        Raises:
+            WorkflowInterruptedError: The engine has stopped.
+        """
+        # One step, as threads with event loops of their own may call at once.
+        if self._closed or self._runs.setdefault(run.workflow_id, run) is not run:
+            drive.close()
+            if self._closed:
+                raise WorkflowInterruptedError(run.workflow_id, "the engine has stopped")
+            return False
+        for launched in self._launched:
+            launched.add(run.workflow_id)
+        run.drive = drive
+        task = run.task = run.loop.create_task(self._supervise(run, drive), context=context)
+        # The event loop itself holds tasks only weakly.
+        self._tasks[task] = run
+        task.add_done_callback(self._on_task_done)
+        return True
+
+    def release(self, run: Run) -> None:
+        """Let the workflow be attached to by its log; the run's task may have more to do."""
+        if self._runs.get(run.workflow_id) is run:
+            del self._runs[run.workflow_id]
+
+    async def drain(self, timeout_seconds: float) -> None:
+        """Wait for the tasks of this event loop, then interrupt what still runs.
+
+        A run that is interrupted records nothing more; its workflow stays PENDING. Nobody waits
+        for one that sleeps: it has nothing to lose.
+        """
+        clock = asyncio.get_running_loop().time
+        give_up_at = clock() + timeout_seconds
+        self._is_draining = True
+        here = asyncio.get_running_loop()
+        for tell, loop in list(self._told_of_drain.items()):
+            if loop is here:
+                tell()
+        try:
+            for run in self._tasks_here().values():
+                self.on_asleep(run)
+            while (tasks := self._tasks_here()) and (left := give_up_at - clock()) > 0:
+                await asyncio.wait(tasks, timeout=left)
+        finally:
+            self._is_draining = False
+        # Again and again: a run that is interrupted may have launched another one.
+        while tasks := self._tasks_here():
+            interrupted = workflows_text(run.workflow for run in tasks.values())
+            logger.info("Interrupted, to be continued: %s", interrupted)
+            for run in tasks.values():
+                _interrupt(run)
+            _, stuck = await asyncio.wait(tasks, timeout=CANCEL_TIMEOUT_SECONDS)
+            for task in stuck:
+                self._abandon(task, tasks[task])
+
+    @contextlib.contextmanager
+    def telling_of_drain(self, tell: Callable[[], None]) -> Iterator[None]:
+        """Call *tell* on this event loop once a drain begins, or now during one."""
+        self._told_of_drain[tell] = asyncio.get_running_loop()
+        try:
+            if self._is_draining:
+                tell()
+            yield
+        finally:
+            del self._told_of_drain[tell]
+
+    def on_asleep(self, run: Run) -> None:
+        """Interrupt a run that sleeps, if the engine stops; what waits for it as well."""
+        caller = run.caller
+        if not self._is_draining or asleep_until_us(run) is None:
+            return
+        # What it interrupts is its caller's to say: that may be busy with something else.
+        if caller is None or caller.stopped is not None or caller.done.is_set():
+            _interrupt_all(run)
+
+    def drop_others(self, executor_id: str) -> None:
+        """Interrupt the runs on behalf of any other executor; callable on any thread.
+
+        They could record nothing more, and who waits for them is told of the new owner.
+        """
+        for run in list(self._tasks.values()):
+            if run.executor_id != executor_id:
+                with contextlib.suppress(RuntimeError):  # its event loop has ended
+                    run.loop.call_soon_threadsafe(_drop, run, OwnedElsewhereError(run.workflow_id))
+
+    def ids_with_callers(self) -> frozenset[str]:
+        """Return the ids of all runs and of those that called them; callable on any thread."""
+        workflows = [run.workflow for run in list(self._tasks.values())]
+        callers = (workflow.parent_id for workflow in workflows if workflow.awaited)
+        return frozenset(workflow.workflow_id for workflow in workflows).union(
+            caller for caller in callers if caller is not None
+        )
+
+    def cancel(self, workflow_ids: Iterable[str]) -> None:
+        """Interrupt the runs of cancelled workflows, and of what they have called meanwhile.
+
+        Callable on any thread.
+        """
+        runs = list(self._tasks.values())
+        ids, found = set[str](), set(workflow_ids)
+        while not found <= ids:
+            ids |= found
+            found = {
+                r.workflow_id for r in runs if r.workflow.awaited and r.workflow.parent_id in ids
+            }
+        for run in runs:
+            if run.workflow_id not in ids:
+                continue
+            if run.loop is _running_loop():
+                # Now: it may be what cancels itself, and goes on without any await.
+                self._cancel(run)
+            else:
+                with contextlib.suppress(RuntimeError):  # its event loop has ended
+                    run.loop.call_soon_threadsafe(self._cancel, run)
+
+    def _cancel(self, run: Run) -> None:
+        # Once, however often it is told: its code may take its time to clean up.
+        if run in self._cancelled or run.task not in self._tasks:
+            return
+        self._cancelled.add(run)
+        _drop(run, CancelledElsewhereError(run.workflow_id))
+        run.loop.call_later(CANCEL_TIMEOUT_SECONDS, self._leave, run)
+
+    def _leave(self, run: Run) -> None:
+        """Let nobody wait for a cancelled run whose code does not end."""
+        if run.stopped is None or run.done.is_set():
+            return
+        logger.warning("The run of cancelled workflow %s does not end", run.workflow_id)
+        self.release(run)
+        # Invariant: not closed. What its code calls still is refused, and no plain call.
+        run.claimed.set(False)
+        run.ended.set(run.stopped)
+        run.done.set(run.stopped)
+        self.on_ended(run)
+
+    def close(self) -> None:
+        """Launch no more runs."""
+        self._closed = True
+
+    def _on_done(self, task: asyncio.Task[None]) -> None:
+        run = self._tasks.pop(task, None)
+        if run is None:
+            return
+        self._cancelled.discard(run)
+        # A task refers to its run, by its context: a circle that only the collector would free.
+        run.task = None
+        if run.done.is_set():
+            return
+        # Cancelled before its first turn: nothing of `_supervise` has run.
+        if run.drive is not None:
+            run.drive.close()
+        cancelled = WorkflowInterruptedError(run.workflow_id, "its task was cancelled")
+        self._publish(run, run.stopped or Interrupted(cancelled, goes_on=True))
+
+    def _publish(self, run: Run, ending: Ending) -> None:
+        self.release(run)
+        run.finish(ending)
+        self.on_ended(run)
+        if isinstance(ending, Interrupted):
+            self.on_interrupted(run, ending)
+
+    def _tasks_here(self) -> dict[asyncio.Task[None], Run]:
+        loop = asyncio.get_running_loop()
+        return {task: run for task, run in list(self._tasks.items()) if run.loop is loop}
+
+    def _abandon(self, task: asyncio.Task[None], run: Run) -> None:
+        logger.warning("The run of workflow %s does not end; left to itself", run.workflow_id)
+        self._tasks.pop(task, None)
+        self._cancelled.discard(run)
+        self.release(run)
+        if run.stopped is not None:
+            run.finish(run.stopped)
+
+    async def _supervise(self, run: Run, drive: Coroutine[Any, Any, Ending]) -> None:
+        current_frame.set(Frame(run.services, run))
+        ending: Ending | None = None
+        try:
+            ending = await drive
+        except (asyncio.CancelledError, KeyboardInterrupt, SystemExit):
+            raise
+        except BaseException as error:
+            outage = infrastructure_error_in(error)
+            if outage is not None:
+                run.stop(outage, goes_on=True)
+            # RunStopped, perhaps in the exception group of a task group. Or a defect, or an
+            # exception that is nobody's to record: no outcome, and not to be tried again.
+            if run.stopped is None and not isinstance(error, RunStopped):
+                logger.exception("The run of workflow %s failed", run.workflow_id)
+                reason = f"its code raised {type(error).__name__}"
+                run.stop(WorkflowInterruptedError(run.workflow_id, reason))
+        finally:
+            # Nobody may wait for ever, however this ends.
+            if ending is None:
+                cancelled = WorkflowInterruptedError(run.workflow_id, "its task was cancelled")
+                ending = run.stopped or Interrupted(cancelled, goes_on=True)
+            self._publish(run, ending)
+
+
+def _running_loop() -> asyncio.AbstractEventLoop | None:
+    try:
+        return asyncio.get_running_loop()
+    except RuntimeError:
+        return None
+
+
+def _interrupt(run: Run) -> None:
+    # Invariant: stopped before cancelled. What its code does about the cancellation, in an
+    # `except` or a `finally`, is not recorded.
+    run.stop(WorkflowInterruptedError(run.workflow_id, "the engine stops"))
+    run.cancel()
+
+
+def _interrupt_all(run: Run) -> None:
+    """Interrupt a run and those that it waits for."""
+    for awaited in run.awaited:
+        _interrupt_all(awaited)
+    _interrupt(run)
+
+
+def _drop(run: Run, error: OwnedElsewhereError) -> None:
+    # Invariant: stopped before cancelled, as at the end of the engine.
+    run.stop(error)
+    run.cancel()
+
+
+async def wait_for(run: Run, signal: Signal[ResultT], loop: asyncio.AbstractEventLoop) -> ResultT:
+    """Wait on *loop* for a signal of a run; cancelling the waiter does not touch the run.
+
+    The run may live on another event loop, where an application has no lifespan.
+
+    Raises:
+        WorkflowInterruptedError: The other event loop ended.
+    """
+    if run.loop is loop:
+        return await signal.wait()
+    waiting = signal.wait()
+    try:
+        return await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(waiting, run.loop))
+    except (RuntimeError, asyncio.CancelledError):
+        waiting.close()
+        task = asyncio.current_task()
+        if task is not None and task.cancelling():
+            raise
+        raise WorkflowInterruptedError(run.workflow_id, "its event loop ended") from None

@@ -1,0 +1,88 @@
+"""Where the current code runs: in which workflow, and inside which step."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import field, replace
+from itertools import count
+from typing import TYPE_CHECKING
+
+from asgi_durable.errors import DurableUsageError
+from asgi_durable.fast_dataclass import value_class
+
+if TYPE_CHECKING:
+    from sqlalchemy.ext.asyncio import AsyncSession
+    from sqlalchemy.orm import Session
+
+    from asgi_durable.engine.runs.run import Run, Services
+
+__all__ = ["Frame", "begin_attempt", "current_frame", "current_session", "entered"]
+
+
+@value_class()
+class Frame:
+    """A place in a run.
+
+    Attributes:
+        services: Whose run, where several ``Durable`` live in one process.
+        run: The workflow's run; ``None`` in a transaction outside any workflow.
+        step_name: The step or transaction whose body runs; ``None`` between steps.
+        step_number: Its place in the log.
+        session: The transaction's session.
+        in_thread: True for code that is not async: it cannot await what the engine does.
+        outgoing: Numbers the requests to others of this attempt, from 0.
+    """
+
+    services: Services
+    run: Run | None
+    step_name: str | None = None
+    step_number: int | None = None
+    session: AsyncSession | Session | None = None
+    in_thread: bool = False
+    outgoing: Iterator[int] = field(default_factory=count, compare=False)
+
+
+current_frame: ContextVar[Frame | None] = ContextVar("asgi_durable_current_frame", default=None)
+
+
+@contextmanager
+def entered(frame: Frame) -> Iterator[None]:
+    """Let the code inside know where it runs."""
+    token = current_frame.set(frame)
+    try:
+        yield
+    finally:
+        current_frame.reset(token)
+
+
+def begin_attempt() -> None:
+    """Count from the start again, as the current step is tried again.
+
+    A new place, not a new count at the old one: that may be in use still, by what an attempt has
+    left behind.
+    """
+    frame = current_frame.get()
+    if frame is not None:
+        current_frame.set(replace(frame, outgoing=count()))
+
+
+def current_session(frame: Frame | None) -> AsyncSession | Session:
+    """Return the session of the transaction that a place belongs to.
+
+    Raises:
+        DurableUsageError: It belongs to none.
+    """
+    if frame is not None and frame.session is not None:
+        return frame.session
+    place = "outside of any workflow, step and transaction"
+    if frame is not None and frame.step_name is not None:
+        place = f"in step {frame.step_name!r}"
+    elif frame is not None and frame.run is not None:
+        place = f"between the steps of {frame.run.workflow.name!r}"
+    msg = (
+        "durable.session is there while a function with @durable.transaction runs, and this code "
+        f"runs {place}"
+    )
+    raise DurableUsageError(msg)

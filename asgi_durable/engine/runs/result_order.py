@@ -1,0 +1,277 @@
+"""The order in which the code of a run sees its results: the same on every replay.
+
+Code may ask which of several calls ended first (``asyncio.wait(…, FIRST_COMPLETED)``,
+``asyncio.as_completed``). Each record has a time, later than those of all records before it. A
+replay hands recorded results out in the order of these times, one after the other, and lets the
+code react to each before the next. A first execution does the same where two calls end at almost
+the same moment.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import deque
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
+
+from asgi_durable.codec.values import Values
+from asgi_durable.errors import DecodeError
+from asgi_durable.storage.records import SLEEP, StepRecord, WorkflowRecord
+
+if TYPE_CHECKING:
+    from asgi_durable.engine.runs.run import Run
+
+__all__ = [
+    "ResultOrder",
+    "end_of_child",
+    "end_of_sleep",
+    "expect_result_at",
+    "forget_result",
+    "in_turn",
+    "latest_time_us",
+    "recorded_order",
+    "sleep_output",
+]
+
+logger = logging.getLogger(__name__)
+
+# Loop iterations that code gets to react to a result. `asyncio.wait` needs three, and each task
+# group, `gather` or task around it two more.
+REACTION_ITERATIONS = 8
+# How long results wait for a recorded one that the code does not ask for.
+LONGEST_WAIT_SECONDS = 1.0
+
+
+class ResultOrder:
+    """Hands out the results of one run, in the order of their times.
+
+    Args:
+        run: The run.
+        recorded: Time and number of each result of earlier executions, in order.
+    """
+
+    __slots__ = (
+        "_due",
+        "_has_passed",
+        "_is_counting",
+        "_iterations_left",
+        "_last_task",
+        "_recorded",
+        "_run",
+        "_timer",
+        "_waiting",
+    )
+
+    def __init__(self, run: Run, recorded: Iterable[tuple[int, int]] = ()) -> None:
+        self._run = run
+        self._recorded = deque(recorded)
+        # Times of results that this execution has made, or knows will come, by their numbers.
+        self._due: dict[int, int] = {}
+        self._waiting: dict[int, asyncio.Future[None]] = {}
+        self._last_task: asyncio.Task[Any] | None = None
+        self._iterations_left = 0
+        self._is_counting = False
+        self._timer: asyncio.TimerHandle | None = None
+        self._has_passed = False
+
+    def expect(self, number: int, time_us: int) -> None:
+        """Let later results wait for one that has its time already."""
+        self._due[number] = time_us
+
+    def time_of(self, number: int) -> int | None:
+        """Return the time that a result of this execution has already, ``None`` if it has none."""
+        return self._due.get(number)
+
+    def forget(self, number: int) -> None:
+        """Let nobody wait for a result: its call was cancelled, or nobody asks for it."""
+        self._due.pop(number, None)
+        self._waiting.pop(number, None)
+        if self._recorded and self._recorded[0][1] == number:
+            self._recorded.popleft()
+        elif self._recorded:
+            self._recorded = deque(entry for entry in self._recorded if entry[1] != number)
+        self._count()
+
+    def may_pass(self, number: int, time_us: int) -> bool:
+        """Tell whether a result may be handed out now, without waiting."""
+        first = self._first()
+        if first is not None and first[1] != number and first < (time_us, number):
+            return False
+        # The task that got the last result has reacted to it: it has come here since.
+        return not self._iterations_left or asyncio.current_task() is self._last_task
+
+    async def wait(self, number: int, time_us: int) -> None:
+        """Wait until all earlier results are handed out, and the code has reacted to them."""
+        self._due.setdefault(number, time_us)
+        turn = self._waiting[number] = self._run.loop.create_future()
+        if self._run.sleeping is not None:
+            # A sleep may be over by the clock, and not know it yet.
+            self._run.sleeping.wake_until(time_us)
+        self._count()
+        try:
+            await turn
+        except BaseException:
+            self.forget(number)
+            raise
+
+    def passed(self, number: int) -> None:
+        """Take note that a result is handed out to the current task."""
+        if self._recorded and self._recorded[0][1] == number:
+            self._recorded.popleft()
+        self._due.pop(number, None)
+        self._has_passed = True
+        if self._recorded or self._due or self._run.has_other_calls:
+            self._last_task = asyncio.current_task()
+            self._iterations_left = REACTION_ITERATIONS
+            self._count()
+
+    def end(self) -> None:
+        """Let everybody go: the run was stopped, and its code is to learn of it."""
+        self._recorded.clear()
+        self._due.clear()
+        self._last_task = None
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        while self._waiting:
+            _set(self._waiting.popitem()[1])
+
+    def _first(self) -> tuple[int, int] | None:
+        """Return time and number of the earliest result that is not handed out yet."""
+        first = self._recorded[0] if self._recorded else None
+        if self._due:
+            # A copy: transactions that are not async note their times in their threads.
+            due = min((time_us, number) for number, time_us in list(self._due.items()))
+            return due if first is None or due < first else first
+        return first
+
+    def _count(self) -> None:
+        if not self._is_counting and (self._waiting or self._iterations_left):
+            self._is_counting = True
+            self._run.loop.call_soon(self._next_iteration)
+
+    def _next_iteration(self) -> None:
+        self._is_counting = False
+        if self._iterations_left:
+            self._iterations_left -= 1
+            self._count()
+            return
+        self._last_task = None
+        first = self._first()
+        turn = self._waiting.pop(first[1], None) if first is not None else None
+        if turn is not None:
+            # What it wakes comes to `passed` in the next iteration.
+            self._iterations_left = REACTION_ITERATIONS
+            _set(turn)
+            self._count()
+        elif self._waiting and self._recorded and self._timer is None:
+            self._has_passed = False
+            self._timer = self._run.loop.call_later(LONGEST_WAIT_SECONDS, self._give_up)
+
+    def _give_up(self) -> None:
+        """Go on without an order, if the code does not ask for the result that comes next."""
+        self._timer = None
+        if not self._waiting or not self._recorded:
+            return
+        if not self._has_passed:
+            logger.warning(
+                "Workflow %s: its code has not come to entry %d of its log, which was recorded "
+                "first; the results of its other calls come in any order from here on",
+                self._run.workflow_id,
+                self._recorded[0][1],
+            )
+            self._recorded.clear()
+        self._count()
+
+
+async def in_turn(run: Run, number: int, time_us: int) -> None:
+    """Wait until it is the turn of a call's result.
+
+    Args:
+        run: The run.
+        number: The call's place in the log.
+        time_us: Of its record.
+
+    Raises:
+        RunStopped: The run must not go on.
+    """
+    order = run.order
+    if order is None:
+        if not run.has_other_calls:
+            return
+        order = run.order = ResultOrder(run)
+    if not order.may_pass(number, time_us):
+        await order.wait(number, time_us)
+        run.refuse_if_stopped()
+    order.passed(number)
+
+
+def expect_result_at(run: Run, number: int, time_us: int) -> None:
+    """Let the results of later records wait for one that is not handed out at once."""
+    if run.order is None:
+        run.order = ResultOrder(run)
+    run.order.expect(number, time_us)
+
+
+def forget_result(run: Run, number: int) -> None:
+    """Let nobody wait for a call's result any more."""
+    if run.order is not None:
+        run.order.forget(number)
+
+
+def recorded_order(
+    values: Values, steps: Iterable[StepRecord], children: Iterable[WorkflowRecord]
+) -> list[tuple[int, int]]:
+    """Return time and number of each result in a log, in order.
+
+    A sleep has the time at which it ends.
+    """
+    order = [(_time_of(values, step), step.step_number) for step in steps if step.is_finished]
+    order += [
+        (end_of_child(child), child.parent_step)
+        for child in children
+        if child.awaited and child.is_final and child.parent_step is not None
+    ]
+    order.sort()
+    return order
+
+
+def latest_time_us(steps: Iterable[StepRecord], children: Iterable[WorkflowRecord]) -> int:
+    """Return the time of the latest record in a log, 0 if there is none."""
+    times = [step.finished_at_us for step in steps if step.name != SLEEP]
+    times += [end_of_child(child) for child in children if child.is_final]
+    return max(times, default=0)
+
+
+def end_of_child(child: WorkflowRecord) -> int:
+    """Return when a workflow has ended, by the clock of whoever has ended it.
+
+    That may be behind; but it was not before the call.
+    """
+    return max(child.created_at_us, child.updated_at_us)
+
+
+def sleep_output(values: Values, ahead_us: int) -> bytes:
+    """Return what the record of a sleep holds: how far its log is ahead of the clock.
+
+    The sleep ends by the clock, and the order of results is that of the log.
+    """
+    return values.write(ahead_us or None)[0]
+
+
+def end_of_sleep(values: Values, sleep: StepRecord) -> int:
+    """Return when a sleep ends, as times in its log are."""
+    try:
+        return sleep.finished_at_us + (values.read(sleep.output or b"null") or 0)
+    except DecodeError:
+        return sleep.finished_at_us
+
+
+def _time_of(values: Values, step: StepRecord) -> int:
+    return end_of_sleep(values, step) if step.name == SLEEP else step.finished_at_us
+
+
+def _set(future: asyncio.Future[None]) -> None:
+    if not future.done():
+        future.set_result(None)

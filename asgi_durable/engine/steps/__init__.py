@@ -1,0 +1,1 @@
+"""The calls that a run records: steps, transactions and sleeps."""

@@ -1,0 +1,1 @@
+"""Starts workflows, waits for their results and cancels them."""

@@ -1,0 +1,281 @@
+"""Running the code of an ended workflow again, for what it does to its request's objects.
+
+A route's workflow sets the status on the framework's ``Response``, adds background tasks, or
+fills the session. None of that is recorded, as such objects belong to one try of the request. Where
+the workflow has ended and its request has not, the next try brings new objects: the code runs
+again over its log, and does the same to them. Its outcome stays the recorded one.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from typing import Any, NoReturn
+
+from asgi_durable.engine.process.definitions import WorkflowDefinition
+from asgi_durable.engine.runs.call import Call
+from asgi_durable.engine.runs.frame import Frame, current_frame
+from asgi_durable.engine.runs.outbox import Outbox, start_of
+from asgi_durable.engine.runs.replay import (
+    NOTHING,
+    diverged,
+    recorded_child,
+    refuse_other_child,
+    refuse_other_step,
+    unused_log,
+)
+from asgi_durable.engine.runs.result_order import end_of_child, forget_result, in_turn
+from asgi_durable.engine.runs.results import decode_recorded, infrastructure_error_in
+from asgi_durable.engine.runs.run import Run, Services
+from asgi_durable.engine.runs.run_end import (
+    Finished,
+    Interrupted,
+    RunStopped,
+    finished,
+    refuse_cancelled,
+)
+from asgi_durable.engine.runs.runner import refuse_ambient
+from asgi_durable.engine.workflows.conflicts import find_conflict
+from asgi_durable.engine.workflows.result_waiters import Outcomes
+from asgi_durable.errors import (
+    DecodeError,
+    EncodeError,
+    NonDeterministicWorkflowError,
+    StorageError,
+    WorkflowInterruptedError,
+)
+from asgi_durable.storage.records import (
+    StoredRun,
+    WorkflowRecord,
+    WorkflowState,
+)
+from asgi_durable.storage.writes import Outcome, Write
+
+__all__ = ["EndedRun", "Reruns", "is_repeated"]
+
+logger = logging.getLogger(__name__)
+
+
+class EndedRun(Run):
+    """A run over the whole log of an ended workflow: it replays, and can record nothing.
+
+    Args:
+        services: What all runs share.
+        stored: The log.
+        caller: The run that called the workflow; this one stops with it.
+    """
+
+    has_ended = True
+
+    __slots__ = ("_caller",)
+
+    def __init__(self, services: Services, stored: StoredRun, caller: Run) -> None:
+        super().__init__(services, stored.workflow, caller.loop, executor_id=caller.executor_id)
+        self.load(stored)
+        self._caller = caller
+        self.outbox = _EndedOutbox(self)
+
+    @property
+    def is_replaying(self) -> bool:
+        """True."""
+        return True
+
+    def refuse_other_start(self, workflow: WorkflowRecord) -> None:
+        """Raise if something else than the start of this workflow is recorded at its place.
+
+        The place need not be recorded: the last starts of a workflow are in the commit of its
+        end alone. The workflow itself is there, unless it is deleted by now.
+        """
+        number = workflow.parent_step or 0
+        step = self.steps.get(number)
+        if step is not None:
+            refuse_other_step(self, step, *start_of(self, workflow))
+        elif number in self.children:
+            definition = self.services.registry.workflow(workflow.name)
+            recorded_child(self, number, definition, workflow.input or b"{}")
+        forget_result(self, number)
+
+    def submit(self, write: Write) -> None:
+        """Refuse a write."""
+        self._refuse(write)
+
+    async def commit(self, write: Write) -> Outcome:
+        """Refuse a write."""
+        self._refuse(write)
+
+    def _refuse(self, write: Write) -> NoReturn:
+        raise diverged(self, self.calls, NOTHING, f"for {type(write).__name__}")
+
+    def interruption(self) -> Interrupted | None:
+        """Return why the run must not go on, ``None`` if it may."""
+        if self.stopped is None and (stopped := self._caller.interruption()) is not None:
+            self.stop(stopped.error, goes_on=stopped.goes_on)
+        return self.stopped
+
+
+class _EndedOutbox(Outbox):
+    """Of an ended workflow: what it started was started with its end."""
+
+    __slots__ = ("_ended",)
+
+    def __init__(self, run: EndedRun) -> None:
+        super().__init__(run)
+        self._ended = run
+
+    def add(self, workflow: WorkflowRecord) -> None:
+        self._ended.refuse_other_start(workflow)
+
+
+class Reruns:
+    """Runs ended workflows again over their logs.
+
+    Args:
+        services: What all runs share.
+        outcomes: Waits for workflows that others run.
+    """
+
+    def __init__(self, services: Services, outcomes: Outcomes) -> None:
+        self._services = services
+        self._outcomes = outcomes
+
+    async def repeat(self, call: Call, parent: Run, number: int, workflow_id: str) -> None:
+        """Run the code of a workflow that has succeeded again, with the objects of this call.
+
+        Only for the caller that it belongs to: who attaches to a workflow by its id gets its
+        result, and nothing of what it did to another's objects.
+
+        Raises:
+            RunStopped: The code does not fit the log; the caller's run must not go on.
+        """
+        stored = await self._load(parent, workflow_id)
+        workflow = stored.workflow
+        if (workflow.parent_id, workflow.parent_step) != (parent.workflow_id, number):
+            return
+        try:
+            arguments = call.definition.bind_input(
+                workflow.input or b"{}", call.args, call.kwargs, is_first=False
+            )
+        except DecodeError as error:
+            raise parent.stop(error) from error
+        failure = await self._run(EndedRun(self._services, stored, parent), call, arguments)
+        if failure is not None:
+            goes_on = infrastructure_error_in(failure) is not None
+            raise parent.stop(failure, goes_on=goes_on) from failure
+        # What the application makes of a cancellation is not what counts.
+        parent.refuse_if_stopped()
+
+    async def _load(self, parent: Run, workflow_id: str) -> StoredRun:
+        try:
+            stored = await self._services.storage.load_runs([workflow_id])
+        except StorageError as error:
+            raise parent.stop(error, goes_on=True) from error
+        if not stored:
+            raise parent.stop(WorkflowInterruptedError(workflow_id, "its row is gone"))
+        return stored[0]
+
+    async def _run(self, run: EndedRun, call: Call, arguments: dict[str, Any]) -> Exception | None:
+        """Run the code in a task of its own; return why its caller must not go on."""
+        workflow_id = run.workflow_id
+        try:
+            return await call.loop.create_task(_call(run, call.definition, arguments))
+        except asyncio.CancelledError:
+            current = asyncio.current_task()
+            if run.interruption() is not None or (current is not None and current.cancelling()):
+                raise
+            return WorkflowInterruptedError(workflow_id, "its code raised CancelledError")
+        finally:
+            # Invariant: not closed. What its code has left behind makes no plain calls.
+            run.stop(WorkflowInterruptedError(workflow_id, "it was only run again"))
+
+    # What the code of an ended workflow calls
+
+    async def result(self, call: Call, parent: EndedRun, number: int) -> Any:
+        """Return the recorded result of a workflow, or raise its error."""
+        record = await self._called(call, parent, number)
+        if record is None:
+            raise parent.stop(WorkflowInterruptedError(parent.workflow_id, "a row is gone"))
+        ending = finished(record)
+        if not record.is_final:
+            ending = await self._outcomes.wait(record.workflow_id, in_run=True)
+        await in_turn(parent, number, end_of_child(record))
+        parent.note_settled()
+        refuse_cancelled(ending, record.workflow_id)
+        if is_repeated(call, ending):
+            await self.repeat(call, parent, number, record.workflow_id)
+        return decode_recorded(parent, call.definition, ending.output, ending.error)
+
+    async def start(self, call: Call, parent: EndedRun, number: int) -> str:
+        """Return the id of a workflow that was started."""
+        record = await self._called(call, parent, number)
+        parent.note_settled()
+        return record.workflow_id if record is not None else call.options.workflow_id or ""
+
+    async def _called(self, call: Call, parent: EndedRun, number: int) -> WorkflowRecord | None:
+        definition, workflow_id = call.definition, call.options.workflow_id
+        definition.prepare()
+        data = definition.encode_input(call.args, call.kwargs)
+        if definition.ambient:
+            refuse_ambient(call)
+        if workflow_id is None:
+            return recorded_child(parent, number, definition, data)
+        # It may be another one's, and is not in the log then.
+        refuse_other_child(parent, number, definition.name, workflow_id)
+        record = await self._services.storage.get_workflow(workflow_id)
+        conflict = find_conflict(call, data, record) if record is not None else None
+        if conflict is not None:
+            raise conflict
+        return record
+
+
+def is_repeated(call: Call, ending: Finished) -> bool:
+    """Tell whether a workflow's code is run again for a call that finds it ended."""
+    return bool(call.definition.injected) and ending.state is WorkflowState.SUCCESS
+
+
+async def _call(
+    run: EndedRun, definition: WorkflowDefinition, arguments: dict[str, Any]
+) -> Exception | None:
+    """Run the code; return why its caller must not go on, ``None`` if it may."""
+    current_frame.set(Frame(run.services, run))
+    raised: BaseException | None = None
+    try:
+        value = await definition.call(arguments)
+        _compare(run, definition, value)
+    except (asyncio.CancelledError, KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException as error:  # RunStopped, or the application's
+        raised = error
+    outage = infrastructure_error_in(raised) if raised is not None else None
+    if outage is not None:
+        return outage
+    stopped = run.interruption() or (unused_log(run) if raised is None else None)
+    if stopped is not None:
+        return stopped.error
+    if raised is None or isinstance(raised, RunStopped):
+        return None
+    failure = NonDeterministicWorkflowError(
+        run.workflow_id,
+        run.calls,
+        recorded="its success",
+        called=f"nothing, and raises {type(raised).__name__}: {raised}",
+    )
+    failure.__cause__ = raised
+    return failure
+
+
+def _compare(run: EndedRun, definition: WorkflowDefinition, value: object) -> None:
+    """Write a line to the log where the code came to another result than the recorded one."""
+    try:
+        _, seen = definition.values.write_result(value)
+        is_equal = bool(seen == definition.values.read_result(run.workflow.output))
+    except (EncodeError, DecodeError):
+        is_equal = False
+    if not is_equal:
+        logger.warning(
+            "Workflow %s (%s) came to another result when its code ran again over its log, for "
+            "what it does to the objects of its request. The recorded result stands, and the "
+            "answer may have headers that do not fit it: let times, random numbers and ids come "
+            "from steps.",
+            run.workflow_id,
+            definition.name,
+        )

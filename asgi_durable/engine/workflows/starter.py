@@ -1,0 +1,379 @@
+"""Calling and starting workflows."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Coroutine
+from dataclasses import replace
+from typing import Any
+
+from asgi_durable.context import current_request
+from asgi_durable.engine.runs.active_runs import ActiveRuns, wait_for
+from asgi_durable.engine.runs.call import Call, kept_context
+from asgi_durable.engine.runs.outbox import Outbox
+from asgi_durable.engine.runs.replay import recorded_child, refuse_other_child
+from asgi_durable.engine.runs.result_order import end_of_child, forget_result, in_turn
+from asgi_durable.engine.runs.results import decode_recorded
+from asgi_durable.engine.runs.run import Run, Services
+from asgi_durable.engine.runs.run_end import (
+    Ending,
+    Finished,
+    Interrupted,
+    OwnedElsewhereError,
+    finished,
+    refuse_cancelled,
+)
+from asgi_durable.engine.runs.runner import Drives, refuse_ambient
+from asgi_durable.engine.workflows.conflicts import find_conflict
+from asgi_durable.engine.workflows.rerun import EndedRun, Reruns, is_repeated
+from asgi_durable.engine.workflows.result_waiters import Outcomes
+from asgi_durable.errors import (
+    StorageError,
+    WorkflowConflictError,
+    WorkflowNotFoundError,
+)
+from asgi_durable.ids import child_workflow_id, new_id
+from asgi_durable.storage.records import WorkflowRecord, WorkflowState
+from asgi_durable.storage.writes import StartWorkflow
+
+__all__ = ["Workflows"]
+
+FIRST_RETRY_SECONDS = 0.05
+LONGEST_RETRY_SECONDS = 1.0
+
+
+class Workflows:
+    """Runs the application's workflows in this process.
+
+    Args:
+        services: What all runs share.
+        active: The runs of this process.
+        drives: What a run does.
+        outcomes: Waits for those that other executors run.
+    """
+
+    def __init__(
+        self, services: Services, active: ActiveRuns, drives: Drives, outcomes: Outcomes
+    ) -> None:
+        self._services = services
+        self._active = active
+        self._drives = drives
+        self._outcomes = outcomes
+        self._reruns = Reruns(services, outcomes)
+
+    async def begin(self, call: Call) -> Run | WorkflowRecord:
+        """Return the run that a call starts or joins, or the finished workflow it finds.
+
+        Raises:
+            TypeError: The arguments do not fit the function.
+            EncodeError: An argument cannot be recorded.
+            WorkflowConflictError: The id belongs to another function, or other arguments.
+            NonDeterministicWorkflowError: The calling workflow left its log.
+        """
+        definition = call.definition
+        definition.prepare()
+        data = definition.encode_input(call.args, call.kwargs)
+        if definition.ambient:
+            refuse_ambient(call)
+        workflow_id = call.options.workflow_id
+        if workflow_id is not None:
+            if call.parent is not None:
+                refuse_other_child(*call.parent, definition.name, workflow_id)
+            return await self._claim(call, data, workflow_id)
+        if call.parent is None:
+            return self._start_fresh(call, data, new_id())
+        parent, number = call.parent
+        child = recorded_child(parent, number, definition, data)
+        if child is None:
+            # Invariant: the parent's log is all in memory, so no such child exists yet.
+            return self._start_fresh(call, data, child_workflow_id(parent.workflow_id, number))
+        return await self._join_recorded(call, child)
+
+    def result(self, call: Call) -> Coroutine[Any, Any, Any]:
+        """Begin a call, wait for its outcome, and return or raise it."""
+        if call.parent is None:
+            return self._result_alone(call)
+        parent, number = call.parent
+        if isinstance(parent, EndedRun):
+            return self._reruns.result(call, parent, number)
+        return self._result_in_run(call, parent, number)
+
+    async def _result_alone(self, call: Call) -> Any:
+        begun = await self.begin(call)
+        ending = await self._ending(call, begun)
+        while (
+            isinstance(begun, Run)
+            and _is_elsewhere(ending)
+            and not await self._exists(call, begun.workflow_id)
+        ):
+            await self._wait_for_rebirth(begun)
+            begun = await self.begin(call)
+            ending = await self._ending(call, begun)
+        if _is_elsewhere(ending):
+            ending = await self._ending_elsewhere(call, begun.workflow_id)
+        return self.value_of(ending, begun.workflow_id)
+
+    async def _result_in_run(self, call: Call, parent: Run, number: int) -> Any:
+        begun = await self.begin(call)
+        ending = await self._ending(call, begun)
+        if _is_elsewhere(ending):
+            try:
+                ending = await self._ending_elsewhere(call, begun.workflow_id)
+            except Exception as error:
+                # Not the child's outcome, so nothing that the parent's code may go on with.
+                raise parent.stop(error, goes_on=True) from error
+        await in_turn(parent, number, _time_of_end(parent, number, begun))
+        parent.note_settled()
+        if isinstance(ending, Finished):
+            refuse_cancelled(ending, begun.workflow_id)
+            return decode_recorded(parent, call.definition, ending.output, ending.error)
+        if isinstance(ending.error, WorkflowConflictError):
+            raise ending.error
+        raise parent.stop(ending.error, goes_on=ending.goes_on)
+
+    async def _exists(self, call: Call, workflow_id: str) -> bool:
+        """Tell whether a workflow has a row; not if its executor was dead before it began."""
+        try:
+            return await self._outcomes.exists(workflow_id)
+        except StorageError as error:
+            if call.parent is None:
+                raise
+            # Nothing that the parent's code may go on with.
+            raise call.parent[0].stop(error, goes_on=True) from error
+
+    async def _wait_for_rebirth(self, run: Run) -> None:
+        """Wait until the process goes on as another executor than a run's.
+
+        Raises:
+            OwnedElsewhereError: It does not.
+        """
+        executor, patience = self._services.executor, self._services.patience_seconds
+        if not await executor.wait_until_renamed(run.executor_id, patience):
+            raise OwnedElsewhereError(run.workflow_id)
+
+    async def _ending_elsewhere(self, call: Call, workflow_id: str) -> Ending:
+        """Wait for the outcome of a workflow that another executor runs."""
+        if not call.definition.ambient:
+            return await self._outcomes.wait(workflow_id, in_run=call.parent is not None)
+        # Nobody but this call has what the workflow needs of its request.
+        delay = FIRST_RETRY_SECONDS
+        while True:
+            await asyncio.sleep(delay)
+            delay = min(delay * 2, LONGEST_RETRY_SECONDS)
+            ending = await self._ending(call, await self._join_again(call, workflow_id))
+            if not _is_elsewhere(ending):
+                return ending
+
+    async def _ending(self, call: Call, begun: Run | WorkflowRecord) -> Ending:
+        """Wait until a call's run is over, or over enough for its parent.
+
+        What its code does to the objects of the call is done by then, whoever has run it.
+        """
+        ending = await self._outcome(call, begun)
+        if call.parent is None or not isinstance(ending, Finished):
+            return ending
+        if is_repeated(call, ending) and not _has_run(call, begun):
+            if isinstance(begun, Run):
+                # Its whole log is to be read.
+                await wait_for(begun, begun.done, call.loop)
+            await self._reruns.repeat(call, *call.parent, begun.workflow_id)
+        return ending
+
+    async def _outcome(self, call: Call, begun: Run | WorkflowRecord) -> Ending:
+        if isinstance(begun, WorkflowRecord):
+            return finished(begun)
+        if call.parent is None or begun.loop is not call.parent[0].loop:
+            return await wait_for(begun, begun.done, call.loop)
+        parent = call.parent[0]
+        begun.caller, parent.awaited = parent, (*parent.awaited, begun)
+        try:
+            # The parent may see the outcome before it is durable, but must not act on it sooner.
+            ending = await wait_for(begun, begun.ended, call.loop)
+        except BaseException:
+            forget_result(*call.parent)
+            raise
+        finally:
+            begun.caller = None
+            parent.awaited = tuple(run for run in parent.awaited if run is not begun)
+        if isinstance(ending, Finished):
+            parent.depend_on(begun)
+        return ending
+
+    def start(self, call: Call) -> Coroutine[Any, Any, str]:
+        """Begin a call and return the workflow's id once its start is durable."""
+        if call.parent is not None:
+            parent, number = call.parent
+            if isinstance(parent, EndedRun):
+                return self._reruns.start(call, parent, number)
+        return self._start(call)
+
+    async def _start(self, call: Call) -> str:
+        parent = call.parent[0] if call.parent is not None else None
+        while True:
+            begun = await self._begin_and_leave(call)
+            if isinstance(begun, WorkflowRecord):
+                return begun.workflow_id
+            if await wait_for(begun, begun.claimed, call.loop):
+                return begun.workflow_id
+            ending = await wait_for(begun, begun.done, call.loop)
+            # Invariant: who starts a workflow is told its id only once there is a row.
+            if isinstance(ending, Finished):
+                return begun.workflow_id
+            if _is_elsewhere(ending) and await self._exists(call, begun.workflow_id):
+                return begun.workflow_id
+            if parent is not None and not isinstance(ending.error, WorkflowConflictError):
+                raise parent.stop(ending.error, goes_on=ending.goes_on)
+            if not _is_elsewhere(ending):
+                raise ending.error
+            await self._wait_for_rebirth(begun)
+
+    def start_with_end(self, call: Call, workflow_id: str, outbox: Outbox) -> None:
+        """Let a workflow be started in the commit in which its caller ends.
+
+        Args:
+            call: The call, with its place in the caller's log.
+            workflow_id: The workflow's.
+            outbox: The caller's.
+
+        Raises:
+            TypeError: The arguments do not fit the function.
+            EncodeError: An argument cannot be recorded.
+            NonDeterministicWorkflowError: The calling workflow left its log.
+            WorkflowInterruptedError: Its end is on its way already.
+        """
+        definition = call.definition
+        definition.prepare()
+        data = definition.encode_input(call.args, call.kwargs)
+        if definition.ambient:
+            refuse_ambient(call)
+        outbox.add(self._new_record(call, data, workflow_id))
+
+    async def _begin_and_leave(self, call: Call) -> Run | WorkflowRecord:
+        """Begin a call whose end nobody waits for."""
+        begun = await self.begin(call)
+        if call.parent is not None:
+            call.parent[0].note_settled()
+        return begun
+
+    def value_of(self, ending: Ending, workflow_id: str) -> Any:
+        """Return an outcome's result, or raise its error.
+
+        Raises:
+            DecodeError: It cannot be read in this process.
+        """
+        if isinstance(ending, Interrupted):
+            raise ending.error
+        refuse_cancelled(ending, workflow_id)
+        return self._services.registry.outcome(ending.name, ending.output, ending.error)
+
+    async def _join_recorded(self, call: Call, child: WorkflowRecord) -> Run | WorkflowRecord:
+        """Return the run of a child that an earlier execution of the parent called."""
+        while True:
+            active = self._active.find(child.workflow_id)
+            if active is not None:
+                return active
+            if child.is_final:
+                return child
+            run = self._launched_by(call, Run(self._services, child, call.loop))
+            # Invariant: the run is active before its log is read, so the log cannot grow
+            # under another run of the same workflow.
+            if self._active.launch(run, self._drives.loaded(run, call)):
+                return run
+
+    async def _join_again(self, call: Call, workflow_id: str) -> Run | WorkflowRecord:
+        record = await self._services.storage.get_workflow(workflow_id)
+        if record is None:
+            raise WorkflowNotFoundError(workflow_id)
+        return await self._join_recorded(call, record)
+
+    def _start_fresh(self, call: Call, data: bytes, workflow_id: str) -> Run:
+        """Start a workflow whose id cannot exist yet; its row need not be durable so far."""
+        run = self._new_run(call, data, workflow_id)
+        if call.parent is not None:
+            run.depend_on(call.parent[0])
+        # Launched before its start is submitted, so that it runs before the committer does:
+        # a workflow without steps then starts and ends in one commit.
+        self._active.launch(run, self._drives.fresh(run, call))
+        run.submit(StartWorkflow(run.workflow))
+        return run
+
+    async def _claim(self, call: Call, data: bytes, workflow_id: str) -> Run | WorkflowRecord:
+        """Join the run of a given id, or start one once its row is durable and unique."""
+        while True:
+            active = self._active.find(workflow_id)
+            if active is None:
+                run = self._new_run(call, data, workflow_id)
+                if call.parent is not None:
+                    run.depend_on(call.parent[0])
+                if self._active.launch(run, self._drives.claimed(run, call)):
+                    return run
+                continue
+            await wait_for(active, active.claimed, call.loop)
+            if active is self._active.find(workflow_id):
+                conflict = find_conflict(call, data, active.workflow)
+                if conflict is not None:
+                    raise conflict
+                return active
+
+    def _launched_by(self, call: Call, run: Run) -> Run:
+        if call.definition.injected:
+            call.runs.append(run)
+        return run
+
+    def _new_run(self, call: Call, data: bytes, workflow_id: str) -> Run:
+        record = self._new_record(call, data, workflow_id)
+        observed = self._services.telemetry.observer.run(record, entries=0)
+        # In the very row that is inserted: no write of its own, and none that can get lost.
+        span = observed.begin()
+        if span is not None:
+            record = replace(record, last_span=span)
+        run = Run(self._services, record, call.loop, executor_id=record.executor_id)
+        run.observed = observed
+        return self._launched_by(call, run)
+
+    def _new_record(self, call: Call, data: bytes, workflow_id: str) -> WorkflowRecord:
+        request_id, request = None, current_request.get()
+        parent, number = call.parent or (None, None)
+        if parent is not None:
+            # In a run that goes on without its caller there is no request still.
+            request_id = parent.workflow.request_id
+        elif request is not None:
+            request_id = request.request_id
+        caller = parent.workflow if parent is not None else None
+        now = time.time_ns() // 1000
+        return WorkflowRecord(
+            workflow_id=workflow_id,
+            name=call.definition.name,
+            state=WorkflowState.PENDING,
+            executor_id=self._services.executor.id,
+            attempts=1,
+            parent_id=parent.workflow_id if parent is not None else None,
+            parent_step=number,
+            awaited=call.awaited,
+            request_id=request_id,
+            fingerprint=None,
+            input=data,
+            output=None,
+            error=None,
+            created_at_us=now,
+            updated_at_us=now,
+            trace_context=kept_context(self._services.telemetry, caller),
+        )
+
+
+def _time_of_end(parent: Run, number: int, begun: Run | WorkflowRecord) -> int:
+    """Return when what a parent waited for has ended, as times in the parent's log are."""
+    if isinstance(begun, WorkflowRecord):
+        return end_of_child(begun)
+    known = parent.order.time_of(number) if parent.order is not None else None
+    return known or parent.next_time_us()
+
+
+def _is_elsewhere(ending: Ending) -> bool:
+    return isinstance(ending, Interrupted) and ending.is_elsewhere
+
+
+def _has_run(call: Call, begun: Run | WorkflowRecord) -> bool:
+    """Tell whether a workflow's code has run to its end with the objects of a call."""
+    return any(run is begun and run.claimed.get() for run in call.runs)

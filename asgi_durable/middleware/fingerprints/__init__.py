@@ -1,0 +1,1 @@
+"""Decides whether two requests with one key are the same request."""

@@ -1,0 +1,1 @@
+"""The idempotency middleware: from a request's key to its response."""

@@ -1,0 +1,1 @@
+"""Inspects the application that the middlewares are put around."""

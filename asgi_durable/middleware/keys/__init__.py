@@ -1,0 +1,1 @@
+"""Finds a request's idempotency key and its principal."""

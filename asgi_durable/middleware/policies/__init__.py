@@ -1,0 +1,1 @@
+"""Idempotency policies, and which request has which."""

@@ -1,0 +1,1 @@
+"""Reads request bodies, in memory or spooled to disk."""

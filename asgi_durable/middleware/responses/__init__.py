@@ -1,0 +1,1 @@
+"""Records responses, replays them and streams them."""

@@ -1,0 +1,326 @@
+"""Writes that one statement could not settle: what is in their way, and taking workflows."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from asgi_durable.storage.postgres.commits.batch import BatchStatements, Rows
+from asgi_durable.storage.postgres.commits.cancel import cancel_workflows
+from asgi_durable.storage.postgres.commits.slow_path_statements import SettleStatements
+from asgi_durable.storage.postgres.connections.reconnecting import Wire
+from asgi_durable.storage.postgres.errors import ChangedMeanwhileError
+from asgi_durable.storage.postgres.rows import (
+    arrays_of,
+    piece_from,
+    step_from,
+    workflow_from,
+)
+from asgi_durable.storage.records import PieceRecord, ResponseRecord, WorkflowRecord
+from asgi_durable.storage.writes import (
+    DONE,
+    FENCED,
+    AcquitWorkflow,
+    ClaimRequest,
+    CompleteStep,
+    FinishWorkflow,
+    ForgetRequest,
+    Outcome,
+    OutcomeKind,
+    RecordPiece,
+    RecordStep,
+    ReleaseWorkflow,
+    ResumeWorkflow,
+    SetFingerprint,
+    SetLastSpan,
+    StartWorkflow,
+    Write,
+    is_same_end,
+    is_same_start,
+    of_refused_step,
+    workflow_id_of,
+)
+
+__all__ = ["refused_claims", "settle"]
+
+
+async def settle(
+    wire: Wire,
+    statements: SettleStatements,
+    batches: BatchStatements,
+    executor_id: str,
+    writes: Sequence[Write],
+) -> list[Outcome]:
+    """Apply writes in one transaction of a fixed number of statements, however many they are.
+
+    Args:
+        wire: The connection.
+        statements: Those of the schema.
+        batches: For the rows that can be written as they are once workflows are taken.
+        executor_id: Whose writes they are.
+        writes: A group of ``write_order``, or a part of one.
+
+    Raises:
+        ChangedMeanwhileError: Others were faster; the writes are to be tried from the start.
+    """
+    async with wire.transaction():
+        if not await wire.fetch(statements.fence, executor_id):
+            return [FENCED] * len(writes)
+        settlement = _Settlement(wire, statements, batches, executor_id)
+        await settlement.begin_workflows(writes)
+        await settlement.set_fingerprints(writes)
+        await settlement.apply_rows(writes)
+        await settlement.set_last_spans(writes)
+        await settlement.give_up_workflows(writes)
+        settlement.outcomes |= await cancel_workflows(wire, statements.cancel, writes)
+        return [settlement.outcomes.get(id(write), DONE) for write in writes]
+
+
+async def refused_claims(
+    wire: Wire, statements: SettleStatements, executor_id: str, writes: Sequence[Write]
+) -> dict[int, Outcome]:
+    """Return the conflicts of claims that cannot be granted, by the writes' ``id()``.
+
+    One look, without any lock: a request that is finished stays so, and one that somebody
+    runs was being run a moment ago. All other writes are left to :func:`settle`.
+    """
+    claims = [write for write in writes if isinstance(write, ClaimRequest)]
+    if not claims:
+        return {}
+    ids = [write.workflow.workflow_id for write in claims]
+    fingerprints = [write.workflow.fingerprint for write in claims]
+    rows = await wire.fetch(statements.find_answers, ids, fingerprints)
+    by_id = {row["workflow_id"]: row for row in rows}
+    refused: dict[int, Outcome] = {}
+    for write in claims:
+        row = by_id.get(write.workflow.workflow_id)
+        if row is None:
+            continue
+        outcome = _of_taking(write, _found_from(row), executor_id)
+        if outcome.kind is OutcomeKind.CONFLICT:
+            refused[id(write)] = replace(outcome, response=_response_from(row))
+    return refused
+
+
+@dataclass(frozen=True, slots=True)
+class _Found:
+    workflow: WorkflowRecord
+    owner_lives: bool
+
+
+class _Settlement:
+    """One transaction of :func:`settle`; a write without an outcome is DONE."""
+
+    def __init__(
+        self,
+        wire: Wire,
+        statements: SettleStatements,
+        batches: BatchStatements,
+        executor_id: str,
+    ) -> None:
+        self._wire = wire
+        self._statements = statements
+        self._batches = batches
+        self._executor_id = executor_id
+        self.outcomes: dict[int, Outcome] = {}
+
+    async def begin_workflows(self, writes: Sequence[Write]) -> None:
+        """Settle what starts, claims or resumes a workflow, and take those that are free."""
+        heads = [w for w in writes if isinstance(w, (StartWorkflow, ClaimRequest, ResumeWorkflow))]
+        if not heads:
+            return
+        ids = [workflow_id_of(write) for write in heads]
+        # Invariant: locked first and read after. What is read of a locked row stays true, and
+        # what is not locked was finished or somebody else's.
+        locked_rows = await self._wire.fetch(self._statements.lock, self._executor_id, ids)
+        locked = {row["workflow_id"] for row in locked_rows}
+        found = await _find(self._wire, self._statements, ids)
+        taken: list[_Taking] = []
+        for write in heads:
+            existing = found.get(workflow_id_of(write))
+            if isinstance(write, StartWorkflow):
+                self.outcomes[id(write)] = _of_start(write, existing)
+                continue
+            outcome = self._of_taking(write, existing)
+            self.outcomes[id(write)] = outcome
+            if outcome.kind is OutcomeKind.CONFLICT or self._is_repeated(write, existing):
+                continue
+            if workflow_id_of(write) not in locked:
+                raise ChangedMeanwhileError
+            taken.append(_taking(write))
+        if taken:
+            await self._wire.fetch(
+                self._statements.take, self._executor_id, *zip(*taken, strict=True)
+            )
+        if claimed := [workflow_id for workflow_id, _, is_claim, *_ in taken if is_claim]:
+            await self._wire.fetch(self._statements.drop, self._executor_id, claimed)
+
+    async def set_fingerprints(self, writes: Sequence[Write]) -> None:
+        """Set the fingerprints of requests; before their ends, after which none is set."""
+        wanted = [write for write in writes if isinstance(write, SetFingerprint)]
+        if not wanted:
+            return
+        ids = [write.workflow_id for write in wanted]
+        values = [(write.workflow_id, write.pending, write.fingerprint) for write in wanted]
+        rows = await self._wire.fetch(
+            self._statements.set_fingerprints, self._executor_id, *zip(*values, strict=True)
+        )
+        done = {row["workflow_id"] for row in rows}
+        found = await _find(self._wire, self._statements, ids) if len(done) < len(ids) else {}
+        for write in wanted:
+            existing = found.get(write.workflow_id)
+            if write.workflow_id not in done and not _has_fingerprint(existing, write):
+                self.outcomes[id(write)] = FENCED
+
+    async def apply_rows(self, writes: Sequence[Write]) -> None:
+        """Write rows of what is the executor's now, cut pieces, and settle what is refused."""
+        kinds = (RecordStep, CompleteStep, RecordPiece, FinishWorkflow)
+        rows = Rows.of([write for write in writes if isinstance(write, kinds)])
+        if not rows.count:
+            return
+        applied = await self._batches.apply(self._wire, self._executor_id, rows)
+        steps: list[RecordStep | CompleteStep] = [*rows.steps, *rows.completions]
+        await self._settle_steps([step for step in steps if not applied.has(step)])
+        await self._settle_pieces([piece for piece in rows.pieces if not applied.has(piece)])
+        await self._settle_ends([end for end in rows.ends if not applied.has(end)])
+        if cuts := [write.piece for write in rows.pieces if write.cuts and applied.has(write)]:
+            places = [(piece.workflow_id, piece.cut_to, piece.end_offset) for piece in cuts]
+            await self._wire.fetch(self._statements.cut_pieces, *zip(*places, strict=True))
+
+    async def set_last_spans(self, writes: Sequence[Write]) -> None:
+        """Note the spans of executions; before workflows are given up, which are another's then."""
+        spans = [(w.workflow_id, w.last_span) for w in writes if isinstance(w, SetLastSpan)]
+        if spans:
+            await self._wire.fetch(
+                self._statements.set_last_spans, self._executor_id, *arrays_of(sorted(spans))
+            )
+
+    async def give_up_workflows(self, writes: Sequence[Write]) -> None:
+        """Acquit, release and forget, after all that is written for the same workflows."""
+        executor_id, statements = self._executor_id, self._statements
+        if ids := [write.workflow_id for write in writes if isinstance(write, AcquitWorkflow)]:
+            await self._wire.fetch(statements.acquit, executor_id, ids)
+        releases = [write for write in writes if isinstance(write, ReleaseWorkflow)]
+        if releases:
+            rows = [(write.workflow_id, write.retry_at_us) for write in releases]
+            await self._wire.fetch(statements.release, executor_id, *arrays_of(rows))
+        if ids := [write.workflow_id for write in writes if isinstance(write, ForgetRequest)]:
+            await self._wire.fetch(statements.forget, executor_id, ids)
+
+    def _of_taking(self, write: ClaimRequest | ResumeWorkflow, found: _Found | None) -> Outcome:
+        if found is None and isinstance(write, ClaimRequest):
+            # It was there when it was to be inserted, and is forgotten by now.
+            raise ChangedMeanwhileError
+        return _of_taking(write, found, self._executor_id)
+
+    def _is_repeated(self, write: Write, found: _Found | None) -> bool:
+        """Tell whether this very write has resumed the workflow before, and its answer got lost."""
+        return (
+            isinstance(write, ResumeWorkflow)
+            and found is not None
+            and found.workflow.executor_id == write.executor_id
+            and found.workflow.updated_at_us == write.resumed_at_us
+            and found.workflow.attempts > 1
+        )
+
+    async def _settle_steps(self, refused: Sequence[RecordStep | CompleteStep]) -> None:
+        if not refused:
+            return
+        places = [(write.step.workflow_id, write.step.step_number) for write in refused]
+        rows = await self._wire.fetch(self._statements.find_steps, *zip(*places, strict=True))
+        found = {(step.workflow_id, step.step_number): step for step in map(step_from, rows)}
+        for write, place in zip(refused, places, strict=True):
+            self.outcomes[id(write)] = of_refused_step(write, found.get(place))
+
+    async def _settle_pieces(self, refused: Sequence[RecordPiece]) -> None:
+        if not refused:
+            return
+        places = [(write.piece.workflow_id, write.piece.end_offset) for write in refused]
+        rows = await self._wire.fetch(self._statements.find_pieces, *zip(*places, strict=True))
+        found = {(piece.workflow_id, piece.end_offset): piece for piece in map(piece_from, rows)}
+        for write, place in zip(refused, places, strict=True):
+            self.outcomes[id(write)] = _of_piece(write, found.get(place))
+
+    async def _settle_ends(self, refused: Sequence[FinishWorkflow]) -> None:
+        if not refused:
+            return
+        ids = [write.workflow_id for write in refused]
+        found = await _find(self._wire, self._statements, ids)
+        for write in refused:
+            self.outcomes[id(write)] = _of_end(write, found.get(write.workflow_id))
+
+
+async def _find(wire: Wire, statements: SettleStatements, ids: Sequence[str]) -> dict[str, _Found]:
+    rows = await wire.fetch(statements.find, ids)
+    return {row["workflow_id"]: _found_from(row) for row in rows}
+
+
+def _found_from(row: Any) -> _Found:
+    return _Found(workflow_from(row), row["owner_lives"])
+
+
+def _response_from(row: Any) -> ResponseRecord | None:
+    if row["status_code"] is None:
+        return None
+    return ResponseRecord(
+        workflow_id=row["workflow_id"],
+        status_code=row["status_code"],
+        headers=row["headers"],
+        body=row["body"],
+        expires_at_us=row["expires_at_us"],
+        forgotten_at_us=row["forgotten_at_us"],
+        stream_end=row["stream_end"],
+    )
+
+
+def _of_taking(
+    write: ClaimRequest | ResumeWorkflow, found: _Found | None, executor_id: str
+) -> Outcome:
+    if found is None:
+        return Outcome(OutcomeKind.CONFLICT)
+    existing = found.workflow
+    is_free = existing.executor_id == executor_id or not found.owner_lives
+    if existing.is_final or not is_free:
+        return Outcome(OutcomeKind.CONFLICT, existing=existing)
+    if isinstance(write, ResumeWorkflow):
+        return DONE
+    is_same = existing.may_be(write.workflow.fingerprint)
+    if not is_same or write.comes_too_soon_for(existing):
+        return Outcome(OutcomeKind.CONFLICT, existing=existing)
+    return Outcome(OutcomeKind.RESUMED, existing=existing)
+
+
+# A workflow's id, since when, whether it is claimed, and the claim's request id and fingerprint.
+_Taking = tuple[str, int, bool, str | None, str | None]
+
+
+def _taking(write: ClaimRequest | ResumeWorkflow) -> _Taking:
+    if isinstance(write, ResumeWorkflow):
+        return (write.workflow_id, write.resumed_at_us, False, None, None)
+    new = write.workflow
+    return (new.workflow_id, new.updated_at_us, True, new.request_id, new.fingerprint)
+
+
+def _has_fingerprint(found: _Found | None, write: SetFingerprint) -> bool:
+    return found is not None and found.workflow.fingerprint == write.fingerprint
+
+
+def _of_start(write: StartWorkflow, found: _Found | None) -> Outcome:
+    if found is None:
+        raise ChangedMeanwhileError
+    existing = found.workflow
+    same = is_same_start(existing, write.workflow)
+    return DONE if same else Outcome(OutcomeKind.CONFLICT, existing=existing)
+
+
+def _of_piece(write: RecordPiece, existing: PieceRecord | None) -> Outcome:
+    if existing is None:
+        return FENCED
+    return DONE if existing == write.piece else Outcome(OutcomeKind.CONFLICT)
+
+
+def _of_end(write: FinishWorkflow, found: _Found | None) -> Outcome:
+    if found is None:
+        return FENCED
+    return DONE if is_same_end(found.workflow, write) else FENCED

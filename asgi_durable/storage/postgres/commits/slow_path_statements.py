@@ -1,0 +1,138 @@
+"""The statements that settle what one statement alone cannot."""
+
+from __future__ import annotations
+
+from asgi_durable.storage import tables
+from asgi_durable.storage.postgres.commits.cancel import CancelStatements
+from asgi_durable.storage.postgres.commits.resume import drop_statement
+from asgi_durable.storage.postgres.rows import (
+    OWNED,
+    PostgresNames,
+    each_of,
+    list_of,
+)
+from asgi_durable.storage.writes import (
+    MAX_TOLD_BYTES,
+)
+
+__all__ = ["SettleStatements"]
+
+
+class SettleStatements:
+    """SQL text for one schema."""
+
+    def __init__(self, names: PostgresNames) -> None:
+        workflows, steps = names.workflows, names.steps
+        # Or is dead, but something that it began may be committed still.
+        owner_lives = (
+            f"EXISTS (SELECT 1 FROM {names.fences} AS f WHERE f.executor_id = w.executor_id)"
+        )
+        found = each_of(workflows, "w.workflow_id = wanted.id")
+        wanted = f"unnest($2::text[]) AS wanted(id) {found}"
+        self.fence = names.fence("$1::text")
+        # In order of id, and none that others run: two who want the same wait, not deadlock.
+        self.lock = (
+            f"SELECT target.workflow_id FROM {wanted} "
+            f"JOIN {workflows} AS target ON target.ctid = w.place WHERE w.state = 'PENDING' "
+            f"AND (w.executor_id IS NULL OR w.executor_id = $1 OR NOT {owner_lives}) "
+            "ORDER BY target.workflow_id FOR NO KEY UPDATE OF target"
+        )
+        self.find = (
+            f"SELECT {list_of(tables.workflows, 'w')}, {owner_lives} AS owner_lives "
+            f"FROM unnest($1::text[]) AS wanted(id) {found}"
+        )
+        self.find_answers = _find_answers(names, found, owner_lives)
+        self.take = _take(names, found)
+        self.set_fingerprints = _set_fingerprints(names, found)
+        # Of one that is over as well: an outcome may be dropped, and the workflow go on.
+        self.set_last_spans = (
+            f"UPDATE {workflows} AS target SET last_span = wanted.last_span "
+            f"FROM unnest($2::text[], $3::text[]) AS wanted(id, last_span) {found} "
+            "WHERE target.ctid = w.place AND w.executor_id = $1"
+        )
+        self.drop = drop_statement(names)
+        self.cancel = CancelStatements(names)
+        place = "s.workflow_id = wanted.id AND s.step_number = wanted.step_number"
+        self.find_steps = (
+            f"SELECT {list_of(tables.steps, 's')} "
+            "FROM unnest($1::text[], $2::int4[]) AS wanted(id, step_number) "
+            f"{each_of(steps, place, 's')}"
+        )
+        self.find_pieces = _find_pieces(names)
+        self.cut_pieces = _cut_pieces(names)
+        owned = f"{wanted} WHERE target.ctid = w.place AND {OWNED}"
+        # Whatever its log will have then is more than nothing, and the next crash the first.
+        self.acquit = f"UPDATE {workflows} AS target SET crashed_at_entry = -1 FROM {owned}"
+        self.release = (
+            f"UPDATE {workflows} AS target SET executor_id = NULL, "
+            "retry_at_us = wanted.retry_at_us FROM unnest($2::text[], $3::int8[]) "
+            f"AS wanted(id, retry_at_us) {found} WHERE target.ctid = w.place AND {OWNED}"
+        )
+        self.forget = _forget(names, owned)
+
+
+def _find_answers(names: PostgresNames, found: str, owner_lives: str) -> str:
+    """Return the statement that finds requests, $1, and short answers, if they are the same, $2."""
+    answer = (
+        f"LEFT JOIN LATERAL (SELECT {list_of(tables.responses, 'r')} FROM {names.responses} AS r "
+        "WHERE r.workflow_id = w.workflow_id AND w.state <> 'PENDING' "
+        "AND w.fingerprint = wanted.fingerprint "
+        f"AND coalesce(octet_length(r.body), 0) <= {MAX_TOLD_BYTES} OFFSET 0) AS r ON true"
+    )
+    return (
+        f"SELECT {list_of(tables.workflows, 'w')}, {owner_lives} AS owner_lives, "
+        "r.status_code, r.headers, r.body, r.expires_at_us, r.forgotten_at_us, r.stream_end "
+        f"FROM unnest($1::text[], $2::text[]) AS wanted(id, fingerprint) {found} {answer}"
+    )
+
+
+def _find_pieces(names: PostgresNames) -> str:
+    """Return the statement that finds pieces by their workflows, $1, and where they end, $2."""
+    place = "p.workflow_id = wanted.id AND p.end_offset = wanted.end_offset"
+    return (
+        f"SELECT {list_of(tables.pieces, 'p')} "
+        "FROM unnest($1::text[], $2::int8[]) AS wanted(id, end_offset) "
+        f"{each_of(names.pieces, place, 'p')}"
+    )
+
+
+def _cut_pieces(names: PostgresNames) -> str:
+    """Return the statement that deletes pieces of workflows, $1, from $2 up to $3, both apart."""
+    place = "p.workflow_id = cut.id AND p.end_offset > cut.till AND p.end_offset < cut.at"
+    return (
+        f"DELETE FROM {names.pieces} AS target "
+        "USING unnest($1::text[], $2::int8[], $3::int8[]) AS cut(id, till, at) "
+        f"{each_of(names.pieces, place, 'p')} WHERE target.ctid = p.place"
+    )
+
+
+def _take(names: PostgresNames, found: str) -> str:
+    return (
+        f"UPDATE {names.workflows} AS target SET executor_id = $1, attempts = w.attempts + 1, "
+        "updated_at_us = wanted.at_us, retry_at_us = NULL, "
+        "request_id = CASE WHEN wanted.is_claim THEN wanted.request_id ELSE w.request_id END, "
+        "fingerprint = coalesce(wanted.fingerprint, w.fingerprint) "
+        "FROM unnest($2::text[], $3::int8[], $4::bool[], $5::text[], $6::text[]) "
+        f"AS wanted(id, at_us, is_claim, request_id, fingerprint) {found} "
+        "WHERE target.ctid = w.place"
+    )
+
+
+def _set_fingerprints(names: PostgresNames, found: str) -> str:
+    return (
+        f"UPDATE {names.workflows} AS target SET fingerprint = wanted.fingerprint "
+        "FROM unnest($2::text[], $3::text[], $4::text[]) AS wanted(id, pending, fingerprint) "
+        f"{found} WHERE target.ctid = w.place AND {OWNED} AND w.fingerprint = wanted.pending "
+        "RETURNING target.workflow_id"
+    )
+
+
+def _forget(names: PostgresNames, owned: str) -> str:
+    return (
+        f"WITH gone AS (DELETE FROM {names.workflows} AS target USING {owned} "
+        "AND w.fingerprint IS NOT NULL "
+        f"AND NOT EXISTS (SELECT 1 FROM {names.steps} AS s WHERE s.workflow_id = w.workflow_id) "
+        f"AND NOT EXISTS (SELECT 1 FROM {names.workflows} AS c WHERE c.parent_id = w.workflow_id) "
+        f"RETURNING target.workflow_id) DELETE FROM {names.pieces} AS p USING gone "
+        "WHERE p.workflow_id = gone.workflow_id"
+    )

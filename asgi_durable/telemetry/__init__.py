@@ -1,0 +1,1 @@
+"""Spans, metrics and trace context; OpenTelemetry itself is in ``otel``."""

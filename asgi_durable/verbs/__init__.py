@@ -1,0 +1,1 @@
+"""What application code calls on ``Durable``: decorators, calls, and their blocking forms."""

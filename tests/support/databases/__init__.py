@@ -1,0 +1,1 @@
+"""Databases that tests use: servers, proxies and copies of older files."""

@@ -1,0 +1,1 @@
+"""What tests read of spans, metrics and exports."""
