@@ -1,6 +1,6 @@
 """Durable requests and functions for any ASGI app."""
 
-from asgi_durable.codec.tagged.json_codec import Codec, JsonCodec
+from asgi_durable.codec.json_codec import Codec, JsonCodec
 from asgi_durable.context import RequestContext
 from asgi_durable.durable import Durable
 from asgi_durable.engine.workflows.handle import WorkflowHandle, WorkflowStatus
@@ -27,6 +27,7 @@ from asgi_durable.errors import (
     WorkflowInterruptedError,
     WorkflowNotFoundError,
 )
+from asgi_durable.log_context import DurableLogFilter, DurableLogProcessor
 from asgi_durable.middleware.idempotency.middleware import IdempotencyMiddleware
 from asgi_durable.middleware.idempotency.server_recovery import ResumedRequest
 from asgi_durable.middleware.lifespan import LifespanMiddleware
@@ -58,7 +59,6 @@ from asgi_durable.request_errors import (
 from asgi_durable.retry import RetryPolicy
 from asgi_durable.storage.records import WorkflowState
 from asgi_durable.telemetry.config import Telemetry
-from asgi_durable.telemetry.log_context import DurableLogFilter, DurableLogProcessor
 from asgi_durable.verbs.blocking import BlockingWorkflowHandle
 
 __version__ = "0.1.0"

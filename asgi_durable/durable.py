@@ -8,7 +8,7 @@ from functools import partial
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, ParamSpec, Self, TypeVar, overload
 
-from asgi_durable.codec.tagged.json_codec import Codec, JsonCodec
+from asgi_durable.codec.json_codec import Codec, JsonCodec
 from asgi_durable.engine.blocking_engine import ThreadCalls
 from asgi_durable.engine.engine import Engine
 from asgi_durable.engine.process.definitions import StepDefinition

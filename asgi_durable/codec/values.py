@@ -19,8 +19,8 @@ from typing import Any
 
 import msgspec
 
+from asgi_durable.codec.json_codec import Codec, JsonCodec
 from asgi_durable.codec.sealing.sealer import ERROR, Sealer
-from asgi_durable.codec.tagged.json_codec import Codec, JsonCodec
 from asgi_durable.codec.typed.adapters import Adapter, MisfitError, read_plain
 from asgi_durable.errors import DecodeError, EncodeError, PayloadTooLargeError
 

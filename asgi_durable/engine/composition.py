@@ -11,13 +11,13 @@ from asgi_durable.engine.process.executor import Executor
 from asgi_durable.engine.process.registry import Registry
 from asgi_durable.engine.process.settings import Limits
 from asgi_durable.engine.process.spool import SpoolSpace
-from asgi_durable.engine.process.unknown_functions import UnknownFunctions
 from asgi_durable.engine.recovery.own_workflows import Recovery
 from asgi_durable.engine.recovery.resumption import Resumption
 from asgi_durable.engine.recovery.takeover import Takeover
+from asgi_durable.engine.recovery.unknown_functions import UnknownFunctions
 from asgi_durable.engine.requests.claims import Requests
 from asgi_durable.engine.requests.request_ids import RequestIds
-from asgi_durable.engine.requests.retention import Sweeper
+from asgi_durable.engine.requests.retention_sweeper import Sweeper
 from asgi_durable.engine.requests.server_recovery import RecoveredRequests
 from asgi_durable.engine.runs.active_runs import ActiveRuns
 from asgi_durable.engine.runs.run import Run

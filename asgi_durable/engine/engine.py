@@ -19,15 +19,15 @@ from asgi_durable.engine.process.definitions import (
 )
 from asgi_durable.engine.process.log_text import database_text, library_version
 from asgi_durable.engine.process.registry import Registry
+from asgi_durable.engine.process.request_servers import RequestServers
 from asgi_durable.engine.process.settings import Limits
 from asgi_durable.engine.process.started_process import StartedProcess, not_started
+from asgi_durable.engine.recorded_queries import WorkflowQuestions
 from asgi_durable.engine.requests.claims import Requests
-from asgi_durable.engine.requests.request_servers import RequestServers
 from asgi_durable.engine.runs.call import Call, WorkflowOptions
 from asgi_durable.engine.runs.frame import Frame, current_frame
 from asgi_durable.engine.runs.outbox import Outbox
 from asgi_durable.engine.runs.run import Run
-from asgi_durable.engine.steps.recorded_queries import WorkflowQuestions
 from asgi_durable.engine.steps.sleep import checked_seconds, plain_sleep, run_sleep
 from asgi_durable.engine.steps.step import run_step
 from asgi_durable.engine.steps.transaction import run_plain_transaction, run_transaction

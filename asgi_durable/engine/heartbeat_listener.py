@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from asgi_durable.concurrency.home_loop import HomeLoop
 from asgi_durable.concurrency.loop_guard import LoopGuards
-from asgi_durable.engine.requests.retention import Sweeper
+from asgi_durable.engine.requests.retention_sweeper import Sweeper
 from asgi_durable.storage.protocol import Beat, Runnable, Storage
 from asgi_durable.storage.transaction_port import ApplicationDatabase
 from asgi_durable.telemetry.observer import TelemetrySource

@@ -12,8 +12,8 @@ from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 from asgi_durable.errors import DurableUsageError
+from asgi_durable.log_context import DurableLogFilter
 from asgi_durable.telemetry.baggage import baggage_keys as checked_keys
-from asgi_durable.telemetry.log_context import DurableLogFilter
 from asgi_durable.telemetry.observer import NO_OBSERVER, Observer
 
 if TYPE_CHECKING:

@@ -9,7 +9,7 @@ import sys
 from collections.abc import Callable, Iterable
 from typing import Any, TypeVar, overload
 
-from asgi_durable.codec.tagged.json_codec import JsonCodec
+from asgi_durable.codec.json_codec import JsonCodec
 from asgi_durable.codec.tagged.type_registry import refuse_unrecordable
 from asgi_durable.engine.blocking_engine import ThreadCalls
 from asgi_durable.engine.engine import Engine

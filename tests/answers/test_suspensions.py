@@ -24,7 +24,7 @@ from support.interruption import Gate
 from asgi_durable.engine.requests import progress as request_progress
 from asgi_durable.engine.runs import suspension as sleepers
 from asgi_durable.engine.steps import sleep
-from asgi_durable.middleware.idempotency.middleware import attempt as request_attempt
+from asgi_durable.middleware.idempotency import attempt as request_attempt
 
 pytestmark = pytest.mark.anyio
 

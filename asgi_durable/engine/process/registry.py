@@ -9,15 +9,15 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 from weakref import WeakKeyDictionary
 
+from asgi_durable.codec.json_codec import Codec, JsonCodec
 from asgi_durable.codec.sealing.sealer import Sealer
-from asgi_durable.codec.tagged.json_codec import Codec, JsonCodec
 from asgi_durable.codec.typed.canonical import Canonical, possible_forms
 from asgi_durable.codec.typed.digests import ArgumentDigest, digest_of, digests_of
 from asgi_durable.codec.values import Values
 from asgi_durable.concurrency.thread_pool import BodyThreads
 from asgi_durable.engine.process.definitions import Definition, WorkflowDefinition
-from asgi_durable.engine.requests.request_servers import RequestServers
-from asgi_durable.engine.runs.results import read_error
+from asgi_durable.engine.process.request_servers import RequestServers
+from asgi_durable.engine.replay.results import read_error
 from asgi_durable.errors import DecodeError, DurableUsageError
 from asgi_durable.payloads import Payloads
 from asgi_durable.storage.records import WorkflowRecord

@@ -4,16 +4,45 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from asgi_durable.engine.requests.retention import (
-    REQUEST_LIFETIME_SECONDS,
-    SWEEP_INTERVAL_SECONDS,
-    Retention,
-)
 from asgi_durable.errors import DurableUsageError
+from asgi_durable.fast_dataclass import value_class
 
-__all__ = ["SPOOLED_BYTES", "Limits", "positive_seconds"]
+__all__ = [
+    "DAY_SECONDS",
+    "REQUEST_LIFETIME_SECONDS",
+    "SPOOLED_BYTES",
+    "SWEEP_INTERVAL_SECONDS",
+    "Limits",
+    "Retention",
+    "microseconds",
+    "positive_seconds",
+]
 
+DAY_SECONDS = 24 * 60 * 60.0
+REQUEST_LIFETIME_SECONDS = 7 * DAY_SECONDS
+SWEEP_INTERVAL_SECONDS = 60.0
+MICROSECONDS = 1_000_000
+# No database can hold a time without end.
+LONGEST_SECONDS = 36500 * DAY_SECONDS
 SPOOLED_BYTES = 1024 * 1024 * 1024
+
+
+@value_class()
+class Retention:
+    """For how long a request is kept, from its completion.
+
+    Attributes:
+        seconds: How long its answer is given.
+        tombstone_seconds: How long its key is refused after that, until it is free.
+    """
+
+    seconds: float = DAY_SECONDS
+    tombstone_seconds: float = 0.0
+
+    def ends_of(self, finished_at_us: int) -> tuple[int, int]:
+        """Return when the answer expires and when the key is free, in microseconds."""
+        expires_at_us = finished_at_us + microseconds(self.seconds)
+        return expires_at_us, expires_at_us + microseconds(self.tombstone_seconds)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,3 +78,8 @@ def positive_seconds(seconds: float, name: str) -> float:
         msg = f"{name} must be a positive number of seconds, got {seconds!r}"
         raise DurableUsageError(msg)
     return seconds
+
+
+def microseconds(seconds: float) -> int:
+    """Return a time span in microseconds, no longer than a database can hold."""
+    return round(min(seconds, LONGEST_SECONDS) * MICROSECONDS)

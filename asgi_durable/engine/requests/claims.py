@@ -11,6 +11,7 @@ import time
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
 
+from asgi_durable.engine.process.settings import Retention
 from asgi_durable.engine.requests.claim_results import (
     Answered,
     Cancelled,
@@ -33,7 +34,6 @@ from asgi_durable.engine.requests.request import Request, note, record_of
 from asgi_durable.engine.requests.request_ids import RequestIds
 from asgi_durable.engine.requests.response_commit import RequestRun
 from asgi_durable.engine.requests.response_streams import StreamDamagedError, StreamLog, Streams
-from asgi_durable.engine.requests.retention import Retention
 from asgi_durable.engine.requests.sealed_responses import opened_answer
 from asgi_durable.engine.runs.active_runs import ActiveRuns, wait_for
 from asgi_durable.engine.runs.run import Run, Services

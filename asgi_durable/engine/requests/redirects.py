@@ -12,7 +12,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import replace
 
-from asgi_durable.engine.requests.retention import Retention
+from asgi_durable.engine.process.settings import Retention
 from asgi_durable.engine.requests.sealed_responses import sealed_answer
 from asgi_durable.engine.runs.run import Run
 from asgi_durable.ids import KEY_CHARACTERS, PRINCIPAL_CHARACTERS

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Sequence
 
 from asgi_durable.codec.sealing.sealer import REQUEST
-from asgi_durable.engine.requests.retention import Retention
+from asgi_durable.engine.process.settings import Retention
 from asgi_durable.engine.runs.call import kept_context
 from asgi_durable.engine.runs.run import Run, Services
 from asgi_durable.fast_dataclass import value_class

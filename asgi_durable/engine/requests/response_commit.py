@@ -9,13 +9,13 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import replace
 
+from asgi_durable.engine.process.settings import Retention
+from asgi_durable.engine.replay.recorded_calls import unused_log
 from asgi_durable.engine.requests.redirects import redirect_writes
 from asgi_durable.engine.requests.request import note
 from asgi_durable.engine.requests.response_streams import StreamLog
-from asgi_durable.engine.requests.retention import Retention
 from asgi_durable.engine.requests.sealed_responses import sealed_answer
 from asgi_durable.engine.runs.active_runs import ActiveRuns
-from asgi_durable.engine.runs.replay import unused_log
 from asgi_durable.engine.runs.run import Run
 from asgi_durable.engine.runs.run_end import Ending, Finished, Interrupted, RunStopped
 from asgi_durable.errors import StorageError, WorkflowInterruptedError

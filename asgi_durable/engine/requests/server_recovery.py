@@ -6,9 +6,9 @@ import logging
 from collections.abc import Callable
 
 from asgi_durable.codec.sealing.sealer import REQUEST
+from asgi_durable.engine.process.settings import Retention
 from asgi_durable.engine.requests.response_commit import RequestRun
 from asgi_durable.engine.requests.response_streams import StreamLog
-from asgi_durable.engine.requests.retention import Retention
 from asgi_durable.engine.runs.active_runs import ActiveRuns
 from asgi_durable.engine.runs.run import Run, Services
 from asgi_durable.engine.runs.run_end import Ending, Finished, Interrupted

@@ -12,8 +12,8 @@ from typing import Any, TypeVar
 
 from asgi_durable.concurrency.once import Signal
 from asgi_durable.engine.process.log_text import workflows_text
+from asgi_durable.engine.replay.results import infrastructure_error_in
 from asgi_durable.engine.runs.frame import Frame, current_frame
-from asgi_durable.engine.runs.results import infrastructure_error_in
 from asgi_durable.engine.runs.run import Run
 from asgi_durable.engine.runs.run_end import (
     CancelledElsewhereError,

@@ -6,8 +6,8 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from asgi_durable.codec.typed.digests import ArgumentDigest
-from asgi_durable.engine.runs.replay import recorded_step
-from asgi_durable.engine.runs.result_order import forget_result
+from asgi_durable.engine.replay.recorded_calls import recorded_step
+from asgi_durable.engine.replay.result_order import forget_result
 from asgi_durable.errors import WorkflowInterruptedError
 from asgi_durable.storage.records import StepRecord, WorkflowRecord
 

@@ -10,8 +10,8 @@ from types import MappingProxyType
 from typing import Any
 
 from asgi_durable.concurrency.once import Signal
+from asgi_durable.engine.replay.result_order import ResultOrder, latest_time_us, recorded_order
 from asgi_durable.engine.runs.outbox import Outbox
-from asgi_durable.engine.runs.result_order import ResultOrder, latest_time_us, recorded_order
 from asgi_durable.engine.runs.run_end import Ending, Interrupted, OwnedElsewhereError, RunStopped
 from asgi_durable.engine.runs.services import Services
 from asgi_durable.engine.runs.spans import go_on

@@ -11,10 +11,11 @@ from typing import Any
 
 from asgi_durable.engine.process.definitions import WorkflowDefinition
 from asgi_durable.engine.process.log_text import error_text
+from asgi_durable.engine.replay.recorded_calls import unused_log
+from asgi_durable.engine.replay.result_order import expect_result_at
+from asgi_durable.engine.replay.results import encode_error, infrastructure_error_in
 from asgi_durable.engine.runs.call import Call
-from asgi_durable.engine.runs.replay import unused_log
-from asgi_durable.engine.runs.result_order import expect_result_at
-from asgi_durable.engine.runs.results import encode_error, infrastructure_error_in
+from asgi_durable.engine.runs.conflicts import find_conflict
 from asgi_durable.engine.runs.run import Run, Services
 from asgi_durable.engine.runs.run_end import (
     Ending,
@@ -24,7 +25,6 @@ from asgi_durable.engine.runs.run_end import (
     finished,
 )
 from asgi_durable.engine.runs.spans import keep_span, observed_run
-from asgi_durable.engine.workflows.conflicts import find_conflict
 from asgi_durable.errors import (
     DecodeError,
     DurableUsageError,

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 from asgi_durable.concurrency.thread_pool import BodyThreads
 from asgi_durable.engine.process.definitions import TransactionDefinition
 from asgi_durable.engine.process.storage_retry import while_unavailable
+from asgi_durable.engine.replay.results import infrastructure_error_in, named
 from asgi_durable.engine.runs.frame import Frame, entered
-from asgi_durable.engine.runs.results import infrastructure_error_in, named
 from asgi_durable.engine.runs.run_end import OwnedElsewhereError, RunStopped
 from asgi_durable.errors import DurableUsageError, StorageUnavailableError
 from asgi_durable.request_errors import RequestInProgressError

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 
 from asgi_durable.codec.typed.digests import DIGEST_BYTES, ArgumentDigest
 from asgi_durable.concurrency.home_loop import require_asyncio
-from asgi_durable.engine.runs.replay import recorded_step
-from asgi_durable.engine.runs.result_order import (
+from asgi_durable.engine.replay.recorded_calls import recorded_step
+from asgi_durable.engine.replay.result_order import (
     end_of_sleep,
     expect_result_at,
     forget_result,

@@ -10,10 +10,14 @@ from typing import Any
 
 from asgi_durable.engine.process.definitions import StepDefinition
 from asgi_durable.engine.process.log_text import error_text
+from asgi_durable.engine.replay.recorded_calls import recorded_step, replayed, tell_of_replay
+from asgi_durable.engine.replay.result_order import in_turn
+from asgi_durable.engine.replay.results import (
+    decoded_failure,
+    encode_error,
+    infrastructure_error_in,
+)
 from asgi_durable.engine.runs.frame import Frame, begin_attempt, current_frame
-from asgi_durable.engine.runs.replay import recorded_step, replayed, tell_of_replay
-from asgi_durable.engine.runs.result_order import in_turn
-from asgi_durable.engine.runs.results import decoded_failure, encode_error, infrastructure_error_in
 from asgi_durable.engine.runs.run import Run
 from asgi_durable.errors import (
     DurableUsageError,

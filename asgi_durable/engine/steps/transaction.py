@@ -11,20 +11,20 @@ from asgi_durable.codec.typed.digests import ArgumentDigest
 from asgi_durable.concurrency.home_loop import require_asyncio
 from asgi_durable.engine.process.definitions import TransactionDefinition
 from asgi_durable.engine.process.storage_retry import while_given_up, while_unavailable
-from asgi_durable.engine.runs.frame import Frame, entered
-from asgi_durable.engine.runs.replay import (
+from asgi_durable.engine.replay.recorded_calls import (
     recorded_step,
     refuse_other_step,
     replayed,
     tell_of_replay,
 )
-from asgi_durable.engine.runs.result_order import expect_result_at, forget_result, in_turn
-from asgi_durable.engine.runs.results import (
+from asgi_durable.engine.replay.result_order import expect_result_at, forget_result, in_turn
+from asgi_durable.engine.replay.results import (
     decoded_failure,
     encode_error,
     infrastructure_error_in,
     named,
 )
+from asgi_durable.engine.runs.frame import Frame, entered
 from asgi_durable.engine.runs.run import Run, Services
 from asgi_durable.engine.runs.run_end import OwnedElsewhereError
 from asgi_durable.engine.steps.transaction_records import place_of

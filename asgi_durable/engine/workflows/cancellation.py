@@ -8,7 +8,7 @@ import time
 from collections import deque
 from collections.abc import Sequence
 
-from asgi_durable.engine.requests.retention import Retention
+from asgi_durable.engine.process.settings import Retention
 from asgi_durable.engine.runs.active_runs import ActiveRuns
 from asgi_durable.engine.runs.run import Services
 from asgi_durable.engine.workflows.result_waiters import Outcomes

@@ -13,10 +13,7 @@ import logging
 from typing import Any, NoReturn
 
 from asgi_durable.engine.process.definitions import WorkflowDefinition
-from asgi_durable.engine.runs.call import Call
-from asgi_durable.engine.runs.frame import Frame, current_frame
-from asgi_durable.engine.runs.outbox import Outbox, start_of
-from asgi_durable.engine.runs.replay import (
+from asgi_durable.engine.replay.recorded_calls import (
     NOTHING,
     diverged,
     recorded_child,
@@ -24,8 +21,12 @@ from asgi_durable.engine.runs.replay import (
     refuse_other_step,
     unused_log,
 )
-from asgi_durable.engine.runs.result_order import end_of_child, forget_result, in_turn
-from asgi_durable.engine.runs.results import decode_recorded, infrastructure_error_in
+from asgi_durable.engine.replay.result_order import end_of_child, forget_result, in_turn
+from asgi_durable.engine.replay.results import decode_recorded, infrastructure_error_in
+from asgi_durable.engine.runs.call import Call
+from asgi_durable.engine.runs.conflicts import find_conflict
+from asgi_durable.engine.runs.frame import Frame, current_frame
+from asgi_durable.engine.runs.outbox import Outbox, start_of
 from asgi_durable.engine.runs.run import Run, Services
 from asgi_durable.engine.runs.run_end import (
     Finished,
@@ -35,7 +36,6 @@ from asgi_durable.engine.runs.run_end import (
     refuse_cancelled,
 )
 from asgi_durable.engine.runs.runner import refuse_ambient
-from asgi_durable.engine.workflows.conflicts import find_conflict
 from asgi_durable.engine.workflows.result_waiters import Outcomes
 from asgi_durable.errors import (
     DecodeError,

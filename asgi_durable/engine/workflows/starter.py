@@ -9,12 +9,13 @@ from dataclasses import replace
 from typing import Any
 
 from asgi_durable.context import current_request
+from asgi_durable.engine.replay.recorded_calls import recorded_child, refuse_other_child
+from asgi_durable.engine.replay.result_order import end_of_child, forget_result, in_turn
+from asgi_durable.engine.replay.results import decode_recorded
 from asgi_durable.engine.runs.active_runs import ActiveRuns, wait_for
 from asgi_durable.engine.runs.call import Call, kept_context
+from asgi_durable.engine.runs.conflicts import find_conflict
 from asgi_durable.engine.runs.outbox import Outbox
-from asgi_durable.engine.runs.replay import recorded_child, refuse_other_child
-from asgi_durable.engine.runs.result_order import end_of_child, forget_result, in_turn
-from asgi_durable.engine.runs.results import decode_recorded
 from asgi_durable.engine.runs.run import Run, Services
 from asgi_durable.engine.runs.run_end import (
     Ending,
@@ -25,7 +26,6 @@ from asgi_durable.engine.runs.run_end import (
     refuse_cancelled,
 )
 from asgi_durable.engine.runs.runner import Drives, refuse_ambient
-from asgi_durable.engine.workflows.conflicts import find_conflict
 from asgi_durable.engine.workflows.rerun import EndedRun, Reruns, is_repeated
 from asgi_durable.engine.workflows.result_waiters import Outcomes
 from asgi_durable.errors import (

@@ -15,14 +15,12 @@ from asgi_durable.engine.runs.run import Run
 from asgi_durable.engine.runs.run_end import Ending, Interrupted, RunStopped
 from asgi_durable.engine.runs.suspension import asleep_until_us, seconds_until, sleeping_of
 from asgi_durable.errors import DurableError, WorkflowInterruptedError
-from asgi_durable.fast_dataclass import value_class
-from asgi_durable.middleware.asgi import ASGIApp, Headers, Message, Receive, Scope, Send
-from asgi_durable.middleware.keys.principal import NO_API_KEYS, ApiKeys
+from asgi_durable.middleware.asgi import ASGIApp, Headers, Message, Scope, Send
+from asgi_durable.middleware.connection import Connection
 from asgi_durable.middleware.policies.policy import IdempotencyPolicy
 from asgi_durable.middleware.policies.retry_after import policys_delay
 from asgi_durable.middleware.problem_context import current_key
 from asgi_durable.middleware.problem_details import send_problem
-from asgi_durable.middleware.request_bodies.body_source import BodySource
 from asgi_durable.middleware.request_bodies.long_body import LongBody, Pieces
 from asgi_durable.middleware.request_bodies.replayed_body import ReplayedBody, end_for_nobody
 from asgi_durable.middleware.request_name import request_name
@@ -32,7 +30,7 @@ from asgi_durable.middleware.responses.server_sent_events import last_event_id
 from asgi_durable.middleware.responses.session_changes import SessionChanges
 from asgi_durable.request_errors import AttemptsExhaustedError
 
-__all__ = ["Connection", "RequestAttempt", "Waited"]
+__all__ = ["RequestAttempt", "Waited"]
 
 logger = logging.getLogger(__name__)
 
@@ -40,24 +38,6 @@ logger = logging.getLogger(__name__)
 _HIDDEN_EXTENSIONS = frozenset(
     {"http.response.pathsend", "http.response.zerocopysend", "http.response.trailers"}
 )
-
-
-@value_class()
-class Connection:
-    """What a server has called the middleware with.
-
-    Attributes:
-        api_keys: Where clients of the application send API keys.
-        ahead: Where the body was read ahead, if it was; then ``receive`` gives it once more.
-        merges_slashes: See :func:`~asgi_durable.middleware.fingerprints.request_target.path_of`.
-    """
-
-    scope: Scope
-    receive: Receive
-    send: Send
-    api_keys: ApiKeys = NO_API_KEYS
-    ahead: BodySource | None = None
-    merges_slashes: bool = False
 
 
 class Waited(Enum):

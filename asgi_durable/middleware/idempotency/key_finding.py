@@ -9,7 +9,7 @@ from asgi_durable.fast_dataclass import value_class
 from asgi_durable.middleware.asgi import Receive, Scope
 from asgi_durable.middleware.keys.key_sources import BodyUnreadableError, ParameterFinder
 from asgi_durable.middleware.policies.policy import IdempotencyPolicy
-from asgi_durable.middleware.policies.policy_functions import check_request
+from asgi_durable.middleware.policy_functions import check_request
 from asgi_durable.middleware.request_bodies.read_ahead import ReadAhead
 from asgi_durable.middleware.request_bodies.replayed_body import too_large
 from asgi_durable.request_errors import KeyMalformedError, KeyMissingError, PolicyFailedError

@@ -23,7 +23,9 @@ from asgi_durable.engine.runs.suspension import asleep_until_us
 from asgi_durable.errors import DurableError, EncryptionKeyMissingError, StorageError
 from asgi_durable.ids import new_id
 from asgi_durable.middleware.asgi import ASGIApp, Headers, header_values
-from asgi_durable.middleware.idempotency.attempt import Connection, RequestAttempt, Waited
+from asgi_durable.middleware.connection import Connection
+from asgi_durable.middleware.idempotency.attempt import RequestAttempt, Waited
+from asgi_durable.middleware.idempotency.keyed_body import KeyedBody
 from asgi_durable.middleware.idempotency.prefer import preferences
 from asgi_durable.middleware.idempotency.refusal_errors import refusal_error
 from asgi_durable.middleware.idempotency.server_recovery import encode_request
@@ -32,7 +34,6 @@ from asgi_durable.middleware.policies.policy import IdempotencyPolicy
 from asgi_durable.middleware.problem_context import AboutKey, current_key
 from asgi_durable.middleware.problem_details import send_problem
 from asgi_durable.middleware.request_bodies.body_source import lift_limit
-from asgi_durable.middleware.request_bodies.keyed_body import KeyedBody
 from asgi_durable.middleware.request_bodies.replayed_body import (
     ReplayedBody,
 )

@@ -11,11 +11,11 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Protocol
 
+from asgi_durable.engine.process.request_servers import RequestServers
 from asgi_durable.engine.requests.claims import Requests
-from asgi_durable.engine.requests.request_servers import RequestServers
 from asgi_durable.errors import DurableError
 from asgi_durable.middleware.asgi import ASGIApp, Receive, Scope, Send, make_rereadable
-from asgi_durable.middleware.idempotency.attempt import Connection
+from asgi_durable.middleware.connection import Connection
 from asgi_durable.middleware.idempotency.key_finding import FoundKey, find_key, may_have_key
 from asgi_durable.middleware.idempotency.keyed_request import KeyedRequest
 from asgi_durable.middleware.idempotency.server_recovery import ServingApp

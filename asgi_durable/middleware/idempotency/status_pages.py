@@ -14,7 +14,7 @@ from asgi_durable.engine.requests.request_ids import RequestIds, is_former_reque
 from asgi_durable.errors import DurableError, WorkflowNotFoundError
 from asgi_durable.ids import REQUEST_ID_PATTERN
 from asgi_durable.middleware.asgi import Headers, Scope, Send, route_path
-from asgi_durable.middleware.idempotency.attempt import Connection
+from asgi_durable.middleware.connection import Connection
 from asgi_durable.middleware.keys.principal import Senders
 from asgi_durable.middleware.problem_details import send_problem
 from asgi_durable.middleware.responses.durable_streams import (

@@ -17,7 +17,7 @@ from asgi_durable.middleware.fingerprints.body_meaning import (
 )
 from asgi_durable.middleware.fingerprints.canonical_json import RepeatedNameError, read_keys_json
 from asgi_durable.middleware.fingerprints.json_members import JsonPointer
-from asgi_durable.middleware.policies.policy_functions import result_of
+from asgi_durable.middleware.policy_functions import result_of
 from asgi_durable.request_errors import KeyMalformedError, PolicyFailedError
 
 __all__ = [

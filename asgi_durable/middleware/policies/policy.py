@@ -8,14 +8,13 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from asgi_durable import request_errors
-from asgi_durable.engine.process.settings import SPOOLED_BYTES
-from asgi_durable.engine.requests.retention import Retention
+from asgi_durable.engine.process.settings import SPOOLED_BYTES, Retention
 from asgi_durable.errors import DurableError, DurableUsageError, StorageUnavailableError
 from asgi_durable.middleware.asgi import Headers, Scope
 from asgi_durable.middleware.fingerprints.json_members import JsonMembers
 from asgi_durable.middleware.keys.key_sources import KeyFunction, KeySource, key_source
 from asgi_durable.middleware.keys.principal import Senders
-from asgi_durable.middleware.policies.policy_functions import Verify
+from asgi_durable.middleware.policy_functions import Verify
 from asgi_durable.retry import RetryPolicy
 
 __all__ = ["DEFAULT_STATUSES", "IdempotencyPolicy", "checked_statuses"]

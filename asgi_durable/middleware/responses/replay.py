@@ -16,7 +16,7 @@ from asgi_durable.engine.requests.response_streams import (
 )
 from asgi_durable.errors import EncryptionKeyMissingError, StorageError
 from asgi_durable.middleware.asgi import Headers, Message, Send, header_values
-from asgi_durable.middleware.idempotency.attempt import Connection
+from asgi_durable.middleware.connection import Connection
 from asgi_durable.middleware.policies.policy import IdempotencyPolicy
 from asgi_durable.middleware.problem_details import problem_response
 from asgi_durable.middleware.responses.headers import (

@@ -308,7 +308,11 @@ def test_the_log_tells_what_the_replay_of_a_step_leaves_out(
 
     assert [a.status_code for a in answers] == [500, 200]
     assert shop.bodies == 1
-    told = [r.getMessage() for r in caplog.records if r.name == "asgi_durable.engine.runs.replay"]
+    told = [
+        r.getMessage()
+        for r in caplog.records
+        if r.name == "asgi_durable.engine.replay.recorded_calls"
+    ]
     assert len(told) == 1
     assert "'create'" in told[0]
     assert "to response is missing in the answer" in told[0]

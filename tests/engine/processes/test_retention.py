@@ -13,6 +13,7 @@ from support.executors import PATIENCE_SECONDS, note_calls, storage_of, until
 from support.interruption import Gate
 
 from asgi_durable import Durable, StorageUnavailableError
+from asgi_durable.engine.process.settings import DAY_SECONDS, Retention
 from asgi_durable.engine.requests.claims import (
     Answered,
     Claim,
@@ -23,7 +24,7 @@ from asgi_durable.engine.requests.claims import (
     RequestRun,
     retention,
 )
-from asgi_durable.engine.requests.retention import DAY_SECONDS, Retention, Sweeper
+from asgi_durable.engine.requests.retention_sweeper import Sweeper
 from asgi_durable.engine.runs.active_runs import wait_for
 from asgi_durable.storage.protocol import Storage
 from asgi_durable.storage.records import ResponseRecord

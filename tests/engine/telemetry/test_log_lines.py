@@ -13,7 +13,7 @@ from support.executors import Worker, note_calls, result_of, until
 from support.interruption import Gate
 
 from asgi_durable import Durable, RetryPolicy
-from asgi_durable.engine.process import unknown_functions
+from asgi_durable.engine.recovery import unknown_functions
 from asgi_durable.storage.postgres import PostgresStorage
 from asgi_durable.storage.sqlite import SQLiteStorage
 

@@ -11,8 +11,8 @@ import pytest
 from pydantic import BaseModel
 
 from asgi_durable import DecodeError, EncodeError
+from asgi_durable.codec.json_codec import JsonCodec
 from asgi_durable.codec.sealing.sealer import Sealer
-from asgi_durable.codec.tagged.json_codec import JsonCodec
 from asgi_durable.codec.typed.adapters import adapter_for
 from asgi_durable.codec.values import Values
 from asgi_durable.engine.process import definitions

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
-from asgi_durable.codec.tagged.json_codec import JsonCodec
+from asgi_durable.codec.json_codec import JsonCodec
 from asgi_durable.codec.typed.canonical import MAX_FORMS_BYTES, Canonical, possible_forms
 
 

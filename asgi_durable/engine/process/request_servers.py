@@ -6,8 +6,8 @@ from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
+    from asgi_durable.engine.process.settings import Retention
     from asgi_durable.engine.requests.claims import RequestRun
-    from asgi_durable.engine.requests.retention import Retention
 
 __all__ = ["BeginRequest", "RequestServer", "RequestServers"]
 

@@ -9,8 +9,8 @@ from asgi_durable.engine.process.spool import SpoolSpace
 from asgi_durable.engine.requests.claims import FingerprintWanted
 from asgi_durable.errors import DurableError
 from asgi_durable.ids import new_id
+from asgi_durable.middleware.connection import Connection
 from asgi_durable.middleware.fingerprints.compared_request import ComparedRequest
-from asgi_durable.middleware.idempotency.attempt import Connection
 from asgi_durable.middleware.policies.policy import IdempotencyPolicy
 from asgi_durable.middleware.request_bodies.body_source import BodySource, source_behind
 from asgi_durable.middleware.request_bodies.long_body import (

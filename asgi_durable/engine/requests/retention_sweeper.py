@@ -6,47 +6,21 @@ import asyncio
 import logging
 import time
 
+from asgi_durable.engine.process.settings import (
+    REQUEST_LIFETIME_SECONDS,
+    SWEEP_INTERVAL_SECONDS,
+    microseconds,
+)
 from asgi_durable.errors import StorageError
-from asgi_durable.fast_dataclass import value_class
 from asgi_durable.storage.protocol import StepLog
 
-__all__ = [
-    "DAY_SECONDS",
-    "REQUEST_LIFETIME_SECONDS",
-    "SWEEP_INTERVAL_SECONDS",
-    "Retention",
-    "Sweeper",
-]
+__all__ = ["Sweeper"]
 
 logger = logging.getLogger(__name__)
 
-DAY_SECONDS = 24 * 60 * 60.0
-REQUEST_LIFETIME_SECONDS = 7 * DAY_SECONDS
-SWEEP_INTERVAL_SECONDS = 60.0
 SWEEP_BATCH = 500
 # What others have to write gets its turn between two batches.
 BATCH_PAUSE_SECONDS = 0.1
-MICROSECONDS = 1_000_000
-# No database can hold a time without end.
-LONGEST_SECONDS = 36500 * DAY_SECONDS
-
-
-@value_class()
-class Retention:
-    """For how long a request is kept, from its completion.
-
-    Attributes:
-        seconds: How long its answer is given.
-        tombstone_seconds: How long its key is refused after that, until it is free.
-    """
-
-    seconds: float = DAY_SECONDS
-    tombstone_seconds: float = 0.0
-
-    def ends_of(self, finished_at_us: int) -> tuple[int, int]:
-        """Return when the answer expires and when the key is free, in microseconds."""
-        expires_at_us = finished_at_us + _microseconds(self.seconds)
-        return expires_at_us, expires_at_us + _microseconds(self.tombstone_seconds)
 
 
 class Sweeper:
@@ -69,7 +43,7 @@ class Sweeper:
         interval_seconds: float = SWEEP_INTERVAL_SECONDS,
     ) -> None:
         self._storage = storage
-        self._lifetime_us = _microseconds(lifetime_seconds)
+        self._lifetime_us = microseconds(lifetime_seconds)
         self._interval_seconds = interval_seconds
         self._due_at = time.monotonic() + interval_seconds
         self._task: asyncio.Task[None] | None = None
@@ -98,7 +72,3 @@ class Sweeper:
             if count < SWEEP_BATCH:
                 return
             await asyncio.sleep(BATCH_PAUSE_SECONDS)
-
-
-def _microseconds(seconds: float) -> int:
-    return round(min(seconds, LONGEST_SECONDS) * MICROSECONDS)

@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
-from asgi_durable.codec.tagged.json_codec import Codec
+from asgi_durable.codec.json_codec import Codec
 from asgi_durable.codec.types import is_pydantic_model
 from asgi_durable.engine.process.definitions import WorkflowDefinition
 from asgi_durable.engine.runs.call import Call

@@ -6,8 +6,8 @@ import logging
 from typing import TYPE_CHECKING, Any
 
 from asgi_durable.codec.typed.digests import ArgumentDigest
-from asgi_durable.engine.runs.result_order import in_turn
-from asgi_durable.engine.runs.results import decode_recorded, encode_error
+from asgi_durable.engine.replay.result_order import in_turn
+from asgi_durable.engine.replay.results import decode_recorded, encode_error
 from asgi_durable.engine.runs.run_end import Interrupted
 from asgi_durable.errors import DecodeError, NonDeterministicWorkflowError, StepInterruptedError
 from asgi_durable.storage.records import NO_OUTPUT, StepRecord, WorkflowRecord

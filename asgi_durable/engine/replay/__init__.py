@@ -1,0 +1,1 @@
+"""Replay: the step log of a run, and the results that it returns again."""
