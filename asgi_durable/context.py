@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from contextvars import ContextVar
 
-from asgi_durable.fast_dataclass import value_class
+from asgi_durable.fast_dataclass import fast_dataclass
 
 __all__ = ["RequestContext", "current_request"]
 
 
-@value_class(kw_only=True)
+@fast_dataclass(kw_only=True)
 class RequestContext:
     """The request being handled.
 

@@ -9,7 +9,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, ParamSpec, Self, TypeVar, overload
 
 from asgi_durable.codec.json_codec import Codec, JsonCodec
-from asgi_durable.engine.blocking_engine import ThreadCalls
+from asgi_durable.engine.blocking_engine import BlockingEngine
 from asgi_durable.engine.engine import Engine
 from asgi_durable.engine.process.definitions import StepDefinition
 from asgi_durable.engine.process.registry import Registry
@@ -20,7 +20,7 @@ from asgi_durable.errors import DurableUsageError
 from asgi_durable.middleware.asgi import ASGIApp, Scope
 from asgi_durable.middleware.idempotency.middleware import IdempotencyMiddleware
 from asgi_durable.middleware.installing.bare_routes import refuse_bare_routes
-from asgi_durable.middleware.installing.inner_stack import Inside, opens_a_span
+from asgi_durable.middleware.installing.inner_stack import InnerStack, opens_a_span
 from asgi_durable.middleware.installing.placement import classes_within, warn_of_misplaced
 from asgi_durable.middleware.installing.session_cookies import (
     SessionCookieMiddleware,
@@ -133,7 +133,7 @@ class Durable(Decorators, CurrentContext, WorkflowCalls):
             Registry(codec or JsonCodec(), payloads or Payloads()),
             Limits(
                 drain_timeout_seconds=drain_timeout,
-                patience_seconds=storage_patience,
+                storage_retry_seconds=storage_patience,
                 lease_seconds=positive_seconds(lease, "lease"),
                 request_lifetime_seconds=self.idempotency.max_lifetime,
                 cancelled_requests=self.idempotency.kept_for,
@@ -142,7 +142,7 @@ class Durable(Decorators, CurrentContext, WorkflowCalls):
             self.telemetry,
         )
         super().__init__(engine, WorkflowOptions())
-        self.thread_calls = ThreadCalls(engine)
+        self.thread_calls = BlockingEngine(engine)
         self.blocking = Blocking(engine, self.thread_calls)
 
     def _refuse_two_databases_in_one_transaction(self) -> None:
@@ -301,11 +301,11 @@ class Durable(Decorators, CurrentContext, WorkflowCalls):
                 policy=self.idempotency,
                 routes=self.idempotency_routes,
             )
-            return self.wrap_outside(keyed, inside=partial(classes_within, app))
+            return self.wrap_outer(keyed, inside=partial(classes_within, app))
 
-        return Inside(app, surround) if opens_a_span(app) else surround(app)
+        return InnerStack(app, surround) if opens_a_span(app) else surround(app)
 
-    def wrap_outside(
+    def wrap_outer(
         self,
         app: ASGIApp,
         *,

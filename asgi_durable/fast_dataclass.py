@@ -6,13 +6,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TypeVar, dataclass_transform
 
-__all__ = ["value_class"]
+__all__ = ["fast_dataclass"]
 
 T = TypeVar("T")
 
 
 @dataclass_transform(frozen_default=True)
-def value_class(*, kw_only: bool = False) -> Callable[[type[T]], type[T]]:
+def fast_dataclass(*, kw_only: bool = False) -> Callable[[type[T]], type[T]]:
     """Return a decorator like ``dataclass(frozen=True, slots=True)``, for what is made often.
 
     The type checker refuses assignments. At run time nothing does: that check would more than

@@ -105,7 +105,7 @@ SUBJECTS = (
 )
 
 
-class Running:
+class EngineParts:
     """An app, started, and requests for it.
 
     Args:
@@ -169,7 +169,7 @@ def _keys(kind: str) -> Iterator[list[tuple[bytes, bytes]]]:
     yield from itertools.repeat(header)
 
 
-async def start_all(places: Databases, count: int, notes: Notes) -> list[Running]:
+async def start_all(places: Databases, count: int, notes: Notes) -> list[EngineParts]:
     """Start the apps and warm them up; those that cannot be are noted and left out."""
     running = []
     for place, subject in enumerate(SUBJECTS):
@@ -179,7 +179,7 @@ async def start_all(places: Databases, count: int, notes: Notes) -> list[Running
             continue
         os.environ[URL_VARIABLE] = places.new(SQLITE, f"inproc_{place}")
         try:
-            one = Running(subject, new_app(subject.factory))
+            one = EngineParts(subject, new_app(subject.factory))
             await one.start()
             await one.request(count)
         except Exception as error:

@@ -40,12 +40,12 @@ async def measure(
     began, cpu_began = time.perf_counter(), cpu_seconds()
     stop_at = began + seconds
 
-    def goes_on() -> bool:
+    def retry_here() -> bool:
         return begun < count if count else time.perf_counter() < stop_at
 
     async def caller() -> None:
         nonlocal begun
-        while goes_on():
+        while retry_here():
             begun += 1
             called_at = time.perf_counter()
             await contestant.run(steps, begun)

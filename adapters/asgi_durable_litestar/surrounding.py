@@ -34,7 +34,7 @@ def surround(app: Any, durable: Durable) -> None:
     async def serve_inside(scope: Any, receive: Any, send: Any) -> None:
         await base.__call__(app, scope, receive, send)
 
-    stack = durable.wrap_outside(
+    stack = durable.wrap_outer(
         serve_inside,
         inside=partial(_inside, app),
         around=partial(_around, app),

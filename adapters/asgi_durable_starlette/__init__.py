@@ -100,7 +100,7 @@ def install(
 
     def build_with_durable() -> ASGIApp:
         wrap = partial(
-            durable.wrap_outside,
+            durable.wrap_outer,
             inside=partial(_inside, app),
             around=partial(_around, app),
             handler_policies=handler_policies.policies,

@@ -5,12 +5,12 @@ from __future__ import annotations
 import asyncio
 from typing import Any, Generic, TypeVar
 
-__all__ = ["Signal", "wait_for_first"]
+__all__ = ["Once", "wait_for_first"]
 
 ValueT = TypeVar("ValueT")
 
 
-class Signal(Generic[ValueT]):
+class Once(Generic[ValueT]):
     """Like a future, but nobody who waits for it can cancel it for the others.
 
     Waiting costs a future, and only where the value is not there yet; ``asyncio.shield``
@@ -72,7 +72,7 @@ class Signal(Generic[ValueT]):
         return self._value  # type: ignore[return-value]
 
 
-async def wait_for_first(*signals: Signal[Any]) -> None:
+async def wait_for_first(*signals: Once[Any]) -> None:
     """Wait until one of some signals of this event loop is set."""
     waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
     for signal in signals:

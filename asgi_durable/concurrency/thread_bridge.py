@@ -11,10 +11,10 @@ from dataclasses import replace
 from queue import Empty, SimpleQueue
 from typing import Any, Generic, TypeVar
 
-from asgi_durable.concurrency.thread_pool import BodyThreads, Piece
+from asgi_durable.concurrency.thread_pool import Job, SyncFunctionPool
 from asgi_durable.engine.runs.frame import current_frame
 
-__all__ = ["CallingThread", "LoopEndedError"]
+__all__ = ["LoopEndedError", "ThreadBridge"]
 
 ResultT = TypeVar("ResultT")
 
@@ -28,7 +28,7 @@ class LoopEndedError(Exception):
     """The event loop that a thread waited for has ended."""
 
 
-class CallingThread(Generic[ResultT]):
+class ThreadBridge(Generic[ResultT]):
     """One call of the engine's, by a thread that waits for it.
 
     While it waits it does what the call has for a thread to do: a function that is not async
@@ -39,10 +39,10 @@ class CallingThread(Generic[ResultT]):
         threads: They do what comes for a thread that does not wait any more.
     """
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, threads: BodyThreads) -> None:
+    def __init__(self, loop: asyncio.AbstractEventLoop, threads: SyncFunctionPool) -> None:
         self._loop = loop
         self._threads = threads
-        self._pieces: SimpleQueue[Piece[Any] | None] = SimpleQueue()
+        self._pieces: SimpleQueue[Job[Any] | None] = SimpleQueue()
         self._lock = threading.Lock()
         self._is_over = False
         self._task: asyncio.Task[ResultT] | None = None
@@ -74,12 +74,12 @@ class CallingThread(Generic[ResultT]):
         return self._task.result()
 
     async def run(self, function: Callable[[], Any]) -> Any:
-        """Call a function in the thread; for the event loop, as ``BodyThreads.run``."""
-        piece = Piece(function)
+        """Call a function in the thread; for the event loop, as ``SyncFunctionPool.run``."""
+        piece = Job(function)
         self._give(piece)
         return await piece.answer
 
-    def _give(self, piece: Piece[Any]) -> None:
+    def _give(self, piece: Job[Any]) -> None:
         with self._lock:
             if not self._is_over:
                 self._pieces.put(piece)
@@ -94,7 +94,7 @@ class CallingThread(Generic[ResultT]):
         self._task = self._loop.create_task(_on_loop(begin), context=context)
         self._task.add_done_callback(lambda _: self._pieces.put(None))
 
-    def _next(self) -> Piece[Any] | None:
+    def _next(self) -> Job[Any] | None:
         with contextlib.suppress(Empty):
             return self._pieces.get(timeout=SHORT_WAIT_SECONDS)
         with self._threads.waiting():

@@ -15,7 +15,7 @@ from typing import Any, Generic, TypeVar
 
 from asgi_durable.engine.runs.frame import current_frame
 
-__all__ = ["BodyThreads", "Piece", "ThreadExit"]
+__all__ = ["Job", "SyncFunctionPool", "ThreadExit"]
 
 ResultT = TypeVar("ResultT")
 
@@ -29,7 +29,7 @@ class ThreadExit(BaseException):
     """A function raised ``KeyboardInterrupt`` or ``SystemExit``, which would end an event loop."""
 
 
-class Piece(Generic[ResultT]):
+class Job(Generic[ResultT]):
     """A function that a thread calls for a task of the running event loop.
 
     Attributes:
@@ -72,7 +72,7 @@ class Piece(Generic[ResultT]):
         return self._function()
 
 
-class BodyThreads:
+class SyncFunctionPool:
     """Calls functions in threads, a bounded number at once, in the order in which they came.
 
     Neither the event loop's default executor nor a framework's pool: the application may fill
@@ -91,7 +91,7 @@ class BodyThreads:
     def _begin(self) -> None:
         self._process_id = os.getpid()
         self._changed = threading.Condition()
-        self._pieces: deque[Piece[Any]] = deque()
+        self._pieces: deque[Job[Any]] = deque()
         self._members: set[int] = set()
         self._starting = 0
         self._idle = 0
@@ -107,11 +107,11 @@ class BodyThreads:
 
         Cancelling the caller does not stop a function that has begun.
         """
-        piece = Piece(function)
+        piece = Job(function)
         self.give(piece)
         return await piece.answer
 
-    def give(self, piece: Piece[Any]) -> None:
+    def give(self, piece: Job[Any]) -> None:
         """Let a thread do a piece; may be called from any thread."""
         with self._changed:
             self._pieces.append(piece)
@@ -155,7 +155,7 @@ class BodyThreads:
             # Its context, and what that holds, may be gone before the next one comes.
             del piece
 
-    def _next(self) -> Piece[Any] | None:
+    def _next(self) -> Job[Any] | None:
         """Return what is to be done next, ``None`` if the thread is not needed any more."""
         with self._changed:
             while not self._pieces and len(self._members) <= self._limit:

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Coroutine, Mapping
 from typing import Any, TypeVar
 
-from asgi_durable.concurrency.thread_bridge import CallingThread, LoopEndedError
+from asgi_durable.concurrency.thread_bridge import LoopEndedError, ThreadBridge
 from asgi_durable.engine.engine import Engine
 from asgi_durable.engine.process.definitions import (
     Definition,
@@ -22,7 +22,7 @@ from asgi_durable.engine.steps.sleep import checked_seconds
 from asgi_durable.engine.workflows.handle import WorkflowStatus
 from asgi_durable.errors import DurableUsageError, WorkflowInterruptedError
 
-__all__ = ["ThreadCalls"]
+__all__ = ["BlockingEngine"]
 
 ResultT = TypeVar("ResultT")
 DefinitionT = TypeVar("DefinitionT", bound=Definition)
@@ -31,7 +31,7 @@ LOOP_ENDED = "its event loop ended"
 UNKNOWN = "unknown"
 
 
-class ThreadCalls:
+class BlockingEngine:
     """What an engine does for threads in which no event loop runs.
 
     The call itself is made on the engine's event loop, with the thread's context variables, so
@@ -132,7 +132,7 @@ class ThreadCalls:
         """Let a workflow start with the end of the current run; return its id."""
         _refuse_event_loop(definition.name, "'await durable.background(fn, …)'")
 
-        async def begin(_: CallingThread[str]) -> str:
+        async def begin(_: ThreadBridge[str]) -> str:
             return await self._engine.background(definition, args, kwargs)
 
         return self._call(begin)
@@ -176,20 +176,20 @@ class ThreadCalls:
         return self._call(lambda thread: call(definition.called_in(thread)))
 
     def _call(
-        self, begin: Callable[[CallingThread[ResultT]], Coroutine[Any, Any, ResultT]]
+        self, begin: Callable[[ThreadBridge[ResultT]], Coroutine[Any, Any, ResultT]]
     ) -> ResultT:
         frame = self._frame()
         run = frame.run if frame is not None else None
         engine = self._engine
         engine.running()
         loop = run.loop if run is not None else engine.home.get()
-        thread: CallingThread[ResultT] = CallingThread(loop, engine.registry.threads)
+        thread: ThreadBridge[ResultT] = ThreadBridge(loop, engine.registry.threads)
         try:
             return thread.call(lambda: begin(thread))
         except LoopEndedError:
             workflow_id = run.workflow_id if run is not None else UNKNOWN
             error = WorkflowInterruptedError(workflow_id, LOOP_ENDED)
-            raise (error if run is None else run.stop(error, goes_on=True)) from None
+            raise (error if run is None else run.stop(error, retry_here=True)) from None
 
     def _frame(self) -> Frame | None:
         """Return where the current code runs.

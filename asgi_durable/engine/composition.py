@@ -21,21 +21,21 @@ from asgi_durable.engine.requests.retention_sweeper import Sweeper
 from asgi_durable.engine.requests.server_recovery import RecoveredRequests
 from asgi_durable.engine.runs.active_runs import ActiveRuns
 from asgi_durable.engine.runs.run import Run
-from asgi_durable.engine.runs.runner import Drives
+from asgi_durable.engine.runs.runner import WorkflowRunner
 from asgi_durable.engine.runs.services import Services
 from asgi_durable.engine.runs.suspension import Sleepers
 from asgi_durable.engine.workflows.cancellation import Cancellation
-from asgi_durable.engine.workflows.result_waiters import Outcomes
+from asgi_durable.engine.workflows.result_waiters import ResultWaiters
 from asgi_durable.engine.workflows.starter import Workflows
 from asgi_durable.storage.protocol import Storage
 from asgi_durable.storage.transaction_port import ApplicationDatabase
 from asgi_durable.telemetry.observer import TelemetrySource
 
-__all__ = ["Running", "assemble", "migrate_databases"]
+__all__ = ["EngineParts", "compose", "migrate_databases"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, weakref_slot=True)
-class Running:
+class EngineParts:
     """What exists between start and stop.
 
     It lives as long as anybody has it: an engine, the task of a run, a request.
@@ -47,47 +47,49 @@ class Running:
     requests: Requests
     recovery: Recovery
     takeover: Takeover
-    outcomes: Outcomes
+    outcomes: ResultWaiters
     cancellation: Cancellation
     resumption: Resumption
     unknown: UnknownFunctions
 
 
-async def assemble(
+async def compose(
     storage: Storage,
     application: ApplicationDatabase | None,
     registry: Registry,
     limits: Limits,
     telemetry: TelemetrySource,
-) -> Running:
+) -> EngineParts:
     """Put together what works on an open storage."""
     executor = Executor(storage, lease_seconds=limits.lease_seconds)
     services = Services(
         guards=LoopGuards(),
         storage=storage,
         application=application,
-        committer=Committer(storage, patience_seconds=limits.patience_seconds, telemetry=telemetry),
+        committer=Committer(
+            storage, storage_retry_seconds=limits.storage_retry_seconds, telemetry=telemetry
+        ),
         registry=registry,
         executor=executor,
-        patience_seconds=limits.patience_seconds,
+        storage_retry_seconds=limits.storage_retry_seconds,
         sleepers=Sleepers(),
         spool=SpoolSpace(limits.spooled_bytes, registry.sealer.disk_cipher),
         telemetry=telemetry,
     )
     active = ActiveRuns()
-    drives = Drives(services)
+    runner = WorkflowRunner(services)
     recovered = RecoveredRequests(services, active)
-    resumption = Resumption(services, active, drives, recovered.drive)
+    resumption = Resumption(services, active, runner, recovered.drive)
     recovery = Recovery(services, active, resumption)
     takeover = Takeover(services, resumption, recovery)
-    outcomes = Outcomes(services, active, recovery)
+    outcomes = ResultWaiters(services, active, recovery)
     recovered.on_recorded = outcomes.wake
-    drives.is_waited_for = outcomes.is_waited_for
-    workflows = Workflows(services, active, drives, outcomes)
+    runner.is_waited_for = outcomes.is_waited_for
+    workflows = Workflows(services, active, runner, outcomes)
     cancellation = Cancellation(services, active, outcomes, limits.cancelled_requests)
     secret = await storage.read_secret()
     ids = RequestIds(secret.value, may_be_former=secret.added_later)
-    running = Running(
+    running = EngineParts(
         services=services,
         active=active,
         workflows=workflows,
@@ -112,7 +114,7 @@ async def migrate_databases(storage: Storage, application: ApplicationDatabase |
         await application.close()
 
 
-def _listen(running: Running, limits: Limits) -> None:
+def _listen(running: EngineParts, limits: Limits) -> None:
     """Let the parts be told of each other's doings."""
     services, active = running.services, running.active
     sweeper = Sweeper(

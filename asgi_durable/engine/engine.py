@@ -10,7 +10,7 @@ from contextlib import AsyncExitStack
 from typing import Any
 
 from asgi_durable.concurrency.home_loop import HomeLoop, require_asyncio
-from asgi_durable.engine.composition import Running, assemble, migrate_databases
+from asgi_durable.engine.composition import EngineParts, compose, migrate_databases
 from asgi_durable.engine.heartbeat_listener import end_when_dropped
 from asgi_durable.engine.process.definitions import (
     StepDefinition,
@@ -22,7 +22,7 @@ from asgi_durable.engine.process.registry import Registry
 from asgi_durable.engine.process.request_servers import RequestServers
 from asgi_durable.engine.process.settings import Limits
 from asgi_durable.engine.process.started_process import StartedProcess, not_started
-from asgi_durable.engine.recorded_queries import WorkflowQuestions
+from asgi_durable.engine.recorded_queries import RecordedQueries
 from asgi_durable.engine.requests.claims import Requests
 from asgi_durable.engine.runs.call import Call, WorkflowOptions
 from asgi_durable.engine.runs.frame import Frame, current_frame
@@ -71,10 +71,10 @@ class Engine:
         self._open_application = open_application
         self._limits = limits
         self._telemetry = telemetry
-        self._running: Running | None = None
+        self._running: EngineParts | None = None
         self.process = StartedProcess()
         self._starting = threading.Lock()
-        self._questions = WorkflowQuestions(self.registry, self.running, self.frame)
+        self._questions = RecordedQueries(self.registry, self.running, self.frame)
 
     # Life
 
@@ -139,7 +139,7 @@ class Engine:
             await self._drain_here(running)
             await self.home.on_own(lambda: self._drain_here(running))
 
-    async def _drain_here(self, running: Running) -> None:
+    async def _drain_here(self, running: EngineParts) -> None:
         await running.takeover.stop()
         await running.recovery.stop()
         await running.active.drain(self._limits.drain_timeout_seconds)
@@ -166,7 +166,7 @@ class Engine:
             await self.home.end_own()
         logger.info("asgi-durable stopped: executor %s has left", running.services.executor.id)
 
-    async def _leave_here(self, running: Running) -> None:
+    async def _leave_here(self, running: EngineParts) -> None:
         await running.services.committer.flush()
         await running.services.guards.dismiss()
 
@@ -175,7 +175,7 @@ class Engine:
         self.process.leave()
         self.registry.request_servers.clear()
 
-    async def _build(self) -> Running:
+    async def _build(self) -> EngineParts:
         self.registry.prepare()
         self.registry.run_checks()
         self.registry.threads.forget_those_of_parent()
@@ -188,7 +188,7 @@ class Engine:
                 await application.open()
                 opened.push_async_callback(application.close)
             parts = (storage, application, self.registry, self._limits, self._telemetry)
-            running = await assemble(*parts)
+            running = await compose(*parts)
             end_when_dropped(running, self.home)
             self._telemetry.start()
             opened.push_async_callback(self._telemetry.close)
@@ -199,7 +199,7 @@ class Engine:
         logger.info("asgi-durable %s started: %s, executor %s", version, database, executor)
         return running
 
-    def running(self) -> Running:
+    def running(self) -> EngineParts:
         """Return what works between start and stop.
 
         Raises:

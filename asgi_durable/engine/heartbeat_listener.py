@@ -15,7 +15,7 @@ from asgi_durable.storage.transaction_port import ApplicationDatabase
 from asgi_durable.telemetry.observer import TelemetrySource
 
 if TYPE_CHECKING:
-    from asgi_durable.engine.composition import Running
+    from asgi_durable.engine.composition import EngineParts
 
 __all__ = ["HeartbeatListener", "end_when_dropped"]
 
@@ -28,11 +28,11 @@ class HeartbeatListener:
         sweeper: Forgets what has expired.
     """
 
-    def __init__(self, running: Running, sweeper: Sweeper) -> None:
+    def __init__(self, running: EngineParts, sweeper: Sweeper) -> None:
         self._running = weakref.ref(running)
         self._sweeper = sweeper
 
-    def listen(self, running: Running) -> None:
+    def listen(self, running: EngineParts) -> None:
         """Be told from now on."""
         executor = running.services.executor
         executor.is_used = self.is_used
@@ -74,7 +74,7 @@ class HeartbeatListener:
             running.active.drop_others(running.services.executor.id)
 
 
-def end_when_dropped(running: Running, home: HomeLoop) -> None:
+def end_when_dropped(running: EngineParts, home: HomeLoop) -> None:
     """Let the heartbeat end all that works for an engine, once nobody has that any more."""
     services = running.services
     # Invariant: none of them refers to the engine, which would never be dropped then.

@@ -9,23 +9,23 @@ from typing import Any
 
 from asgi_durable.codec.values import Values
 from asgi_durable.concurrency.home_loop import require_asyncio
-from asgi_durable.engine.composition import Running
+from asgi_durable.engine.composition import EngineParts
 from asgi_durable.engine.process.definitions import StepDefinition
 from asgi_durable.engine.process.function_values import FunctionValues
 from asgi_durable.engine.process.registry import Registry
 from asgi_durable.engine.process.step_options import StepOptions
 from asgi_durable.engine.requests.progress import sleep_of
 from asgi_durable.engine.runs.frame import Frame
-from asgi_durable.engine.runs.run_end import Finished
+from asgi_durable.engine.runs.run_end import Completed
 from asgi_durable.engine.workflows.handle import WorkflowStatus, workflow_status
 from asgi_durable.errors import DecodeError, WorkflowNotFoundError
-from asgi_durable.fast_dataclass import value_class
+from asgi_durable.fast_dataclass import fast_dataclass
 from asgi_durable.storage.records import WorkflowState
 
-__all__ = ["ResultValues", "WorkflowQuestions", "WorkflowResult"]
+__all__ = ["RecordedQueries", "ResultValues", "WorkflowResult"]
 
 
-class WorkflowQuestions:
+class RecordedQueries:
     """The steps that handles are made of.
 
     Args:
@@ -43,7 +43,7 @@ class WorkflowQuestions:
     def __init__(
         self,
         registry: Registry,
-        running: Callable[[], Running],
+        running: Callable[[], EngineParts],
         frame: Callable[[], Frame | None],
     ) -> None:
         self._registry = registry
@@ -60,7 +60,7 @@ class WorkflowQuestions:
         )
         self.cancel = self._step(self._cancel, "durable.cancel_workflow")
 
-    def _running(self) -> Running:
+    def _running(self) -> EngineParts:
         require_asyncio()
         return self._given_running()
 
@@ -93,7 +93,7 @@ class WorkflowQuestions:
         async with asyncio.timeout(timeout_seconds):
             in_run = frame is not None and frame.run is not None
             outcome = await running.outcomes.wait(workflow_id, in_run=in_run)
-        if isinstance(outcome, Finished) and outcome.state is WorkflowState.SUCCESS:
+        if isinstance(outcome, Completed) and outcome.state is WorkflowState.SUCCESS:
             return WorkflowResult(outcome.name, outcome.output or b"null")
         raised: WorkflowResult = self._in_run(
             lambda: running.workflows.value_of(outcome, workflow_id)
@@ -130,7 +130,7 @@ class _ResultDefinition(StepDefinition):
         return ResultValues(self.registry.values, f"step {self.name!r}")
 
 
-@value_class()
+@fast_dataclass()
 class WorkflowResult:
     """A workflow's result.
 

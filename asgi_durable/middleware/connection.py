@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from asgi_durable.fast_dataclass import value_class
+from asgi_durable.fast_dataclass import fast_dataclass
 from asgi_durable.middleware.asgi import Receive, Scope, Send
 from asgi_durable.middleware.keys.principal import NO_API_KEYS, ApiKeys
 from asgi_durable.middleware.request_bodies.body_source import BodySource
@@ -10,7 +10,7 @@ from asgi_durable.middleware.request_bodies.body_source import BodySource
 __all__ = ["Connection"]
 
 
-@value_class()
+@fast_dataclass()
 class Connection:
     """What a server has called the middleware with.
 

@@ -15,7 +15,7 @@ from typing import Any
 from asgi_durable.context import current_request
 from asgi_durable.engine.runs.frame import current_frame
 from asgi_durable.middleware.asgi import ASGIApp, Receive, Scope, Send
-from asgi_durable.middleware.problem_context import current_key
+from asgi_durable.middleware.problem_context import current_problem_context
 
 __all__ = ["REQUEST_KEY", "ClaimingApp", "is_claimed_by", "is_inside_another", "outside_of_all"]
 
@@ -25,7 +25,7 @@ REQUEST_KEY = "asgi_durable.request"
 _CLAIMED_BY = "asgi_durable.claimed_by"
 
 # Not the span: who opens one needs the span around it, to tell whose that is.
-_PLACES: tuple[ContextVar[Any], ...] = (current_frame, current_key, current_request)
+_PLACES: tuple[ContextVar[Any], ...] = (current_frame, current_problem_context, current_request)
 
 
 class ClaimingApp:
@@ -63,7 +63,7 @@ def is_inside_another(scope: Scope) -> bool:
     """
     request = current_request.get()
     if request is None:
-        if current_frame.get() is None and current_key.get() is None:
+        if current_frame.get() is None and current_problem_context.get() is None:
             return False
     elif scope.get(REQUEST_KEY) is request:
         return False

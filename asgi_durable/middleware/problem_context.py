@@ -6,11 +6,11 @@ from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any
 
-__all__ = ["AboutKey", "current_key"]
+__all__ = ["ProblemContext", "current_problem_context"]
 
 
 @dataclass(slots=True)
-class AboutKey:
+class ProblemContext:
     """What every problem answer to a keyed request says of it.
 
     Attributes:
@@ -26,4 +26,6 @@ class AboutKey:
     is_told_when: bool = False
 
 
-current_key: ContextVar[AboutKey | None] = ContextVar("asgi_durable_current_key", default=None)
+current_problem_context: ContextVar[ProblemContext | None] = ContextVar(
+    "asgi_durable_current_key", default=None
+)

@@ -25,7 +25,7 @@ from asgi_durable.errors import (
 )
 from asgi_durable.middleware.asgi import ASGIApp, Headers, Message, Receive, Scope, Send
 from asgi_durable.middleware.own_request import is_inside_another, outside_of_all
-from asgi_durable.middleware.problem_context import AboutKey, current_key
+from asgi_durable.middleware.problem_context import ProblemContext, current_problem_context
 
 __all__ = ["ProblemDetailsMiddleware", "problem_response", "send_problem"]
 
@@ -169,7 +169,7 @@ def problem_response(
         error: What is answered.
         members: More members of the problem object.
     """
-    about = current_key.get()
+    about = current_problem_context.get()
     if is_kind_of(error, FinalError):
         _note_final_answer(about)
     if error.status_code >= 500:
@@ -197,7 +197,7 @@ def problem_response(
     return error.status_code, headers, body
 
 
-def _is_resumed(error: DurableError, about: AboutKey | None) -> bool:
+def _is_resumed(error: DurableError, about: ProblemContext | None) -> bool:
     """Tell whether a retry of the keyed request that has failed goes on with the work."""
     return (
         about is not None
@@ -207,7 +207,7 @@ def _is_resumed(error: DurableError, about: AboutKey | None) -> bool:
     )
 
 
-def _note_final_answer(about: AboutKey | None) -> None:
+def _note_final_answer(about: ProblemContext | None) -> None:
     if about is not None:
         about.is_resumed = False
     frame = current_frame.get()
@@ -222,7 +222,7 @@ def _phrase(status_code: int) -> str:
         return "Error"
 
 
-def _retry_after(error: DurableError, about: AboutKey | None) -> int:
+def _retry_after(error: DurableError, about: ProblemContext | None) -> int:
     """Return after how many seconds a client may try again."""
     if about is None or "retry_after_seconds" in vars(error):
         return error.retry_after_seconds

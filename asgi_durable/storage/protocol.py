@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from asgi_durable.storage.records import (
-    PieceRecord,
+    ChunkRecord,
     ResponseRecord,
     StoredProgress,
     StoredRun,
@@ -188,7 +188,7 @@ class StepLog(Protocol):
     async def get_response(self, workflow_id: str) -> ResponseRecord | None:
         """Return the answer of a finished request, ``None`` if there is none."""
 
-    async def read_pieces(self, workflow_id: str, after: int) -> list[PieceRecord]:
+    async def read_pieces(self, workflow_id: str, after: int) -> list[ChunkRecord]:
         """Return the next pieces of a recorded stream, in order; none if there are no more yet.
 
         They are those that end within ``PAGE_BYTES`` behind the offset *after*; if there are

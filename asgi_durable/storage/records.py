@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 
 from asgi_durable.errors import StorageError
-from asgi_durable.fast_dataclass import value_class
+from asgi_durable.fast_dataclass import fast_dataclass
 
 __all__ = [
     "CUT_ALL",
@@ -15,7 +15,7 @@ __all__ = [
     "PENDING_FINGERPRINT",
     "SLEEP",
     "TOMBSTONE_STATUS",
-    "PieceRecord",
+    "ChunkRecord",
     "ResponseRecord",
     "StepRecord",
     "StoredProgress",
@@ -57,7 +57,7 @@ class WorkflowState(StrEnum):
     RETRIES_EXCEEDED = "RETRIES_EXCEEDED"
 
 
-@value_class(kw_only=True)
+@fast_dataclass(kw_only=True)
 class WorkflowRecord:
     """One workflow.
 
@@ -122,7 +122,7 @@ class WorkflowRecord:
         return self.state not in (WorkflowState.PENDING, WorkflowState.SUSPENDED)
 
 
-@value_class(kw_only=True)
+@fast_dataclass(kw_only=True)
 class StepRecord:
     """One step that is finished, or has begun.
 
@@ -152,7 +152,7 @@ class StepRecord:
         return self.output is not None or self.error is not None
 
 
-@value_class(kw_only=True)
+@fast_dataclass(kw_only=True)
 class ResponseRecord:
     """The answer to a request.
 
@@ -197,7 +197,7 @@ class StoredSecret:
     added_later: bool
 
 
-@value_class(kw_only=True)
+@fast_dataclass(kw_only=True)
 class TakenWorkflow:
     """A workflow that was free and has an owner again.
 
@@ -212,8 +212,8 @@ class TakenWorkflow:
     free_seconds: float | None
 
 
-@value_class(kw_only=True)
-class PieceRecord:
+@fast_dataclass(kw_only=True)
+class ChunkRecord:
     """A piece of an answer that is streamed while it is recorded.
 
     Attributes:
@@ -231,7 +231,7 @@ class PieceRecord:
     data: bytes
 
 
-@value_class(kw_only=True)
+@fast_dataclass(kw_only=True)
 class StoredProgress:
     """How far a workflow is.
 
@@ -248,7 +248,7 @@ class StoredProgress:
     sleeps_until_us: int | None = None
 
 
-@value_class(kw_only=True)
+@fast_dataclass(kw_only=True)
 class StoredRun:
     """All that is recorded of one workflow: its row, its steps, its children.
 

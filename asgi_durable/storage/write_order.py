@@ -6,13 +6,13 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from asgi_durable.storage.writes import (
-    AcquitWorkflow,
     CancelWorkflow,
     ClaimRequest,
+    ClearCrashCount,
     CompleteStep,
     FinishWorkflow,
     ForgetRequest,
-    RecordPiece,
+    RecordChunk,
     RecordStep,
     ReleaseWorkflow,
     ResumeWorkflow,
@@ -34,9 +34,9 @@ _STAGES: dict[type[Any], int] = {
     SetLastSpan: HEAD,
     RecordStep: STEP,
     CompleteStep: STEP,
-    RecordPiece: STEP,
+    RecordChunk: STEP,
     FinishWorkflow: TAIL,
-    AcquitWorkflow: TAIL,
+    ClearCrashCount: TAIL,
     ReleaseWorkflow: TAIL,
     ForgetRequest: TAIL,
     CancelWorkflow: TAIL,
@@ -60,7 +60,7 @@ def write_order(writes: Sequence[Write]) -> Iterator[list[int]]:
         number, last_stage = reached.get(workflow_id, (0, -1))
         if stage < last_stage or stage == last_stage != STEP:
             number += 1
-        if isinstance(write, (RecordStep, CompleteStep, RecordPiece)):
+        if isinstance(write, (RecordStep, CompleteStep, RecordChunk)):
             place = (number, *_place(write))
             number += place in places
             places.add((number, *place[1:]))
@@ -81,7 +81,7 @@ def is_one_group(writes: Iterable[Write]) -> bool:
         if stage < last_stage or stage == last_stage != STEP:
             return False
         reached[workflow_id] = stage
-        if isinstance(write, (RecordStep, CompleteStep, RecordPiece)):
+        if isinstance(write, (RecordStep, CompleteStep, RecordChunk)):
             place = _place(write)
             if place in places:
                 return False
@@ -89,7 +89,7 @@ def is_one_group(writes: Iterable[Write]) -> bool:
     return True
 
 
-def _place(write: RecordStep | CompleteStep | RecordPiece) -> tuple[str, int, bool]:
-    if isinstance(write, RecordPiece):
+def _place(write: RecordStep | CompleteStep | RecordChunk) -> tuple[str, int, bool]:
+    if isinstance(write, RecordChunk):
         return write.piece.workflow_id, write.piece.end_offset, True
     return write.step.workflow_id, write.step.step_number, False

@@ -9,9 +9,9 @@ from __future__ import annotations
 
 from enum import Enum, auto
 
-from asgi_durable.fast_dataclass import value_class
+from asgi_durable.fast_dataclass import fast_dataclass
 from asgi_durable.storage.records import (
-    PieceRecord,
+    ChunkRecord,
     ResponseRecord,
     StepRecord,
     WorkflowRecord,
@@ -22,15 +22,15 @@ __all__ = [
     "DONE",
     "FENCED",
     "MAX_TOLD_BYTES",
-    "AcquitWorkflow",
     "CancelWorkflow",
     "ClaimRequest",
+    "ClearCrashCount",
     "CompleteStep",
     "FinishWorkflow",
     "ForgetRequest",
     "Outcome",
     "OutcomeKind",
-    "RecordPiece",
+    "RecordChunk",
     "RecordStep",
     "ReleaseWorkflow",
     "ResumeWorkflow",
@@ -49,14 +49,14 @@ __all__ = [
 MAX_TOLD_BYTES = 64 * 1024
 
 
-@value_class()
+@fast_dataclass()
 class StartWorkflow:
     """Insert a workflow. CONFLICT, with the row that is there, if its id is taken."""
 
     workflow: WorkflowRecord
 
 
-@value_class()
+@fast_dataclass()
 class ClaimRequest:
     """Insert a request's workflow, or take over one that nobody runs.
 
@@ -79,7 +79,7 @@ class ClaimRequest:
         )
 
 
-@value_class()
+@fast_dataclass()
 class SetFingerprint:
     """Put the fingerprint of this executor's request in the place of what stands for it.
 
@@ -92,7 +92,7 @@ class SetFingerprint:
     fingerprint: str
 
 
-@value_class()
+@fast_dataclass()
 class SetLastSpan:
     """Let a workflow of this executor's name the span of its latest execution; DONE in any case.
 
@@ -104,7 +104,7 @@ class SetLastSpan:
     last_span: str
 
 
-@value_class()
+@fast_dataclass()
 class ResumeWorkflow:
     """Take a workflow that no other executor runs, and count one more execution of it.
 
@@ -117,7 +117,7 @@ class ResumeWorkflow:
     resumed_at_us: int
 
 
-@value_class()
+@fast_dataclass()
 class RecordStep:
     """Insert a step that is finished, or has begun. CONFLICT if another record is there."""
 
@@ -125,7 +125,7 @@ class RecordStep:
     executor_id: str
 
 
-@value_class()
+@fast_dataclass()
 class CompleteStep:
     """Give a step that has begun its outcome. CONFLICT if another one is there already."""
 
@@ -133,11 +133,11 @@ class CompleteStep:
     executor_id: str
 
 
-@value_class()
-class RecordPiece:
+@fast_dataclass()
+class RecordChunk:
     """Insert a piece of an answer, and delete what it cuts. CONFLICT if another one is there."""
 
-    piece: PieceRecord
+    piece: ChunkRecord
     executor_id: str
 
     @property
@@ -146,7 +146,7 @@ class RecordPiece:
         return self.piece.cut_to is not None and self.piece.end_offset > 0
 
 
-@value_class(kw_only=True)
+@fast_dataclass(kw_only=True)
 class FinishWorkflow:
     """Give a workflow its outcome, a request its answer, and start what follows it.
 
@@ -167,8 +167,8 @@ class FinishWorkflow:
     starts: tuple[WorkflowRecord, ...] = ()
 
 
-@value_class()
-class AcquitWorkflow:
+@fast_dataclass()
+class ClearCrashCount:
     """Forget the crashes of a workflow of this executor's, but the next one is the first.
 
     DONE in any case. It has run by itself for a while and its process is alive.
@@ -178,7 +178,7 @@ class AcquitWorkflow:
     executor_id: str
 
 
-@value_class()
+@fast_dataclass()
 class ReleaseWorkflow:
     """Let anybody run a workflow of this executor's; DONE in any case.
 
@@ -192,7 +192,7 @@ class ReleaseWorkflow:
     retry_at_us: int | None = None
 
 
-@value_class()
+@fast_dataclass()
 class ForgetRequest:
     """Delete this executor's request if no step or child is recorded; DONE in any case."""
 
@@ -200,7 +200,7 @@ class ForgetRequest:
     executor_id: str
 
 
-@value_class(kw_only=True)
+@fast_dataclass(kw_only=True)
 class CancelWorkflow:
     """End a workflow that is not over, whoever runs it, and those below it that were called.
 
@@ -227,9 +227,9 @@ Write = (
     | ResumeWorkflow
     | RecordStep
     | CompleteStep
-    | RecordPiece
+    | RecordChunk
     | FinishWorkflow
-    | AcquitWorkflow
+    | ClearCrashCount
     | ReleaseWorkflow
     | ForgetRequest
     | CancelWorkflow
@@ -247,7 +247,7 @@ def workflow_id_of(write: Write) -> str:
     """Return the workflow that a write is about."""
     if isinstance(write, (StartWorkflow, ClaimRequest)):
         return write.workflow.workflow_id
-    if isinstance(write, RecordPiece):
+    if isinstance(write, RecordChunk):
         return write.piece.workflow_id
     if isinstance(write, (RecordStep, CompleteStep)):
         return write.step.workflow_id
@@ -305,7 +305,7 @@ class OutcomeKind(Enum):
     """The database could not be used for as long as the storage patience lasts."""
 
 
-@value_class()
+@fast_dataclass()
 class Outcome:
     """What became of a write, the row that was in its way and its answer, or the error.
 

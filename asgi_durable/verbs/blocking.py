@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Coroutine
 from typing import TYPE_CHECKING, Any, Generic, Literal, ParamSpec, TypeVar, cast, overload
 
-from asgi_durable.engine.blocking_engine import ThreadCalls
+from asgi_durable.engine.blocking_engine import BlockingEngine
 from asgi_durable.engine.engine import Engine
 from asgi_durable.engine.process.definitions import StepDefinition
 from asgi_durable.engine.runs.call import WorkflowOptions
@@ -26,7 +26,7 @@ ResultT_co = TypeVar("ResultT_co", covariant=True)
 class BlockingWorkflowHandle(Generic[ResultT_co]):
     """A workflow that may be running, here or elsewhere, or be over."""
 
-    def __init__(self, calls: ThreadCalls, workflow_id: str) -> None:
+    def __init__(self, calls: BlockingEngine, workflow_id: str) -> None:
         self._calls = calls
         self.workflow_id = workflow_id
 
@@ -50,7 +50,7 @@ class BlockingWorkflowHandle(Generic[ResultT_co]):
 class BlockingCalls:
     """Calls of workflows, all with the same options; see :meth:`Blocking.options`."""
 
-    def __init__(self, engine: Engine, calls: ThreadCalls, options: WorkflowOptions) -> None:
+    def __init__(self, engine: Engine, calls: BlockingEngine, options: WorkflowOptions) -> None:
         self._engine = engine
         self._calls = calls
         self._options = options
@@ -94,7 +94,7 @@ class Blocking(BlockingCalls):
     ``DurableUsageError``.
     """
 
-    def __init__(self, engine: Engine, calls: ThreadCalls) -> None:
+    def __init__(self, engine: Engine, calls: BlockingEngine) -> None:
         super().__init__(engine, calls, WorkflowOptions())
 
     def options(

@@ -11,7 +11,7 @@ from typing import Any, TypeVar, overload
 
 from asgi_durable.codec.json_codec import JsonCodec
 from asgi_durable.codec.tagged.type_registry import refuse_unrecordable
-from asgi_durable.engine.blocking_engine import ThreadCalls
+from asgi_durable.engine.blocking_engine import BlockingEngine
 from asgi_durable.engine.engine import Engine
 from asgi_durable.engine.process.definitions import (
     Definition,
@@ -47,7 +47,7 @@ class Decorators:
     """
 
     engine: Engine
-    thread_calls: ThreadCalls
+    thread_calls: BlockingEngine
 
     @overload
     def workflow(self, function: FunctionT, /) -> FunctionT: ...

@@ -160,11 +160,11 @@ async def declared_dead(durable: Durable) -> AsyncIterator[None]:
     executor has to live.
     """
     executor, storage = executor_of(durable), storage_of(durable)
-    stopped, goes_on = threading.Event(), threading.Event()
+    stopped, retry_here = threading.Event(), threading.Event()
 
     async def beat(*args: Any, **kwargs: Any) -> Any:
         stopped.set()
-        while not goes_on.is_set():
+        while not retry_here.is_set():
             await asyncio.sleep(POLL_SECONDS)
         return await type(storage).beat(storage, *args, **kwargs)
 
@@ -176,7 +176,7 @@ async def declared_dead(durable: Durable) -> AsyncIterator[None]:
         await until(lambda: _is_dead(durable.url, executor.id))
         yield
     finally:
-        goes_on.set()
+        retry_here.set()
         del storage.beat
 
 

@@ -10,7 +10,7 @@ import time
 from collections import deque
 from collections.abc import Sequence
 
-from asgi_durable.concurrency.once import Signal
+from asgi_durable.concurrency.once import Once
 from asgi_durable.concurrency.per_loop import PerLoop
 from asgi_durable.concurrency.retry_log import is_worth_a_line
 from asgi_durable.errors import StorageError, StorageUnavailableError
@@ -21,14 +21,14 @@ from asgi_durable.storage.writes import (
     FinishWorkflow,
     Outcome,
     OutcomeKind,
-    RecordPiece,
+    RecordChunk,
     RecordStep,
     StartWorkflow,
     Write,
 )
 from asgi_durable.telemetry.observer import NO_TELEMETRY, TelemetrySource
 
-__all__ = ["Committer", "Lane"]
+__all__ = ["Committer", "LoopQueue"]
 
 logger = logging.getLogger(__name__)
 
@@ -51,7 +51,7 @@ class Committer:
 
     Args:
         storage: Where the batches go.
-        patience_seconds: For how long a batch is tried again while the storage fails.
+        storage_retry_seconds: For how long a batch is tried again while the storage fails.
         telemetry: Told of each commit.
     """
 
@@ -59,25 +59,25 @@ class Committer:
         self,
         storage: StepLog,
         *,
-        patience_seconds: float,
+        storage_retry_seconds: float,
         telemetry: TelemetrySource = NO_TELEMETRY,
     ) -> None:
         self._storage = storage
         self._telemetry = telemetry
-        self._patience_seconds = patience_seconds
-        self._lanes = PerLoop(Lane)
+        self._patience_seconds = storage_retry_seconds
+        self._lanes = PerLoop(LoopQueue)
 
-    def lane(self, loop: asyncio.AbstractEventLoop) -> Lane:
+    def lane(self, loop: asyncio.AbstractEventLoop) -> LoopQueue:
         """Return the queue of *loop*, which must be running here."""
         return self._lanes.get(loop)
 
-    def submit(self, lane: Lane, write: Write) -> Signal[Outcome]:
+    def submit(self, lane: LoopQueue, write: Write) -> Once[Outcome]:
         """Queue a write; the signal tells what became of it.
 
         Invariant: the signal is set only after COMMIT has returned. Cancelling who waits for
         it does not take the write back.
         """
-        settled: Signal[Outcome] = Signal(lane.loop)
+        settled: Once[Outcome] = Once(lane.loop)
         lane.pending.append((write, settled))
         if lane.task is None or lane.task.done():
             # In none of the callers' contexts: drivers have timers that keep them for minutes.
@@ -90,7 +90,7 @@ class Committer:
         while lane.task is not None and not lane.task.done():
             await asyncio.wait([lane.task])
 
-    async def _drain(self, lane: Lane) -> None:
+    async def _drain(self, lane: LoopQueue) -> None:
         while lane.pending:
             for _ in range(GATHER_TURNS):
                 await asyncio.sleep(0)
@@ -132,20 +132,20 @@ class Committer:
             delay = min(delay * 2, LONGEST_RETRY_SECONDS)
 
 
-class Lane:
+class LoopQueue:
     """The writes of one event loop and the task that commits them."""
 
     def __init__(self) -> None:
         self.loop = asyncio.get_running_loop()
-        self.pending: deque[tuple[Write, Signal[Outcome]]] = deque()
+        self.pending: deque[tuple[Write, Once[Outcome]]] = deque()
         self.task: asyncio.Task[None] | None = None
 
 
 def _take_batch(
-    pending: deque[tuple[Write, Signal[Outcome]]],
-) -> list[tuple[Write, Signal[Outcome]]]:
+    pending: deque[tuple[Write, Once[Outcome]]],
+) -> list[tuple[Write, Once[Outcome]]]:
     """Take the oldest writes, as many as a transaction should hold; at least one."""
-    batch: list[tuple[Write, Signal[Outcome]]] = []
+    batch: list[tuple[Write, Once[Outcome]]] = []
     size = 0
     while pending and len(batch) < MAX_BATCH_WRITES and size < MAX_BATCH_BYTES:
         item = pending.popleft()
@@ -157,7 +157,7 @@ def _take_batch(
 def _payload_bytes(write: Write) -> int:
     if isinstance(write, (RecordStep, CompleteStep)):
         return len(write.step.output or write.step.error or b"")
-    if isinstance(write, RecordPiece):
+    if isinstance(write, RecordChunk):
         return len(write.piece.data)
     if isinstance(write, FinishWorkflow):
         body = write.response.body if write.response is not None else None

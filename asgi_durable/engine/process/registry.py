@@ -14,7 +14,7 @@ from asgi_durable.codec.sealing.sealer import Sealer
 from asgi_durable.codec.typed.canonical import Canonical, possible_forms
 from asgi_durable.codec.typed.digests import ArgumentDigest, digest_of, digests_of
 from asgi_durable.codec.values import Values
-from asgi_durable.concurrency.thread_pool import BodyThreads
+from asgi_durable.concurrency.thread_pool import SyncFunctionPool
 from asgi_durable.engine.process.definitions import Definition, WorkflowDefinition
 from asgi_durable.engine.process.request_servers import RequestServers
 from asgi_durable.engine.replay.results import read_error
@@ -48,7 +48,7 @@ class Registry:
         self.codec = codec
         self.sealer = Sealer(payloads)
         self.values = Values(codec, self.sealer)
-        self.threads = BodyThreads()
+        self.threads = SyncFunctionPool()
         self.preparing = threading.RLock()
         self.request_servers = RequestServers()
         self.checks: list[Callable[[], None]] = []

@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
     from asgi_durable.engine.process.settings import Retention
-    from asgi_durable.engine.requests.claims import RequestRun
+    from asgi_durable.engine.requests.claims import ResponseCommit
 
 __all__ = ["BeginRequest", "RequestServer", "RequestServers"]
 
-BeginRequest = Callable[["Retention"], "RequestRun"]
+BeginRequest = Callable[["Retention"], "ResponseCommit"]
 
 
 class RequestServer(Protocol):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from asgi_durable.errors import DurableUsageError
-from asgi_durable.fast_dataclass import value_class
+from asgi_durable.fast_dataclass import fast_dataclass
 
 __all__ = [
     "DAY_SECONDS",
@@ -27,7 +27,7 @@ LONGEST_SECONDS = 36500 * DAY_SECONDS
 SPOOLED_BYTES = 1024 * 1024 * 1024
 
 
-@value_class()
+@fast_dataclass()
 class Retention:
     """For how long a request is kept, from its completion.
 
@@ -51,7 +51,7 @@ class Limits:
 
     Attributes:
         drain_timeout_seconds: How long a stop waits for runs before it interrupts them.
-        patience_seconds: How long a failing storage is tried before a run is given up.
+        storage_retry_seconds: How long a failing storage is tried before a run is given up.
         lease_seconds: How long the process counts as alive without a sign of life.
         request_lifetime_seconds: How long a request is kept that waits for its retry.
         sweep_interval_seconds: How often expired requests are looked for.
@@ -60,7 +60,7 @@ class Limits:
     """
 
     drain_timeout_seconds: float
-    patience_seconds: float
+    storage_retry_seconds: float
     lease_seconds: float
     request_lifetime_seconds: float = REQUEST_LIFETIME_SECONDS
     sweep_interval_seconds: float = SWEEP_INTERVAL_SECONDS

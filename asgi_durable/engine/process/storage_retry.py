@@ -14,7 +14,7 @@ from asgi_durable.concurrency.retry_log import is_worth_a_line
 from asgi_durable.errors import StorageUnavailableError
 from asgi_durable.storage.transaction_port import GivenUpError
 
-__all__ = ["while_given_up", "while_unavailable"]
+__all__ = ["retry_while_given_up", "retry_while_unavailable"]
 
 logger = logging.getLogger(__name__)
 
@@ -26,37 +26,37 @@ FEWEST_ATTEMPTS_GIVEN_UP = 3
 ResultT = TypeVar("ResultT")
 
 
-async def while_unavailable(
-    once: Callable[[], Awaitable[ResultT]], patience_seconds: float, what: Callable[[], str]
+async def retry_while_unavailable(
+    once: Callable[[], Awaitable[ResultT]], storage_retry_seconds: float, what: Callable[[], str]
 ) -> ResultT:
     """Do something, again while the database is unavailable or gives it up, for so long at most.
 
     Args:
         once: Does it.
-        patience_seconds: For how long.
+        storage_retry_seconds: For how long.
         what: Names it for the log.
 
     Raises:
         StorageUnavailableError: The database still was unavailable at the end of that.
         Exception: The database's own error, if it gave the transaction up each time.
     """
-    return await _repeat(StorageUnavailableError, once, patience_seconds, what)
+    return await _repeat(StorageUnavailableError, once, storage_retry_seconds, what)
 
 
-async def while_given_up(
-    once: Callable[[], Awaitable[ResultT]], patience_seconds: float, what: Callable[[], str]
+async def retry_while_given_up(
+    once: Callable[[], Awaitable[ResultT]], storage_retry_seconds: float, what: Callable[[], str]
 ) -> ResultT:
     """Do the same, but raise at once where the database is unavailable."""
-    return await _repeat(GivenUpError, once, patience_seconds, what)
+    return await _repeat(GivenUpError, once, storage_retry_seconds, what)
 
 
 async def _repeat(
     kind: type[StorageUnavailableError],
     once: Callable[[], Awaitable[ResultT]],
-    patience_seconds: float,
+    storage_retry_seconds: float,
     what: Callable[[], str],
 ) -> ResultT:
-    give_up_at = time.monotonic() + patience_seconds
+    give_up_at = time.monotonic() + storage_retry_seconds
     delay = FIRST_RETRY_SECONDS
     for attempt in itertools.count(1):
         try:

@@ -83,13 +83,13 @@ class Recovery:
                 # A retry has opened those that failed, and may not have come to them again.
                 self.sweep_soon()
             return
-        if ending.is_elsewhere:
+        if ending.is_owned_elsewhere:
             # Meanwhile it may be this process's again, as another executor's. Or it was all the
             # time, and something that an earlier run had written arrived late.
             is_others = run.executor_id != self._services.executor.id
             self.sweep_soon(0.0 if is_others else self._delay)
             return
-        if not ending.goes_on and not run.workflow.is_request:
+        if not ending.retry_here and not run.workflow.is_request:
             self._park(run, ending.error)
             return
         if run.claimed.get():

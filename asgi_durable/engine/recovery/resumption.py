@@ -11,15 +11,15 @@ from typing import Any
 
 from asgi_durable.engine.runs.active_runs import ActiveRuns
 from asgi_durable.engine.runs.run import Run, Services
-from asgi_durable.engine.runs.run_end import Ending
-from asgi_durable.engine.runs.runner import Drives
+from asgi_durable.engine.runs.run_end import RunEnd
+from asgi_durable.engine.runs.runner import WorkflowRunner
 from asgi_durable.errors import StorageUnavailableError, WorkflowInterruptedError
 from asgi_durable.storage.records import StoredRun, WorkflowRecord
 from asgi_durable.storage.writes import CancelWorkflow, OutcomeKind
 
 __all__ = ["Resumption"]
 
-DriveRequest = Callable[[Run], Coroutine[Any, Any, Ending]]
+DriveRequest = Callable[[Run], Coroutine[Any, Any, RunEnd]]
 
 
 class Resumption:
@@ -33,11 +33,15 @@ class Resumption:
     """
 
     def __init__(
-        self, services: Services, active: ActiveRuns, drives: Drives, drive_request: DriveRequest
+        self,
+        services: Services,
+        active: ActiveRuns,
+        runner: WorkflowRunner,
+        drive_request: DriveRequest,
     ) -> None:
         self._services = services
         self._active = active
-        self._drives = drives
+        self._runner = runner
         self._drive_request = drive_request
 
     async def load_idle(self, workflow_ids: list[str]) -> list[StoredRun]:
@@ -104,7 +108,7 @@ class Resumption:
         run.claimed.set(True)
         if run.workflow.is_request:
             return self._launch_alone(run, self._drive_request(run))
-        return self._launch_alone(run, self._drives.resumed(run, is_counted=is_counted))
+        return self._launch_alone(run, self._runner.resumed(run, is_counted=is_counted))
 
     def begin(self, workflows: Iterable[WorkflowRecord]) -> None:
         """Run workflows that have just been started, and that nobody waits for."""
@@ -119,11 +123,11 @@ class Resumption:
         It is a run itself: so nobody can claim the workflow here before it is released.
         """
         run = Run(self._services, workflow, asyncio.get_running_loop())
-        return self._launch_alone(run, self._drives.release(run))
+        return self._launch_alone(run, self._runner.release(run))
 
     def stale_ids(self) -> frozenset[str]:
         """Return the workflows that are run here still on behalf of a dead executor."""
         return self._active.ids_of_others(self._services.executor.id)
 
-    def _launch_alone(self, run: Run, drive: Coroutine[Any, Any, Ending]) -> Run | None:
+    def _launch_alone(self, run: Run, drive: Coroutine[Any, Any, RunEnd]) -> Run | None:
         return run if self._active.launch(run, drive, context=contextvars.Context()) else None

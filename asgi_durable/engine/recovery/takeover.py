@@ -14,7 +14,7 @@ from asgi_durable.engine.runs.suspension import asleep_until_us
 from asgi_durable.errors import StorageError
 from asgi_durable.storage.protocol import Beat, Runnable
 from asgi_durable.storage.records import StoredRun, TakenWorkflow
-from asgi_durable.storage.writes import AcquitWorkflow
+from asgi_durable.storage.writes import ClearCrashCount
 
 __all__ = ["Takeover"]
 
@@ -151,7 +151,7 @@ class Takeover:
             if not has_ended and not run.has_progressed:
                 # Invariant: durable before the next suspect begins. What that one does to the
                 # process is not this one's doing.
-                await run.commit(AcquitWorkflow(run.workflow_id, run.executor_id))
+                await run.commit(ClearCrashCount(run.workflow_id, run.executor_id))
 
 
 def _tasks(runs: list[Run]) -> list[asyncio.Task[None]]:

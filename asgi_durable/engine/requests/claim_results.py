@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import ClassVar
 
 from asgi_durable.engine.runs.run import Run
-from asgi_durable.fast_dataclass import value_class
+from asgi_durable.fast_dataclass import fast_dataclass
 from asgi_durable.storage.protocol import StepLog
 from asgi_durable.storage.records import (
     ResponseRecord,
@@ -29,8 +29,8 @@ __all__ = [
     "Refused",
     "RefusedError",
     "RetryLater",
-    "explain",
-    "told_of",
+    "result_for_running",
+    "result_for_taken_key",
     "whole_seconds_until",
 ]
 
@@ -129,7 +129,7 @@ class RefusedError(Exception):
         self.response = response
 
 
-def told_of(running: WorkflowRecord, fingerprint: str) -> Refusal:
+def result_for_running(running: WorkflowRecord, fingerprint: str) -> Refusal:
     """Return what to tell of a request that is not finished."""
     if not running.may_be(fingerprint):
         return _other(running, fingerprint)
@@ -144,7 +144,9 @@ def _other(existing: WorkflowRecord, fingerprint: str) -> KeyReused | Fingerprin
     return KeyReused(existing.fingerprint)
 
 
-async def explain(refused: RefusedError, fingerprint: str, storage: StepLog) -> Refusal | None:
+async def result_for_taken_key(
+    refused: RefusedError, fingerprint: str, storage: StepLog
+) -> Refusal | None:
     """Return what to tell who has made a claim, ``None`` if it is to be made again.
 
     An expired request tells nothing any more, not even that another one has its key.
@@ -154,7 +156,7 @@ async def explain(refused: RefusedError, fingerprint: str, storage: StepLog) -> 
     """
     existing = refused.existing
     if not existing.is_final:
-        return told_of(existing, fingerprint)
+        return result_for_running(existing, fingerprint)
     # Not told with the row: a long answer, or that of another request.
     answer = refused.response or await storage.get_response(existing.workflow_id)
     now_us = time.time_ns() // 1000
@@ -177,7 +179,7 @@ def whole_seconds_until(time_us: int) -> int:
     return max(1, -((time.time_ns() // 1000 - time_us) // 1_000_000))
 
 
-@value_class()
+@fast_dataclass()
 class Claimed:
     """The request is this caller's to answer; its handler runs in a task of the engine's."""
 

@@ -24,24 +24,24 @@ from asgi_durable.engine.requests.claim_results import (
     Refusal,
     RefusedError,
     RetryLater,
-    explain,
-    told_of,
+    result_for_running,
+    result_for_taken_key,
 )
-from asgi_durable.engine.requests.duplicates import Twins
+from asgi_durable.engine.requests.duplicates import Duplicates
 from asgi_durable.engine.requests.progress import DONE, Progress, progress_of, sleep_of
 from asgi_durable.engine.requests.redirects import find_redirect
 from asgi_durable.engine.requests.request import Request, note, record_of
 from asgi_durable.engine.requests.request_ids import RequestIds
-from asgi_durable.engine.requests.response_commit import RequestRun
+from asgi_durable.engine.requests.response_commit import ResponseCommit
 from asgi_durable.engine.requests.response_streams import StreamDamagedError, StreamLog, Streams
-from asgi_durable.engine.requests.sealed_responses import opened_answer
+from asgi_durable.engine.requests.sealed_responses import opened_response
 from asgi_durable.engine.runs.active_runs import ActiveRuns, wait_for
 from asgi_durable.engine.runs.run import Run, Services
-from asgi_durable.engine.runs.run_end import CancelledElsewhereError, Ending, Interrupted
+from asgi_durable.engine.runs.run_end import CancelledElsewhereError, Interrupted, RunEnd
 from asgi_durable.engine.runs.spans import keep_span
 from asgi_durable.engine.steps.single_transaction import SingleTransaction
 from asgi_durable.engine.workflows.cancellation import Cancellation
-from asgi_durable.engine.workflows.result_waiters import Outcomes
+from asgi_durable.engine.workflows.result_waiters import ResultWaiters
 from asgi_durable.errors import (
     DurableUsageError,
     StorageError,
@@ -66,8 +66,8 @@ __all__ = [
     "KeyReused",
     "Progress",
     "Request",
-    "RequestRun",
     "Requests",
+    "ResponseCommit",
     "RetryLater",
 ]
 
@@ -78,7 +78,7 @@ LONGEST_POLL_SECONDS = 0.25
 Claim = Claimed | Refusal
 
 
-Handler = Callable[[RequestRun], Awaitable[None]]
+Handler = Callable[[ResponseCommit], Awaitable[None]]
 
 
 def _as_stored(request: Request, reused: KeyReused) -> Request | None:
@@ -103,7 +103,7 @@ class Requests:
         self,
         services: Services,
         active: ActiveRuns,
-        outcomes: Outcomes,
+        outcomes: ResultWaiters,
         cancellation: Cancellation,
         ids: RequestIds,
     ) -> None:
@@ -112,7 +112,7 @@ class Requests:
         self._active = active
         self._outcomes = outcomes
         self._cancellation = cancellation
-        self._twins = Twins()
+        self._twins = Duplicates()
         self.streams = Streams(services.storage, services.registry.sealer, outcomes)
         self.spool = services.spool
         self.fingerprints = services.registry.sealer.fingerprints
@@ -123,7 +123,7 @@ class Requests:
         handler: Handler,
         *,
         wait_seconds: float = 0.0,
-        patience_seconds: float | None = None,
+        storage_retry_seconds: float | None = None,
     ) -> Claim:
         """Claim a request, or say what became of the one that has its key.
 
@@ -132,7 +132,7 @@ class Requests:
             handler: Called in a task of the engine's if the request is claimed.
             wait_seconds: For how long to wait for a twin that runs already, here or elsewhere;
                 not at all where too many wait, or while it sleeps.
-            patience_seconds: For how long to wait where this process was declared dead, until
+            storage_retry_seconds: For how long to wait where this process was declared dead, until
                 it goes on as another executor; the storage patience by default.
 
         Raises:
@@ -144,8 +144,8 @@ class Requests:
                 the same, as this process has not the encryption key of that one.
         """
         now = time.monotonic()
-        patience = self._services.patience_seconds
-        rename_by = now + (patience if patience_seconds is None else patience_seconds)
+        patience = self._services.storage_retry_seconds
+        rename_by = now + (patience if storage_retry_seconds is None else storage_retry_seconds)
         give_up_at = now + wait_seconds
         delay, has_waited = FIRST_POLL_SECONDS, False
         while True:
@@ -193,7 +193,7 @@ class Requests:
             EncryptionKeyMissingError: It is encrypted with a key that is not here.
             ResponseDamagedError: It is damaged.
         """
-        return opened_answer(self._services.registry.sealer, answer)
+        return opened_response(self._services.registry.sealer, answer)
 
     async def _may_follow(self, twin: WorkflowRecord) -> bool:
         """Tell whether a twin's answer is recorded as a stream already, and can be followed.
@@ -284,7 +284,7 @@ class Requests:
             if active is not None:
                 await wait_for(active, active.claimed, loop)
                 if active is self._active.find(workflow_id):
-                    return told_of(active.workflow, fingerprint)
+                    return result_for_running(active.workflow, fingerprint)
                 continue
             run = self._run_of(request, give_up_at)
             if self._active.launch(run, self._drive(run, handler, request.retention)):
@@ -311,13 +311,13 @@ class Requests:
         ending = await wait_for(run, run.done, loop)
         if isinstance(ending, Interrupted):
             if isinstance(ending.error, RefusedError):
-                return await explain(ending.error, fingerprint, self._services.storage)
+                return await result_for_taken_key(ending.error, fingerprint, self._services.storage)
             if isinstance(ending.error, StorageError):
                 raise ending.error
             if isinstance(ending.error, CancelledElsewhereError):
                 # The row tells it, which this claim was stopped from reading.
                 return None
-            if ending.is_elsewhere:
+            if ending.is_owned_elsewhere:
                 # A dead executor claims nothing; the process goes on as another one soon.
                 executor, left = self._services.executor, rename_by - time.monotonic()
                 if await executor.wait_until_renamed(run.executor_id, left):
@@ -325,7 +325,7 @@ class Requests:
                 raise ending.error
         return Claimed(run)
 
-    async def _drive(self, run: Run, handler: Handler, retention: Retention) -> Ending:
+    async def _drive(self, run: Run, handler: Handler, retention: Retention) -> RunEnd:
         if not await self._may_begin_unclaimed(run):
             run.single_transaction = None
             outcome = await run.commit(ClaimRequest(run.workflow))
@@ -339,7 +339,7 @@ class Requests:
                     run.load(stored)
                 keep_span(run, own_span)
         stream = StreamLog(run, self._outcomes.wake)
-        request = RequestRun(run, self._active, retention, stream)
+        request = ResponseCommit(run, self._active, retention, stream)
         run.claimed.set(True)
         note(run, "claimed" if run.single_transaction is None else "begun")
         try:

@@ -6,14 +6,14 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-__all__ = ["Twins"]
+__all__ = ["Duplicates"]
 
 # How many wait for twins at once, in this process; the others are told to come back.
 MAX_TWINS = 1000
 MAX_TWINS_OF_ONE = 256
 
 
-class Twins(Counter[str]):
+class Duplicates(Counter[str]):
     """Counts who waits, by the request's id; their number is bounded."""
 
     @contextmanager

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from asgi_durable.engine.process.settings import Retention
-from asgi_durable.engine.requests.sealed_responses import sealed_answer
+from asgi_durable.engine.requests.sealed_responses import sealed_response
 from asgi_durable.engine.runs.run import Run
 from asgi_durable.ids import KEY_CHARACTERS, PRINCIPAL_CHARACTERS
 from asgi_durable.storage.protocol import StepLog
@@ -57,7 +57,7 @@ def redirect_writes(
         forgotten_at_us=expires_at_us,
         stream_end=None,
     )
-    response = sealed_answer(run.services.registry.sealer, answer)
+    response = sealed_response(run.services.registry.sealer, answer)
     row = replace(
         run.workflow,
         workflow_id=redirect_id,

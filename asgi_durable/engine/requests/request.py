@@ -10,13 +10,13 @@ from asgi_durable.codec.sealing.sealer import REQUEST
 from asgi_durable.engine.process.settings import Retention
 from asgi_durable.engine.runs.call import kept_context
 from asgi_durable.engine.runs.run import Run, Services
-from asgi_durable.fast_dataclass import value_class
+from asgi_durable.fast_dataclass import fast_dataclass
 from asgi_durable.storage.records import WorkflowRecord, WorkflowState
 
 __all__ = ["Request", "note", "record_of"]
 
 
-@value_class(kw_only=True)
+@fast_dataclass(kw_only=True)
 class Request:
     """One try of a request.
 

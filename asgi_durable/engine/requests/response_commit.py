@@ -14,10 +14,10 @@ from asgi_durable.engine.replay.recorded_calls import unused_log
 from asgi_durable.engine.requests.redirects import redirect_writes
 from asgi_durable.engine.requests.request import note
 from asgi_durable.engine.requests.response_streams import StreamLog
-from asgi_durable.engine.requests.sealed_responses import sealed_answer
+from asgi_durable.engine.requests.sealed_responses import sealed_response
 from asgi_durable.engine.runs.active_runs import ActiveRuns
 from asgi_durable.engine.runs.run import Run
-from asgi_durable.engine.runs.run_end import Ending, Finished, Interrupted, RunStopped
+from asgi_durable.engine.runs.run_end import Completed, Interrupted, RunEnd, RunStopped
 from asgi_durable.errors import StorageError, WorkflowInterruptedError
 from asgi_durable.storage.records import ResponseRecord, WorkflowState
 from asgi_durable.storage.writes import (
@@ -31,10 +31,10 @@ from asgi_durable.storage.writes import (
     Write,
 )
 
-__all__ = ["RequestRun"]
+__all__ = ["ResponseCommit"]
 
 
-class RequestRun:
+class ResponseCommit:
     """What a request's handler commits its answer with."""
 
     def __init__(
@@ -46,7 +46,7 @@ class RequestRun:
         self._has_durable_log = False
         self._is_given_up = False
         self.stream = stream
-        self.ending: Ending | None = None
+        self.ending: RunEnd | None = None
 
     @property
     def workflow_id(self) -> str:
@@ -90,10 +90,10 @@ class RequestRun:
         return self._run.workflow.attempts
 
     @property
-    def is_elsewhere(self) -> bool:
+    def is_owned_elsewhere(self) -> bool:
         """True once another executor has the request, or its outcome."""
         stopped = self._run.stopped
-        return stopped is not None and stopped.is_elsewhere
+        return stopped is not None and stopped.is_owned_elsewhere
 
     def telling_of_stop(self, tell: Callable[[], None]) -> AbstractContextManager[None]:
         """Call *tell* once the engine begins to stop, while inside."""
@@ -165,7 +165,7 @@ class RequestRun:
                 output=None,
                 error=None,
                 finished_at_us=finished_at_us,
-                response=sealed_answer(sealer, answer, may_compress=may_compress),
+                response=sealed_response(sealer, answer, may_compress=may_compress),
                 starts=run.outbox.close() if run.outbox is not None else (),
             )
         )
@@ -173,7 +173,7 @@ class RequestRun:
             run.outbox.on_committed()
         state = WorkflowState.SUCCESS
         run.services.telemetry.observer.workflow_ended(run.workflow, state.value)
-        self._close(Finished(run.workflow.name, state, None, None), f"answered {status_code}")
+        self._close(Completed(run.workflow.name, state, None, None), f"answered {status_code}")
 
     async def leave_for_retry(self, after_seconds: float = 0.0) -> None:
         """Commit what is recorded so far; a retry of the request goes on after it, anywhere.
@@ -200,7 +200,7 @@ class RequestRun:
     def stop(self, reason: str) -> None:
         """Let nothing more be recorded: not what the handler does about it either."""
         interrupted = WorkflowInterruptedError(self._run.workflow_id, reason)
-        self._run.stop(interrupted, goes_on=True)
+        self._run.stop(interrupted, retry_here=True)
 
     async def let_go(self) -> None:
         """Do the same where the run was stopped, and nobody is answered.
@@ -268,7 +268,7 @@ class RequestRun:
             stopped = self._run.stopped
             raise (stopped.error if stopped is not None else StorageError()) from None
 
-    def _close(self, ending: Ending, what: str) -> None:
+    def _close(self, ending: RunEnd, what: str) -> None:
         note(self._run, what)
         # What the handler calls from now on, in a background task say, is not the request's.
         self.ending = ending

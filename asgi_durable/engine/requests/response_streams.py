@@ -11,12 +11,12 @@ from dataclasses import replace
 from asgi_durable.codec.sealing.sealer import PIECE, Sealer
 from asgi_durable.engine.runs.run import Run
 from asgi_durable.engine.runs.run_end import RunStopped
-from asgi_durable.engine.workflows.result_waiters import Outcomes, Waiter
+from asgi_durable.engine.workflows.result_waiters import ResultWaiters, Waiter
 from asgi_durable.errors import DecodeError, EncryptionKeyMissingError, StorageError
 from asgi_durable.storage.damaged_rows import DamagedRowError
 from asgi_durable.storage.protocol import PAGE_BYTES, StepLog
-from asgi_durable.storage.records import CUT_ALL, CUT_FOR_GOOD, PieceRecord
-from asgi_durable.storage.writes import RecordPiece
+from asgi_durable.storage.records import CUT_ALL, CUT_FOR_GOOD, ChunkRecord
+from asgi_durable.storage.writes import RecordChunk
 
 __all__ = [
     "StreamDamagedError",
@@ -71,7 +71,7 @@ class StreamLog:
         """True once nothing is recorded any more."""
         return self._run.interruption() is not None
 
-    async def read(self, after: int) -> list[PieceRecord]:
+    async def read(self, after: int) -> list[ChunkRecord]:
         """Return the next pieces that earlier executions have recorded; see ``StepLog``.
 
         Raises:
@@ -87,9 +87,9 @@ class StreamLog:
             # Invariant: not taken for damaged. What is recorded would be replaced.
             raise self._run.stop(error) from error
         except StorageError as error:
-            raise self._run.stop(error, goes_on=True) from error
+            raise self._run.stop(error, retry_here=True) from error
 
-    async def record(self, *pieces: PieceRecord) -> None:
+    async def record(self, *pieces: ChunkRecord) -> None:
         """Make pieces durable, and all that was recorded before them.
 
         Raises:
@@ -100,11 +100,11 @@ class StreamLog:
             raise RunStopped
         run.refuse_if_stopped()
         for piece in pieces:
-            run.submit(RecordPiece(self._sealed(piece), run.executor_id))
+            run.submit(RecordChunk(self._sealed(piece), run.executor_id))
         await run.settle()
         self._on_grown(self.workflow_id)
 
-    def _sealed(self, piece: PieceRecord) -> PieceRecord:
+    def _sealed(self, piece: ChunkRecord) -> ChunkRecord:
         sealer = self._run.services.registry.sealer
         data = sealer.seal_bytes(piece.data, PIECE, may_compress=self.may_compress)
         return piece if data is piece.data else replace(piece, data=data)
@@ -123,13 +123,13 @@ class Streams:
         outcomes: Tells when to look again.
     """
 
-    def __init__(self, storage: StepLog, sealer: Sealer, outcomes: Outcomes) -> None:
+    def __init__(self, storage: StepLog, sealer: Sealer, outcomes: ResultWaiters) -> None:
         self._storage = storage
         self._sealer = sealer
         self._outcomes = outcomes
         self._followers: Counter[str] = Counter()
 
-    async def start_of(self, workflow_id: str) -> PieceRecord | None:
+    async def start_of(self, workflow_id: str) -> ChunkRecord | None:
         """Return a stream's start, ``None`` if nothing is recorded."""
         # From so far in front that the page ends with it, wherever it is.
         return checked_start(await self._page(workflow_id, -PAGE_BYTES))
@@ -141,7 +141,7 @@ class Streams:
 
     async def read_on(
         self, workflow_id: str, after: int, end: int | None
-    ) -> tuple[list[PieceRecord], bool]:
+    ) -> tuple[list[ChunkRecord], bool]:
         """Return the next pieces behind an offset, and whether there are no more now.
 
         Args:
@@ -159,7 +159,7 @@ class Streams:
         last = page[-1].end_offset if page else after
         return page, not page or not await self._page(workflow_id, last)
 
-    async def page_of(self, workflow_id: str, after: int, end: int) -> list[PieceRecord]:
+    async def page_of(self, workflow_id: str, after: int, end: int) -> list[ChunkRecord]:
         """Return the next pieces of a complete stream behind an offset; none at its end.
 
         Raises:
@@ -182,12 +182,12 @@ class Streams:
 
     async def _read(
         self, workflow_id: str, after: int, end: int | None = None
-    ) -> list[PieceRecord]:
+    ) -> list[ChunkRecord]:
         page = await self._page(workflow_id, after)
         check_pieces(page, after, end)
         return page
 
-    def _page(self, workflow_id: str, after: int) -> Awaitable[list[PieceRecord]]:
+    def _page(self, workflow_id: str, after: int) -> Awaitable[list[ChunkRecord]]:
         return read_pieces(self._storage, self._sealer, workflow_id, after)
 
     async def tail_of(self, workflow_id: str, after: int) -> int:
@@ -197,8 +197,8 @@ class Streams:
         return after
 
     async def replay(
-        self, workflow_id: str, page: list[PieceRecord], end: int
-    ) -> AsyncGenerator[PieceRecord, None]:
+        self, workflow_id: str, page: list[ChunkRecord], end: int
+    ) -> AsyncGenerator[ChunkRecord, None]:
         """Yield the pieces of a complete stream.
 
         Args:
@@ -216,7 +216,7 @@ class Streams:
 
     async def follow(
         self, workflow_id: str, after: int, has_gone: Callable[[], bool] = lambda: False
-    ) -> AsyncGenerator[PieceRecord, None]:
+    ) -> AsyncGenerator[ChunkRecord, None]:
         """Yield the pieces behind an offset, those that are not there yet as they come.
 
         Args:
@@ -285,7 +285,7 @@ class StreamDamagedError(Exception):
 
 async def read_pieces(
     storage: StepLog, sealer: Sealer, workflow_id: str, after: int
-) -> list[PieceRecord]:
+) -> list[ChunkRecord]:
     """Return the pieces of a stream behind an offset, a page of them, opened.
 
     Raises:
@@ -299,7 +299,7 @@ async def read_pieces(
         raise StreamDamagedError(str(error)) from error
 
 
-def _opened(piece: PieceRecord, sealer: Sealer) -> PieceRecord:
+def _opened(piece: ChunkRecord, sealer: Sealer) -> ChunkRecord:
     try:
         data = sealer.open_bytes(piece.data, PIECE)
     except EncryptionKeyMissingError:
@@ -312,7 +312,7 @@ def _opened(piece: PieceRecord, sealer: Sealer) -> PieceRecord:
     return piece if data is piece.data else replace(piece, data=data)
 
 
-def check_pieces(pieces: Iterable[PieceRecord], after: int, end: int | None) -> None:
+def check_pieces(pieces: Iterable[ChunkRecord], after: int, end: int | None) -> None:
     """Check pieces that were read at once.
 
     Args:
@@ -334,7 +334,7 @@ def check_pieces(pieces: Iterable[PieceRecord], after: int, end: int | None) -> 
         raise StreamDamagedError(msg)
 
 
-def checked_start(pieces: list[PieceRecord]) -> PieceRecord | None:
+def checked_start(pieces: list[ChunkRecord]) -> ChunkRecord | None:
     """Return a stream's start, of its first pieces; ``None`` if there is nothing of it.
 
     Raises:
@@ -348,7 +348,7 @@ def checked_start(pieces: list[PieceRecord]) -> PieceRecord | None:
     return pieces[0]
 
 
-def fits(piece: PieceRecord, position: int, *, is_first: bool = False) -> bool:
+def fits(piece: ChunkRecord, position: int, *, is_first: bool = False) -> bool:
     """Tell whether a piece can be the next one behind an offset.
 
     A cut leaves a gap behind what it cuts back to, and is itself recorded at the gap's end.
@@ -365,7 +365,7 @@ def fits(piece: PieceRecord, position: int, *, is_first: bool = False) -> bool:
     return begin <= position if is_first else begin == position
 
 
-def _is_readable(piece: PieceRecord) -> bool:
+def _is_readable(piece: ChunkRecord) -> bool:
     # SQLite takes a value of any type into any column.
     return (
         isinstance(piece.end_offset, int)

@@ -9,10 +9,10 @@ from asgi_durable.errors import DecodeError, EncryptionKeyMissingError
 from asgi_durable.request_errors import ResponseDamagedError
 from asgi_durable.storage.records import ResponseRecord
 
-__all__ = ["opened_answer", "sealed_answer"]
+__all__ = ["opened_response", "sealed_response"]
 
 
-def sealed_answer(
+def sealed_response(
     sealer: Sealer, answer: ResponseRecord, *, may_compress: bool = True
 ) -> ResponseRecord:
     """Return an answer as it is recorded.
@@ -28,7 +28,7 @@ def sealed_answer(
     return _with(answer, headers, body)
 
 
-def opened_answer(sealer: Sealer, answer: ResponseRecord) -> ResponseRecord:
+def opened_response(sealer: Sealer, answer: ResponseRecord) -> ResponseRecord:
     """Return a recorded answer as it was given.
 
     Raises:

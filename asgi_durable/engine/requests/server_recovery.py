@@ -7,11 +7,11 @@ from collections.abc import Callable
 
 from asgi_durable.codec.sealing.sealer import REQUEST
 from asgi_durable.engine.process.settings import Retention
-from asgi_durable.engine.requests.response_commit import RequestRun
+from asgi_durable.engine.requests.response_commit import ResponseCommit
 from asgi_durable.engine.requests.response_streams import StreamLog
 from asgi_durable.engine.runs.active_runs import ActiveRuns
 from asgi_durable.engine.runs.run import Run, Services
-from asgi_durable.engine.runs.run_end import Ending, Finished, Interrupted
+from asgi_durable.engine.runs.run_end import Completed, Interrupted, RunEnd
 from asgi_durable.engine.runs.spans import keep_span, observed_run
 from asgi_durable.errors import DecodeError, WorkflowInterruptedError
 
@@ -35,14 +35,14 @@ class RecoveredRequests:
         self._active = active
         self.on_recorded: Callable[[str], None] = lambda _: None
 
-    async def drive(self, run: Run) -> Ending:
+    async def drive(self, run: Run) -> RunEnd:
         """Go on after the log."""
         server = self._services.registry.request_servers.only
-        requests: list[RequestRun] = []
+        requests: list[ResponseCommit] = []
 
-        def begin(retention: Retention) -> RequestRun:
+        def begin(retention: Retention) -> ResponseCommit:
             stream = StreamLog(run, self.on_recorded)
-            requests.append(RequestRun(run, self._active, retention, stream))
+            requests.append(ResponseCommit(run, self._active, retention, stream))
             return requests[-1]
 
         data = self._kept_request(run) if server is not None else "its app is not served here"
@@ -55,7 +55,7 @@ class RecoveredRequests:
                 keep_span(run, observed.begin())
                 await server.resume(data, begin)
                 ending = requests[-1].ending if requests else None
-                if isinstance(ending, Finished):
+                if isinstance(ending, Completed):
                     observed.ended(ending.state.value)
         ending = requests[-1].ending if requests else None
         return ending or run.stopped or Interrupted(_unanswered(run))

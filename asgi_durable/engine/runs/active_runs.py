@@ -10,16 +10,16 @@ from collections.abc import Callable, Coroutine, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
-from asgi_durable.concurrency.once import Signal
+from asgi_durable.concurrency.once import Once
 from asgi_durable.engine.process.log_text import workflows_text
 from asgi_durable.engine.replay.results import infrastructure_error_in
 from asgi_durable.engine.runs.frame import Frame, current_frame
 from asgi_durable.engine.runs.run import Run
 from asgi_durable.engine.runs.run_end import (
     CancelledElsewhereError,
-    Ending,
     Interrupted,
     OwnedElsewhereError,
+    RunEnd,
     RunStopped,
 )
 from asgi_durable.engine.runs.suspension import asleep_until_us
@@ -89,7 +89,7 @@ class ActiveRuns:
     def launch(
         self,
         run: Run,
-        drive: Coroutine[Any, Any, Ending],
+        drive: Coroutine[Any, Any, RunEnd],
         *,
         context: contextvars.Context | None = None,
     ) -> bool:
@@ -250,9 +250,9 @@ class ActiveRuns:
         if run.drive is not None:
             run.drive.close()
         cancelled = WorkflowInterruptedError(run.workflow_id, "its task was cancelled")
-        self._publish(run, run.stopped or Interrupted(cancelled, goes_on=True))
+        self._publish(run, run.stopped or Interrupted(cancelled, retry_here=True))
 
-    def _publish(self, run: Run, ending: Ending) -> None:
+    def _publish(self, run: Run, ending: RunEnd) -> None:
         self.release(run)
         run.finish(ending)
         self.on_ended(run)
@@ -271,9 +271,9 @@ class ActiveRuns:
         if run.stopped is not None:
             run.finish(run.stopped)
 
-    async def _supervise(self, run: Run, drive: Coroutine[Any, Any, Ending]) -> None:
+    async def _supervise(self, run: Run, drive: Coroutine[Any, Any, RunEnd]) -> None:
         current_frame.set(Frame(run.services, run))
-        ending: Ending | None = None
+        ending: RunEnd | None = None
         try:
             ending = await drive
         except (asyncio.CancelledError, KeyboardInterrupt, SystemExit):
@@ -281,7 +281,7 @@ class ActiveRuns:
         except BaseException as error:
             outage = infrastructure_error_in(error)
             if outage is not None:
-                run.stop(outage, goes_on=True)
+                run.stop(outage, retry_here=True)
             # RunStopped, perhaps in the exception group of a task group. Or a defect, or an
             # exception that is nobody's to record: no outcome, and not to be tried again.
             if run.stopped is None and not isinstance(error, RunStopped):
@@ -292,7 +292,7 @@ class ActiveRuns:
             # Nobody may wait for ever, however this ends.
             if ending is None:
                 cancelled = WorkflowInterruptedError(run.workflow_id, "its task was cancelled")
-                ending = run.stopped or Interrupted(cancelled, goes_on=True)
+                ending = run.stopped or Interrupted(cancelled, retry_here=True)
             self._publish(run, ending)
 
 
@@ -323,7 +323,7 @@ def _drop(run: Run, error: OwnedElsewhereError) -> None:
     run.cancel()
 
 
-async def wait_for(run: Run, signal: Signal[ResultT], loop: asyncio.AbstractEventLoop) -> ResultT:
+async def wait_for(run: Run, signal: Once[ResultT], loop: asyncio.AbstractEventLoop) -> ResultT:
     """Wait on *loop* for a signal of a run; cancelling the waiter does not touch the run.
 
     The run may live on another event loop, where an application has no lifespan.

@@ -11,7 +11,7 @@ from asgi_durable.context import current_request
 from asgi_durable.engine.process.definitions import WorkflowDefinition
 from asgi_durable.engine.runs.run import Run
 from asgi_durable.errors import DurableUsageError
-from asgi_durable.fast_dataclass import value_class
+from asgi_durable.fast_dataclass import fast_dataclass
 from asgi_durable.ids import CHILD_SEPARATOR
 from asgi_durable.storage.records import WorkflowRecord
 from asgi_durable.telemetry.baggage import (
@@ -66,7 +66,7 @@ class WorkflowOptions:
             raise DurableUsageError(msg)
 
 
-@value_class(kw_only=True)
+@fast_dataclass(kw_only=True)
 class Call:
     """One call of a workflow: what, with which arguments, and from where.
 

@@ -10,7 +10,7 @@ from itertools import count
 from typing import TYPE_CHECKING
 
 from asgi_durable.errors import DurableUsageError
-from asgi_durable.fast_dataclass import value_class
+from asgi_durable.fast_dataclass import fast_dataclass
 
 if TYPE_CHECKING:
     from sqlalchemy.ext.asyncio import AsyncSession
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 __all__ = ["Frame", "begin_attempt", "current_frame", "current_session", "entered"]
 
 
-@value_class()
+@fast_dataclass()
 class Frame:
     """A place in a run.
 

@@ -9,10 +9,10 @@ from collections.abc import Coroutine, Mapping
 from types import MappingProxyType
 from typing import Any
 
-from asgi_durable.concurrency.once import Signal
+from asgi_durable.concurrency.once import Once
 from asgi_durable.engine.replay.result_order import ResultOrder, latest_time_us, recorded_order
 from asgi_durable.engine.runs.outbox import Outbox
-from asgi_durable.engine.runs.run_end import Ending, Interrupted, OwnedElsewhereError, RunStopped
+from asgi_durable.engine.runs.run_end import Interrupted, OwnedElsewhereError, RunEnd, RunStopped
 from asgi_durable.engine.runs.services import Services
 from asgi_durable.engine.runs.spans import go_on
 from asgi_durable.engine.runs.suspension import Sleeping
@@ -107,11 +107,11 @@ class Run:
         # Where the row names its owner already: the process may go on as another one just now.
         self.executor_id = executor_id or services.executor.id
         self.loop = loop
-        self.claimed: Signal[bool] = Signal(loop)
-        self.ended: Signal[Ending] = Signal(loop)
-        self.done: Signal[Ending] = Signal(loop)
+        self.claimed: Once[bool] = Once(loop)
+        self.ended: Once[RunEnd] = Once(loop)
+        self.done: Once[RunEnd] = Once(loop)
         self.task: asyncio.Task[None] | None = None
-        self.drive: Coroutine[Any, Any, Ending] | None = None
+        self.drive: Coroutine[Any, Any, RunEnd] | None = None
         self.stopped: Interrupted | None = None
         self.closed = False
         self._guard = services.guards.watch(loop)
@@ -124,7 +124,7 @@ class Run:
         self.order: ResultOrder | None = None
         self.observed: ObservedRun = UNSEEN_RUN
         self.has_progressed = self.has_final_answer = False
-        self._not_durable: list[Signal[Outcome]] = []
+        self._not_durable: list[Once[Outcome]] = []
         self.sleeping: Sleeping | None = None
         self.awaited: tuple[Run, ...] = ()
         self.caller: Run | None = None
@@ -255,7 +255,7 @@ class Run:
             other._forget_durable_writes()
         # Both stop: this may be called by the code of either, parent or child.
         if other.stopped is not None:
-            raise self.stop(other.stopped.error, goes_on=other.stopped.goes_on)
+            raise self.stop(other.stopped.error, retry_here=other.stopped.retry_here)
         self._not_durable.extend(other._not_durable)
 
     def is_all_durable(self) -> bool:
@@ -283,7 +283,7 @@ class Run:
     def _forget_durable_writes(self) -> None:
         """Look at the writes that are settled; raise ``RunStopped`` if one of them is lost."""
         if self._not_durable:
-            waiting: list[Signal[Outcome]] = []
+            waiting: list[Once[Outcome]] = []
             for settled in self._not_durable:
                 if settled.is_set():
                     self.check(settled.get())
@@ -304,7 +304,7 @@ class Run:
         """Return why the run must not go on, ``None`` if it may."""
         if self.stopped is None and self.is_loop_ending():
             reason = "its event loop is ending"
-            self.stop(WorkflowInterruptedError(self.workflow_id, reason), goes_on=True)
+            self.stop(WorkflowInterruptedError(self.workflow_id, reason), retry_here=True)
         return self.stopped
 
     def check(self, outcome: Outcome) -> None:
@@ -316,16 +316,16 @@ class Run:
         if outcome is DONE or outcome.kind in (OutcomeKind.DONE, OutcomeKind.RESUMED):
             return
         if outcome.kind is OutcomeKind.UNAVAILABLE:
-            raise self.stop(outcome.error or StorageError("no storage"), goes_on=True)
+            raise self.stop(outcome.error or StorageError("no storage"), retry_here=True)
         if outcome.kind is OutcomeKind.REJECTED:
             msg = f"workflow {self.workflow_id!r}: the database cannot hold a record"
             raise self.stop(StorageError(f"{msg}: {outcome.error}"))
         raise self.stop(OwnedElsewhereError(self.workflow_id))
 
-    def stop(self, error: Exception, *, goes_on: bool = False) -> RunStopped:
+    def stop(self, error: Exception, *, retry_here: bool = False) -> RunStopped:
         """Forbid the run to go on; the first reason counts. Returns what to raise."""
         if self.stopped is None:
-            self.stopped = Interrupted(error, goes_on)
+            self.stopped = Interrupted(error, retry_here)
             if self.order is not None:
                 with contextlib.suppress(RuntimeError):  # its event loop has ended
                     self.loop.call_soon_threadsafe(self.order.end)
@@ -338,7 +338,7 @@ class Run:
         if self.sleeping is not None:
             self.sleeping.wake()
 
-    def end(self, ending: Ending) -> None:
+    def end(self, ending: RunEnd) -> None:
         """Publish how the body ended."""
         self.closed = True
         if self.order is not None:
@@ -346,7 +346,7 @@ class Run:
         self.claimed.set(False)
         self.ended.set(ending)
 
-    def finish(self, ending: Ending) -> None:
+    def finish(self, ending: RunEnd) -> None:
         """Publish the ending that stands."""
         self.end(ending)
         self.done.set(ending)

@@ -3,23 +3,23 @@
 from __future__ import annotations
 
 from asgi_durable.errors import WorkflowCancelledError, WorkflowInterruptedError
-from asgi_durable.fast_dataclass import value_class
+from asgi_durable.fast_dataclass import fast_dataclass
 from asgi_durable.storage.records import WorkflowRecord, WorkflowState
 
 __all__ = [
     "CancelledElsewhereError",
-    "Ending",
-    "Finished",
+    "Completed",
     "Interrupted",
     "OwnedElsewhereError",
+    "RunEnd",
     "RunStopped",
     "finished",
     "refuse_cancelled",
 ]
 
 
-@value_class()
-class Finished:
+@fast_dataclass()
+class Completed:
     """A workflow's outcome, encoded.
 
     Attributes:
@@ -32,27 +32,27 @@ class Finished:
     error: bytes | None
 
 
-@value_class()
+@fast_dataclass()
 class Interrupted:
     """A run that ended without an outcome; its log stays and the workflow is PENDING.
 
     Attributes:
         error: What the caller is told.
-        goes_on: True if this process should run it again by itself.
+        retry_here: True if this process should run it again by itself.
         is_released: True if its row says already that anybody may run it.
     """
 
     error: Exception
-    goes_on: bool = False
+    retry_here: bool = False
     is_released: bool = False
 
     @property
-    def is_elsewhere(self) -> bool:
+    def is_owned_elsewhere(self) -> bool:
         """True if another executor runs the workflow, or has finished it."""
         return isinstance(self.error, OwnedElsewhereError)
 
 
-Ending = Finished | Interrupted
+RunEnd = Completed | Interrupted
 
 
 class RunStopped(BaseException):
@@ -77,12 +77,12 @@ class CancelledElsewhereError(OwnedElsewhereError):
         super().__init__(workflow_id, "it was cancelled")
 
 
-def finished(workflow: WorkflowRecord) -> Finished:
+def finished(workflow: WorkflowRecord) -> Completed:
     """Return the outcome of a workflow that has one."""
-    return Finished(workflow.name, workflow.state, workflow.output, workflow.error)
+    return Completed(workflow.name, workflow.state, workflow.output, workflow.error)
 
 
-def refuse_cancelled(ending: Finished, workflow_id: str) -> None:
+def refuse_cancelled(ending: Completed, workflow_id: str) -> None:
     """Raise if the outcome of a workflow is that it was cancelled."""
     if ending.state is WorkflowState.CANCELLED:
         raise WorkflowCancelledError(workflow_id)

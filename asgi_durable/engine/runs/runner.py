@@ -18,10 +18,10 @@ from asgi_durable.engine.runs.call import Call
 from asgi_durable.engine.runs.conflicts import find_conflict
 from asgi_durable.engine.runs.run import Run, Services
 from asgi_durable.engine.runs.run_end import (
-    Ending,
-    Finished,
+    Completed,
     Interrupted,
     OwnedElsewhereError,
+    RunEnd,
     finished,
 )
 from asgi_durable.engine.runs.spans import keep_span, observed_run
@@ -40,12 +40,12 @@ from asgi_durable.storage.writes import (
     StartWorkflow,
 )
 
-__all__ = ["Drives", "missing_ambient", "refuse_ambient"]
+__all__ = ["WorkflowRunner", "missing_ambient", "refuse_ambient"]
 
 logger = logging.getLogger(__name__)
 
 
-class Drives:
+class WorkflowRunner:
     """Runs workflows: each method is what one run does, and returns how it ended.
 
     Attributes:
@@ -56,12 +56,12 @@ class Drives:
         self._services = services
         self.is_waited_for: Callable[[Run], bool] = lambda _: True
 
-    def fresh(self, run: Run, call: Call) -> Coroutine[Any, Any, Ending]:
+    def fresh(self, run: Run, call: Call) -> Coroutine[Any, Any, RunEnd]:
         if call.awaited:
             run.claimed.set(True)
         return self._drive_body(run, call.definition, call.args, call.kwargs)
 
-    async def claimed(self, run: Run, call: Call) -> Ending:
+    async def claimed(self, run: Run, call: Call) -> RunEnd:
         await run.settle()
         outcome = await run.commit(StartWorkflow(run.workflow))
         if outcome.kind is OutcomeKind.CONFLICT and outcome.existing is not None:
@@ -70,17 +70,17 @@ class Drives:
         run.claimed.set(True)
         return await self._drive_body(run, call.definition, call.args, call.kwargs)
 
-    async def _drive_existing(self, run: Run, call: Call, existing: WorkflowRecord) -> Ending:
+    async def _drive_existing(self, run: Run, call: Call, existing: WorkflowRecord) -> RunEnd:
         """Attach to the workflow that has the id already."""
         conflict = find_conflict(call, run.workflow.input or b"", existing)
         if conflict is not None:
             # It may be waiting for recovery, which this run has kept from it so far.
-            return Interrupted(conflict, goes_on=True)
+            return Interrupted(conflict, retry_here=True)
         if existing.is_final:
             return finished(existing)
         return await self.loaded(run, call)
 
-    async def loaded(self, run: Run, call: Call) -> Ending:
+    async def loaded(self, run: Run, call: Call) -> RunEnd:
         """Go on after the log, with the ambient arguments of this call."""
         refusal = await self._take(run)
         if refusal is not None:
@@ -92,7 +92,7 @@ class Drives:
         run.claimed.set(True)
         return await self._drive_body(run, call.definition, call.args, call.kwargs)
 
-    async def resumed(self, run: Run, *, is_counted: bool) -> Ending:
+    async def resumed(self, run: Run, *, is_counted: bool) -> RunEnd:
         """Go on after the log, without any call."""
         definition = self._services.registry.find_workflow(run.workflow.name)
         if definition is None:
@@ -110,12 +110,12 @@ class Drives:
             return await self._set_aside(run)
         return await self._drive_body(run, definition, (), {})
 
-    async def release(self, run: Run) -> Ending:
+    async def release(self, run: Run) -> RunEnd:
         run.check(await run.commit(ReleaseWorkflow(run.workflow_id, run.executor_id)))
         reason = "it is left to whoever can run it"
         return Interrupted(WorkflowInterruptedError(run.workflow_id, reason), is_released=True)
 
-    async def _take(self, run: Run) -> Ending | None:
+    async def _take(self, run: Run) -> RunEnd | None:
         """Make a workflow this executor's and count the execution that is about to begin.
 
         Returns its ending instead if it is finished, or another executor's.
@@ -136,13 +136,13 @@ class Drives:
             return finished(outcome.existing)
         return Interrupted(OwnedElsewhereError(run.workflow_id))
 
-    async def _set_aside(self, run: Run) -> Ending:
+    async def _set_aside(self, run: Run) -> RunEnd:
         """End a workflow that has killed its process again and again."""
         error = RecoveryAttemptsExceededError(run.workflow_id, run.workflow.crashes)
         logger.error("Workflow %s (%s): %s", run.workflow_id, run.workflow.name, error)
         encoded = encode_error(self._services.registry.values, error)
         return await self._finish(
-            run, Finished(run.workflow.name, WorkflowState.RETRIES_EXCEEDED, None, encoded)
+            run, Completed(run.workflow.name, WorkflowState.RETRIES_EXCEEDED, None, encoded)
         )
 
     async def _drive_body(
@@ -151,14 +151,14 @@ class Drives:
         definition: WorkflowDefinition,
         args: tuple[Any, ...],
         kwargs: Mapping[str, Any],
-    ) -> Ending:
+    ) -> RunEnd:
         """Run the function, make its outcome durable, and return it."""
         if not run.claimed.is_set():
             # Who starts a workflow is told its id, so the start must be durable by then.
             await run.settle()
             run.claimed.set(True)
         arguments = _arguments(run, definition, args, kwargs)
-        ending: Ending
+        ending: RunEnd
         failure: Exception | None = None
         with observed_run(run) as observed:
             keep_span(run, observed.begin())
@@ -169,7 +169,7 @@ class Drives:
                 # They may be large, and the function may take long.
                 del args, kwargs, arguments
                 output, _ = definition.values.write_result(await running)
-                ending = Finished(definition.name, WorkflowState.SUCCESS, output, None)
+                ending = Completed(definition.name, WorkflowState.SUCCESS, output, None)
             except asyncio.CancelledError:
                 # Neither the engine nor the event loop stops: its own code raised it. No outcome.
                 own = WorkflowInterruptedError(run.workflow_id, "its code raised CancelledError")
@@ -177,15 +177,15 @@ class Drives:
             except Exception as error:
                 outage = infrastructure_error_in(error)
                 if outage is not None:
-                    run.stop(outage, goes_on=True)
+                    run.stop(outage, retry_here=True)
                 observed.failed(error)
                 encoded = encode_error(run.services.registry.values, error)
-                ending = Finished(definition.name, WorkflowState.ERROR, None, encoded)
+                ending = Completed(definition.name, WorkflowState.ERROR, None, encoded)
                 failure = None if self.is_waited_for(run) else error
             try:
                 # Invariant: asked last. What a stopped run's code makes of it is no outcome.
                 ending = run.interruption() or unused_log(run) or await self._finish(run, ending)
-                if isinstance(ending, Finished):
+                if isinstance(ending, Completed):
                     observed.ended(ending.state.value)
                     _tell_of(run, failure)
             finally:
@@ -193,7 +193,7 @@ class Drives:
                 failure = None
             return ending
 
-    async def _finish(self, run: Run, ending: Finished) -> Ending:
+    async def _finish(self, run: Run, ending: Completed) -> RunEnd:
         """Make a workflow's outcome durable, and with it what is to follow a success."""
         outbox = run.outbox if ending.state is WorkflowState.SUCCESS else None
         run.submit(

@@ -33,7 +33,7 @@ class Services:
     registry: Registry
     guards: LoopGuards
     executor: Executor
-    patience_seconds: float
+    storage_retry_seconds: float
     sleepers: Sleepers
     spool: SpoolSpace
     telemetry: TelemetrySource = NO_TELEMETRY

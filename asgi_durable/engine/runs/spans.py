@@ -40,4 +40,4 @@ def go_on(run: Run) -> None:
     """
     if run.caller is not None:
         go_on(run.caller)
-    keep_span(run, run.observed.goes_on())
+    keep_span(run, run.observed.retry_here())

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from asgi_durable.concurrency.once import Signal
+from asgi_durable.concurrency.once import Once
 
 if TYPE_CHECKING:
     from asgi_durable.engine.runs.run import Run
@@ -71,7 +71,7 @@ class Sleeping:
         _, woken = self.sleeps[number]
         _set(woken)
 
-    async def change(self, *signals: Signal[Any]) -> None:
+    async def change(self, *signals: Once[Any]) -> None:
         """Wait until the run falls asleep, or one of some signals is set."""
         waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         for signal in signals:

@@ -9,9 +9,9 @@ from collections.abc import Callable, Coroutine, Mapping
 from contextlib import AsyncExitStack, ExitStack
 from typing import TYPE_CHECKING, Any, Protocol
 
-from asgi_durable.concurrency.thread_pool import BodyThreads
+from asgi_durable.concurrency.thread_pool import SyncFunctionPool
 from asgi_durable.engine.process.definitions import TransactionDefinition
-from asgi_durable.engine.process.storage_retry import while_unavailable
+from asgi_durable.engine.process.storage_retry import retry_while_unavailable
 from asgi_durable.engine.replay.results import infrastructure_error_in, named
 from asgi_durable.engine.runs.frame import Frame, entered
 from asgi_durable.engine.runs.run_end import OwnedElsewhereError, RunStopped
@@ -126,8 +126,8 @@ class SingleTransaction:
         with observer.step(run.workflow, definition.name, number, kind="transaction"):
             try:
                 opening = functools.partial(self._open, definition, number, body)
-                return await while_unavailable(
-                    opening, run.services.patience_seconds, lambda: named(run, definition.name)
+                return await retry_while_unavailable(
+                    opening, run.services.storage_retry_seconds, lambda: named(run, definition.name)
                 )
             except SlotTakenError:
                 raise await self._stop_as_taken() from None
@@ -138,14 +138,16 @@ class SingleTransaction:
                 outage = infrastructure_error_in(error)
                 if outage is None:
                     raise
-                raise run.stop(outage, goes_on=True) from error
+                raise run.stop(outage, retry_here=True) from error
 
     async def _stop_as_taken(self) -> RunStopped:
         """Stop the run, as what has the request tells what becomes of it; return what to raise."""
         run, services = self._run, self._run.services
         if await services.storage.get_workflow(run.workflow_id) is None:
             # A dead executor claims nothing; the process goes on as another one soon.
-            await services.executor.wait_until_renamed(run.executor_id, services.patience_seconds)
+            await services.executor.wait_until_renamed(
+                run.executor_id, services.storage_retry_seconds
+            )
         return run.stop(OwnedElsewhereError(run.workflow_id))
 
     async def _open(
@@ -246,7 +248,7 @@ class _HeldByTask:
 
 class _HeldByThreads:
     def __init__(
-        self, transaction: BlockingRequestTransaction, stack: ExitStack, threads: BodyThreads
+        self, transaction: BlockingRequestTransaction, stack: ExitStack, threads: SyncFunctionPool
     ) -> None:
         self._transaction = transaction
         self._stack = stack

@@ -80,7 +80,7 @@ async def run_step(
         except Exception as error:
             outage = infrastructure_error_in(error)
             if outage is not None:
-                raise run.stop(outage, goes_on=True) from error
+                raise run.stop(outage, retry_here=True) from error
             failure = error
         else:
             step = run.step_record(number, name, digest.value, output=output, error=None)

@@ -10,7 +10,7 @@ from typing import Any
 from asgi_durable.codec.typed.digests import ArgumentDigest
 from asgi_durable.concurrency.home_loop import require_asyncio
 from asgi_durable.engine.process.definitions import TransactionDefinition
-from asgi_durable.engine.process.storage_retry import while_given_up, while_unavailable
+from asgi_durable.engine.process.storage_retry import retry_while_given_up, retry_while_unavailable
 from asgi_durable.engine.replay.recorded_calls import (
     recorded_step,
     refuse_other_step,
@@ -27,7 +27,7 @@ from asgi_durable.engine.replay.results import (
 from asgi_durable.engine.runs.frame import Frame, entered
 from asgi_durable.engine.runs.run import Run, Services
 from asgi_durable.engine.runs.run_end import OwnedElsewhereError
-from asgi_durable.engine.steps.transaction_records import place_of
+from asgi_durable.engine.steps.transaction_records import transaction_records
 from asgi_durable.errors import DurableUsageError, StorageUnavailableError
 from asgi_durable.storage.records import StepRecord
 from asgi_durable.storage.transaction_port import SlotTakenError
@@ -67,8 +67,8 @@ async def run_plain_transaction(
             with entered(replace(place, session=transaction.session, in_thread=False)):
                 return await definition.function(*args, **kwargs)
 
-    return await while_given_up(
-        once, services.patience_seconds, lambda: f"The transaction {definition.name!r}"
+    return await retry_while_given_up(
+        once, services.storage_retry_seconds, lambda: f"The transaction {definition.name!r}"
     )
 
 
@@ -134,8 +134,8 @@ async def _failed(run: Run, transaction: _Transaction, error: Exception) -> Step
         outage = infrastructure_error_in(failure)
         if outage is None:
             raise
-        goes_on = isinstance(outage, StorageUnavailableError)
-        raise run.stop(outage, goes_on=goes_on) from failure
+        retry_here = isinstance(outage, StorageUnavailableError)
+        raise run.stop(outage, retry_here=retry_here) from failure
 
 
 class _Transaction:
@@ -149,7 +149,7 @@ class _Transaction:
         digest: ArgumentDigest,
         body: Callable[[], Any],
     ) -> None:
-        self.place = place_of(run, number)
+        self.place = transaction_records(run, number)
         self.name = definition.name
         self.digest = digest
         self._run = run
@@ -176,8 +176,8 @@ class _Transaction:
                 raise
 
         run = self._run
-        return await while_unavailable(
-            attempt, run.services.patience_seconds, lambda: named(run, self.definition.name)
+        return await retry_while_unavailable(
+            attempt, run.services.storage_retry_seconds, lambda: named(run, self.definition.name)
         )
 
     async def commit(self) -> StepRecord:

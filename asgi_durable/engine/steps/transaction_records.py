@@ -17,10 +17,10 @@ from asgi_durable.storage.transaction_port import (
     StoredTransaction,
 )
 
-__all__ = ["PlaceBesideTheData", "PlaceInTheLog", "TransactionPlace", "place_of"]
+__all__ = ["SameDatabase", "SeparateDatabase", "TransactionRecords", "transaction_records"]
 
 
-class TransactionPlace(Protocol):
+class TransactionRecords(Protocol):
     """The place in a run's log that one transaction fills."""
 
     def open(self, isolation_level: str | None) -> AbstractAsyncContextManager[StoredTransaction]:
@@ -60,15 +60,15 @@ class TransactionPlace(Protocol):
         """
 
 
-def place_of(run: Run, number: int) -> TransactionPlace:
+def transaction_records(run: Run, number: int) -> TransactionRecords:
     """Return the place of a run's transaction with this number."""
     application = run.services.application
     if application is None:
-        return PlaceInTheLog(run, number)
-    return PlaceBesideTheData(run, number, application)
+        return SameDatabase(run, number)
+    return SeparateDatabase(run, number, application)
 
 
-class PlaceInTheLog:
+class SameDatabase:
     """The application's data and the step log are in one database, and commit together."""
 
     def __init__(self, run: Run, number: int) -> None:
@@ -110,7 +110,7 @@ class PlaceInTheLog:
             self._run.submit_step(step)
 
 
-class PlaceBesideTheData:
+class SeparateDatabase:
     """The application has a database of its own; the record goes there, and then to the log.
 
     Invariant: the first record there decides. A process that dies between the two commits

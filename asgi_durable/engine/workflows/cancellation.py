@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from asgi_durable.engine.process.settings import Retention
 from asgi_durable.engine.runs.active_runs import ActiveRuns
 from asgi_durable.engine.runs.run import Services
-from asgi_durable.engine.workflows.result_waiters import Outcomes
+from asgi_durable.engine.workflows.result_waiters import ResultWaiters
 from asgi_durable.errors import StorageError, StorageUnavailableError, WorkflowNotFoundError
 from asgi_durable.storage.records import ResponseRecord
 from asgi_durable.storage.writes import CancelWorkflow, Outcome, OutcomeKind
@@ -45,7 +45,7 @@ class Cancellation:
     """
 
     def __init__(
-        self, services: Services, active: ActiveRuns, outcomes: Outcomes, retention: Retention
+        self, services: Services, active: ActiveRuns, outcomes: ResultWaiters, retention: Retention
     ) -> None:
         self._services = services
         self._active = active
@@ -91,7 +91,7 @@ class Cancellation:
                 return outcome
             # A dead executor cancels nothing; the process goes on as another one soon.
             if not await services.executor.wait_until_renamed(
-                executor_id, services.patience_seconds
+                executor_id, services.storage_retry_seconds
             ):
                 msg = "this process counts as dead, and has not come back to life yet"
                 raise StorageUnavailableError(msg)

@@ -29,14 +29,14 @@ from asgi_durable.engine.runs.frame import Frame, current_frame
 from asgi_durable.engine.runs.outbox import Outbox, start_of
 from asgi_durable.engine.runs.run import Run, Services
 from asgi_durable.engine.runs.run_end import (
-    Finished,
+    Completed,
     Interrupted,
     RunStopped,
     finished,
     refuse_cancelled,
 )
 from asgi_durable.engine.runs.runner import refuse_ambient
-from asgi_durable.engine.workflows.result_waiters import Outcomes
+from asgi_durable.engine.workflows.result_waiters import ResultWaiters
 from asgi_durable.errors import (
     DecodeError,
     EncodeError,
@@ -109,7 +109,7 @@ class EndedRun(Run):
     def interruption(self) -> Interrupted | None:
         """Return why the run must not go on, ``None`` if it may."""
         if self.stopped is None and (stopped := self._caller.interruption()) is not None:
-            self.stop(stopped.error, goes_on=stopped.goes_on)
+            self.stop(stopped.error, retry_here=stopped.retry_here)
         return self.stopped
 
 
@@ -134,7 +134,7 @@ class Reruns:
         outcomes: Waits for workflows that others run.
     """
 
-    def __init__(self, services: Services, outcomes: Outcomes) -> None:
+    def __init__(self, services: Services, outcomes: ResultWaiters) -> None:
         self._services = services
         self._outcomes = outcomes
 
@@ -159,8 +159,8 @@ class Reruns:
             raise parent.stop(error) from error
         failure = await self._run(EndedRun(self._services, stored, parent), call, arguments)
         if failure is not None:
-            goes_on = infrastructure_error_in(failure) is not None
-            raise parent.stop(failure, goes_on=goes_on) from failure
+            retry_here = infrastructure_error_in(failure) is not None
+            raise parent.stop(failure, retry_here=retry_here) from failure
         # What the application makes of a cancellation is not what counts.
         parent.refuse_if_stopped()
 
@@ -168,7 +168,7 @@ class Reruns:
         try:
             stored = await self._services.storage.load_runs([workflow_id])
         except StorageError as error:
-            raise parent.stop(error, goes_on=True) from error
+            raise parent.stop(error, retry_here=True) from error
         if not stored:
             raise parent.stop(WorkflowInterruptedError(workflow_id, "its row is gone"))
         return stored[0]
@@ -227,7 +227,7 @@ class Reruns:
         return record
 
 
-def is_repeated(call: Call, ending: Finished) -> bool:
+def is_repeated(call: Call, ending: Completed) -> bool:
     """Tell whether a workflow's code is run again for a call that finds it ended."""
     return bool(call.definition.injected) and ending.state is WorkflowState.SUCCESS
 

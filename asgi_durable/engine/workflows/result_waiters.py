@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from asgi_durable.engine.recovery.own_workflows import Recovery
 from asgi_durable.engine.runs.active_runs import ActiveRuns, wait_for
 from asgi_durable.engine.runs.run import Run, Services
-from asgi_durable.engine.runs.run_end import Finished, finished
+from asgi_durable.engine.runs.run_end import Completed, finished
 from asgi_durable.engine.runs.suspension import sleeping_of
 from asgi_durable.errors import (
     StorageUnavailableError,
@@ -22,7 +22,7 @@ from asgi_durable.errors import (
 )
 from asgi_durable.storage.records import WorkflowRecord
 
-__all__ = ["Outcomes", "Waiter"]
+__all__ = ["ResultWaiters", "Waiter"]
 
 logger = logging.getLogger(__name__)
 
@@ -33,7 +33,7 @@ LONGEST_POLL_SECONDS = 1.0
 ASKS_FOR, HAS_ENDED = "asks-for", "has-ended"
 
 
-class Outcomes:
+class ResultWaiters:
     """Waits for workflows of this and of other processes.
 
     Who waits asks the workflow's owner to tell when it has ended. That is a hint, which may get
@@ -47,7 +47,7 @@ class Outcomes:
         self._watches: dict[str, _Watch] = {}
         self._asked: dict[str, set[str]] = {}
 
-    async def wait(self, workflow_id: str, *, in_run: bool) -> Finished:
+    async def wait(self, workflow_id: str, *, in_run: bool) -> Completed:
         """Return a workflow's outcome once it has one.
 
         Args:
@@ -66,7 +66,7 @@ class Outcomes:
                 run = self._active.find(workflow_id)
                 if run is not None:
                     ending = await wait_for(run, run.done, asyncio.get_running_loop())
-                    if isinstance(ending, Finished):
+                    if isinstance(ending, Completed):
                         return ending
                 record = await self._read(workflow_id)
                 if record.is_final:
@@ -115,7 +115,7 @@ class Outcomes:
         return True
 
     async def _read(self, workflow_id: str) -> WorkflowRecord:
-        give_up_at = time.monotonic() + self._services.patience_seconds
+        give_up_at = time.monotonic() + self._services.storage_retry_seconds
         while True:
             try:
                 record = await self._services.storage.get_workflow(workflow_id)

@@ -18,16 +18,16 @@ from asgi_durable.engine.runs.conflicts import find_conflict
 from asgi_durable.engine.runs.outbox import Outbox
 from asgi_durable.engine.runs.run import Run, Services
 from asgi_durable.engine.runs.run_end import (
-    Ending,
-    Finished,
+    Completed,
     Interrupted,
     OwnedElsewhereError,
+    RunEnd,
     finished,
     refuse_cancelled,
 )
-from asgi_durable.engine.runs.runner import Drives, refuse_ambient
+from asgi_durable.engine.runs.runner import WorkflowRunner, refuse_ambient
 from asgi_durable.engine.workflows.rerun import EndedRun, Reruns, is_repeated
-from asgi_durable.engine.workflows.result_waiters import Outcomes
+from asgi_durable.engine.workflows.result_waiters import ResultWaiters
 from asgi_durable.errors import (
     StorageError,
     WorkflowConflictError,
@@ -54,11 +54,15 @@ class Workflows:
     """
 
     def __init__(
-        self, services: Services, active: ActiveRuns, drives: Drives, outcomes: Outcomes
+        self,
+        services: Services,
+        active: ActiveRuns,
+        runner: WorkflowRunner,
+        outcomes: ResultWaiters,
     ) -> None:
         self._services = services
         self._active = active
-        self._drives = drives
+        self._runner = runner
         self._outcomes = outcomes
         self._reruns = Reruns(services, outcomes)
 
@@ -104,33 +108,33 @@ class Workflows:
         ending = await self._ending(call, begun)
         while (
             isinstance(begun, Run)
-            and _is_elsewhere(ending)
+            and _is_owned_elsewhere(ending)
             and not await self._exists(call, begun.workflow_id)
         ):
             await self._wait_for_rebirth(begun)
             begun = await self.begin(call)
             ending = await self._ending(call, begun)
-        if _is_elsewhere(ending):
+        if _is_owned_elsewhere(ending):
             ending = await self._ending_elsewhere(call, begun.workflow_id)
         return self.value_of(ending, begun.workflow_id)
 
     async def _result_in_run(self, call: Call, parent: Run, number: int) -> Any:
         begun = await self.begin(call)
         ending = await self._ending(call, begun)
-        if _is_elsewhere(ending):
+        if _is_owned_elsewhere(ending):
             try:
                 ending = await self._ending_elsewhere(call, begun.workflow_id)
             except Exception as error:
                 # Not the child's outcome, so nothing that the parent's code may go on with.
-                raise parent.stop(error, goes_on=True) from error
+                raise parent.stop(error, retry_here=True) from error
         await in_turn(parent, number, _time_of_end(parent, number, begun))
         parent.note_settled()
-        if isinstance(ending, Finished):
+        if isinstance(ending, Completed):
             refuse_cancelled(ending, begun.workflow_id)
             return decode_recorded(parent, call.definition, ending.output, ending.error)
         if isinstance(ending.error, WorkflowConflictError):
             raise ending.error
-        raise parent.stop(ending.error, goes_on=ending.goes_on)
+        raise parent.stop(ending.error, retry_here=ending.retry_here)
 
     async def _exists(self, call: Call, workflow_id: str) -> bool:
         """Tell whether a workflow has a row; not if its executor was dead before it began."""
@@ -140,7 +144,7 @@ class Workflows:
             if call.parent is None:
                 raise
             # Nothing that the parent's code may go on with.
-            raise call.parent[0].stop(error, goes_on=True) from error
+            raise call.parent[0].stop(error, retry_here=True) from error
 
     async def _wait_for_rebirth(self, run: Run) -> None:
         """Wait until the process goes on as another executor than a run's.
@@ -148,11 +152,11 @@ class Workflows:
         Raises:
             OwnedElsewhereError: It does not.
         """
-        executor, patience = self._services.executor, self._services.patience_seconds
+        executor, patience = self._services.executor, self._services.storage_retry_seconds
         if not await executor.wait_until_renamed(run.executor_id, patience):
             raise OwnedElsewhereError(run.workflow_id)
 
-    async def _ending_elsewhere(self, call: Call, workflow_id: str) -> Ending:
+    async def _ending_elsewhere(self, call: Call, workflow_id: str) -> RunEnd:
         """Wait for the outcome of a workflow that another executor runs."""
         if not call.definition.ambient:
             return await self._outcomes.wait(workflow_id, in_run=call.parent is not None)
@@ -162,16 +166,16 @@ class Workflows:
             await asyncio.sleep(delay)
             delay = min(delay * 2, LONGEST_RETRY_SECONDS)
             ending = await self._ending(call, await self._join_again(call, workflow_id))
-            if not _is_elsewhere(ending):
+            if not _is_owned_elsewhere(ending):
                 return ending
 
-    async def _ending(self, call: Call, begun: Run | WorkflowRecord) -> Ending:
+    async def _ending(self, call: Call, begun: Run | WorkflowRecord) -> RunEnd:
         """Wait until a call's run is over, or over enough for its parent.
 
         What its code does to the objects of the call is done by then, whoever has run it.
         """
         ending = await self._outcome(call, begun)
-        if call.parent is None or not isinstance(ending, Finished):
+        if call.parent is None or not isinstance(ending, Completed):
             return ending
         if is_repeated(call, ending) and not _has_run(call, begun):
             if isinstance(begun, Run):
@@ -180,7 +184,7 @@ class Workflows:
             await self._reruns.repeat(call, *call.parent, begun.workflow_id)
         return ending
 
-    async def _outcome(self, call: Call, begun: Run | WorkflowRecord) -> Ending:
+    async def _outcome(self, call: Call, begun: Run | WorkflowRecord) -> RunEnd:
         if isinstance(begun, WorkflowRecord):
             return finished(begun)
         if call.parent is None or begun.loop is not call.parent[0].loop:
@@ -196,7 +200,7 @@ class Workflows:
         finally:
             begun.caller = None
             parent.awaited = tuple(run for run in parent.awaited if run is not begun)
-        if isinstance(ending, Finished):
+        if isinstance(ending, Completed):
             parent.depend_on(begun)
         return ending
 
@@ -218,13 +222,13 @@ class Workflows:
                 return begun.workflow_id
             ending = await wait_for(begun, begun.done, call.loop)
             # Invariant: who starts a workflow is told its id only once there is a row.
-            if isinstance(ending, Finished):
+            if isinstance(ending, Completed):
                 return begun.workflow_id
-            if _is_elsewhere(ending) and await self._exists(call, begun.workflow_id):
+            if _is_owned_elsewhere(ending) and await self._exists(call, begun.workflow_id):
                 return begun.workflow_id
             if parent is not None and not isinstance(ending.error, WorkflowConflictError):
-                raise parent.stop(ending.error, goes_on=ending.goes_on)
-            if not _is_elsewhere(ending):
+                raise parent.stop(ending.error, retry_here=ending.retry_here)
+            if not _is_owned_elsewhere(ending):
                 raise ending.error
             await self._wait_for_rebirth(begun)
 
@@ -256,7 +260,7 @@ class Workflows:
             call.parent[0].note_settled()
         return begun
 
-    def value_of(self, ending: Ending, workflow_id: str) -> Any:
+    def value_of(self, ending: RunEnd, workflow_id: str) -> Any:
         """Return an outcome's result, or raise its error.
 
         Raises:
@@ -278,7 +282,7 @@ class Workflows:
             run = self._launched_by(call, Run(self._services, child, call.loop))
             # Invariant: the run is active before its log is read, so the log cannot grow
             # under another run of the same workflow.
-            if self._active.launch(run, self._drives.loaded(run, call)):
+            if self._active.launch(run, self._runner.loaded(run, call)):
                 return run
 
     async def _join_again(self, call: Call, workflow_id: str) -> Run | WorkflowRecord:
@@ -294,7 +298,7 @@ class Workflows:
             run.depend_on(call.parent[0])
         # Launched before its start is submitted, so that it runs before the committer does:
         # a workflow without steps then starts and ends in one commit.
-        self._active.launch(run, self._drives.fresh(run, call))
+        self._active.launch(run, self._runner.fresh(run, call))
         run.submit(StartWorkflow(run.workflow))
         return run
 
@@ -306,7 +310,7 @@ class Workflows:
                 run = self._new_run(call, data, workflow_id)
                 if call.parent is not None:
                     run.depend_on(call.parent[0])
-                if self._active.launch(run, self._drives.claimed(run, call)):
+                if self._active.launch(run, self._runner.claimed(run, call)):
                     return run
                 continue
             await wait_for(active, active.claimed, call.loop)
@@ -370,8 +374,8 @@ def _time_of_end(parent: Run, number: int, begun: Run | WorkflowRecord) -> int:
     return known or parent.next_time_us()
 
 
-def _is_elsewhere(ending: Ending) -> bool:
-    return isinstance(ending, Interrupted) and ending.is_elsewhere
+def _is_owned_elsewhere(ending: RunEnd) -> bool:
+    return isinstance(ending, Interrupted) and ending.is_owned_elsewhere
 
 
 def _has_run(call: Call, begun: Run | WorkflowRecord) -> bool:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import zlib
 from typing import Any
 
-from asgi_durable.fast_dataclass import value_class
+from asgi_durable.fast_dataclass import fast_dataclass
 from asgi_durable.middleware.fingerprints.canonical_json import read_json, write_json
 from asgi_durable.middleware.fingerprints.media_type import MediaType
 from asgi_durable.middleware.fingerprints.request_target import canonical_escapes
@@ -39,7 +39,7 @@ _PLAIN_IN_FORMS = frozenset(range(256)) - frozenset(b"&=+%")
 _WINDOWS = {b"gzip": (31,), b"deflate": (15, -15)}
 
 
-@value_class()
+@fast_dataclass()
 class Meaning:
     """What is compared of a body.
 

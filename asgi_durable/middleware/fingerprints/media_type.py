@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from functools import lru_cache
 
-from asgi_durable.fast_dataclass import value_class
+from asgi_durable.fast_dataclass import fast_dataclass
 
 __all__ = ["MediaType", "parse_media_type"]
 
@@ -20,7 +20,7 @@ _FORM = b"application/x-www-form-urlencoded"
 _UTF_8 = frozenset({b"utf-8", b"utf8"})
 
 
-@value_class()
+@fast_dataclass()
 class MediaType:
     """A ``Content-Type``.
 

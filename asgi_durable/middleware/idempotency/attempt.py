@@ -10,16 +10,16 @@ from enum import Enum, auto
 from functools import partial
 
 from asgi_durable.concurrency.once import wait_for_first
-from asgi_durable.engine.requests.claims import Claimed, RequestRun
+from asgi_durable.engine.requests.claims import Claimed, ResponseCommit
 from asgi_durable.engine.runs.run import Run
-from asgi_durable.engine.runs.run_end import Ending, Interrupted, RunStopped
+from asgi_durable.engine.runs.run_end import Interrupted, RunEnd, RunStopped
 from asgi_durable.engine.runs.suspension import asleep_until_us, seconds_until, sleeping_of
 from asgi_durable.errors import DurableError, WorkflowInterruptedError
 from asgi_durable.middleware.asgi import ASGIApp, Headers, Message, Scope, Send
 from asgi_durable.middleware.connection import Connection
 from asgi_durable.middleware.policies.policy import IdempotencyPolicy
 from asgi_durable.middleware.policies.retry_after import policys_delay
-from asgi_durable.middleware.problem_context import current_key
+from asgi_durable.middleware.problem_context import current_problem_context
 from asgi_durable.middleware.problem_details import send_problem
 from asgi_durable.middleware.request_bodies.long_body import LongBody, Pieces
 from asgi_durable.middleware.request_bodies.replayed_body import ReplayedBody, end_for_nobody
@@ -117,7 +117,7 @@ class RequestAttempt:
         self._policy = policy
         self._scope = connection.scope
         self._client = _Client(connection.send)
-        self._marks = marks
+        self._response_headers = marks
         self._seen = last_event_id(connection.scope)
         self._is_cancelled_by_client = False
         self._body = ReplayedBody(
@@ -138,7 +138,7 @@ class RequestAttempt:
         """Send nothing: nobody is there."""
         self._client.has_gone = True
 
-    async def handle(self, request: RequestRun) -> None:
+    async def handle(self, request: ResponseCommit) -> None:
         """Call the app; this is the body of the request's workflow."""
         recorder = self._recorder = self._begin(request)
         recorder.seen = self._seen
@@ -161,11 +161,11 @@ class RequestAttempt:
             await request.leave_for_retry(recorder.retry_delay)
         self._is_handled = True
 
-    def _begin(self, request: RequestRun) -> ResponseRecorder:
+    def _begin(self, request: ResponseCommit) -> ResponseRecorder:
         _hide_extensions(self._scope)
         is_used_up = self._is_used_up(request)
         delay = policys_delay(self._policy, request.attempts)
-        about = current_key.get()
+        about = current_problem_context.get()
         if about is not None:
             about.is_resumed = not is_used_up
             about.members["run"] = request.attempts
@@ -174,7 +174,11 @@ class RequestAttempt:
             self._body.pieces.on_whole = request.set_fingerprint
             self._body.pieces.on_cut = partial(self._stop_with_body, request)
         # Nothing was carried out for this answer; it is that of the attempts before.
-        marks = [*self._marks, (REPLAYED_HEADER, b"true")] if is_used_up else self._marks
+        marks = (
+            [*self._response_headers, (REPLAYED_HEADER, b"true")]
+            if is_used_up
+            else self._response_headers
+        )
         recorder = ResponseRecorder(
             request,
             self._client.send,
@@ -187,7 +191,7 @@ class RequestAttempt:
             recorder.session = SessionChanges(self._scope)
         return recorder
 
-    def _stop_with_body(self, request: RequestRun) -> None:
+    def _stop_with_body(self, request: ResponseCommit) -> None:
         """Take note that the client has gone before its request was complete.
 
         What the app makes of a part of it is no part of what the whole comes to.
@@ -195,11 +199,11 @@ class RequestAttempt:
         self._client.has_gone = self._is_cancelled_by_client = True
         request.stop("its client has gone before its body was whole")
 
-    def _is_used_up(self, request: RequestRun) -> bool:
+    def _is_used_up(self, request: ResponseCommit) -> bool:
         most = self._policy.max_attempts
         return most is not None and request.attempts > most
 
-    async def _call_app(self, request: RequestRun, recorder: ResponseRecorder) -> None:
+    async def _call_app(self, request: ResponseCommit, recorder: ResponseRecorder) -> None:
         try:
             if self._is_used_up(request):
                 request.give_up()
@@ -270,7 +274,7 @@ class RequestAttempt:
         error: Exception = DurableError("Internal server error")
         if isinstance(ending, Interrupted) and not self._is_handled:
             has_sent = self._recorder is not None and self._recorder.has_sent
-            if ending.is_elsewhere and may_leave and not has_sent:
+            if ending.is_owned_elsewhere and may_leave and not has_sent:
                 return Waited.ELSEWHERE
             error = ending.error
         await self._answer(error)
@@ -284,7 +288,7 @@ class RequestAttempt:
         await self._client.dismiss()
         return Waited.ANSWERED
 
-    async def _ending(self, run: Run, longest_sleep: float | None) -> Ending | None:
+    async def _ending(self, run: Run, longest_sleep: float | None) -> RunEnd | None:
         """Return how a run of this event loop has ended, ``None`` to wait no longer.
 
         The run sleeps for too long then, or the app waits for a disconnect that is withheld from
@@ -312,7 +316,7 @@ class RequestAttempt:
         if self._recorder is not None:
             await self._recorder.answer(error)
         else:
-            headers = [*self._marks, *self._policy.links]
+            headers = [*self._response_headers, *self._policy.links]
             error = self._policy.restated(error)
             await send_problem(self._client.send, error, headers=headers)
 
@@ -343,7 +347,7 @@ class RequestAttempt:
             # Invariant: stopped before cancelled. What the app does about the cancellation is
             # not recorded; its retry, which is not cancelled, would come to something else.
             gone = WorkflowInterruptedError(run.workflow_id, "its client has gone")
-            run.stop(gone, goes_on=True)
+            run.stop(gone, retry_here=True)
             run.cancel()
 
 

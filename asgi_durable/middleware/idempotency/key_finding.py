@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from asgi_durable.errors import DurableError
-from asgi_durable.fast_dataclass import value_class
+from asgi_durable.fast_dataclass import fast_dataclass
 from asgi_durable.middleware.asgi import Receive, Scope
 from asgi_durable.middleware.keys.key_sources import BodyUnreadableError, ParameterFinder
 from asgi_durable.middleware.policies.policy import IdempotencyPolicy
@@ -17,7 +17,7 @@ from asgi_durable.request_errors import KeyMalformedError, KeyMissingError, Poli
 __all__ = ["FoundKey", "find_key", "may_have_key"]
 
 
-@value_class()
+@fast_dataclass()
 class FoundKey:
     """What was found.
 

@@ -31,7 +31,7 @@ from asgi_durable.middleware.idempotency.refusal_errors import refusal_error
 from asgi_durable.middleware.idempotency.server_recovery import encode_request
 from asgi_durable.middleware.idempotency.status_pages import StatusPages, send_accepted
 from asgi_durable.middleware.policies.policy import IdempotencyPolicy
-from asgi_durable.middleware.problem_context import AboutKey, current_key
+from asgi_durable.middleware.problem_context import ProblemContext, current_problem_context
 from asgi_durable.middleware.problem_details import send_problem
 from asgi_durable.middleware.request_bodies.body_source import lift_limit
 from asgi_durable.middleware.request_bodies.replayed_body import (
@@ -39,7 +39,11 @@ from asgi_durable.middleware.request_bodies.replayed_body import (
 )
 from asgi_durable.middleware.request_name import request_name
 from asgi_durable.middleware.responses.headers import IGNORED, marking
-from asgi_durable.middleware.responses.replay import RecordedAnswer, send_answer, send_stream
+from asgi_durable.middleware.responses.replay import (
+    StoredResponse,
+    send_stored_response,
+    send_stream,
+)
 from asgi_durable.middleware.responses.session_changes import restore_session
 from asgi_durable.request_errors import RequestInProgressError, ResponseDamagedError
 from asgi_durable.storage.records import (
@@ -81,9 +85,9 @@ class KeyedRequest:
         self._wanted = preferences(connection.scope)
         # The key as it was sent, and with it all that is put on each answer.
         self._echo: Headers = []
-        self._marks: Headers = []
+        self._response_headers: Headers = []
         self._location: Headers = []
-        self._about = AboutKey()
+        self._about = ProblemContext()
         self._principal = b""
         self._former_id: str | None = None
         self._body = KeyedBody(connection, policy, requests.fingerprints)
@@ -98,17 +102,17 @@ class KeyedRequest:
             Exception: What the app raised.
         """
         # The app's own task, and what it calls, inherit it.
-        token = current_key.set(self._about)
+        token = current_problem_context.set(self._about)
         try:
             await self._serve(key)
         finally:
-            current_key.reset(token)
+            current_problem_context.reset(token)
 
     async def _serve(self, key: bytes) -> None:
         name = self._policy.header
         if name is not None:
             self._echo = [(name, header_values(self._scope["headers"], name)[0])]
-            self._marks = [*self._echo]
+            self._response_headers = [*self._echo]
         self._about.members["idempotency_key"] = key.decode("ascii")
         # Of the app's changes to it none may be left where it is called again.
         scope_before = dict(self._scope)
@@ -149,7 +153,7 @@ class KeyedRequest:
         return workflow_id
 
     def _mark(self, workflow_id: str) -> None:
-        self._marks = [*self._echo, (b"durable-id", workflow_id.encode("ascii"))]
+        self._response_headers = [*self._echo, (b"durable-id", workflow_id.encode("ascii"))]
         if self._pages is not None:
             # Now: a router that the app consists of changes the scope's path.
             location = self._pages.location(self._scope, workflow_id)
@@ -193,7 +197,7 @@ class KeyedRequest:
         """Answer the request; return False if it was taken over meanwhile and is to be claimed."""
         body = self._body
         attempt = RequestAttempt(
-            self._app, self._policy, body.connection, body.content, self._marks
+            self._app, self._policy, body.connection, body.content, self._response_headers
         )
         began_at = time.monotonic()
         try:
@@ -202,7 +206,7 @@ class KeyedRequest:
                     request,
                     attempt.handle,
                     wait_seconds=self._twins_wait(),
-                    patience_seconds=self._policy.max_wait,
+                    storage_retry_seconds=self._policy.max_wait,
                 )
         except StorageError as error:
             await self._do_without_storage(error)
@@ -283,14 +287,16 @@ class KeyedRequest:
             case _:
                 if isinstance(claim, InProgress):
                     self._about.members["run"] = claim.workflow.attempts
-                    self._marks += self._location
+                    self._response_headers += self._location
                 await self._refuse(refusal_error(claim))
 
     async def _replay(self, response: ResponseRecord) -> None:
         try:
             response = self._requests.opened(response)
             restore_session(self._scope, response.headers)
-            await send_answer(self._send, response, self._marks, policy=self._policy)
+            await send_stored_response(
+                self._send, response, self._response_headers, policy=self._policy
+            )
         except (EncryptionKeyMissingError, ResponseDamagedError) as error:
             await self._refuse(error)
 
@@ -309,10 +315,12 @@ class KeyedRequest:
         return True
 
     async def _send_stream(self, workflow: WorkflowRecord, response: ResponseRecord | None) -> None:
-        answer = RecordedAnswer(workflow.workflow_id, workflow.created_at_us, response)
+        answer = StoredResponse(workflow.workflow_id, workflow.created_at_us, response)
         streams = self._requests.streams
         try:
-            is_sent = await send_stream(self._body.connection, streams, answer, self._marks)
+            is_sent = await send_stream(
+                self._body.connection, streams, answer, self._response_headers
+            )
         except (EncryptionKeyMissingError, ResponseDamagedError, StorageError) as error:
             await self._refuse(error)
             return
@@ -327,7 +335,7 @@ class KeyedRequest:
         return self._accepted_after() is not None or twin.sleeps_until_us is not None
 
     async def _accept(self, workflow_id: str, sleeps_until_us: int | None) -> None:
-        headers = [*self._marks, *self._location]
+        headers = [*self._response_headers, *self._location]
         if self._wanted.respond_async:
             headers.append((b"preference-applied", b"respond-async"))
         await send_accepted(self._send, workflow_id, headers, sleeps_until_us=sleeps_until_us)
@@ -339,7 +347,7 @@ class KeyedRequest:
     async def _refuse(self, error: DurableError) -> None:
         self._body.close()
         await self._begin_answer()
-        headers = [*self._marks, *self._policy.links]
+        headers = [*self._response_headers, *self._policy.links]
         await send_problem(self._send, self._policy.restated(error), headers=headers)
 
     async def _do_without_storage(self, error: StorageError) -> None:
@@ -349,7 +357,7 @@ class KeyedRequest:
             await self._refuse(error)
 
     async def _serve_without_protection(self) -> None:
-        send = marking(self._send, [*self._marks, IGNORED])
+        send = marking(self._send, [*self._response_headers, IGNORED])
         body, connection = self._body.content, self._body.connection
         replayed = ReplayedBody(body, connection.receive, ahead=connection.ahead)
         replayed.may_tell.set()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from asgi_durable.fast_dataclass import value_class
+from asgi_durable.fast_dataclass import fast_dataclass
 from asgi_durable.middleware.asgi import Scope, header_values
 
 __all__ = ["Preferences", "preferences"]
@@ -13,7 +13,7 @@ _WAIT = re.compile(rb'wait *= *"?([0-9]{1,9})"?(?: *;.*)?', re.IGNORECASE)
 _ASYNC = re.compile(rb'respond-async(?: *= *"")?(?: *;.*)?', re.IGNORECASE)
 
 
-@value_class()
+@fast_dataclass()
 class Preferences:
     """How long a client wants to wait, and for what.
 

@@ -22,7 +22,11 @@ from asgi_durable.middleware.responses.durable_streams import (
     send_catch_up,
     wants_part,
 )
-from asgi_durable.middleware.responses.replay import RecordedAnswer, send_answer, send_stream
+from asgi_durable.middleware.responses.replay import (
+    StoredResponse,
+    send_stored_response,
+    send_stream,
+)
 from asgi_durable.middleware.responses.session_changes import restore_session
 from asgi_durable.request_errors import (
     RequestCancelledError,
@@ -95,7 +99,7 @@ class StatusPages:
         if progress is None:
             raise WorkflowNotFoundError(workflow_id)
         location = self.location(scope, workflow_id)
-        answer = RecordedAnswer(workflow_id, progress.created_at_us, progress.response)
+        answer = StoredResponse(workflow_id, progress.created_at_us, progress.response)
         if wants_result and await _send_recorded(connection, requests, answer, progress.state):
             return
         if progress.response is None:
@@ -108,7 +112,7 @@ class StatusPages:
         elif wants_result:
             response = requests.opened(progress.response)
             restore_session(scope, response.headers)
-            await send_answer(send, response, _marks(answer))
+            await send_stored_response(send, response, _response_headers(answer))
         else:
             result = (location[0], location[1] + b"/result")
             await _send_progress(send, 303, workflow_id, progress, [result])
@@ -123,7 +127,7 @@ def _is_request_of(senders: Senders, scope: Scope, workflow_id: str, ids: Reques
 
 
 async def _send_recorded(
-    connection: Connection, requests: Requests, answer: RecordedAnswer, state: str
+    connection: Connection, requests: Requests, answer: StoredResponse, state: str
 ) -> bool:
     """Send a recorded stream, or the part of it that is asked for; return False if there is none.
 
@@ -132,7 +136,7 @@ async def _send_recorded(
     """
     if answer.response is not None and not answer.is_whole:
         return False
-    streams, marks = requests.streams, _marks(answer)
+    streams, marks = requests.streams, _response_headers(answer)
     if wants_part(connection.scope):
         if state == CANCELLED:
             # Whoever reads part by part would wait for its end forever.
@@ -144,7 +148,7 @@ async def _send_recorded(
     return await send_stream(connection, streams, answer, [*marks, *closed_marks(answer)])
 
 
-def _marks(answer: RecordedAnswer) -> Headers:
+def _response_headers(answer: StoredResponse) -> Headers:
     return [(b"durable-id", answer.workflow_id.encode())]
 
 

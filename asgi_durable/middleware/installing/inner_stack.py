@@ -9,7 +9,7 @@ from typing import Any
 from asgi_durable.errors import DurableUsageError
 from asgi_durable.middleware.asgi import ASGIApp, Receive, Scope, Send
 
-__all__ = ["Inside", "opens_a_span"]
+__all__ = ["InnerStack", "opens_a_span"]
 
 # The key of a scope that says for whose requests the stack is.
 _MARK = "asgi_durable.inside"
@@ -29,7 +29,7 @@ def opens_a_span(app: Any) -> bool:
     )
 
 
-class Inside:
+class InnerStack:
     """An application with a stack around its middlewares, and its own span around both.
 
     So there is one span for a request, and what the stack does is below it. The application
@@ -79,7 +79,7 @@ class _Split:
         app: What is inside, where others look for their own middlewares.
     """
 
-    def __init__(self, app: ASGIApp, owner: Inside, stack: ASGIApp) -> None:
+    def __init__(self, app: ASGIApp, owner: InnerStack, stack: ASGIApp) -> None:
         self.app = app
         self._owner = owner
         self._stack = stack

@@ -10,7 +10,7 @@ from urllib.parse import parse_qsl
 
 from asgi_durable.engine.requests.request_ids import digest_of
 from asgi_durable.errors import DurableUsageError
-from asgi_durable.fast_dataclass import value_class
+from asgi_durable.fast_dataclass import fast_dataclass
 from asgi_durable.middleware.asgi import Headers, Scope, header_values
 from asgi_durable.middleware.keys.authority import checked_authority, normal_authority
 from asgi_durable.middleware.keys.cookies import cookie_pairs, names_of_session
@@ -66,7 +66,7 @@ class ApiKeys:
 NO_API_KEYS = ApiKeys()
 
 
-@value_class()
+@fast_dataclass()
 class Sender:
     """Whose key it is.
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 
-from asgi_durable.concurrency.once import Signal
+from asgi_durable.concurrency.once import Once
 from asgi_durable.middleware.asgi import Message, Receive, Scope, Send, header_values
 from asgi_durable.middleware.request_bodies.body_source import BodySource
 from asgi_durable.middleware.request_bodies.long_body import Pieces
@@ -99,7 +99,7 @@ class ReplayedBody:
             self._is_read.set()
         self._gone = asyncio.Event()
         self.may_tell = asyncio.Event()
-        self.withheld: Signal[bool] = Signal(asyncio.get_running_loop())
+        self.withheld: Once[bool] = Once(asyncio.get_running_loop())
         self.is_interrupted = False
         self._is_stopping = False
 

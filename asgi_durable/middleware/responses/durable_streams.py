@@ -17,7 +17,7 @@ from asgi_durable.engine.requests.response_streams import (
 from asgi_durable.errors import DurableError, WorkflowNotFoundError
 from asgi_durable.middleware.asgi import Headers, Message, Scope, Send, header_values
 from asgi_durable.middleware.responses.headers import REPLAYED_HEADER
-from asgi_durable.middleware.responses.replay import RecordedAnswer
+from asgi_durable.middleware.responses.replay import StoredResponse
 from asgi_durable.middleware.responses.server_sent_events import (
     StreamIds,
     is_event_stream,
@@ -29,7 +29,7 @@ from asgi_durable.middleware.responses.stream_sender import (
     decode_start,
 )
 from asgi_durable.request_errors import RequestInProgressError, ResponseDamagedError
-from asgi_durable.storage.records import PieceRecord
+from asgi_durable.storage.records import ChunkRecord
 
 __all__ = ["closed_marks", "send_catch_up", "wants_part"]
 
@@ -57,7 +57,7 @@ class _Part:
     is_tail: bool
 
 
-def closed_marks(answer: RecordedAnswer) -> Headers:
+def closed_marks(answer: StoredResponse) -> Headers:
     """Return the headers of a recorded stream that is sent to its end; none if it has none yet."""
     if answer.response is None or answer.response.stream_end is None:
         return []
@@ -71,7 +71,7 @@ def wants_part(scope: Scope) -> bool:
 
 
 async def send_catch_up(
-    scope: Scope, send: Send, streams: Streams, answer: RecordedAnswer, marks: Headers
+    scope: Scope, send: Send, streams: Streams, answer: StoredResponse, marks: Headers
 ) -> bool:
     """Send the part of a stream that its query asks for; return False if there is no stream.
 
@@ -99,7 +99,7 @@ async def send_catch_up(
 
 
 async def _part(
-    streams: Streams, answer: RecordedAnswer, query: dict[str, list[str]], offset: bytes
+    streams: Streams, answer: StoredResponse, query: dict[str, list[str]], offset: bytes
 ) -> _Part | None:
     """Return what there is behind an offset, ``None`` if there is no stream to read in parts."""
     for _ in range(MAX_READS):
@@ -142,7 +142,7 @@ def _gone() -> DurableError:
 
 
 async def _read(
-    streams: Streams, answer: RecordedAnswer, start: PieceRecord, offset: bytes
+    streams: Streams, answer: StoredResponse, start: ChunkRecord, offset: bytes
 ) -> _Part:
     """Read what there is behind an offset, about a page of it.
 
@@ -181,7 +181,7 @@ async def _read(
     return _Part(message, body, sender.position, is_tail)
 
 
-def _headers(part: _Part, answer: RecordedAnswer, offset: bytes) -> Headers:
+def _headers(part: _Part, answer: StoredResponse, offset: bytes) -> Headers:
     position = StreamIds(answer.created_at_us).sorted_at(part.position)
     is_closed = part.is_tail and answer.is_whole
     headers = [

@@ -11,10 +11,10 @@ __all__ = [
     "CONTENT_LENGTH",
     "IGNORED",
     "REPLAYED_HEADER",
+    "add_headers",
     "decode_headers",
     "encode_headers",
     "marking",
-    "with_marks",
     "without_length",
 ]
 
@@ -48,7 +48,7 @@ _COOKIE = b"set-cookie"
 IGNORED = (b"idempotency-status", b"ignored")
 
 
-def with_marks(headers: Iterable[tuple[bytes, bytes]], marks: Headers) -> Headers:
+def add_headers(headers: Iterable[tuple[bytes, bytes]], marks: Headers) -> Headers:
     """Return an answer's headers with those of the library's, which an app may pass on."""
     ours = {REPLAYED_HEADER, *(name for name, _ in marks)}
     return [*((name, value) for name, value in headers if name.lower() not in ours), *marks]
@@ -59,7 +59,7 @@ def marking(send: Send, marks: Headers) -> Send:
 
     async def send_marked(message: Message) -> None:
         if message["type"] == "http.response.start":
-            message = {**message, "headers": with_marks(message.get("headers", ()), marks)}
+            message = {**message, "headers": add_headers(message.get("headers", ()), marks)}
         await send(message)
 
     return send_marked

@@ -6,21 +6,21 @@ import asyncio
 import contextlib
 import logging
 
-from asgi_durable.engine.requests.claims import RequestRun
+from asgi_durable.engine.requests.claims import ResponseCommit
 from asgi_durable.errors import DurableError, DurableUsageError, StorageError
 from asgi_durable.middleware.asgi import Headers, Message, Send, header_values
 from asgi_durable.middleware.policies.policy import IdempotencyPolicy
 from asgi_durable.middleware.policies.retry_after import RETRY_AFTER, said_delay, whole_seconds
-from asgi_durable.middleware.problem_context import current_key
+from asgi_durable.middleware.problem_context import current_problem_context
 from asgi_durable.middleware.problem_details import send_problem
 from asgi_durable.middleware.request_bodies.long_body import Pieces
 from asgi_durable.middleware.request_bodies.replayed_body import ReplayedBody
-from asgi_durable.middleware.responses.headers import IGNORED, encode_headers, with_marks
+from asgi_durable.middleware.responses.headers import IGNORED, add_headers, encode_headers
 from asgi_durable.middleware.responses.server_sent_events import is_event_stream
 from asgi_durable.middleware.responses.session_changes import SessionChanges
 from asgi_durable.middleware.responses.stream_recorder import RecordedStream
 from asgi_durable.request_errors import OutcomeUnknownError
-from asgi_durable.storage.records import PieceRecord
+from asgi_durable.storage.records import ChunkRecord
 
 __all__ = ["ResponseRecorder"]
 
@@ -64,7 +64,7 @@ class ResponseRecorder:
 
     def __init__(
         self,
-        request: RequestRun,
+        request: ResponseCommit,
         send: Send,
         *,
         policy: IdempotencyPolicy,
@@ -88,7 +88,7 @@ class ResponseRecorder:
         self._passing_on: asyncio.Task[None] | None = None
         self._stream: RecordedStream | None = None
         # Of what earlier executions have recorded as a stream.
-        self._recorded: list[PieceRecord] = []
+        self._recorded: list[ChunkRecord] = []
         self.seen: bytes | None = None
         self.session: SessionChanges | None = None
         self.retry_delay = 0.0
@@ -245,7 +245,7 @@ class ResponseRecorder:
                     error,
                 )
         except DurableError as error:
-            self.is_taken_over = self._request.is_elsewhere
+            self.is_taken_over = self._request.is_owned_elsewhere
             if not self.is_taken_over:
                 await self.answer(error)
             return
@@ -265,7 +265,7 @@ class ResponseRecorder:
         status = start["status"]
         if status < 500 or self._is_final(status):
             return 0.0
-        about = current_key.get()
+        about = current_problem_context.get()
         # What the library itself tells a client, the app has not said.
         if about is not None and about.is_told_when:
             return self.retry_delay
@@ -347,7 +347,7 @@ class ResponseRecorder:
     async def _pass_body(self, start: Message, *, more: bool) -> None:
         if not self._start_sent:
             self._start_sent = True
-            headers = with_marks(start.get("headers", ()), self._added_headers)
+            headers = add_headers(start.get("headers", ()), self._added_headers)
             await self._send({**start, "headers": headers})
         chunk = bytes(self._unsent)
         self._unsent.clear()

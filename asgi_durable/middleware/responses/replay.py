@@ -22,8 +22,8 @@ from asgi_durable.middleware.problem_details import problem_response
 from asgi_durable.middleware.responses.headers import (
     CONTENT_LENGTH,
     REPLAYED_HEADER,
+    add_headers,
     decode_headers,
-    with_marks,
     without_length,
 )
 from asgi_durable.middleware.responses.server_sent_events import StreamIds, last_event_id
@@ -33,16 +33,16 @@ from asgi_durable.middleware.responses.stream_sender import (
     decode_start,
 )
 from asgi_durable.request_errors import ResponseDamagedError, ResponseNotKeptError
-from asgi_durable.storage.records import PieceRecord, ResponseRecord
+from asgi_durable.storage.records import ChunkRecord, ResponseRecord
 
-__all__ = ["RecordedAnswer", "send_answer", "send_stream"]
+__all__ = ["StoredResponse", "send_stored_response", "send_stream"]
 
 logger = logging.getLogger(__name__)
 
 _WITHOUT_BODY = frozenset({204, 304})
 
 
-async def send_answer(
+async def send_stored_response(
     send: Send,
     response: ResponseRecord,
     marks: Headers,
@@ -79,7 +79,7 @@ async def send_answer(
         # The first answer had one.
         headers.append((CONTENT_LENGTH, b"%d" % len(body)))
     await send(
-        {"type": "http.response.start", "status": status, "headers": with_marks(headers, marks)}
+        {"type": "http.response.start", "status": status, "headers": add_headers(headers, marks)}
     )
     await send({"type": "http.response.body", "body": body})
 
@@ -98,7 +98,7 @@ def _read(response: ResponseRecord) -> tuple[int, Headers]:
 
 
 @dataclass(frozen=True, slots=True)
-class RecordedAnswer:
+class StoredResponse:
     """An answer that is recorded as a stream.
 
     Attributes:
@@ -122,7 +122,7 @@ class RecordedAnswer:
 
 
 async def send_stream(
-    connection: Connection, streams: Streams, answer: RecordedAnswer, marks: Headers
+    connection: Connection, streams: Streams, answer: StoredResponse, marks: Headers
 ) -> bool:
     """Send a stream, behind what the client has seen of it; return False if there is none.
 
@@ -167,7 +167,7 @@ async def send_stream(
     return True
 
 
-async def _send_pieces(sender: StreamSender, pieces: AsyncGenerator[PieceRecord, None]) -> None:
+async def _send_pieces(sender: StreamSender, pieces: AsyncGenerator[ChunkRecord, None]) -> None:
     async with aclosing(pieces):
         async for piece in pieces:
             await sender.take(piece)
@@ -195,8 +195,8 @@ async def _noticing_leaving(connection: Connection) -> AsyncIterator[Callable[[]
 
 
 async def _open(
-    streams: Streams, answer: RecordedAnswer, marks: Headers
-) -> tuple[Message, int, list[PieceRecord]] | None:
+    streams: Streams, answer: StoredResponse, marks: Headers
+) -> tuple[Message, int, list[ChunkRecord]] | None:
     """Return a stream's start, its offset, and the first pieces of a whole one.
 
     They are read before anything is sent: then it can be said still that it is damaged.
@@ -207,7 +207,7 @@ async def _open(
     Raises:
         StreamDamagedError: It is.
     """
-    workflow_id, end, page = answer.workflow_id, answer.end, list[PieceRecord]()
+    workflow_id, end, page = answer.workflow_id, answer.end, list[ChunkRecord]()
     start = await streams.start_of(workflow_id)
     try:
         if start is not None and end is not None:

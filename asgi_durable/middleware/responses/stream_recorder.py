@@ -11,7 +11,7 @@ from asgi_durable.middleware.asgi import Headers, Message, Send, header_values
 from asgi_durable.middleware.policies.policy import IdempotencyPolicy
 from asgi_durable.middleware.responses.headers import (
     CONTENT_LENGTH,
-    with_marks,
+    add_headers,
     without_length,
 )
 from asgi_durable.middleware.responses.server_sent_events import (
@@ -26,7 +26,7 @@ from asgi_durable.middleware.responses.stream_sender import (
     decode_start,
     encode_start,
 )
-from asgi_durable.storage.records import CUT_ALL, CUT_FOR_GOOD, PieceRecord
+from asgi_durable.storage.records import CUT_ALL, CUT_FOR_GOOD, ChunkRecord
 
 __all__ = ["RecordedStream"]
 
@@ -68,7 +68,7 @@ class RecordedStream:
         self._policy = policy
         self._is_event_stream = False
         # Recorded before and still to be met; and whether that is all.
-        self._recorded: deque[PieceRecord] = deque()
+        self._recorded: deque[ChunkRecord] = deque()
         self._is_past_log = False
         self._position = 0
         self._last_id = b""
@@ -95,7 +95,7 @@ class RecordedStream:
         """Where it ends, once it is finished."""
         return self._position
 
-    async def begin(self, start: Message, marks: Headers, recorded: list[PieceRecord]) -> None:
+    async def begin(self, start: Message, marks: Headers, recorded: list[ChunkRecord]) -> None:
         """Record the answer's start, and send it.
 
         Args:
@@ -113,7 +113,7 @@ class RecordedStream:
             # Ids are added.
             start = {**start, "headers": without_length(headers)}
         self._start = encode_start(start, keeps_cookies=self._policy.keep_cookies)
-        message: Message = {**start, "headers": with_marks(start.get("headers", ()), marks)}
+        message: Message = {**start, "headers": add_headers(start.get("headers", ()), marks)}
         first = recorded[0] if recorded else None
         if first is None:
             # Nobody can have any of it, unless the key has expired since.
@@ -241,7 +241,7 @@ class RecordedStream:
         await self._passed(self._sender.take(recorded))
         return True
 
-    async def _next(self) -> PieceRecord | None:
+    async def _next(self) -> ChunkRecord | None:
         """Return the next piece that is recorded already, ``None`` if there are no more."""
         if not self._recorded and not self._is_past_log:
             self._recorded.extend(await self._log.read(self._position))
@@ -310,13 +310,13 @@ class RecordedStream:
             top = page[-1].end_offset
         return top
 
-    def _piece(self, end_offset: int, data: bytes, *, cut_to: int | None = None) -> PieceRecord:
-        return PieceRecord(
+    def _piece(self, end_offset: int, data: bytes, *, cut_to: int | None = None) -> ChunkRecord:
+        return ChunkRecord(
             workflow_id=self._log.workflow_id, end_offset=end_offset, cut_to=cut_to, data=data
         )
 
 
-def _may_stand_for(first: PieceRecord, start: Message) -> bool:
+def _may_stand_for(first: ChunkRecord, start: Message) -> bool:
     """Tell whether a recorded start may stand for another one: of the same kind of body."""
     try:
         recorded = decode_start(first.data, []) if first.cut_to == CUT_ALL else None

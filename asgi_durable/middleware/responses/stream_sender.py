@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from asgi_durable.engine.requests.response_streams import StreamDamagedError
 from asgi_durable.middleware.asgi import Headers, Message, Send
-from asgi_durable.middleware.responses.headers import decode_headers, encode_headers, with_marks
+from asgi_durable.middleware.responses.headers import add_headers, decode_headers, encode_headers
 from asgi_durable.middleware.responses.server_sent_events import StreamIds, is_event_stream
-from asgi_durable.storage.records import PieceRecord
+from asgi_durable.storage.records import ChunkRecord
 
 __all__ = ["StreamCutError", "StreamSender", "decode_start", "encode_start"]
 
@@ -53,7 +53,7 @@ class StreamSender:
             else:
                 self.position = seen
 
-    async def take(self, piece: PieceRecord) -> None:
+    async def take(self, piece: ChunkRecord) -> None:
         """Send a piece, or what the client has not of it; tell it of a cut that concerns it.
 
         Raises:
@@ -75,7 +75,7 @@ class StreamSender:
         """Send that this was all."""
         await self._send({"type": "http.response.body", "body": b"", "more_body": False})
 
-    async def _send_rest(self, piece: PieceRecord, position: int) -> None:
+    async def _send_rest(self, piece: ChunkRecord, position: int) -> None:
         begin = piece.end_offset - len(piece.data)
         data = piece.data[max(0, position - begin) :]
         if data:
@@ -104,5 +104,5 @@ def decode_start(data: bytes, marks: Headers) -> Message:
     return {
         "type": "http.response.start",
         "status": status,
-        "headers": with_marks(headers, marks),
+        "headers": add_headers(headers, marks),
     }

@@ -14,7 +14,7 @@ from asgi_durable.storage.damaged_rows import DamagedRows
 from asgi_durable.storage.postgres.commits.writer import PostgresWriter
 from asgi_durable.storage.postgres.connections.database import PostgresDatabase
 from asgi_durable.storage.postgres.connections.home_link import HomeLink
-from asgi_durable.storage.postgres.connections.reconnecting import Link
+from asgi_durable.storage.postgres.connections.reconnecting import ReconnectingConnection
 from asgi_durable.storage.postgres.connections.session import PostgresSession, Registration
 from asgi_durable.storage.postgres.executors import PostgresExecutors
 from asgi_durable.storage.postgres.reader import PostgresReader
@@ -35,7 +35,7 @@ from asgi_durable.storage.postgres.transactions.transactions import (
 )
 from asgi_durable.storage.protocol import Beat, Runnable
 from asgi_durable.storage.records import (
-    PieceRecord,
+    ChunkRecord,
     ResponseRecord,
     StoredProgress,
     StoredRun,
@@ -60,7 +60,7 @@ class _Parts:
     reader: PostgresReader
     executors: PostgresExecutors
     session: PostgresSession
-    links: tuple[Link, Link]
+    links: tuple[ReconnectingConnection, ReconnectingConnection]
 
     async def close(self) -> None:
         await self.session.close()
@@ -196,7 +196,7 @@ class PostgresStorage:
     async def get_response(self, workflow_id: str) -> ResponseRecord | None:
         return await self._run(lambda parts: parts.reader.get_response(workflow_id))
 
-    async def read_pieces(self, workflow_id: str, after: int) -> list[PieceRecord]:
+    async def read_pieces(self, workflow_id: str, after: int) -> list[ChunkRecord]:
         return await self._run(lambda parts: parts.reader.read_pieces(workflow_id, after))
 
     async def load_runs(self, workflow_ids: Sequence[str]) -> list[StoredRun]:
@@ -244,7 +244,7 @@ class PostgresStorage:
 
     async def _open(self) -> _Parts:
         database, names = self._database, self._names
-        writing, reading = Link(database), Link(database)
+        writing, reading = ReconnectingConnection(database), ReconnectingConnection(database)
         try:
             await reading.run(lambda wire: prepare_schema(wire, names, database.name))
         except BaseException:

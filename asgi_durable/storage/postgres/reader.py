@@ -7,7 +7,7 @@ from typing import Any
 
 from asgi_durable.storage import tables
 from asgi_durable.storage.damaged_rows import DamagedRows, StoredLogs
-from asgi_durable.storage.postgres.connections.reconnecting import Link, Wire
+from asgi_durable.storage.postgres.connections.reconnecting import ReconnectingConnection, Wire
 from asgi_durable.storage.postgres.errors import is_bad_row
 from asgi_durable.storage.postgres.rows import (
     PostgresNames,
@@ -22,7 +22,7 @@ from asgi_durable.storage.postgres.secret import read_secret
 from asgi_durable.storage.protocol import PAGE_BYTES
 from asgi_durable.storage.records import (
     SLEEP,
-    PieceRecord,
+    ChunkRecord,
     ResponseRecord,
     StoredProgress,
     StoredRun,
@@ -42,7 +42,9 @@ class PostgresReader:
         damaged: Told of damaged rows.
     """
 
-    def __init__(self, link: Link, names: PostgresNames, damaged: DamagedRows) -> None:
+    def __init__(
+        self, link: ReconnectingConnection, names: PostgresNames, damaged: DamagedRows
+    ) -> None:
         self._link, self._damaged = link, damaged
         workflows = f"SELECT {list_of(tables.workflows, 'w')} FROM {names.workflows} AS w"
         responses = f"SELECT {list_of(tables.responses, 'r')} FROM {names.responses} AS r"
@@ -103,7 +105,7 @@ class PostgresReader:
         rows = await self._fetch(self._response, workflow_id)
         return response_from(rows[0]) if rows else None
 
-    async def read_pieces(self, workflow_id: str, after: int) -> list[PieceRecord]:
+    async def read_pieces(self, workflow_id: str, after: int) -> list[ChunkRecord]:
         """See ``StepLog.read_pieces``."""
         return [piece_from(row) for row in await self._fetch(self._pieces, workflow_id, after)]
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from hashlib import blake2s
 from typing import Any
 
-from asgi_durable.storage.postgres.connections.reconnecting import Link, Wire
+from asgi_durable.storage.postgres.connections.reconnecting import ReconnectingConnection, Wire
 from asgi_durable.storage.postgres.rows import PostgresNames, each_of
 from asgi_durable.storage.protocol import PUT_OFF_US
 from asgi_durable.storage.records import TOMBSTONE_STATUS, WorkflowState
@@ -28,7 +28,7 @@ class PostgresRetention:
         names: The tables' names.
     """
 
-    def __init__(self, link: Link, names: PostgresNames) -> None:
+    def __init__(self, link: ReconnectingConnection, names: PostgresNames) -> None:
         self._link = link
         self._sql = _RetentionStatements(names)
 

@@ -13,7 +13,7 @@ import sqlalchemy as sa
 from asgi_durable.storage import tables
 from asgi_durable.storage.damaged_rows import state_of
 from asgi_durable.storage.records import (
-    PieceRecord,
+    ChunkRecord,
     ResponseRecord,
     StepRecord,
     WorkflowRecord,
@@ -216,6 +216,6 @@ def response_from(row: Any) -> ResponseRecord:
     return ResponseRecord(**row)
 
 
-def piece_from(row: Any) -> PieceRecord:
+def piece_from(row: Any) -> ChunkRecord:
     """Return the record of a row."""
-    return PieceRecord(**row)
+    return ChunkRecord(**row)

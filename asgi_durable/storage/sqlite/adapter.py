@@ -15,7 +15,7 @@ from asgi_durable.storage.application import SQLApplicationDatabase
 from asgi_durable.storage.damaged_rows import DamagedRows
 from asgi_durable.storage.protocol import Beat, Runnable
 from asgi_durable.storage.records import (
-    PieceRecord,
+    ChunkRecord,
     ResponseRecord,
     StoredProgress,
     StoredRun,
@@ -203,7 +203,7 @@ class SQLiteStorage:
     async def get_response(self, workflow_id: str) -> ResponseRecord | None:
         return await self._read(lambda opened: opened.reader.get_response(workflow_id))
 
-    async def read_pieces(self, workflow_id: str, after: int) -> list[PieceRecord]:
+    async def read_pieces(self, workflow_id: str, after: int) -> list[ChunkRecord]:
         return await self._read(lambda opened: opened.reader.read_pieces(workflow_id, after))
 
     async def load_runs(self, workflow_ids: Sequence[str]) -> list[StoredRun]:

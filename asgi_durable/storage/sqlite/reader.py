@@ -10,7 +10,7 @@ from asgi_durable.storage.damaged_rows import DamagedRowError, DamagedRows, Stor
 from asgi_durable.storage.protocol import PAGE_BYTES
 from asgi_durable.storage.records import (
     SLEEP,
-    PieceRecord,
+    ChunkRecord,
     ResponseRecord,
     StoredProgress,
     StoredRun,
@@ -106,7 +106,7 @@ class SQLiteReader:
         row = self._find(SELECT_RESPONSE, workflow_id)
         return self._damaged.read(response_from, row) if row is not None else None
 
-    def read_pieces(self, workflow_id: str, after: int) -> list[PieceRecord]:
+    def read_pieces(self, workflow_id: str, after: int) -> list[ChunkRecord]:
         """See ``StepLog.read_pieces``."""
         parameters = {"id": workflow_id, "after": after}
         try:
@@ -115,7 +115,7 @@ class SQLiteReader:
             return []
         return [self._piece_of(row) for row in rows]
 
-    def _piece_of(self, row: tuple[Any, ...]) -> PieceRecord:
+    def _piece_of(self, row: tuple[Any, ...]) -> ChunkRecord:
         try:
             return self._damaged.read(piece_from, row)
         except DamagedRowError:
@@ -123,7 +123,7 @@ class SQLiteReader:
             if not isinstance(end_offset, int):
                 raise
             # Its place is taken; without its data it fits nowhere, as whoever reads it finds.
-            return PieceRecord(
+            return ChunkRecord(
                 workflow_id=workflow_id, end_offset=end_offset, cut_to=None, data=b""
             )
 

@@ -12,7 +12,7 @@ from sqlalchemy import Table
 from asgi_durable.storage import tables
 from asgi_durable.storage.damaged_rows import RowCheck, state_of
 from asgi_durable.storage.records import (
-    PieceRecord,
+    ChunkRecord,
     ResponseRecord,
     StepRecord,
     WorkflowRecord,
@@ -117,10 +117,10 @@ def response_from(row: tuple[Any, ...]) -> ResponseRecord:
     return ResponseRecord(**dict(zip(columns(tables.responses), row, strict=True)))
 
 
-def piece_from(row: tuple[Any, ...]) -> PieceRecord:
+def piece_from(row: tuple[Any, ...]) -> ChunkRecord:
     """Return the record of a row of ``SELECT_PIECE``."""
     _check_piece(row)
-    return PieceRecord(**dict(zip(columns(tables.pieces), row, strict=True)))
+    return ChunkRecord(**dict(zip(columns(tables.pieces), row, strict=True)))
 
 
 def json_list(values: Iterable[str]) -> str:

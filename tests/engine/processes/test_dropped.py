@@ -142,14 +142,14 @@ async def test_a_workflow_that_runs_keeps_its_engine(
 ) -> None:
     before, ended = threads(), asyncio.Event()
     loop = asyncio.get_running_loop()
-    goes_on: asyncio.Future[None] = loop.create_future()
+    retry_here: asyncio.Future[None] = loop.create_future()
 
     async def start() -> None:
         durable = Durable(url)
 
         @durable.workflow(name="work")
         async def work() -> None:
-            await goes_on
+            await retry_here
             ended.set()
 
         await durable.__aenter__()
@@ -158,9 +158,9 @@ async def test_a_workflow_that_runs_keeps_its_engine(
     await start()
     gc.collect()
     assert len(await query(url, LIVING)) == 1
-    goes_on.set_result(None)
+    retry_here.set_result(None)
     await asyncio.wait_for(ended.wait(), 60)
-    goes_on = loop.create_future()
+    retry_here = loop.create_future()
 
     await ends(before)
 

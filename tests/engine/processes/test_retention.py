@@ -21,7 +21,7 @@ from asgi_durable.engine.requests.claims import (
     Expired,
     KeyReused,
     Request,
-    RequestRun,
+    ResponseCommit,
     retention,
 )
 from asgi_durable.engine.requests.retention_sweeper import Sweeper
@@ -84,7 +84,7 @@ class Desk(Durable):
         """Tell whether anything is left of the request."""
         return await storage_of(self).get_workflow("r") is not None
 
-    async def _answer(self, run: RequestRun) -> None:
+    async def _answer(self, run: ResponseCommit) -> None:
         self.calls += 1
         if self.begins_child:
             await self.start_workflow(self.child)

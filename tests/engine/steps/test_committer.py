@@ -9,7 +9,7 @@ import pytest
 from support.records import workflow
 
 from asgi_durable import StorageError, StorageUnavailableError
-from asgi_durable.concurrency.once import Signal
+from asgi_durable.concurrency.once import Once
 from asgi_durable.engine.process import committer as committer_module
 from asgi_durable.engine.process.committer import Committer
 from asgi_durable.storage.writes import (
@@ -46,13 +46,13 @@ def write(number: int) -> Write:
     return ForgetRequest(f"w{number}", "executor-1")
 
 
-def submit(committer: Committer, *writes: Write) -> list[Signal[Outcome]]:
+def submit(committer: Committer, *writes: Write) -> list[Once[Outcome]]:
     lane = committer.lane(asyncio.get_running_loop())
     return [committer.submit(lane, write) for write in writes]
 
 
 def new_committer(log: Log, *, patience: float = 0.0) -> Committer:
-    return Committer(log, patience_seconds=patience)  # type: ignore[arg-type]
+    return Committer(log, storage_retry_seconds=patience)  # type: ignore[arg-type]
 
 
 async def test_what_is_submitted_together_is_committed_together() -> None:

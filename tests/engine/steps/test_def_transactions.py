@@ -130,7 +130,7 @@ async def test_a_transaction_that_ends_after_the_stop_is_rolled_back(
     # Not the engine's stop: it would wait for the write lock, which the thread has.
     run = durable.engine.running().active.find("w")
     assert run is not None
-    run.stop(WorkflowInterruptedError("w", "the test stops it"), goes_on=True)
+    run.stop(WorkflowInterruptedError("w", "the test stops it"), retry_here=True)
     gate.opened.set()
     await (await durable.retrieve_workflow("w")).get_result()
 

@@ -24,7 +24,7 @@ from support.processes.scripts import (
 
 from asgi_durable.engine.requests import response_streams as streams
 from asgi_durable.storage.protocol import PAGE_BYTES
-from asgi_durable.storage.records import PieceRecord
+from asgi_durable.storage.records import ChunkRecord
 
 pytestmark = pytest.mark.anyio
 
@@ -290,7 +290,7 @@ async def test_a_stream_that_is_replaced_between_two_reads(url: str, has_some: b
         storage, replaced = storage_of(there), asyncio.Event()
         read_pieces = storage.read_pieces
 
-        async def read_late(workflow_id: str, after: int) -> list[PieceRecord]:
+        async def read_late(workflow_id: str, after: int) -> list[ChunkRecord]:
             if after >= 0 and not replaced.is_set():
                 replaced.set()
                 await ask(here.wrap(app))
@@ -313,7 +313,7 @@ async def test_a_stream_that_has_just_expired_is_not_found(url: str) -> None:
         storage = storage_of(durable)
         read_pieces = storage.read_pieces
 
-        async def read_late(workflow_id: str, after: int) -> list[PieceRecord]:
+        async def read_late(workflow_id: str, after: int) -> list[ChunkRecord]:
             if after >= 0:
                 for table in ("pieces", "responses"):
                     await query(url, f"DELETE FROM asgi_durable_{table}")

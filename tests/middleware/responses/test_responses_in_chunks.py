@@ -300,9 +300,9 @@ class ServerError(Exception):
     """What a server raises about a message."""
 
 
-@pytest.mark.parametrize("goes_on", [True, False])
+@pytest.mark.parametrize("retry_here", [True, False])
 async def test_what_the_server_raises_about_a_piece_reaches_app_and_server(
-    url: str, goes_on: bool
+    url: str, retry_here: bool
 ) -> None:
     durable, app, refused, noticed = durable_at(url), Pieces(), asyncio.Event(), []
 
@@ -318,7 +318,7 @@ async def test_what_the_server_raises_about_a_piece_reaches_app_and_server(
         await start(send)
         await piece(send, b"a")
         await refused.wait()
-        if goes_on:
+        if retry_here:
             try:
                 await piece(send, b"b", more=False)
             except ServerError:
@@ -332,7 +332,7 @@ async def test_what_the_server_raises_about_a_piece_reaches_app_and_server(
             await wrapped(keyed(), Exchange(b"").receive, send)
         again = await exchange(wrapped, keyed())
 
-    assert noticed == (["app"] if goes_on else [])
+    assert noticed == (["app"] if retry_here else [])
     assert (again.body, again.headers("idempotent-replayed")) == (b"ab", [])
 
 

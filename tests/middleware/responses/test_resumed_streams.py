@@ -26,7 +26,7 @@ from support.processes.scripts import (
 
 from asgi_durable import Durable
 from asgi_durable.engine.requests import response_streams as streams
-from asgi_durable.storage.records import PieceRecord
+from asgi_durable.storage.records import ChunkRecord
 
 pytestmark = pytest.mark.anyio
 
@@ -277,7 +277,7 @@ async def test_who_follows_gets_what_came_just_before_the_end(url: str) -> None:
         storage = storage_of(there)
         read_pieces = storage.read_pieces
 
-        async def read_late(workflow_id: str, after: int) -> list[PieceRecord]:
+        async def read_late(workflow_id: str, after: int) -> list[ChunkRecord]:
             page = await read_pieces(workflow_id, after)
             if not page and not gate.is_open:
                 gate.open()

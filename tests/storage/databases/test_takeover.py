@@ -21,8 +21,8 @@ from support.records import EXECUTOR, OTHER, record, request, step, success, wor
 
 from asgi_durable.storage.protocol import Runnable, Storage
 from asgi_durable.storage.writes import (
-    AcquitWorkflow,
     ClaimRequest,
+    ClearCrashCount,
     OutcomeKind,
     ReleaseWorkflow,
     StartWorkflow,
@@ -236,7 +236,7 @@ class Crashes:
             outcome = await kinds(doomed, record(step(number=step_number), executor_id))
             assert outcome == [DONE]
         if acquits:
-            assert await kinds(doomed, AcquitWorkflow("w", executor_id)) == [DONE]
+            assert await kinds(doomed, ClearCrashCount("w", executor_id)) == [DONE]
         await orphans_appear(self._survivor)
         return taken.crashes
 
@@ -338,7 +338,7 @@ async def test_the_next_crash_of_an_acquitted_workflow_is_the_first(
 async def test_only_the_owner_acquits(storage: Storage, other: Storage) -> None:
     await storage.commit([StartWorkflow(workflow(crashes=2))])
 
-    assert await kinds(other, AcquitWorkflow("w", OTHER)) == [DONE]
+    assert await kinds(other, ClearCrashCount("w", OTHER)) == [DONE]
 
     found = await storage.get_workflow("w")
     assert found is not None

@@ -13,9 +13,9 @@ from asgi_durable.storage.protocol import Storage
 from asgi_durable.storage.records import WorkflowState
 from asgi_durable.storage.transaction_port import SlotTakenError, StepSlot
 from asgi_durable.storage.writes import (
-    AcquitWorkflow,
     CancelWorkflow,
     ClaimRequest,
+    ClearCrashCount,
     ForgetRequest,
     OutcomeKind,
     ReleaseWorkflow,
@@ -60,7 +60,7 @@ async def test_what_an_owner_writes_after_it_is_refused(storage: Storage, other:
     await other.commit([cancel(executor_id=OTHER)])
     writes: list[Write] = [
         record(step()),
-        AcquitWorkflow("w", EXECUTOR),
+        ClearCrashCount("w", EXECUTOR),
         ReleaseWorkflow("w", EXECUTOR),
         success(),
     ]

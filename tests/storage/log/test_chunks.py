@@ -7,12 +7,12 @@ from support.databases.storages import kinds
 from support.records import EXECUTOR, OTHER, record, request, response, step, success
 
 from asgi_durable.storage.protocol import PAGE_BYTES, Storage
-from asgi_durable.storage.records import CUT_ALL, CUT_FOR_GOOD, PieceRecord
+from asgi_durable.storage.records import CUT_ALL, CUT_FOR_GOOD, ChunkRecord
 from asgi_durable.storage.writes import (
     ClaimRequest,
     ForgetRequest,
     OutcomeKind,
-    RecordPiece,
+    RecordChunk,
     ReleaseWorkflow,
 )
 
@@ -28,18 +28,18 @@ def piece(
     *,
     workflow_id: str = "r",
     cut_to: int | None = None,
-) -> PieceRecord:
-    return PieceRecord(workflow_id=workflow_id, end_offset=end_offset, cut_to=cut_to, data=data)
+) -> ChunkRecord:
+    return ChunkRecord(workflow_id=workflow_id, end_offset=end_offset, cut_to=cut_to, data=data)
 
 
-def stream(piece: PieceRecord, executor_id: str = EXECUTOR) -> RecordPiece:
-    return RecordPiece(piece, executor_id)
+def stream(piece: ChunkRecord, executor_id: str = EXECUTOR) -> RecordChunk:
+    return RecordChunk(piece, executor_id)
 
 
 START = piece(0, b"start", cut_to=CUT_ALL)
 
 
-async def begin(storage: Storage, *pieces: PieceRecord) -> None:
+async def begin(storage: Storage, *pieces: ChunkRecord) -> None:
     writes = [ClaimRequest(request()), *map(stream, (START, *pieces))]
     assert set(await kinds(storage, *writes)) == {DONE}
 

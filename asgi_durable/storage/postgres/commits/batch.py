@@ -27,7 +27,7 @@ from asgi_durable.storage.writes import (
     ClaimRequest,
     CompleteStep,
     FinishWorkflow,
-    RecordPiece,
+    RecordChunk,
     RecordStep,
     StartWorkflow,
     Write,
@@ -63,7 +63,7 @@ class Rows:
     starts: list[WorkflowRecord] = field(default_factory=list)
     steps: list[RecordStep] = field(default_factory=list)
     completions: list[CompleteStep] = field(default_factory=list)
-    pieces: list[RecordPiece] = field(default_factory=list)
+    pieces: list[RecordChunk] = field(default_factory=list)
     ends: list[FinishWorkflow] = field(default_factory=list)
     folded: dict[str, FinishWorkflow] = field(default_factory=dict)
 
@@ -75,7 +75,7 @@ class Rows:
         by_kind: dict[type, list[Any]] = {
             RecordStep: rows.steps,
             CompleteStep: rows.completions,
-            RecordPiece: rows.pieces,
+            RecordChunk: rows.pieces,
         }
         for write in writes:
             of_kind = by_kind.get(type(write))
@@ -134,7 +134,7 @@ class Applied:
         if isinstance(write, (RecordStep, CompleteStep)):
             place = (write.step.workflow_id, write.step.step_number)
             return self.is_whole or place in self.recorded
-        if isinstance(write, RecordPiece):
+        if isinstance(write, RecordChunk):
             place = (write.piece.workflow_id, write.piece.end_offset)
             return self.is_whole or place in self.streamed
         return isinstance(write, FinishWorkflow) and (

@@ -17,18 +17,18 @@ from asgi_durable.storage.postgres.rows import (
     step_from,
     workflow_from,
 )
-from asgi_durable.storage.records import PieceRecord, ResponseRecord, WorkflowRecord
+from asgi_durable.storage.records import ChunkRecord, ResponseRecord, WorkflowRecord
 from asgi_durable.storage.writes import (
     DONE,
     FENCED,
-    AcquitWorkflow,
     ClaimRequest,
+    ClearCrashCount,
     CompleteStep,
     FinishWorkflow,
     ForgetRequest,
     Outcome,
     OutcomeKind,
-    RecordPiece,
+    RecordChunk,
     RecordStep,
     ReleaseWorkflow,
     ResumeWorkflow,
@@ -127,17 +127,19 @@ class _Settlement:
 
     async def begin_workflows(self, writes: Sequence[Write]) -> None:
         """Settle what starts, claims or resumes a workflow, and take those that are free."""
-        heads = [w for w in writes if isinstance(w, (StartWorkflow, ClaimRequest, ResumeWorkflow))]
-        if not heads:
+        ownership_writes = [
+            w for w in writes if isinstance(w, (StartWorkflow, ClaimRequest, ResumeWorkflow))
+        ]
+        if not ownership_writes:
             return
-        ids = [workflow_id_of(write) for write in heads]
+        ids = [workflow_id_of(write) for write in ownership_writes]
         # Invariant: locked first and read after. What is read of a locked row stays true, and
         # what is not locked was finished or somebody else's.
         locked_rows = await self._wire.fetch(self._statements.lock, self._executor_id, ids)
         locked = {row["workflow_id"] for row in locked_rows}
         found = await _find(self._wire, self._statements, ids)
         taken: list[_Taking] = []
-        for write in heads:
+        for write in ownership_writes:
             existing = found.get(workflow_id_of(write))
             if isinstance(write, StartWorkflow):
                 self.outcomes[id(write)] = _of_start(write, existing)
@@ -175,7 +177,7 @@ class _Settlement:
 
     async def apply_rows(self, writes: Sequence[Write]) -> None:
         """Write rows of what is the executor's now, cut pieces, and settle what is refused."""
-        kinds = (RecordStep, CompleteStep, RecordPiece, FinishWorkflow)
+        kinds = (RecordStep, CompleteStep, RecordChunk, FinishWorkflow)
         rows = Rows.of([write for write in writes if isinstance(write, kinds)])
         if not rows.count:
             return
@@ -199,7 +201,7 @@ class _Settlement:
     async def give_up_workflows(self, writes: Sequence[Write]) -> None:
         """Acquit, release and forget, after all that is written for the same workflows."""
         executor_id, statements = self._executor_id, self._statements
-        if ids := [write.workflow_id for write in writes if isinstance(write, AcquitWorkflow)]:
+        if ids := [write.workflow_id for write in writes if isinstance(write, ClearCrashCount)]:
             await self._wire.fetch(statements.acquit, executor_id, ids)
         releases = [write for write in writes if isinstance(write, ReleaseWorkflow)]
         if releases:
@@ -233,7 +235,7 @@ class _Settlement:
         for write, place in zip(refused, places, strict=True):
             self.outcomes[id(write)] = of_refused_step(write, found.get(place))
 
-    async def _settle_pieces(self, refused: Sequence[RecordPiece]) -> None:
+    async def _settle_pieces(self, refused: Sequence[RecordChunk]) -> None:
         if not refused:
             return
         places = [(write.piece.workflow_id, write.piece.end_offset) for write in refused]
@@ -314,7 +316,7 @@ def _of_start(write: StartWorkflow, found: _Found | None) -> Outcome:
     return DONE if same else Outcome(OutcomeKind.CONFLICT, existing=existing)
 
 
-def _of_piece(write: RecordPiece, existing: PieceRecord | None) -> Outcome:
+def _of_piece(write: RecordChunk, existing: ChunkRecord | None) -> Outcome:
     if existing is None:
         return FENCED
     return DONE if existing == write.piece else Outcome(OutcomeKind.CONFLICT)

@@ -9,7 +9,7 @@ from asgi_durable.errors import StorageUnavailableError
 from asgi_durable.storage.postgres.commits.batch import BatchStatements, Rows
 from asgi_durable.storage.postgres.commits.slow_path import refused_claims, settle
 from asgi_durable.storage.postgres.commits.slow_path_statements import SettleStatements
-from asgi_durable.storage.postgres.connections.reconnecting import Link, Wire
+from asgi_durable.storage.postgres.connections.reconnecting import ReconnectingConnection, Wire
 from asgi_durable.storage.postgres.errors import ChangedMeanwhileError, is_bad_row
 from asgi_durable.storage.postgres.rows import PostgresNames
 from asgi_durable.storage.write_order import is_one_group, write_order
@@ -18,7 +18,7 @@ from asgi_durable.storage.writes import (
     FENCED,
     Outcome,
     OutcomeKind,
-    RecordPiece,
+    RecordChunk,
     ResumeWorkflow,
     SetFingerprint,
     Write,
@@ -44,7 +44,9 @@ class PostgresWriter:
             by default this one.
     """
 
-    def __init__(self, link: Link, names: PostgresNames, *, settle: Settle | None = None) -> None:
+    def __init__(
+        self, link: ReconnectingConnection, names: PostgresNames, *, settle: Settle | None = None
+    ) -> None:
         self._link = link
         self._batches = BatchStatements(names)
         self._settling = SettleStatements(names)
@@ -118,7 +120,7 @@ class PostgresWriter:
             workflow_id_of(write)
             for write in writes
             if isinstance(write, (ResumeWorkflow, SetFingerprint))
-            or (isinstance(write, RecordPiece) and write.cuts)
+            or (isinstance(write, RecordChunk) and write.cuts)
         }
         at_once = [write for write in writes if workflow_id_of(write) not in later]
         rows = Rows.of(at_once)

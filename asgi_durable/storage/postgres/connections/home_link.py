@@ -7,7 +7,7 @@ import contextlib
 from collections.abc import AsyncGenerator
 
 from asgi_durable.storage.postgres.connections.database import PostgresDatabase
-from asgi_durable.storage.postgres.connections.reconnecting import Link
+from asgi_durable.storage.postgres.connections.reconnecting import ReconnectingConnection
 
 __all__ = ["HomeLink"]
 
@@ -21,7 +21,7 @@ class HomeLink:
         link: For use on that event loop.
     """
 
-    def __init__(self, link: Link) -> None:
+    def __init__(self, link: ReconnectingConnection) -> None:
         self.link = link
         self._loop = asyncio.get_running_loop()
         # An event loop that ends in good order closes all asynchronous generators on it.
@@ -34,7 +34,7 @@ class HomeLink:
         Raises:
             StorageError: It cannot be done.
         """
-        home = cls(Link(database))
+        home = cls(ReconnectingConnection(database))
         await home.link.connect()
         await anext(home._guard)
         return home
@@ -63,7 +63,7 @@ class HomeLink:
             await self._guard.aclose()
 
 
-async def _closing_at_the_end(link: Link) -> AsyncGenerator[None, None]:
+async def _closing_at_the_end(link: ReconnectingConnection) -> AsyncGenerator[None, None]:
     try:
         yield
     finally:

@@ -13,7 +13,7 @@ from asgi_durable.errors import StorageError
 from asgi_durable.storage.postgres.connections.database import PostgresDatabase
 from asgi_durable.storage.postgres.errors import is_harmless, storage_error
 
-__all__ = ["Link", "Wire"]
+__all__ = ["ReconnectingConnection", "Wire"]
 
 ResultT = TypeVar("ResultT")
 
@@ -73,7 +73,7 @@ class Wire:
         await self.connection.execute("COMMIT")
 
 
-class Link:
+class ReconnectingConnection:
     """Does one piece of work at a time on a connection, all on one event loop.
 
     Args:

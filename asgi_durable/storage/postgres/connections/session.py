@@ -19,7 +19,7 @@ import asyncpg
 from asgi_durable.concurrency.retry_log import is_worth_a_line
 from asgi_durable.errors import StorageError
 from asgi_durable.storage.postgres.connections.database import PostgresDatabase
-from asgi_durable.storage.postgres.connections.reconnecting import Link, Wire
+from asgi_durable.storage.postgres.connections.reconnecting import ReconnectingConnection, Wire
 from asgi_durable.storage.postgres.rows import PostgresNames
 
 __all__ = ["LOCK_CLASS", "PostgresSession", "Registration", "new_lock_key"]
@@ -70,7 +70,7 @@ class PostgresSession:
     def __init__(self, database: PostgresDatabase, names: PostgresNames) -> None:
         self._database = database
         self._names = names
-        self._link = Link(database, greet=self._greet)
+        self._link = ReconnectingConnection(database, greet=self._greet)
         self._sender = secrets.token_hex(8)
         self._is_closed = False
         self._reconnecting: asyncio.Task[None] | None = None
@@ -85,7 +85,7 @@ class PostgresSession:
         self.generation = 0
 
     async def run(self, work: Callable[[Wire], Awaitable[ResultT]]) -> ResultT:
-        """Do some work on the connection; see ``Link.run``."""
+        """Do some work on the connection; see ``ReconnectingConnection.run``."""
         return await self._link.run(work)
 
     def hurry(self, lease_seconds: float) -> None:

@@ -6,9 +6,9 @@ import sqlite3
 
 from asgi_durable.storage import tables
 from asgi_durable.storage.sqlite.rows import SELECT_PIECE, columns, piece_from, piece_values
-from asgi_durable.storage.writes import DONE, FENCED, Outcome, OutcomeKind, RecordPiece
+from asgi_durable.storage.writes import DONE, FENCED, Outcome, OutcomeKind, RecordChunk
 
-__all__ = ["DELETE_PIECES", "record_piece"]
+__all__ = ["DELETE_PIECES", "record_chunk"]
 
 DELETE_PIECES = f"DELETE FROM {tables.pieces.name} WHERE workflow_id = ?"
 _INSERT = (
@@ -20,7 +20,7 @@ _CUT = f"{DELETE_PIECES} AND end_offset > ? AND end_offset < ?"
 _FIND = f"{SELECT_PIECE} WHERE workflow_id = ? AND end_offset = ?"
 
 
-def record_piece(cursor: sqlite3.Cursor, write: RecordPiece) -> Outcome:
+def record_chunk(cursor: sqlite3.Cursor, write: RecordChunk) -> Outcome:
     """Insert a piece, and delete what it cuts."""
     piece = write.piece
     owned = (piece.workflow_id, write.executor_id)

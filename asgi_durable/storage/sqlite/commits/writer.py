@@ -17,7 +17,7 @@ from asgi_durable.storage import tables
 from asgi_durable.storage.records import ResponseRecord, StepRecord, WorkflowRecord
 from asgi_durable.storage.schema import SECRETS_VERSION, pending_migrations
 from asgi_durable.storage.sqlite.commits.cancel import cancel_workflow
-from asgi_durable.storage.sqlite.commits.chunks import DELETE_PIECES, record_piece
+from asgi_durable.storage.sqlite.commits.chunks import DELETE_PIECES, record_chunk
 from asgi_durable.storage.sqlite.commits.resume import drop_trailing_failures
 from asgi_durable.storage.sqlite.commits.write_statements import (
     ACQUIT_WORKFLOW,
@@ -58,15 +58,15 @@ from asgi_durable.storage.write_order import is_one_group
 from asgi_durable.storage.writes import (
     DONE,
     FENCED,
-    AcquitWorkflow,
     CancelWorkflow,
     ClaimRequest,
+    ClearCrashCount,
     CompleteStep,
     FinishWorkflow,
     ForgetRequest,
     Outcome,
     OutcomeKind,
-    RecordPiece,
+    RecordChunk,
     RecordStep,
     ReleaseWorkflow,
     ResumeWorkflow,
@@ -176,8 +176,8 @@ class SQLiteWriter:
         self._insert_steps(by_kind.get(RecordStep, ()))
         completions = by_kind.get(CompleteStep, ())
         self._execute_all(COMPLETE_STEP, map(completion_parameters, completions))
-        for write in by_kind.get(RecordPiece, ()):
-            if record_piece(self._cursor, write) is not DONE:
+        for write in by_kind.get(RecordChunk, ()):
+            if record_chunk(self._cursor, write) is not DONE:
                 raise _NotAllAppliedError
         ends = by_kind.get(FinishWorkflow, ())
         self._execute_all(FINISH_WORKFLOW, map(finish_parameters, ends))
@@ -185,7 +185,7 @@ class SQLiteWriter:
         self._execute_all(INSERT_RESPONSE, answers)
         starts = [workflow_values(start) for end in ends for start in end.starts]
         self._execute_all(INSERT_WORKFLOW, starts)
-        for kind in (AcquitWorkflow, ReleaseWorkflow, ForgetRequest):
+        for kind in (ClearCrashCount, ReleaseWorkflow, ForgetRequest):
             for write in by_kind.get(kind, ()):
                 self._apply_alone(write)
         for write in by_kind.get(CancelWorkflow, ()):
@@ -282,8 +282,8 @@ class SQLiteWriter:
             return DONE
         return of_refused_step(write, self._step(write.step))
 
-    def _record_piece(self, write: RecordPiece) -> Outcome:
-        return record_piece(self._cursor, write)
+    def _record_chunk(self, write: RecordChunk) -> Outcome:
+        return record_chunk(self._cursor, write)
 
     def _resume(self, write: ResumeWorkflow) -> Outcome:
         existing = self._workflow(write.workflow_id)
@@ -315,7 +315,7 @@ class SQLiteWriter:
         self._cursor.executemany(INSERT_WORKFLOW, map(workflow_values, write.starts))
         return DONE
 
-    def _acquit(self, write: AcquitWorkflow) -> Outcome:
+    def _acquit(self, write: ClearCrashCount) -> Outcome:
         self._cursor.execute(ACQUIT_WORKFLOW, (write.workflow_id, write.executor_id))
         return DONE
 
@@ -350,12 +350,12 @@ _APPLY: dict[type, Callable[[SQLiteWriter, Any], Outcome]] = {
     ClaimRequest: SQLiteWriter._claim,
     RecordStep: SQLiteWriter._record,
     CompleteStep: SQLiteWriter._complete,
-    RecordPiece: SQLiteWriter._record_piece,
+    RecordChunk: SQLiteWriter._record_chunk,
     ResumeWorkflow: SQLiteWriter._resume,
     SetFingerprint: SQLiteWriter._set_fingerprint,
     SetLastSpan: SQLiteWriter._set_last_span,
     FinishWorkflow: SQLiteWriter._finish,
-    AcquitWorkflow: SQLiteWriter._acquit,
+    ClearCrashCount: SQLiteWriter._acquit,
     ReleaseWorkflow: SQLiteWriter._release,
     ForgetRequest: SQLiteWriter._forget,
     CancelWorkflow: SQLiteWriter._cancel,
