@@ -30,9 +30,7 @@ NAMES = st.sampled_from(
 KEYS = st.text('abc"\\,; \t\u00e9', min_size=0, max_size=8).map(lambda key: key.encode("latin-1"))
 REQUEST_HEADERS = st.lists(st.tuples(NAMES, VALUES), max_size=6)
 CHUNKS = st.lists(st.binary(max_size=40), min_size=1, max_size=4)
-ANSWER_HEADERS = st.lists(
-    st.tuples(st.sampled_from([b"Link", b"Set-Cookie", b"ETag"]), VALUES)
-)
+ANSWER_HEADERS = st.lists(st.tuples(st.sampled_from([b"Link", b"Set-Cookie", b"ETag"]), VALUES))
 STATUSES = st.sampled_from([200, 201, 204, 302, 307, 400, 401, 404, 422, 429])
 ANSWERS = st.tuples(STATUSES, ANSWER_HEADERS, CHUNKS)
 MEDIA_TYPES = st.sampled_from([b"application/json", b"text/event-stream", b"text/plain"])

@@ -1,0 +1,49 @@
+"""The words of docstrings, comments and documents."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from project.words import findings
+from support.paths import REPOSITORY
+
+READ = ("asgi_durable", "adapters", "examples", "benchmarks", "docs", "tests")
+
+
+def texts() -> Iterator[Path]:
+    yield from sorted(REPOSITORY.glob("*.md"))
+    yield REPOSITORY / "noxfile.py"
+    for folder in READ:
+        for kind in ("*.py", "*.md"):
+            yield from sorted((REPOSITORY / folder).rglob(kind))
+
+
+@pytest.mark.parametrize("path", texts(), ids=lambda path: str(path.relative_to(REPOSITORY)))
+def test_no_word_needs_to_be_read_twice(path: Path) -> None:
+    assert list(findings(path)) == []
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        '"""What is read."""',
+        '"""Reads a row. Who waits for it is told."""',
+        "# The twin of a request.",
+        "# Kept for a day.",
+        "# In a database, SQLite say.",
+    ],
+)
+def test_a_banned_word_is_found(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "module.py"
+    path.write_text(f"{text}\n")
+
+    assert list(findings(path)) != []
+
+
+def test_code_in_a_text_is_left_alone(tmp_path: Path) -> None:
+    path = tmp_path / "page.md"
+    path.write_text("Set `storage_patience` and read [the page](answer.md).\n\n```\ntwin\n```\n")
+
+    assert list(findings(path)) == []
