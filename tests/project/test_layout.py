@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -18,6 +17,8 @@ def folders() -> Iterator[Path]:
         yield from sorted({path.parent for path in (REPOSITORY / root).rglob("*.py")})
 
 
-@pytest.mark.parametrize("folder", folders(), ids=lambda path: str(path.relative_to(REPOSITORY)))
+@pytest.mark.parametrize(
+    "folder", list(folders()), ids=lambda path: str(path.relative_to(REPOSITORY))
+)
 def test_a_folder_can_be_looked_over(folder: Path) -> None:
     assert len(list(folder.glob("*.py"))) <= MAX_MODULES

@@ -20,7 +20,7 @@ def texts() -> Iterator[Path]:
             yield from sorted((REPOSITORY / folder).rglob(kind))
 
 
-@pytest.mark.parametrize("path", texts(), ids=lambda path: str(path.relative_to(REPOSITORY)))
+@pytest.mark.parametrize("path", list(texts()), ids=lambda path: str(path.relative_to(REPOSITORY)))
 def test_no_word_needs_to_be_read_twice(path: Path) -> None:
     assert list(findings(path)) == []
 

@@ -28,7 +28,7 @@ BANNED = {
     r"kept": "stored, recorded",
     r"farewells?": "closing message",
     r"acquit\w*": "clear the crash count",
-    r"(?:a|an|the|this|each|every|one|another|first|last|next|later|earlier) tr(?:y|ies)": "attempt",
+    r"(?:a|the|this|each|every|one|another|first|last|next|later|earlier) tr(?:y|ies)": "attempt",
     r"(?:goes|go|went|going) on": "continue, resume",
     r"other than by": "unless",
     r"whoever|whichever": "name the subject",
