@@ -7,6 +7,7 @@ import inspect
 from collections.abc import Awaitable, Callable
 from typing import Any
 
+from asgi_durable.codec.json_codec import Codec, JsonCodec
 from asgi_durable.codec.values import Values
 from asgi_durable.concurrency.home_loop import require_asyncio
 from asgi_durable.engine.composition import EngineParts
@@ -23,6 +24,9 @@ from asgi_durable.fast_dataclass import fast_dataclass
 from asgi_durable.storage.records import WorkflowState
 
 __all__ = ["RecordedQueries", "ResultValues", "WorkflowResult"]
+
+# The module that the class lived in first: all versions read each other's logs.
+_STATUS_NAME = "asgi_durable.engine.handle:WorkflowStatus"
 
 
 class RecordedQueries:
@@ -47,7 +51,7 @@ class RecordedQueries:
         frame: Callable[[], Frame | None],
     ) -> None:
         self._registry = registry
-        registry.codec.register(WorkflowStatus)
+        _register_status(registry.codec)
         self._given_running = running
         self._frame = frame
         self.exists = self._step(self._refuse_missing, "durable.retrieve_workflow")
@@ -160,3 +164,10 @@ class ResultValues(FunctionValues):
         if found is None:
             return WorkflowResult(None, value=super().read_result(data))
         return WorkflowResult(*found)
+
+
+def _register_status(codec: Codec) -> None:
+    if isinstance(codec, JsonCodec):
+        codec.register(WorkflowStatus, name=_STATUS_NAME)
+    else:
+        codec.register(WorkflowStatus)

@@ -9,10 +9,16 @@ from typing import Any, TypeVar
 
 import sqlalchemy as sa
 
-from asgi_durable.errors import StorageError
-from asgi_durable.storage.records import StepRecord, StoredRun, WorkflowRecord, WorkflowState
+from asgi_durable.storage.records import (
+    DamagedRowError,
+    StepRecord,
+    StoredRun,
+    WorkflowRecord,
+    WorkflowState,
+    shown,
+)
 
-__all__ = ["DamagedRowError", "DamagedRows", "RowCheck", "StoredLogs", "shown", "state_of"]
+__all__ = ["DamagedRows", "RowCheck", "StoredLogs", "state_of"]
 
 logger = logging.getLogger(__name__)
 
@@ -158,26 +164,3 @@ def state_of(value: str, table: str, row_id: object) -> WorkflowState:
         return WorkflowState(value)
     except ValueError:
         raise DamagedRowError(table, row_id, f"state is {shown(value)}") from None
-
-
-LONGEST_TEXT = 200
-
-
-class DamagedRowError(StorageError, ValueError):
-    """A row cannot be read.
-
-    Args:
-        table: Its table's name.
-        row_id: Its workflow's or executor's id, whatever that is.
-        reason: What is wrong with it.
-    """
-
-    def __init__(self, table: str, row_id: object, reason: str) -> None:
-        self.row_id = row_id
-        super().__init__(f"the row {shown(row_id)} of {table} is damaged: {reason}")
-
-
-def shown(value: object) -> str:
-    """Return a value for a message, not all of a long one."""
-    text = repr(value)
-    return text if len(text) <= LONGEST_TEXT else f"{text[:LONGEST_TEXT]}…"

@@ -16,6 +16,7 @@ __all__ = [
     "SLEEP",
     "TOMBSTONE_STATUS",
     "ChunkRecord",
+    "DamagedRowError",
     "ResponseRecord",
     "StepRecord",
     "StoredProgress",
@@ -25,7 +26,11 @@ __all__ = [
     "WorkflowRecord",
     "WorkflowState",
     "is_pending",
+    "shown",
 ]
+
+LONGEST_TEXT = 200
+
 
 # Begins what stands for the fingerprint of a request whose body has not come to its end; what
 # follows is another one for each try.
@@ -275,3 +280,23 @@ class StoredRun:
 def is_pending(fingerprint: str | None) -> bool:
     """Tell what stands for a fingerprint that is not known yet from one."""
     return fingerprint is not None and fingerprint.startswith(PENDING_FINGERPRINT)
+
+
+class DamagedRowError(StorageError, ValueError):
+    """A row cannot be read.
+
+    Args:
+        table: Its table's name.
+        row_id: Its workflow's or executor's id, whatever that is.
+        reason: What is wrong with it.
+    """
+
+    def __init__(self, table: str, row_id: object, reason: str) -> None:
+        self.row_id = row_id
+        super().__init__(f"the row {shown(row_id)} of {table} is damaged: {reason}")
+
+
+def shown(value: object) -> str:
+    """Return a value for a message, not all of a long one."""
+    text = repr(value)
+    return text if len(text) <= LONGEST_TEXT else f"{text[:LONGEST_TEXT]}…"

@@ -212,7 +212,7 @@ async def test_a_provider_that_takes_no_exporters_is_refused(url: str) -> None:
 def test_a_global_provider_is_found_if_it_is_set_before_the_first_request(tmp_path) -> None:
     program = f"""
 import asyncio, sys
-sys.path.insert(0, 'tests')
+sys.path[:0] = ['tests', 'tests/unit']
 from asgi_durable import Telemetry
 from test_telemetry import shop, exchange, http_scope, Spans, trace
 spans = Spans()

@@ -13,9 +13,8 @@ from asgi_durable.engine.runs.run import Run
 from asgi_durable.engine.runs.run_end import RunStopped
 from asgi_durable.engine.workflows.result_waiters import ResultWaiters, Waiter
 from asgi_durable.errors import DecodeError, EncryptionKeyMissingError, StorageError
-from asgi_durable.storage.damaged_rows import DamagedRowError
 from asgi_durable.storage.protocol import PAGE_BYTES, StepLog
-from asgi_durable.storage.records import CUT_ALL, CUT_FOR_GOOD, ChunkRecord
+from asgi_durable.storage.records import CUT_ALL, CUT_FOR_GOOD, ChunkRecord, DamagedRowError
 from asgi_durable.storage.writes import RecordChunk
 
 __all__ = [

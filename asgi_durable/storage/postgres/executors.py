@@ -12,7 +12,7 @@ import contextlib
 import time
 from typing import Any
 
-from asgi_durable.storage.damaged_rows import DamagedRowError, DamagedRows
+from asgi_durable.storage.damaged_rows import DamagedRows
 from asgi_durable.storage.postgres.connections.reconnecting import Wire
 from asgi_durable.storage.postgres.connections.session import (
     PostgresSession,
@@ -22,7 +22,7 @@ from asgi_durable.storage.postgres.connections.session import (
 from asgi_durable.storage.postgres.executor_statements import REQUESTS, ExecutorStatements
 from asgi_durable.storage.postgres.rows import PostgresNames, workflow_from
 from asgi_durable.storage.protocol import Beat, Runnable
-from asgi_durable.storage.records import TakenWorkflow
+from asgi_durable.storage.records import DamagedRowError, TakenWorkflow
 
 __all__ = ["PostgresExecutors"]
 

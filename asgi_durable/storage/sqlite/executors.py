@@ -17,9 +17,9 @@ from collections.abc import Sequence
 from typing import Any
 
 from asgi_durable.storage import tables
-from asgi_durable.storage.damaged_rows import DamagedRowError, DamagedRows
+from asgi_durable.storage.damaged_rows import DamagedRows
 from asgi_durable.storage.protocol import Beat, Runnable
-from asgi_durable.storage.records import TakenWorkflow
+from asgi_durable.storage.records import DamagedRowError, TakenWorkflow
 from asgi_durable.storage.sqlite.file import SQLiteFile, write_transaction
 from asgi_durable.storage.sqlite.lock import ProcessLock
 from asgi_durable.storage.sqlite.rows import SELECT_WORKFLOW, insert, json_list, workflow_from

@@ -6,11 +6,12 @@ import sqlite3
 from collections.abc import Collection, Sequence
 from typing import Any
 
-from asgi_durable.storage.damaged_rows import DamagedRowError, DamagedRows, StoredLogs
+from asgi_durable.storage.damaged_rows import DamagedRows, StoredLogs
 from asgi_durable.storage.protocol import PAGE_BYTES
 from asgi_durable.storage.records import (
     SLEEP,
     ChunkRecord,
+    DamagedRowError,
     ResponseRecord,
     StoredProgress,
     StoredRun,
