@@ -26,7 +26,7 @@ from asgi_durable.codec.sealing.sealer import Sealer
 from asgi_durable.codec.typed.adapters import adapter_for
 from asgi_durable.codec.values import Values
 from asgi_durable.payloads import Payloads
-from benchmarks.harness import (
+from benchmarks.support.harness import (
     Notes,
     cpu_seconds,
     in_turn,

@@ -16,8 +16,8 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from benchmarks.contestants.registry import DBOS, LIMIT, engines_of
-from benchmarks.databases import DATABASES, Databases, databases
-from benchmarks.harness import (
+from benchmarks.support.databases import DATABASES, Databases, databases
+from benchmarks.support.harness import (
     Notes,
     in_turn,
     median_of,
@@ -26,7 +26,7 @@ from benchmarks.harness import (
     print_table,
     write_json,
 )
-from benchmarks.workers import Worker, WorkerError, open_workers
+from benchmarks.support.workers import Worker, WorkerError, open_workers
 
 Cell = tuple[int, int]
 # By contestant and cell, a sample for each round.

@@ -14,8 +14,8 @@ import time
 from typing import Any
 
 from benchmarks.contestants.registry import DBOS, LIMIT, OURS, Entry, engines_of
-from benchmarks.databases import DATABASES, Databases, databases
-from benchmarks.harness import (
+from benchmarks.support.databases import DATABASES, Databases, databases
+from benchmarks.support.harness import (
     Notes,
     in_turn,
     median_of,
@@ -24,8 +24,8 @@ from benchmarks.harness import (
     print_table,
     write_json,
 )
-from benchmarks.progress import TABLES, tidy_up
-from benchmarks.workers import Worker, WorkerError, why_not
+from benchmarks.support.progress import TABLES, tidy_up
+from benchmarks.support.workers import Worker, WorkerError, why_not
 
 CELL = {"steps": 1, "concurrency": 16}
 START_SECONDS = 540.0

@@ -20,11 +20,11 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from benchmarks.contestants.http_parts import URL_VARIABLE
-from benchmarks.contestants.http_registry import APPS, App
 from benchmarks.contestants.registry import Entry
-from benchmarks.databases import POSTGRES, SQLITE, Databases, databases, free_port
-from benchmarks.harness import (
+from benchmarks.http_contestants.parts import URL_VARIABLE
+from benchmarks.http_contestants.registry import APPS, App
+from benchmarks.support.databases import POSTGRES, SQLITE, Databases, databases, free_port
+from benchmarks.support.harness import (
     Notes,
     cpu_seconds_of,
     in_turn,
@@ -35,9 +35,9 @@ from benchmarks.harness import (
     version_of,
     write_json,
 )
-from benchmarks.workers import REPOSITORY, Worker, WorkerError
+from benchmarks.support.workers import REPOSITORY, Worker, WorkerError
 
-CLIENT = Entry("client", "benchmarks.http_client:Client")
+CLIENT = Entry("client", "benchmarks.support.http_client:Client")
 START_SECONDS = 60.0
 END_SECONDS = 20.0
 WARM_UP_SECONDS = 0.2

@@ -19,8 +19,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from benchmarks.contestants.http_parts import URL_VARIABLE, ASGIApp, new_app
-from benchmarks.contestants.http_registry import (
+from benchmarks.http_contestants.parts import URL_VARIABLE, ASGIApp, new_app
+from benchmarks.http_contestants.registry import (
     BARE,
     CORRELATION,
     HEADER,
@@ -30,8 +30,8 @@ from benchmarks.contestants.http_registry import (
     OURS,
     TRACING,
 )
-from benchmarks.databases import SQLITE, Databases, databases
-from benchmarks.harness import (
+from benchmarks.support.databases import SQLITE, Databases, databases
+from benchmarks.support.harness import (
     Notes,
     median_of,
     options,

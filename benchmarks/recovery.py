@@ -15,10 +15,17 @@ from dataclasses import dataclass
 from typing import Any
 
 from benchmarks.contestants.registry import DBOS, OURS, Entry, engines_of
-from benchmarks.databases import DATABASES, Databases, databases
-from benchmarks.harness import Notes, cpu_seconds_of, in_turn, options, print_table, write_json
-from benchmarks.progress import TABLES
-from benchmarks.workers import Worker, WorkerError, why_not
+from benchmarks.support.databases import DATABASES, Databases, databases
+from benchmarks.support.harness import (
+    Notes,
+    cpu_seconds_of,
+    in_turn,
+    options,
+    print_table,
+    write_json,
+)
+from benchmarks.support.progress import TABLES
+from benchmarks.support.workers import Worker, WorkerError, why_not
 
 STEPS, DONE_STEPS = 5, 3
 POLL_SECONDS = {OURS: 0.02, DBOS: 0.25}

@@ -15,9 +15,9 @@ from typing import Any
 import asyncpg
 
 from benchmarks.contestants.registry import engines_of
-from benchmarks.databases import POSTGRES, databases
-from benchmarks.harness import Notes, options, print_table, write_json
-from benchmarks.workers import Worker, WorkerError, open_workers
+from benchmarks.support.databases import POSTGRES, databases
+from benchmarks.support.harness import Notes, options, print_table, write_json
+from benchmarks.support.workers import Worker, WorkerError, open_workers
 
 SETTINGS = {
     "shared_preload_libraries": "pg_stat_statements",

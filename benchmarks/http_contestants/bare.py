@@ -7,7 +7,7 @@ from typing import Any
 from fastapi import FastAPI
 from pydantic import BaseModel
 
-from benchmarks.contestants.http_parts import ASGIApp
+from benchmarks.http_contestants.parts import ASGIApp
 
 __all__ = ["Order", "answer", "fastapi", "raw"]
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from opentelemetry.sdk.trace.sampling import ALWAYS_OFF, ALWAYS_ON, Sampler
 
 from asgi_durable import Durable, Telemetry, TracingMiddleware
-from benchmarks.contestants.http_bare import answer
-from benchmarks.contestants.http_opentelemetry import new_provider
-from benchmarks.contestants.http_parts import ASGIApp, database_url
+from benchmarks.http_contestants.bare import answer
+from benchmarks.http_contestants.opentelemetry import new_provider
+from benchmarks.http_contestants.parts import ASGIApp, database_url
 
 
 def _telemetry(sampler: Sampler) -> Telemetry:

@@ -8,8 +8,8 @@ from concurrent.futures import ThreadPoolExecutor
 from idemkit import HttpConfig, IdempotencyMiddleware, InMemoryBackend, PostgresBackend
 from idemkit.backends.postgres import init_pg
 
-from benchmarks.contestants.http_bare import answer
-from benchmarks.contestants.http_parts import ASGIApp, database_url
+from benchmarks.http_contestants.bare import answer
+from benchmarks.http_contestants.parts import ASGIApp, database_url
 
 CONFIG = HttpConfig(scope_mode="single_tenant")
 # Keys in memory; it refuses more. Its default is 10,000, which lasts for seconds here.

@@ -13,7 +13,7 @@ from pathlib import Path
 import asyncpg
 
 # The server of the tests, which knows how to be started by anybody anywhere.
-sys.path.append(str(Path(__file__).resolve().parents[1] / "tests"))
+sys.path.append(str(Path(__file__).resolve().parents[2] / "tests"))
 
 from support.databases.postgres import PostgresServer, fetch, free_port
 

@@ -1,6 +1,6 @@
 """The process of one contestant: takes orders as lines of JSON, and answers in the same way.
 
-python -m benchmarks.worker MODULE:CLASS URL
+python -m benchmarks.support.worker MODULE:CLASS URL
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import sys
 import time
 from typing import Any
 
-from benchmarks.harness import cpu_seconds
+from benchmarks.support.harness import cpu_seconds
 
 logger = logging.getLogger(__name__)
 

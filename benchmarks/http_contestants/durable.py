@@ -14,8 +14,8 @@ from asgi_durable import (
     RequestContextMiddleware,
 )
 from asgi_durable_fastapi import install
-from benchmarks.contestants.http_bare import Order, answer, fastapi
-from benchmarks.contestants.http_parts import ASGIApp, database_url
+from benchmarks.http_contestants.bare import Order, answer, fastapi
+from benchmarks.http_contestants.parts import ASGIApp, database_url
 
 
 def request_context() -> ASGIApp:

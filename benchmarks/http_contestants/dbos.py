@@ -10,8 +10,8 @@ from dbos import DBOS, SetWorkflowID
 from fastapi import FastAPI, Header
 
 from benchmarks.contestants.dbos import config
-from benchmarks.contestants.http_bare import Order
-from benchmarks.contestants.http_parts import database_url
+from benchmarks.http_contestants.bare import Order
+from benchmarks.http_contestants.parts import database_url
 
 
 @asynccontextmanager

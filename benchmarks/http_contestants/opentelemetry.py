@@ -10,8 +10,8 @@ from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
 from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExporter, SpanExportResult
 from opentelemetry.sdk.trace.sampling import ALWAYS_OFF, ALWAYS_ON, Sampler
 
-from benchmarks.contestants import http_bare
-from benchmarks.contestants.http_parts import ASGIApp
+from benchmarks.http_contestants import bare as http_bare
+from benchmarks.http_contestants.parts import ASGIApp
 
 
 class Nowhere(SpanExporter):

@@ -8,7 +8,7 @@ import uuid
 from collections import Counter
 from collections.abc import Callable
 
-from benchmarks.harness import cpu_seconds
+from benchmarks.support.harness import cpu_seconds
 
 __all__ = ["Client"]
 

@@ -18,7 +18,7 @@ __all__ = [
 ]
 
 OURS, TRACING, BARE, CORRELATION, OPENTELEMETRY, HEADER, IDEMKIT, DBOS, LIMIT = (
-    f"benchmarks.contestants.http_{name}"
+    f"benchmarks.http_contestants.{name}"
     for name in (
         "durable",
         "tracing",

@@ -5,8 +5,8 @@ from __future__ import annotations
 from idempotency_header_middleware import IdempotencyHeaderMiddleware
 from idempotency_header_middleware.backends import MemoryBackend
 
-from benchmarks.contestants.http_bare import answer
-from benchmarks.contestants.http_parts import ASGIApp
+from benchmarks.http_contestants.bare import answer
+from benchmarks.http_contestants.parts import ASGIApp
 
 
 def memory() -> ASGIApp:

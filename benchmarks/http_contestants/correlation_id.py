@@ -5,8 +5,8 @@ from __future__ import annotations
 from asgi_correlation_id import CorrelationIdMiddleware
 from fastapi import FastAPI
 
-from benchmarks.contestants import http_bare
-from benchmarks.contestants.http_parts import ASGIApp
+from benchmarks.http_contestants import bare as http_bare
+from benchmarks.http_contestants.parts import ASGIApp
 
 
 def raw() -> ASGIApp:

@@ -9,8 +9,8 @@ from contextlib import asynccontextmanager
 from fastapi import FastAPI
 
 from benchmarks.contestants import raw_postgres, raw_sqlite
-from benchmarks.contestants.http_bare import Order
-from benchmarks.contestants.http_parts import database_url
+from benchmarks.http_contestants.bare import Order
+from benchmarks.http_contestants.parts import database_url
 
 
 def fastapi_two_steps() -> FastAPI:

@@ -16,11 +16,11 @@ from types import TracebackType
 from typing import Any, Self
 
 from benchmarks.contestants.registry import Entry
-from benchmarks.harness import Notes, version_of
+from benchmarks.support.harness import Notes, version_of
 
 __all__ = ["Worker", "WorkerError", "open_workers"]
 
-REPOSITORY = Path(__file__).resolve().parents[1]
+REPOSITORY = Path(__file__).resolve().parents[2]
 ANSWER_SECONDS = 240.0
 END_SECONDS = 20.0
 
@@ -45,7 +45,7 @@ class Worker:
         # Open for as long as the process is.
         self._errors = tempfile.TemporaryFile()  # noqa: SIM115
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "benchmarks.worker", entry.target, url],
+            [sys.executable, "-m", "benchmarks.support.worker", entry.target, url],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._errors,

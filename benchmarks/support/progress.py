@@ -12,7 +12,7 @@ from typing import Any
 import asyncpg
 
 from benchmarks.contestants.registry import DBOS, LIMIT, OURS
-from benchmarks.databases import fetch
+from benchmarks.support.databases import fetch
 
 __all__ = ["TABLES", "Tables", "query", "tidy_up"]
 

@@ -1,0 +1,1 @@
+"""Applications that the HTTP benchmark compares."""

@@ -1,0 +1,1 @@
+"""What all benchmarks share: workers, databases, tables of figures."""
