@@ -1,4 +1,4 @@
-"""What is asked of workflows by their ids: a step, recorded where a workflow asks."""
+"""Queries about workflows by their ids; each is a step, recorded if a workflow asks."""
 
 from __future__ import annotations
 
@@ -26,18 +26,19 @@ __all__ = ["RecordedQueries", "ResultValues", "WorkflowResult"]
 
 
 class RecordedQueries:
-    """The steps that handles are made of.
+    """The steps that the handles of workflows call.
 
     Args:
         registry: The engine's.
-        running: Returns what works now.
+        running: Returns the parts of the started engine.
         frame: Returns where the current code runs.
 
     Attributes:
         exists: Raises ``WorkflowNotFoundError`` unless there is a workflow with an id.
-        status: Returns its status.
-        result: Waits for its outcome, for so many seconds; :meth:`value_of` reads that.
-        cancel: Cancels it.
+        status: Returns a workflow's status.
+        result: Waits for a workflow's outcome, with a timeout in seconds; :meth:`value_of`
+            reads it.
+        cancel: Cancels a workflow.
     """
 
     def __init__(
@@ -48,7 +49,7 @@ class RecordedQueries:
     ) -> None:
         self._registry = registry
         registry.codec.register(WorkflowStatus)
-        self._given_running = running
+        self._get_running = running
         self._frame = frame
         self.exists = self._step(self._refuse_missing, "durable.retrieve_workflow")
         self.status = self._step(self._read_status, "durable.get_status")
@@ -62,7 +63,7 @@ class RecordedQueries:
 
     def _running(self) -> EngineParts:
         require_asyncio()
-        return self._given_running()
+        return self._get_running()
 
     def _step(self, function: Callable[..., Any], name: str) -> StepDefinition:
         return StepDefinition(function, name=name, registry=self._registry, options=StepOptions())
@@ -90,6 +91,8 @@ class RecordedQueries:
         self, workflow_id: str, timeout_seconds: float | None
     ) -> WorkflowResult:
         running, frame = self._running(), self._frame()
+        # Not anyio's: its scope would also cancel what the database connection does to recover
+        # from the timeout.
         async with asyncio.timeout(timeout_seconds):
             in_run = frame is not None and frame.run is not None
             outcome = await running.outcomes.wait(workflow_id, in_run=in_run)
@@ -100,9 +103,9 @@ class RecordedQueries:
         )
         return raised
 
-    async def value_of(self, asked: Awaitable[WorkflowResult]) -> Any:
-        """Return the result that was asked for, as today's code has it."""
-        result = await asked
+    async def value_of(self, query: Awaitable[WorkflowResult]) -> Any:
+        """Return a workflow's result, read by the types that the code has today."""
+        result = await query
         if result.name is None:
             return result.value
         name = result.name
@@ -111,7 +114,8 @@ class RecordedQueries:
     def _in_run(self, read: Callable[[], Any]) -> Any:
         """Read an outcome.
 
-        Invariant: what cannot be read is no outcome of the step that asks, nor of its workflow.
+        Invariant: an unreadable outcome is neither an outcome of the step that asks for it nor of
+        that step's workflow.
         """
         try:
             return read()
@@ -132,12 +136,12 @@ class _ResultDefinition(StepDefinition):
 
 @fast_dataclass()
 class WorkflowResult:
-    """A workflow's result.
+    """A workflow's result, as the step that asks for it records it.
 
     Attributes:
-        name: The workflow's; ``None`` where a former version has recorded the value itself.
-        output: As it is recorded.
-        value: It itself, in that case.
+        name: The workflow's name; ``None`` if a former version has recorded the value itself.
+        output: The encoded result.
+        value: The result itself, if there is no name.
     """
 
     name: str | None
@@ -146,7 +150,7 @@ class WorkflowResult:
 
 
 class ResultValues(FunctionValues):
-    """Reads and writes what the step that asks for a result returns."""
+    """Reads and writes the result of the step that asks for a workflow's result."""
 
     def __init__(self, values: Values, function: str) -> None:
         super().__init__(values, function, inspect.Signature(), {})

@@ -14,6 +14,7 @@ from support.interruption import Gate
 
 from asgi_durable import Durable, StorageUnavailableError
 from asgi_durable.engine.process.settings import DAY_SECONDS, Retention
+from asgi_durable.engine.requests import retention_sweeper as retention
 from asgi_durable.engine.requests.claims import (
     Answered,
     Claim,
@@ -22,7 +23,6 @@ from asgi_durable.engine.requests.claims import (
     KeyReused,
     Request,
     ResponseCommit,
-    retention,
 )
 from asgi_durable.engine.requests.retention_sweeper import Sweeper
 from asgi_durable.engine.runs.active_runs import wait_for
