@@ -1,4 +1,4 @@
-"""What an engine does on each heartbeat, without the heartbeat keeping the engine alive."""
+"""Passing the heartbeat's events on to an engine, without keeping the engine alive."""
 
 from __future__ import annotations
 

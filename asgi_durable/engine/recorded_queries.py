@@ -7,6 +7,7 @@ import inspect
 from collections.abc import Awaitable, Callable
 from typing import Any
 
+from asgi_durable.codec.json_codec import JsonCodec
 from asgi_durable.codec.values import Values
 from asgi_durable.concurrency.home_loop import require_asyncio
 from asgi_durable.engine.composition import EngineParts
@@ -23,6 +24,9 @@ from asgi_durable.fast_dataclass import fast_dataclass
 from asgi_durable.storage.records import WorkflowState
 
 __all__ = ["RecordedQueries", "ResultValues", "WorkflowResult"]
+
+# The class has moved since; other versions of the library write and read it under this name.
+RECORDED_STATUS = "asgi_durable.engine.handle:WorkflowStatus"
 
 
 class RecordedQueries:
@@ -48,7 +52,11 @@ class RecordedQueries:
         frame: Callable[[], Frame | None],
     ) -> None:
         self._registry = registry
-        registry.codec.register(WorkflowStatus)
+        codec = registry.codec
+        if isinstance(codec, JsonCodec):
+            codec.register(WorkflowStatus, name=RECORDED_STATUS)
+        else:
+            codec.register(WorkflowStatus)
         self._get_running = running
         self._frame = frame
         self.exists = self._step(self._refuse_missing, "durable.retrieve_workflow")
