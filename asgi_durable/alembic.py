@@ -1,6 +1,7 @@
-"""For Alembic's autogenerate: leave the library's tables to the library.
+"""Filters for Alembic's autogenerate, which must leave the library's tables alone.
 
-It migrates them itself, at the start or by ``asgi-durable migrate``. In ``env.py``::
+The library migrates its tables itself, at the start or by ``asgi-durable migrate``. In
+``env.py``::
 
     from asgi_durable.alembic import include_object
 
@@ -8,12 +9,12 @@ It migrates them itself, at the start or by ``asgi-durable migrate``. In ``env.p
         connection=connection, target_metadata=target_metadata, include_object=include_object
     )
 
-Together with a function of your own::
+Combine it with a function of your own like this::
 
-    def include(*about):
-        return include_object(*about) and mine(*about)
+    def include(*arguments):
+        return include_object(*arguments) and my_include_object(*arguments)
 
-Importing this needs no Alembic.
+Importing this module needs no Alembic.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from typing import Any
 
 __all__ = ["include_name", "include_object"]
 
-# Of all tables, also of those that later versions have, and of one beside the application's data.
+# All tables of the library have it, also the one in the application's own database.
 PREFIX = "asgi_durable_"
 SCHEMA = "asgi_durable"
 
@@ -37,14 +38,15 @@ def include_object(
 ) -> bool:
     """Tell Alembic whether an object is the application's; for ``context.configure``.
 
-    False for the library's tables, in whichever schema, and for all that belongs to them.
-
     Args:
-        object_: The table, or what belongs to one.
-        name: Its name.
+        object_: A table, or a part of one.
+        name: The object's name.
         type_: ``"table"``, ``"column"``, ``"index"`` and so on.
-        reflected: True if it is in the database.
-        compare_to: Its counterpart, if there is one.
+        reflected: True if the object was read from the database.
+        compare_to: The object's counterpart, if there is one.
+
+    Returns:
+        False for the library's tables, in any schema, and for all parts of them.
     """
     del reflected, compare_to
     if type_ == "table":
@@ -53,12 +55,18 @@ def include_object(
 
 
 def include_name(name: str | None, type_: str, parent_names: Mapping[str, str | None]) -> bool:
-    """Tell Alembic the same by names alone, so that it does not even look at the tables.
+    """Tell Alembic by its name whether an object is the application's.
+
+    With it, Alembic does not even read the library's tables from the database.
 
     Args:
-        name: Of a schema, a table, or what belongs to one; ``None`` for the default schema.
+        name: The name of a schema, of a table, or of a part of one; ``None`` for the default
+            schema.
         type_: ``"schema"``, ``"table"``, ``"column"``, ``"index"`` and so on.
-        parent_names: The names of the schema and the table that it belongs to.
+        parent_names: The names of the schema and the table that the object belongs to.
+
+    Returns:
+        False for the library's schema and tables, and for all parts of them.
     """
     if type_ == "schema":
         return name != SCHEMA

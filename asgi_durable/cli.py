@@ -17,7 +17,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; return its exit status.
 
     Args:
-        arguments: What stands behind the command; the process's own by default.
+        arguments: The arguments of the command; those of the process by default.
+
+    Returns:
+        0 if it succeeded, 1 after an error.
     """
     parser = argparse.ArgumentParser(prog="asgi-durable", description=__doc__)
     commands = parser.add_subparsers(required=True)
@@ -28,7 +31,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "url", nargs="?", help="the database; $ASGI_DURABLE_URL by default", metavar="URL"
     )
     migrate.add_argument(
-        "--application-url", help="the application's own database, if it is another one"
+        "--application-url", help="the application's own database, if that is not the same"
     )
     migrate.set_defaults(run=_migrate)
     options = parser.parse_args(arguments)

@@ -1,4 +1,4 @@
-"""What is known about the HTTP request being handled."""
+"""The HTTP request that the current code handles."""
 
 from __future__ import annotations
 
@@ -11,18 +11,19 @@ __all__ = ["RequestContext", "current_request"]
 
 @fast_dataclass(kw_only=True)
 class RequestContext:
-    """The request being handled.
+    """The request that the current code handles.
 
     Attributes:
-        request_id: From the client's header, or a new UUID version 7.
+        request_id: The id from the client's header, or a new UUID version 7.
         method: HTTP method, for example ``"POST"``; ``"WEBSOCKET"`` for a WebSocket.
-        url: Scheme, host and path. Query, user and password are left out: they hold secrets.
-        client: Address of the peer, ``None`` where the server knows none.
-        traceparent: The W3C header of the trace that the client belongs to, of version 00, to
-            hand on where no OpenTelemetry does; ``None`` without one, or if it is malformed.
-        tracestate: What belongs to that; ``None`` without it, or if it is malformed.
-        baggage: The members of the W3C header ``baggage`` that workflows may keep, to hand on;
-            ``None`` without any.
+        url: Scheme, host and path. Query, user and password are left out, as they hold secrets.
+        client: IP address of the peer, ``None`` if the server knows none.
+        traceparent: The W3C header of the client's trace, in version 00, to pass on where
+            OpenTelemetry does not; ``None`` if it is missing or malformed.
+        tracestate: The W3C header ``tracestate`` that belongs to it; ``None`` if it is missing or
+            malformed.
+        baggage: The members of the W3C header ``baggage`` that workflows may store, to pass on;
+            ``None`` if there are none.
     """
 
     request_id: str
@@ -35,7 +36,7 @@ class RequestContext:
 
     @property
     def trace_context(self) -> str | None:
-        """The trace as a workflow keeps it: with a space between its two parts."""
+        """The trace as a workflow stores it: both headers with a space between them."""
         if self.traceparent is None or self.tracestate is None:
             return self.traceparent
         return f"{self.traceparent} {self.tracestate}"

@@ -1,43 +1,43 @@
-"""Every error the library raises, with the HTTP status a client sees.
+"""The errors that the library raises, each with the HTTP status that a client sees.
 
 DurableError                          500  base class; raise it, or catch this one
-├── FinalError                        500  one to raise: the request's answer for ever
+├── FinalError                        500  one to raise: the request's final response
 ├── DurableUsageError                 500  the library was called in a way that cannot work
-├── RequestIdInvalidError             400  the request has an id that is not accepted
+├── RequestIdInvalidError             400  the policy does not accept the request's id
 ├── WorkflowNotFoundError             404  no such workflow id
 ├── WorkflowConflictError             409  the workflow id belongs to another call
 ├── WorkflowCancelledError            410  the workflow was cancelled
-├── WorkflowInterruptedError          503  the run ended without an outcome; it will go on
-├── RecoveryAttemptsExceededError     500  the workflow ended its process again and again
-├── NonDeterministicWorkflowError     500  the code no longer does what its step log says
+├── WorkflowInterruptedError          503  the run ended without an outcome; it is resumed
+├── RecoveryAttemptsExceededError     500  the workflow crashed too many processes
+├── NonDeterministicWorkflowError     500  the code no longer follows its step log
 ├── StepRetriesExhaustedError         500  every attempt of a step failed
 ├── StepTimeoutError                  500  an attempt of a step took too long
-├── StepInterruptedError              500  a step that runs at most once may have happened
-├── RemoteError                       500  stands for a recorded error that cannot be rebuilt
+├── StepInterruptedError              500  an at-most-once step has no known outcome
+├── RemoteError                       500  a recorded error whose class is not available
 ├── EncodeError                       500  a value cannot be recorded
 │   └── PayloadTooLargeError          500  a value is larger than the limit
 ├── DecodeError                       500  a recorded value cannot be read back
-│   └── EncryptionKeyMissingError     503  it is encrypted with a key that is not here
-├── StorageError                      500  the database refused; the message names it
+│   └── EncryptionKeyMissingError     503  the key that encrypted the value is missing
+├── StorageError                      500  the database failed; the message names it
 │   └── StorageUnavailableError       503  the database cannot be used at the moment
-└── IdempotencyError                  400  answers to requests with an Idempotency-Key
-    ├── KeyMissingError               400  the request has no key, and has to have one
-    ├── KeyMalformedError             400  the key is empty, too long, repeated or not legal
+└── IdempotencyError                  400  base class for requests with an Idempotency-Key
+    ├── KeyMissingError               400  the request has no key, but needs one
+    ├── KeyMalformedError             400  the key is empty, too long, repeated or invalid
     ├── KeyReusedError                422  the key belongs to another request
     ├── RequestInProgressError        409  the first request with this key still runs
-    ├── RequestNotVerifiedError       403  the policy's verify= has refused the request
-    ├── RequestTooLargeError          413  the body is longer than a keyed request may be
-    ├── SpoolFullError                503  too many long bodies are compared at the moment
-    ├── ResponseNotKeptError          410  the request is done, but its answer was not kept
-    ├── ResponseDamagedError          500  the request is done, and its answer is damaged
-    ├── KeyExpiredError               410  the request was done, and its answer has expired
-    ├── AttemptsExhaustedError        500  the request was tried as often as it may be
-    ├── OutcomeUnknownError           503  it is not known whether the answer was kept
+    ├── RequestNotVerifiedError       403  the policy's verify= refused the request
+    ├── RequestTooLargeError          413  the body of a keyed request is too large
+    ├── SpoolFullError                503  too many long bodies are being compared
+    ├── ResponseNotKeptError          410  the response of a completed request is not stored
+    ├── ResponseDamagedError          500  the stored response is damaged
+    ├── KeyExpiredError               410  the stored response has expired
+    ├── AttemptsExhaustedError        500  the request has used up its attempts
+    ├── OutcomeUnknownError           503  it is unknown whether the response was stored
     ├── PolicyFailedError             500  a function of the policy raised
-    ├── PrincipalUnavailableError     500  it cannot be told whose request it is
+    ├── PrincipalUnavailableError     500  the sender of the request is unknown
     ├── RequestCancelledError         410  the request was cancelled
-    ├── RequestFinishedError          409  the request cannot be cancelled any more
-    └── RetryLaterError               503  the request failed, and its retry comes too soon
+    ├── RequestFinishedError          409  the request can no longer be cancelled
+    └── RetryLaterError               503  the retry of a failed request came too soon
 """
 
 from __future__ import annotations
@@ -70,15 +70,19 @@ __all__ = [
 
 
 class DurableError(Exception):
-    """Base class of every error the library raises, and one to raise in handlers.
+    """Base class of the library's errors, which handlers may raise as well.
 
-    Raised while a request is handled it becomes an ``application/problem+json``
-    answer (RFC 9457).
+    If it is raised while a request is handled, the response is ``application/problem+json``
+    (RFC 9457).
+
+    Example::
+
+        raise DurableError("Order not found", code="ORDER_NOT_FOUND", status_code=404)
 
     Args:
-        message: What went wrong; the answer's ``detail``.
+        message: A sentence that says what went wrong; the response's ``detail``.
         code: A stable word for programs, for example ``"INVALID_ID"``.
-        status_code: HTTP status of the answer, 400 to 599.
+        status_code: HTTP status of the response, 400 to 599.
 
     Raises:
         ValueError: *status_code* is not an error status.
@@ -86,12 +90,12 @@ class DurableError(Exception):
 
     default_code: ClassVar[str] = "DURABLE_ERROR"
     default_status: ClassVar[int] = 500
-    # Of the problem details; the status's own phrase where a class has none.
+    # The title of the problem details; without one it is the phrase of the status.
     title: ClassVar[str] = ""
     retryable: ClassVar[bool] = False
-    # What a client is told of one that is retryable.
+    # The response's Retry-After, if the error is retryable.
     retry_after_seconds: int = 1
-    # The library's own errors name functions, files and arguments: for logs, not clients.
+    # False if the message names functions, files or arguments: these are for logs, not clients.
     shows_message: ClassVar[bool] = True
 
     def __init__(
@@ -106,15 +110,15 @@ class DurableError(Exception):
 
     @property
     def detail(self) -> str:
-        """The sentence a client may see: never SQL, paths or other users' data."""
+        """The sentence that a client may see: never SQL, paths or other users' data."""
         return str(self) if self.shows_message else self.title
 
 
 class FinalError(DurableError):
-    """An error that is a request's answer for ever, whatever its status.
+    """An error that is the request's final response, whatever its status.
 
-    Raised by a handler; without it a 5xx is never final: the retry goes on with the work. An
-    error handler of the application's own that answers it takes that away.
+    Without it a 5xx is never final: the retry continues the work. Nor is it if an error handler
+    of the application turns this error into a response.
     """
 
     default_code = "FINAL_ERROR"
@@ -130,7 +134,7 @@ class DurableUsageError(DurableError):
 
 
 class RequestIdInvalidError(DurableError):
-    """The request has an id that is not accepted, where such requests are refused."""
+    """The request has an id that is not accepted, and the policy refuses such requests."""
 
     default_code = "REQUEST_ID_INVALID"
     default_status = 400
@@ -150,7 +154,7 @@ class WorkflowNotFoundError(DurableError):
 
 
 class WorkflowCancelledError(DurableError):
-    """The workflow was cancelled; what it had recorded until then stays."""
+    """The workflow was cancelled; its records up to then stay."""
 
     default_code = "WORKFLOW_CANCELLED"
     default_status = 410
@@ -163,7 +167,7 @@ class WorkflowCancelledError(DurableError):
 
 
 class WorkflowConflictError(DurableError):
-    """The workflow id belongs to a run of another function, or with other arguments.
+    """The workflow id belongs to a call of another function, or with other arguments.
 
     Attributes:
         workflow_id: The id.
@@ -193,7 +197,7 @@ class WorkflowConflictError(DurableError):
 class WorkflowInterruptedError(DurableError):
     """The run ended without an outcome (shutdown, cancellation, lost ownership).
 
-    Its step log is kept; whoever runs it next goes on after the last recorded step.
+    Its step log stays; its next run continues after the last recorded step.
     """
 
     default_code = "WORKFLOW_INTERRUPTED"
@@ -208,9 +212,9 @@ class WorkflowInterruptedError(DurableError):
 
 
 class RecoveryAttemptsExceededError(DurableError):
-    """The workflow has ended its process again and again, and is set aside.
+    """The workflow has crashed too many processes in a row, and is set aside.
 
-    Its status is ``RETRIES_EXCEEDED``. Nothing of it was recorded between the crashes.
+    Its status is ``RETRIES_EXCEEDED``. It recorded nothing between the crashes.
     """
 
     default_code = "RECOVERY_ATTEMPTS_EXCEEDED"
@@ -226,10 +230,11 @@ class RecoveryAttemptsExceededError(DurableError):
 
 
 class NonDeterministicWorkflowError(DurableError):
-    """The workflow's code no longer does what its step log says.
+    """The workflow's code no longer follows its step log.
 
-    The log is left as it was, and so is the workflow's status: code that follows the
-    log again can finish it.
+    At ``step_number`` the log holds the call ``recorded``, and the code made the call ``called``.
+    The log and the workflow's status stay as they were: code that follows the log again can
+    finish the workflow.
     """
 
     default_code = "NON_DETERMINISTIC_WORKFLOW"
@@ -248,9 +253,9 @@ class NonDeterministicWorkflowError(DurableError):
 
 
 class StepRetriesExhaustedError(DurableError):
-    """Every attempt of a step failed; ``errors`` holds what each raised, in order.
+    """Every attempt of a step failed; ``errors`` holds the error of each, in order.
 
-    Of more than a hundred attempts it holds the first and the last fifty.
+    After more than a hundred attempts it holds the first and the last fifty.
     """
 
     default_code = "STEP_RETRIES_EXHAUSTED"
@@ -284,8 +289,8 @@ class StepTimeoutError(DurableError):
 class StepInterruptedError(DurableError):
     """A step that runs at most once was begun, and its outcome is not known.
 
-    It may have happened or not, and will not be begun again. Code may catch this and find
-    out, in a step of its own: every replay raises the same.
+    It may have happened or not, and is not begun again. Code may catch this error and find out
+    in another step: every replay raises the same error.
     """
 
     default_code = "STEP_INTERRUPTED"
@@ -302,18 +307,16 @@ class StepInterruptedError(DurableError):
 class RemoteError(DurableError):
     """Stands for a recorded error whose class cannot be found or rebuilt here.
 
-    Where the original was a ``DurableError`` it has its ``code`` and ``status_code``, and is
-    answered as that was: a ``FinalError`` is final.
+    If the original is a ``DurableError``, this error has its ``code`` and ``status_code`` and
+    leads to the same response: that of a ``FinalError`` is final.
 
     Args:
-        type_name: Where the original class lived, ``"module:QualName"``.
+        type_name: The original class, as ``"module:QualName"``.
         message: ``str()`` of the original error.
 
     Attributes:
-        kinds: Which of the library's own classes with a meaning for clients the original is
-            made of, by their names.
-        shown_detail: What a client is told of the original; ``None`` if that was no
-            ``DurableError``.
+        kinds: Names of the original's base classes in this library that matter to clients.
+        shown_detail: The original's ``detail``; ``None`` if it is not a ``DurableError``.
     """
 
     default_code = "REMOTE_ERROR"
@@ -329,19 +332,19 @@ class RemoteError(DurableError):
 
     @property
     def detail(self) -> str:
-        """What a client was told of the original error."""
+        """The ``detail`` of the original error."""
         return self.title if self.shown_detail is None else self.shown_detail
 
     @property
     def name(self) -> str:
-        """The class's name in answers: that of the original, where it was a ``DurableError``."""
+        """The class name in responses: that of the original, if it is a ``DurableError``."""
         if self.shown_detail is None:
             return type(self).__name__
         return self.type_name.rpartition(":")[2].rpartition(".")[2]
 
 
 class EncodeError(DurableError):
-    """A value cannot be recorded; the message names the offending member."""
+    """A value cannot be recorded; the message names the member that is at fault."""
 
     default_code = "ENCODE_ERROR"
     title = "A value cannot be recorded"
@@ -364,7 +367,7 @@ class DecodeError(DurableError):
 
 
 class EncryptionKeyMissingError(DecodeError):
-    """A recorded value is encrypted with a key that this process has not been given."""
+    """A recorded value is encrypted with a key that this process does not have."""
 
     default_code = "ENCRYPTION_KEY_MISSING"
     default_status = 503
@@ -373,7 +376,7 @@ class EncryptionKeyMissingError(DecodeError):
 
 
 class StorageError(DurableError):
-    """The database refused; the message names it."""
+    """The database failed; the message names it."""
 
     default_code = "STORAGE_ERROR"
     title = "The storage failed"
@@ -390,7 +393,7 @@ class StorageUnavailableError(StorageError):
 
 
 class IdempotencyError(DurableError):
-    """Base class of the answers to requests with an ``Idempotency-Key``."""
+    """Base class of the errors of requests with an ``Idempotency-Key``."""
 
     default_code = "IDEMPOTENCY_ERROR"
     default_status = 400

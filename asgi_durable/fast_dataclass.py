@@ -1,4 +1,4 @@
-"""Classes of values that are never changed once they are made."""
+"""Dataclasses whose objects never change, and that are fast to make."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ T = TypeVar("T")
 
 @dataclass_transform(frozen_default=True)
 def fast_dataclass(*, kw_only: bool = False) -> Callable[[type[T]], type[T]]:
-    """Return a decorator like ``dataclass(frozen=True, slots=True)``, for what is made often.
+    """Return a decorator like ``dataclass(frozen=True, slots=True)``, for objects made often.
 
-    The type checker refuses assignments. At run time nothing does: that check would more than
-    double the time that it takes to make one.
+    Only the type checker refuses assignments. A check at run time would more than double the time
+    that it takes to make an object.
     """
     return dataclass(slots=True, kw_only=kw_only, unsafe_hash=True)

@@ -1,4 +1,4 @@
-"""Identifiers that the library makes: time-ordered and unguessable."""
+"""Identifiers that the library makes."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ __all__ = [
     "step_key",
 ]
 
-# Between a parent's id and the call's number; not allowed in ids that users choose. It may
-# stand in a URL's path as it is.
+# Between a parent's id and the number of the call. Ids that users choose must not contain it, and
+# a URL's path may contain it without escaping.
 CHILD_SEPARATOR = "~"
-# Of the id of a request's workflow: 80 bits for whose it is, 130 for the key.
+# The id of a request's workflow has 80 bits for the principal and 130 bits for the key.
 PRINCIPAL_CHARACTERS, KEY_CHARACTERS = 16, 26
 REQUEST_ID_PATTERN = f"[a-z2-7]{{{PRINCIPAL_CHARACTERS + KEY_CHARACTERS}}}"
 _OF_REQUEST = re.compile(f"{REQUEST_ID_PATTERN}(?:{CHILD_SEPARATOR}.*)?", re.DOTALL)
@@ -37,17 +37,17 @@ def new_id() -> str:
 
 
 def child_workflow_id(parent_id: str, step_number: int) -> str:
-    """Return the id of the workflow that a parent calls at this place of its log."""
+    """Return the id of the workflow that a parent calls at this place in its step log."""
     return f"{parent_id}{CHILD_SEPARATOR}{step_number}"
 
 
 def step_key(workflow_id: str, step_number: int) -> str:
-    """Return a hash of a step's place, 26 characters of base 32 in lower case."""
+    """Return a hash of a step's place in its log: 26 characters of lower-case base 32."""
     place = f"{workflow_id}{CHILD_SEPARATOR}{step_number}".encode("utf-8", "surrogatepass")
     digest = hashlib.blake2b(place, digest_size=16, person=b"durable step").digest()
     return base64.b32encode(digest).decode("ascii").rstrip("=").lower()
 
 
 def principal_hash(workflow_id: str) -> str | None:
-    """Return a hash of whose request a workflow belongs to, ``None`` if it is no request's."""
+    """Return the hash of a request's principal; ``None`` if the workflow belongs to no request."""
     return workflow_id[:PRINCIPAL_CHARACTERS] if _OF_REQUEST.fullmatch(workflow_id) else None

@@ -1,4 +1,4 @@
-"""Log lines that say in which request, workflow and step they were written."""
+"""Log records with the request, workflow and step that they were written in."""
 
 from __future__ import annotations
 
@@ -15,19 +15,25 @@ __all__ = ["DurableLogFilter", "DurableLogProcessor"]
 
 
 class DurableLogFilter(logging.Filter):
-    """Gives log records the fields that name their place.
+    """A logging filter that adds the request, workflow and step to each log record.
 
-    They are ``request_id``, ``workflow_id``, ``run`` (which execution it is, 1 for the first),
-    ``step``, ``principal_hash`` (of whose keyed request it is, in the workflows below it too:
-    the first characters of its ``Durable-Id``), ``trace_id`` and ``span_id``.
+    The fields are ``request_id``, ``workflow_id``, ``run`` (the number of the execution, 1 for
+    the first), ``step``, ``principal_hash`` (identifies the sender of the keyed request, also in
+    the workflows that the request calls: the first 16 characters of its ``Durable-Id``),
+    ``trace_id`` and ``span_id``.
 
-    All are always there, ``None`` where there is nothing to name, so that a format can use
-    them. A record that has one of them already, from ``extra=`` say, keeps it. The filter
-    belongs on a handler: a logger's sees nothing of the loggers below it.
+    A record always has all of them, so that a format can use them; a field without a value is
+    ``None``. A value that the record has already, for example from ``extra=``, stays. Add the
+    filter to a handler: a logger's filter does not see the records of the loggers below it.
+
+    Example::
+
+        handler.addFilter(DurableLogFilter())
+        handler.setFormatter(logging.Formatter("%(workflow_id)s %(step)s %(message)s"))
 
     Args:
-        drop_replayed: True to drop what the code of a workflow, or of a request, logs between
-            its steps while it is replayed: it did so before.
+        drop_replayed: True to drop the records that a workflow's code, or a request's, writes
+            between its steps during a replay: an earlier execution has written them already.
     """
 
     def __init__(self, *, drop_replayed: bool = False) -> None:
@@ -35,7 +41,7 @@ class DurableLogFilter(logging.Filter):
         self.drop_replayed = drop_replayed
 
     def filter(self, record: logging.LogRecord) -> bool:
-        """Add the fields; return False for a record to be dropped."""
+        """Add the fields; return False to drop the record."""
         frame = _frame()
         if self.drop_replayed and _is_replayed(frame):
             return False
@@ -46,10 +52,10 @@ class DurableLogFilter(logging.Filter):
 
 
 class DurableLogProcessor:
-    """A structlog processor that adds the same fields, those that there are.
+    """A structlog processor that adds the fields of :class:`DurableLogFilter` that have a value.
 
     Args:
-        drop_replayed: As of :class:`DurableLogFilter`.
+        drop_replayed: True to drop events during a replay; see :class:`DurableLogFilter`.
     """
 
     def __init__(self, *, drop_replayed: bool = False) -> None:
@@ -61,11 +67,11 @@ class DurableLogProcessor:
         """Add the fields.
 
         Raises:
-            DropEvent: The event is to be dropped.
+            DropEvent: structlog drops the event.
         """
         frame = _frame()
         if self.drop_replayed and _is_replayed(frame):
-            # Who calls a processor has loaded it.
+            # structlog calls the processor, so it is loaded.
             raise sys.modules["structlog"].DropEvent
         for name, value in _fields_of(frame).items():
             if value is not None:
@@ -105,7 +111,7 @@ def _fields_of(frame: Frame | None) -> dict[str, str | int | None]:
 
 
 def _span_ids() -> tuple[str | None, str | None]:
-    # Without the API there is no current span.
+    # Without OpenTelemetry's API there is no current span.
     trace = sys.modules.get("opentelemetry.trace")
     context = trace.get_current_span().get_span_context() if trace is not None else None
     if context is None or not context.is_valid:

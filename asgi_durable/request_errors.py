@@ -1,4 +1,4 @@
-"""What requests with an idempotency key are answered that are not carried out; see ``errors``."""
+"""The errors of requests with an idempotency key; ``errors`` has the base classes."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ __all__ = [
 
 
 class KeyMissingError(IdempotencyError):
-    """The request has no key, and has to have one."""
+    """The request has no key, but needs one."""
 
     default_code = "KEY_MISSING"
     title = "The request needs an idempotency key"
 
 
 class KeyMalformedError(IdempotencyError):
-    """The key is empty, too long, repeated, not legal or not accepted."""
+    """The key is empty, too long, repeated, invalid or not accepted."""
 
     default_code = "KEY_MALFORMED"
     title = "The idempotency key is malformed"
@@ -57,7 +57,7 @@ class RequestInProgressError(IdempotencyError):
 
 
 class RequestNotVerifiedError(IdempotencyError):
-    """The policy's ``verify=`` has refused the request; nothing is told about its key."""
+    """The policy's ``verify=`` refused the request; the response says nothing about its key."""
 
     default_code = "REQUEST_NOT_VERIFIED"
     default_status = 403
@@ -65,7 +65,7 @@ class RequestNotVerifiedError(IdempotencyError):
 
 
 class RequestTooLargeError(IdempotencyError):
-    """The body is longer than that of a keyed request may be."""
+    """The body is larger than the policy allows for a keyed request."""
 
     default_code = "BODY_TOO_LARGE"
     default_status = 413
@@ -73,7 +73,7 @@ class RequestTooLargeError(IdempotencyError):
 
 
 class SpoolFullError(IdempotencyError):
-    """There is no room to keep the body, which has to be compared with that of another request."""
+    """There is no disk space for the body, which must be compared with another request's."""
 
     default_code = "SPOOL_FULL"
     default_status = 503
@@ -82,29 +82,34 @@ class SpoolFullError(IdempotencyError):
 
 
 class ResponseNotKeptError(IdempotencyError):
-    """The request is done, but its answer was streamed or too large to be kept."""
+    """The request is done, but its response was streamed, or too large to be stored."""
 
     default_code = "RESPONSE_NOT_KEPT"
     default_status = 410
-    title = "The request is done, and its answer was not kept"
+    title = "The request is done, and its response was not stored"
 
 
 class ResponseDamagedError(IdempotencyError):
-    """The request is done, but what the database has of its answer is damaged."""
+    """The request is done, but its stored response is damaged in the database."""
 
     default_code = "RESPONSE_DAMAGED"
     default_status = 500
-    title = "The request is done, and its recorded answer is damaged"
+    title = "The request is done, and its stored response is damaged"
     shows_message = False
 
     @classmethod
     def of(cls, error: Exception, workflow_id: str) -> ResponseDamagedError:
-        """Return the answer where a request's answer cannot be read."""
-        return cls(f"the recorded answer of request {workflow_id} is damaged: {error}")
+        """Return the error for a stored response that cannot be read.
+
+        Args:
+            error: The reason.
+            workflow_id: The request's workflow.
+        """
+        return cls(f"the stored response of request {workflow_id} is damaged: {error}")
 
 
 class KeyExpiredError(IdempotencyError):
-    """The request was carried out long ago; its answer has expired."""
+    """The request was completed long ago, and its stored response has expired."""
 
     default_code = "KEY_EXPIRED"
     default_status = 410
@@ -120,7 +125,7 @@ class AttemptsExhaustedError(IdempotencyError):
 
 
 class OutcomeUnknownError(IdempotencyError):
-    """The handler came to its end, and it is not known whether its answer is kept."""
+    """The handler has ended, and it is not known whether its response was stored."""
 
     default_code = "OUTCOME_UNKNOWN"
     default_status = 503
@@ -129,9 +134,9 @@ class OutcomeUnknownError(IdempotencyError):
 
 
 class PolicyFailedError(IdempotencyError):
-    """A function that the policy was given has raised; the request is not served at all.
+    """A function of the policy raised an error, so the request is not served at all.
 
-    What such a function raises as a ``DurableError`` is the answer itself.
+    If the function raises a ``DurableError``, that error makes the response instead.
     """
 
     default_code = "POLICY_FAILED"
@@ -141,17 +146,22 @@ class PolicyFailedError(IdempotencyError):
 
     @classmethod
     def of(cls, error: Exception, function: str) -> PolicyFailedError:
-        """Return the answer to what a function has raised."""
+        """Return the error for a function that raised.
+
+        Args:
+            error: The function's error.
+            function: Names the function in the message.
+        """
         return cls(f"{function} raised {type(error).__name__}: {error}")
 
 
 class PrincipalUnavailableError(IdempotencyError):
-    """It cannot be told whose request it is, so it is not served at all.
+    """The sender of the request cannot be determined, so the request is not served at all.
 
     Args:
-        message: Why.
-        names_settings: True if it says which settings are missing and nothing else, which a
-            client may see.
+        message: The reason.
+        names_settings: True if the message only names missing settings, so that a client may
+            see it.
     """
 
     default_code = "PRINCIPAL_UNAVAILABLE"
@@ -165,12 +175,12 @@ class PrincipalUnavailableError(IdempotencyError):
 
     @property
     def detail(self) -> str:
-        """The sentence a client may see."""
+        """The sentence that a client may see."""
         return str(self) if self._names_settings else super().detail
 
 
 class RequestCancelledError(IdempotencyError):
-    """The request was cancelled; a retry does not go on with it."""
+    """The request was cancelled; a retry does not continue it."""
 
     default_code = "CANCELLED"
     default_status = 410
@@ -186,11 +196,11 @@ class RequestFinishedError(IdempotencyError):
 
 
 class RetryLaterError(IdempotencyError):
-    """The request has failed, and is not to be tried again yet.
+    """The request has failed, and must not be retried yet.
 
     Args:
-        message: What went wrong.
-        seconds: After how many it may be.
+        message: A sentence that says what went wrong.
+        seconds: Seconds until the retry, for the response's ``Retry-After``.
     """
 
     default_code = "RETRY_LATER"

@@ -1,4 +1,4 @@
-"""How often and how soon a failed step is tried again."""
+"""Retry policies: how often and how soon a failed step is retried."""
 
 from __future__ import annotations
 
@@ -11,19 +11,24 @@ __all__ = ["RetryPolicy"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RetryPolicy:
-    """When a step that raised is tried again.
+    """When and how often a step that raised is retried.
 
-    The wait before attempt n + 1 is ``initial_interval * backoff ** (n - 1)`` seconds, at
-    most ``max_interval``, lengthened by up to ``jitter`` of itself at random.
+    The wait before attempt n + 1 is ``initial_interval * backoff ** (n - 1)`` seconds, at most
+    ``max_interval``, plus a random share of itself of up to ``jitter``.
+
+    Example::
+
+        @durable.step(retry=RetryPolicy(max_attempts=5, retry_on=ConnectionError))
+        async def charge(order_id: int) -> str: ...
 
     Args:
-        max_attempts: Attempts in all, the first included; 1 means no retry.
+        max_attempts: Number of attempts, the first included; 1 means no retry.
         initial_interval: Seconds between the first and the second attempt.
         backoff: Factor from one wait to the next, from 1.0 to 100.0.
         max_interval: The longest wait in seconds.
-        jitter: Share of a wait that is added at random, from 0.0 to 1.0.
-        retry_on: Exception classes that are tried again, or a function that is asked.
-            Any other exception ends the step at once.
+        jitter: Greatest share of a wait that is added at random, from 0.0 to 1.0.
+        retry_on: Exception classes that are retried, or a function that returns True for an
+            exception that is. Any other exception ends the step at once.
 
     Raises:
         ValueError: A number is outside its range.
@@ -52,13 +57,13 @@ class RetryPolicy:
                 raise ValueError(message)
 
     def wants_retry_of(self, error: Exception) -> bool:
-        """Tell whether this kind of error is tried again at all."""
+        """Tell whether this kind of error is retried at all."""
         if isinstance(self.retry_on, (type, tuple)):
             return isinstance(error, self.retry_on)
         return self.retry_on(error)
 
     def delay_seconds(self, failed_attempts: int) -> float:
-        """Return the wait after the given number of failed attempts, 1 or more."""
+        """Return the wait in seconds after a number of failed attempts, 1 or more."""
         # The exponent is capped: 2.0 ** 2000 is an OverflowError, not a long wait.
         factor = self.backoff ** min(failed_attempts - 1, 64)
         delay = min(self.initial_interval * factor, self.max_interval)

@@ -1,6 +1,6 @@
-"""For tests of durable code: a database in memory for each test.
+"""Help for tests of durable code: an in-memory database for each test.
 
-As a plugin of pytest it has the fixture ``durable``::
+As a pytest plugin it provides the fixture ``durable``::
 
     # conftest.py
     import pytest
@@ -13,7 +13,7 @@ As a plugin of pytest it has the fixture ``durable``::
     def app(durable):
         return create_app(durable)
 
-An instance that a module makes gets its database by :func:`fresh_database`::
+For an instance that a module creates, use :func:`fresh_database`::
 
     @pytest.fixture(autouse=True)
     def database():
@@ -39,10 +39,10 @@ IN_MEMORY = "sqlite://"
 
 @pytest.fixture
 def durable() -> Iterator[Durable]:
-    """An instance on an empty database in memory; stopped after the test, if it was started.
+    """An instance on an empty in-memory database; stopped after the test, if it was started.
 
-    It starts with the application, on its first request, or with ``async with durable:``. What
-    is still running at the end of the test is interrupted.
+    It starts with the application, at the first request, or with ``async with durable:``.
+    Workflows that still run at the end of the test are interrupted.
     """
     with fresh_database(Durable(IN_MEMORY, drain_timeout=0.0)) as durable:
         yield durable
@@ -50,13 +50,16 @@ def durable() -> Iterator[Durable]:
 
 @contextmanager
 def fresh_database(durable: Durable) -> Iterator[Durable]:
-    """Let an instance use an empty database in memory, whatever its URLs say.
+    """Let an instance use an empty in-memory database, whatever its URLs say.
 
-    It is stopped before and after, if it was started: its next start is on that database, or
-    on its own again.
+    The instance is stopped before and after, if it was started. So its next start inside the
+    block uses the empty database, and its next start after the block its own database again.
 
     Args:
         durable: An application's instance, with the functions that it has decorated.
+
+    Yields:
+        The same instance.
     """
     _stop(durable)
     urls = durable.url, durable.application_url
@@ -69,6 +72,6 @@ def fresh_database(durable: Durable) -> Iterator[Durable]:
 
 
 def _stop(durable: Durable) -> None:
-    # On a thread of its own: this one may have an event loop, running or not, of a test's.
+    # In another thread, because this one may have an event loop of the test, running or not.
     with ThreadPoolExecutor(1) as thread:
         thread.submit(asyncio.run, durable.engine.stop()).result()

@@ -32,8 +32,8 @@ def install(app: FastAPI, durable: Durable) -> None:
             route calls the bare function of a durable one. A start raises this for later routes.
     """
     asgi_durable_starlette.install(app, durable, flatten=_flatten)
-    durable.engine.registry.add_ambient_rule(_is_dependency)
-    durable.engine.registry.add_ambient_rule(filled_with(SecurityScopes))
+    durable.engine.registry.injection.add(_is_dependency)
+    durable.engine.registry.injection.add(filled_with(SecurityScopes))
     describe_keys(app, durable, _flatten)
 
 

@@ -43,7 +43,7 @@ from asgi_durable_litestar.surrounding import surround
 
 __all__ = ["DurablePlugin", "idempotent"]
 
-_is_ambient = filled_with(
+_is_injected = filled_with(
     ASGIConnection,
     ASGIResponse,
     BackgroundTask,
@@ -75,8 +75,8 @@ class DurablePlugin(InitPlugin, ReceiveRoutePlugin):
         self._durable = durable
         self._filled = FilledParameters()
         registry = durable.engine.registry
-        registry.add_ambient_rule(_is_ambient)
-        registry.add_ambient_rule(self._filled.is_filled)
+        registry.injection.add(_is_injected)
+        registry.injection.add(self._filled.is_filled)
 
     def on_app_init(self, app_config: AppConfig) -> AppConfig:
         """Add what belongs inside the application."""

@@ -45,8 +45,8 @@ __all__ = ["current_durable", "current_request_context", "idempotent", "install"
 
 _CONNECTING = WebSocketState.CONNECTING
 _INTERNAL_ERROR = 1011  # RFC 6455, section 7.4.1
-_is_ambient = filled_with(HTTPConnection, Response, BackgroundTask)
-_is_answering = filled_with(Response, BackgroundTask)
+_is_injected = filled_with(HTTPConnection, Response, BackgroundTask)
+_shapes_response = filled_with(Response, BackgroundTask)
 
 
 def install(
@@ -82,7 +82,7 @@ def install(
     # Routes may be added, and functions decorated, until the start.
     registry.checks.append(partial(refuse_bare_routes, registry, app.router))
     setattr(app.state, STATE_NAME, durable)
-    registry.add_ambient_rule(_is_ambient, answering=_is_answering)
+    registry.injection.add(_is_injected, shapes_response=_shapes_response)
     # Starlette calls it for requests and for WebSockets; its annotation knows one at a time.
     app.add_exception_handler(DurableError, typing.cast("typing.Any", _answer))
     handler_policies = HandlerPolicies(app, flatten)

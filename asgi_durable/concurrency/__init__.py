@@ -1,1 +1,1 @@
-"""Threads, event loops and what is awaited across them; knows nothing of workflows."""
+"""Threads, event loops and waiting across them; knows nothing of workflows."""

@@ -1,4 +1,4 @@
-"""The event loop that code in threads calls the engine on."""
+"""The event loop on which calls from threads reach the engine."""
 
 from __future__ import annotations
 
@@ -14,10 +14,11 @@ __all__ = ["HomeLoop", "require_asyncio"]
 
 
 class HomeLoop:
-    """The application's event loop while it runs; else one in a thread of its own.
+    """The application's event loop while it runs, else an event loop in a thread of its own.
 
-    Without a lifespan nobody knows which one is the application's: it may be called on one
-    after another, and what a thread has started goes on when the request is answered.
+    Without a lifespan there is no telling which event loop is the application's: a server may
+    call it on one loop after another, and a workflow that a thread has started outlives the
+    request that started it.
     """
 
     def __init__(self) -> None:
@@ -26,7 +27,7 @@ class HomeLoop:
         self._lock = threading.Lock()
 
     def settle_here(self) -> None:
-        """Take the running event loop for the application's."""
+        """Take the running event loop as the application's."""
         self._application = asyncio.get_running_loop()
 
     def get(self) -> asyncio.AbstractEventLoop:
@@ -35,7 +36,7 @@ class HomeLoop:
         return loop if loop is not None and loop.is_running() else self.own().loop
 
     def own(self) -> LoopThread:
-        """Return the thread with an event loop of our own; it is started when it is needed."""
+        """Return the thread with our own event loop; it starts at the first use."""
         with self._lock:
             if self._own is None:
                 self._own = LoopThread("asgi-durable-calls")
@@ -56,14 +57,14 @@ class HomeLoop:
             await own.stop()
 
     def end_soon(self) -> None:
-        """Do the same without waiting; callable on any thread."""
+        """End our own event loop without waiting for it; callable on any thread."""
         with self._lock:
             own, self._own = self._own, None
         if own is not None:
             own.stop_soon()
 
     def end(self) -> None:
-        """End our own event loop, from a thread in which none runs."""
+        """End our own event loop and wait for it, from a thread without an event loop."""
         with self._lock:
             own, self._own = self._own, None
         if own is not None:
@@ -72,13 +73,13 @@ class HomeLoop:
 
 
 def require_asyncio() -> asyncio.AbstractEventLoop:
-    """Check that async code runs on asyncio: the engine and its drivers wait for its futures.
+    """Check that async code runs on asyncio, whose futures the engine and its drivers await.
 
     Returns:
         The running event loop.
 
     Raises:
-        DurableUsageError: It runs on another event loop, as trio's.
+        DurableUsageError: The code runs on another kind of event loop, for example trio's.
     """
     try:
         return asyncio.get_running_loop()

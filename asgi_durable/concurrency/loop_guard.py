@@ -1,4 +1,4 @@
-"""Telling a workflow that was cancelled from an event loop that is being shut down."""
+"""Telling a cancelled workflow from an event loop that is shutting down."""
 
 from __future__ import annotations
 
@@ -12,17 +12,18 @@ __all__ = ["LoopGuards"]
 
 
 class LoopGuards:
-    """Keeps a task on every event loop that only waits to be cancelled.
+    """One task on every event loop that only waits to be cancelled.
 
-    ``asyncio.run`` ends by cancelling all tasks before any of them gets a turn. So when a
-    run's code sees a cancellation and the guard is being cancelled as well, the loop ends,
-    and what that code does about it is no outcome.
+    ``asyncio.run`` ends by cancelling all tasks before any of them gets a turn. So if a run's
+    code sees a cancellation while the guard is being cancelled as well, the event loop is
+    shutting down, and whatever the code does about the cancellation is not its outcome.
     """
 
     def __init__(self) -> None:
         self._guards = PerLoop(
             lambda: asyncio.get_running_loop().create_task(
-                # Kept for as long as the loop runs, and so is what its context holds.
+                # An empty context: the guard lives as long as its loop, and so would everything
+                # that the caller's context variables refer to.
                 _wait(),
                 context=contextvars.Context(),
             )
@@ -35,11 +36,11 @@ class LoopGuards:
     def dismiss_all(self) -> None:
         """End the guards of all event loops; callable on any thread."""
         for loop, guard in self._guards.items():
-            with contextlib.suppress(RuntimeError):  # it has ended
+            with contextlib.suppress(RuntimeError):  # the event loop is closed
                 loop.call_soon_threadsafe(guard.cancel)
 
     async def dismiss(self) -> None:
-        """End the running event loop's guard; nothing runs there any more."""
+        """End the running event loop's guard, once no run is left on that loop."""
         guard = self._guards.get(asyncio.get_running_loop())
         guard.cancel()
         await asyncio.wait([guard])

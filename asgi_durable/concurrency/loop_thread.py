@@ -1,4 +1,4 @@
-"""A thread with an event loop of its own, for I/O that no other loop may hold up."""
+"""A thread with an event loop of its own, for I/O that no other event loop may delay."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ ResultT = TypeVar("ResultT")
 class LoopThread:
     """Runs coroutines for callers on any event loop.
 
-    Cancelling a caller does not cancel its work, and neither does the end of its event loop:
-    a write that has begun comes to its end.
+    A coroutine that has begun runs to its end, even if its caller is cancelled or the caller's
+    event loop ends: a write must not stop halfway.
 
     Args:
         name: The thread's name.
@@ -29,7 +29,7 @@ class LoopThread:
     def __init__(self, name: str) -> None:
         self.loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._serve, name=name, daemon=True)
-        # The event loop itself keeps weak references only.
+        # The event loop itself holds only weak references to its tasks.
         self._tasks: set[asyncio.Task[Any]] = set()
 
     def start(self) -> None:
@@ -37,7 +37,7 @@ class LoopThread:
         self._thread.start()
 
     async def run(self, work: Callable[[], Coroutine[Any, Any, ResultT]]) -> ResultT:
-        """Run a coroutine on the thread and return what it returns.
+        """Run a coroutine on the thread and return its result.
 
         Args:
             work: Makes the coroutine; called on the thread.
@@ -46,36 +46,36 @@ class LoopThread:
             RuntimeError: The thread has been stopped.
         """
         caller = asyncio.get_running_loop()
-        answer: asyncio.Future[ResultT] = caller.create_future()
+        result: asyncio.Future[ResultT] = caller.create_future()
 
-        def tell(task: asyncio.Task[ResultT]) -> None:
+        def on_done(task: asyncio.Task[ResultT]) -> None:
             self._tasks.discard(task)
             if not task.cancelled():
-                # Retrieved, also where the caller is gone: asyncio complains else.
+                # Retrieve the error even if the caller is cancelled; asyncio logs it otherwise.
                 task.exception()
-            # The caller's event loop may be closed by now, and nobody waits then.
+            # The caller's event loop may be closed by now; then nobody waits.
             with contextlib.suppress(RuntimeError):
-                caller.call_soon_threadsafe(_settle, answer, task)
+                caller.call_soon_threadsafe(_copy_result, task, result)
 
         def begin() -> None:
             task = self.loop.create_task(work())
             self._tasks.add(task)
-            task.add_done_callback(tell)
+            task.add_done_callback(on_done)
 
         self.loop.call_soon_threadsafe(begin)
-        return await answer
+        return await result
 
     async def stop(self) -> None:
-        """Let the work that has begun come to its end, then end the thread."""
+        """Let the work that has begun finish, then end the thread."""
         if self.loop.is_closed():
             return
         await self.run(self._finish_others)
         self.stop_soon()
-        # Nothing is left to do there: this takes no longer than closing an idle event loop.
+        # The thread is idle, so this blocks no longer than closing an idle event loop takes.
         self.join()
 
     def stop_soon(self) -> None:
-        """End the thread without waiting; what it is doing is cancelled."""
+        """End the thread without waiting; the work under way is cancelled."""
         with contextlib.suppress(RuntimeError):
             self.loop.call_soon_threadsafe(self.loop.stop)
 
@@ -93,12 +93,12 @@ class LoopThread:
             await asyncio.wait(others)
 
 
-def _settle(answer: asyncio.Future[ResultT], task: asyncio.Task[ResultT]) -> None:
-    if answer.done():
+def _copy_result(task: asyncio.Task[ResultT], result: asyncio.Future[ResultT]) -> None:
+    if result.done():
         return
     if task.cancelled():
-        answer.set_exception(RuntimeError("the thread was stopped before it had an answer"))
+        result.set_exception(RuntimeError("the thread was stopped before the work had a result"))
     elif (error := task.exception()) is not None:
-        answer.set_exception(error)
+        result.set_exception(error)
     else:
-        answer.set_result(task.result())
+        result.set_result(task.result())

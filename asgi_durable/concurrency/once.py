@@ -1,4 +1,4 @@
-"""A value that is set once, and awaited by any number of tasks."""
+"""A value that is set once and awaited by any number of tasks."""
 
 from __future__ import annotations
 
@@ -11,26 +11,28 @@ ValueT = TypeVar("ValueT")
 
 
 class Once(Generic[ValueT]):
-    """Like a future, but nobody who waits for it can cancel it for the others.
+    """A value that is set once; a future that no waiting task can cancel for the others.
 
-    Waiting costs a future, and only where the value is not there yet; ``asyncio.shield``
-    around a shared future would cost two. All of it belongs to one event loop.
+    Waiting costs one future, and none if the value is set already; ``asyncio.shield`` around a
+    shared future would cost two. Everything here belongs to one event loop.
     """
 
     __slots__ = ("_is_set", "_loop", "_value", "_waiters")
 
+    # Unset until the value is there.
+    _value: ValueT
+
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop
         self._is_set = False
-        self._value: ValueT | None = None
         self._waiters: list[asyncio.Future[None]] | None = None
 
     def is_set(self) -> bool:
-        """Tell whether the value is there."""
+        """Tell whether the value is set."""
         return self._is_set
 
     def set(self, value: ValueT) -> None:
-        """Set the value, unless one is there already, and wake who waits."""
+        """Set the value, unless it is set already, and wake the waiting tasks."""
         if self._is_set:
             return
         self._is_set = True
@@ -44,14 +46,14 @@ class Once(Generic[ValueT]):
         """Return the value.
 
         Raises:
-            asyncio.InvalidStateError: It is not there yet.
+            asyncio.InvalidStateError: It is not set yet.
         """
         if not self._is_set:
             raise asyncio.InvalidStateError
-        return self._value  # type: ignore[return-value]
+        return self._value
 
     def add_waiter(self, waiter: asyncio.Future[None]) -> None:
-        """Wake somebody who waits for other things as well, once the value is there."""
+        """Resolve a future once the value is set; for tasks that await several things."""
         if self._is_set:
             waiter.set_result(None)
         elif self._waiters is None:
@@ -60,23 +62,23 @@ class Once(Generic[ValueT]):
             self._waiters.append(waiter)
 
     def has_waiters(self) -> bool:
-        """Tell whether anybody waits for the value at this moment."""
+        """Tell whether a task waits for the value at this moment."""
         return any(not waiter.done() for waiter in self._waiters or ())
 
     async def wait(self) -> ValueT:
-        """Return the value, once it is there."""
+        """Return the value once it is set."""
         if not self._is_set:
             waiter: asyncio.Future[None] = self._loop.create_future()
             self.add_waiter(waiter)
             await waiter
-        return self._value  # type: ignore[return-value]
+        return self._value
 
 
-async def wait_for_first(*signals: Once[Any]) -> None:
-    """Wait until one of some signals of this event loop is set."""
+async def wait_for_first(*values: Once[Any]) -> None:
+    """Wait until one of several values of this event loop is set."""
     waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-    for signal in signals:
-        if signal.is_set():
+    for value in values:
+        if value.is_set():
             return
-        signal.add_waiter(waiter)
+        value.add_waiter(waiter)
     await waiter

@@ -1,4 +1,4 @@
-"""A thing of which every event loop needs its own."""
+"""An object that every event loop needs one of."""
 
 from __future__ import annotations
 
@@ -8,33 +8,32 @@ from typing import Generic, TypeVar
 
 __all__ = ["PerLoop"]
 
-ThingT = TypeVar("ThingT")
+ObjectT = TypeVar("ObjectT")
 
 
-class PerLoop(Generic[ThingT]):
-    """Makes one for each running event loop, and forgets those of closed ones.
+class PerLoop(Generic[ObjectT]):
+    """Makes one object for each running event loop, and forgets those of closed loops.
 
     An application without a lifespan may be called on one event loop after another.
     """
 
-    def __init__(self, make: Callable[[], ThingT]) -> None:
+    def __init__(self, make: Callable[[], ObjectT]) -> None:
         self._make = make
-        self._things: dict[asyncio.AbstractEventLoop, ThingT] = {}
+        self._objects: dict[asyncio.AbstractEventLoop, ObjectT] = {}
 
-    def items(self) -> list[tuple[asyncio.AbstractEventLoop, ThingT]]:
-        """Return each event loop that has one, and that."""
-        return list(self._things.items())
+    def items(self) -> list[tuple[asyncio.AbstractEventLoop, ObjectT]]:
+        """Return each event loop that has an object, with its object."""
+        return list(self._objects.items())
 
-    def get(self, loop: asyncio.AbstractEventLoop) -> ThingT:
-        """Return the own one of *loop*, which must be running here.
+    def get(self, loop: asyncio.AbstractEventLoop) -> ObjectT:
+        """Return the object of *loop*, which must be running here.
 
-        Callers that have the loop pass it on: asking for it is a system call before
-        Python 3.12.
+        The loop is a parameter because looking it up is a system call before Python 3.12.
         """
-        thing = self._things.get(loop)
-        if thing is None:
-            # Not a weak dictionary: tasks and locks refer to their loop.
-            for closed in [other for other in list(self._things) if other.is_closed()]:
-                self._things.pop(closed, None)
-            thing = self._things[loop] = self._make()
-        return thing
+        found = self._objects.get(loop)
+        if found is None:
+            # A weak dictionary would never drop a loop: tasks and locks refer to theirs.
+            for closed in [other for other in list(self._objects) if other.is_closed()]:
+                self._objects.pop(closed, None)
+            found = self._objects[loop] = self._make()
+        return found

@@ -1,4 +1,4 @@
-"""A thread that calls the engine, from code that is not async."""
+"""A call of the engine from a thread in which no event loop runs."""
 
 from __future__ import annotations
 
@@ -7,20 +7,18 @@ import contextlib
 import contextvars
 import threading
 from collections.abc import Callable, Coroutine
-from dataclasses import replace
 from queue import Empty, SimpleQueue
 from typing import Any, Generic, TypeVar
 
 from asgi_durable.concurrency.thread_pool import Job, SyncFunctionPool
-from asgi_durable.engine.runs.frame import current_frame
 
 __all__ = ["LoopEndedError", "ThreadBridge"]
 
 ResultT = TypeVar("ResultT")
 
-# How often a thread that waits looks whether its event loop is still there.
+# How often a waiting thread checks whether its event loop still exists.
 LOOP_CHECK_SECONDS = 1.0
-# A commit is over by then: whoever waits longer may wait for another thread's work.
+# A commit takes less; a thread that waits longer may be waiting for another thread's work.
 SHORT_WAIT_SECONDS = 0.1
 
 
@@ -29,31 +27,32 @@ class LoopEndedError(Exception):
 
 
 class ThreadBridge(Generic[ResultT]):
-    """One call of the engine's, by a thread that waits for it.
+    """One call of the engine, by a thread that waits for its result.
 
-    While it waits it does what the call has for a thread to do: a function that is not async
-    runs in the thread that it was called in.
+    While the thread waits it runs the sync functions of the call, so a ``def`` function runs in
+    the thread that it was called in.
 
     Args:
-        loop: Where the call is made.
-        threads: They do what comes for a thread that does not wait any more.
+        loop: The event loop that the call runs on.
+        threads: Run the call's sync functions once the thread has stopped waiting.
     """
 
     def __init__(self, loop: asyncio.AbstractEventLoop, threads: SyncFunctionPool) -> None:
         self._loop = loop
         self._threads = threads
-        self._pieces: SimpleQueue[Job[Any] | None] = SimpleQueue()
+        self._jobs: SimpleQueue[Job[Any] | None] = SimpleQueue()
         self._lock = threading.Lock()
         self._is_over = False
         self._task: asyncio.Task[ResultT] | None = None
 
     def call(self, begin: Callable[[], Coroutine[Any, Any, ResultT]]) -> ResultT:
-        """Call a coroutine function on the event loop; return what it returns.
+        """Call an ``async def`` function on the event loop and return its result.
 
-        Whatever becomes of the thread, the call goes on.
+        The call continues even if the thread stops waiting for it.
 
         Args:
-            begin: Called on the event loop with the thread's context variables.
+            begin: The function; its body runs on the event loop with the thread's context
+                variables.
 
         Raises:
             LoopEndedError: The event loop ended before the call did.
@@ -63,10 +62,10 @@ class ThreadBridge(Generic[ResultT]):
         except RuntimeError:
             raise LoopEndedError from None
         try:
-            while (piece := self._next()) is not None:
-                piece.do()
-                if piece.exit is not None:
-                    raise piece.exit
+            while (job := self._next()) is not None:
+                job.run()
+                if job.exit is not None:
+                    raise job.exit
         finally:
             self._leave()
         if self._task is None or not self._task.done() or self._task.cancelled():
@@ -74,47 +73,39 @@ class ThreadBridge(Generic[ResultT]):
         return self._task.result()
 
     async def run(self, function: Callable[[], Any]) -> Any:
-        """Call a function in the thread; for the event loop, as ``SyncFunctionPool.run``."""
-        piece = Job(function)
-        self._give(piece)
-        return await piece.answer
+        """Call a function in the waiting thread; see ``SyncFunctionPool.run``."""
+        job: Job[Any] = Job(function, self._threads.call)
+        self._submit(job)
+        return await job.result
 
-    def _give(self, piece: Job[Any]) -> None:
+    def _submit(self, job: Job[Any]) -> None:
         with self._lock:
             if not self._is_over:
-                self._pieces.put(piece)
+                self._jobs.put(job)
                 return
-        self._threads.give(piece)
+        self._threads.submit(job)
 
     def _begin(
         self,
         begin: Callable[[], Coroutine[Any, Any, ResultT]],
         context: contextvars.Context,
     ) -> None:
-        self._task = self._loop.create_task(_on_loop(begin), context=context)
-        self._task.add_done_callback(lambda _: self._pieces.put(None))
+        self._task = self._loop.create_task(begin(), context=context)
+        self._task.add_done_callback(lambda _: self._jobs.put(None))
 
     def _next(self) -> Job[Any] | None:
         with contextlib.suppress(Empty):
-            return self._pieces.get(timeout=SHORT_WAIT_SECONDS)
+            return self._jobs.get(timeout=SHORT_WAIT_SECONDS)
         with self._threads.waiting():
             while not self._loop.is_closed():
                 with contextlib.suppress(Empty):
-                    return self._pieces.get(timeout=LOOP_CHECK_SECONDS)
+                    return self._jobs.get(timeout=LOOP_CHECK_SECONDS)
         return None
 
     def _leave(self) -> None:
         with self._lock:
             self._is_over = True
-        while not self._pieces.empty():
-            piece = self._pieces.get()
-            if piece is not None:
-                self._threads.give(piece)
-
-
-async def _on_loop(begin: Callable[[], Coroutine[Any, Any, ResultT]]) -> ResultT:
-    frame = current_frame.get()
-    if frame is not None:
-        # What is called here is awaited here.
-        current_frame.set(replace(frame, in_thread=False))
-    return await begin()
+        while not self._jobs.empty():
+            job = self._jobs.get()
+            if job is not None:
+                self._threads.submit(job)

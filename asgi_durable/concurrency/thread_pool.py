@@ -1,26 +1,27 @@
-"""Threads of the engine's own, for functions that are not async."""
+"""The engine's own threads, for functions that are not async."""
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import contextvars
 import os
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from typing import Any, Generic, TypeVar
 
-from asgi_durable.engine.runs.frame import current_frame
+from asgi_durable.concurrency.futures import resolve_from_thread
 
-__all__ = ["Job", "SyncFunctionPool", "ThreadExit"]
+__all__ = ["CallInThread", "Job", "SyncFunctionPool", "ThreadExit"]
 
 ResultT = TypeVar("ResultT")
 
+# Calls a function in a thread, in the context of the task that waits for it.
+CallInThread = Callable[[Callable[[], Any]], Any]
+
 MAX_THREADS = 64
-# With those that are started as all others wait.
+# Includes the threads that are started while all others wait.
 MOST_THREADS = 1024
 IDLE_SECONDS = 10.0
 
@@ -29,76 +30,84 @@ class ThreadExit(BaseException):
     """A function raised ``KeyboardInterrupt`` or ``SystemExit``, which would end an event loop."""
 
 
+def _call(function: Callable[[], Any]) -> Any:
+    return function()
+
+
 class Job(Generic[ResultT]):
     """A function that a thread calls for a task of the running event loop.
 
+    Args:
+        function: The function.
+        call: Calls it, with the context variables of the task.
+
     Attributes:
-        answer: What it returns or raises; cancelled where nobody waits for it any more.
+        result: Its result or error; cancelled if nobody waits for it any more.
         exit: The ``KeyboardInterrupt`` or ``SystemExit`` that it raised.
     """
 
-    def __init__(self, function: Callable[[], ResultT]) -> None:
+    def __init__(self, function: Callable[[], ResultT], call: CallInThread) -> None:
         self._function = function
+        self._call = call
         self._loop = asyncio.get_running_loop()
         self._context = contextvars.copy_context()
-        self.answer: asyncio.Future[ResultT] = self._loop.create_future()
+        self.result: asyncio.Future[ResultT] = self._loop.create_future()
         self.exit: BaseException | None = None
 
-    def do(self) -> None:
+    def run(self) -> None:
         """Call the function, unless nobody waits for it any more."""
-        if self.answer.cancelled():
+        if self.result.cancelled():
             return
         result: Any = None
         error: BaseException | None = None
         try:
-            result = self._context.run(self._call)
+            result = self._context.run(self._call, self._function)
         except (KeyboardInterrupt, SystemExit) as failure:
             self.exit = failure
             error = ThreadExit(type(failure).__name__)
         except StopIteration as failure:
-            # As in a coroutine: a future cannot hold one.
+            # As in a coroutine: a future cannot hold a StopIteration.
             error = RuntimeError("the function raised StopIteration")
             error.__cause__ = failure
         except BaseException as failure:
             error = failure
-        # The event loop may be closed by now, and nobody waits then.
-        with contextlib.suppress(RuntimeError):
-            self._loop.call_soon_threadsafe(_settle, self.answer, result, error)
-
-    def _call(self) -> ResultT:
-        frame = current_frame.get()
-        if frame is not None:
-            current_frame.set(replace(frame, in_thread=True))
-        return self._function()
+        resolve_from_thread(self._loop, self.result, result, error)
 
 
 class SyncFunctionPool:
-    """Calls functions in threads, a bounded number at once, in the order in which they came.
+    """Calls functions in a bounded number of threads, in the order in which they arrive.
 
-    Neither the event loop's default executor nor a framework's pool: the application may fill
-    those up with calls that wait for what is done here. A thread that waits for the engine helps
-    nobody. Where all of them do, one more is started, and takes what came last: what the others
-    wait for came after them.
+    It is neither the event loop's default executor nor a framework's thread pool: the
+    application may fill those with calls that wait for a function called here.
+
+    Deadlock guard: if every thread is blocked waiting for the engine, one more thread starts
+    and takes the newest job, because blocked threads wait for jobs that were queued after
+    theirs.
 
     Args:
-        limit: How many threads there are, unless all of them wait.
+        limit: Greatest number of threads, unless all of them wait for the engine.
+
+    Attributes:
+        call: Calls each function in its thread; the engine sets it, so that a function can find
+            out that it runs in a thread.
     """
 
     def __init__(self, limit: int = MAX_THREADS) -> None:
+        self.call: CallInThread = _call
         self._limit = limit
         self._begin()
 
     def _begin(self) -> None:
         self._process_id = os.getpid()
         self._changed = threading.Condition()
-        self._pieces: deque[Job[Any]] = deque()
+        self._jobs: deque[Job[Any]] = deque()
         self._members: set[int] = set()
         self._starting = 0
         self._idle = 0
         self._waiting = 0
 
     def forget_those_of_parent(self) -> None:
-        """Count on no threads that a parent process had when this one was forked."""
+        """After a fork, forget the parent process's threads: the child has none of them."""
         if self._process_id != os.getpid():
             self._begin()
 
@@ -107,77 +116,69 @@ class SyncFunctionPool:
 
         Cancelling the caller does not stop a function that has begun.
         """
-        piece = Job(function)
-        self.give(piece)
-        return await piece.answer
+        job: Job[ResultT] = Job(function, self.call)
+        self.submit(job)
+        return await job.result
 
-    def give(self, piece: Job[Any]) -> None:
-        """Let a thread do a piece; may be called from any thread."""
+    def submit(self, job: Job[Any]) -> None:
+        """Let a thread run a job; callable on any thread."""
         with self._changed:
-            self._pieces.append(piece)
-            self._see_to_threads()
+            self._jobs.append(job)
+            self._provide_thread()
 
     @contextmanager
     def waiting(self) -> Iterator[None]:
-        """Say that the current thread waits for the engine, and may do so for long.
+        """Mark the current thread as waiting for the engine, possibly for long.
 
-        Only one of these threads matters: another one is none of theirs to replace.
+        Only threads of this pool count: it does not replace any others.
         """
         if threading.get_ident() not in self._members:
             yield
             return
         with self._changed:
             self._waiting += 1
-            self._see_to_threads()
+            self._provide_thread()
         try:
             yield
         finally:
             with self._changed:
                 self._waiting -= 1
 
-    def _see_to_threads(self) -> None:
+    def _provide_thread(self) -> None:
         self._changed.notify()
-        # Each of these takes one, also those that are notified and have not woken up yet.
-        if len(self._pieces) <= self._idle + self._starting:
+        # Each idle or starting thread takes one job; a notified thread counts as idle until it
+        # wakes up.
+        if len(self._jobs) <= self._idle + self._starting:
             return
         threads = len(self._members) + self._starting
         if threads < self._limit or self._waiting == threads < MOST_THREADS:
             self._starting += 1
-            # A daemon: a function that never ends must not keep the process from ending.
+            # A daemon, so that a function that never returns does not keep the process alive.
             threading.Thread(target=self._serve, name="asgi-durable-body", daemon=True).start()
 
     def _serve(self) -> None:
         with self._changed:
             self._starting -= 1
             self._members.add(threading.get_ident())
-        while (piece := self._next()) is not None:
-            piece.do()
-            # Its context, and what that holds, may be gone before the next one comes.
-            del piece
+        while (job := self._next()) is not None:
+            job.run()
+            # Release the job's context, and all it refers to, before the wait for the next one.
+            del job
 
     def _next(self) -> Job[Any] | None:
-        """Return what is to be done next, ``None`` if the thread is not needed any more."""
+        """Return the next job, ``None`` if the thread is not needed any more."""
         with self._changed:
-            while not self._pieces and len(self._members) <= self._limit:
+            while not self._jobs and len(self._members) <= self._limit:
                 self._idle += 1
                 was_notified = self._changed.wait(IDLE_SECONDS)
                 self._idle -= 1
-                if not was_notified and not self._pieces:
+                if not was_notified and not self._jobs:
                     break
-            # Counted without this one, which waits for nothing.
+            # All members but this thread, which is not waiting for the engine.
             others_wait = 0 < self._waiting == len(self._members) - 1
-            if self._pieces and others_wait:
-                return self._pieces.pop()
-            if self._pieces and len(self._members) <= self._limit:
-                return self._pieces.popleft()
+            if self._jobs and others_wait:
+                return self._jobs.pop()
+            if self._jobs and len(self._members) <= self._limit:
+                return self._jobs.popleft()
             self._members.discard(threading.get_ident())
             return None
-
-
-def _settle(answer: asyncio.Future[Any], result: object, error: BaseException | None) -> None:
-    if answer.done():
-        return
-    if error is None:
-        answer.set_result(result)
-    else:
-        answer.set_exception(error)

@@ -1,1 +1,1 @@
-"""The durable engine: runs workflows, keeps their step logs, knows nothing of HTTP."""
+"""The durable engine: runs workflows and records their step logs; knows nothing of HTTP."""

@@ -1,11 +1,12 @@
-"""Calls of the engine from code that is not async: each waits in its thread."""
+"""The engine for code that is not async: each call blocks its thread until it has a result."""
 
 from __future__ import annotations
 
 import asyncio
 import time
 from collections.abc import Callable, Coroutine, Mapping
-from typing import Any, TypeVar
+from dataclasses import dataclass
+from typing import Any, Concatenate, Generic, ParamSpec, TypeVar
 
 from asgi_durable.concurrency.thread_bridge import LoopEndedError, ThreadBridge
 from asgi_durable.engine.engine import Engine
@@ -16,44 +17,61 @@ from asgi_durable.engine.process.definitions import (
     WorkflowDefinition,
 )
 from asgi_durable.engine.runs.call import WorkflowOptions
-from asgi_durable.engine.runs.frame import Frame, current_frame
+from asgi_durable.engine.runs.frame import Frame, current_frame, enter_event_loop
 from asgi_durable.engine.runs.run_end import RunStopped
 from asgi_durable.engine.steps.sleep import checked_seconds
-from asgi_durable.engine.workflows.handle import WorkflowStatus
 from asgi_durable.errors import DurableUsageError, WorkflowInterruptedError
 
-__all__ = ["BlockingEngine"]
+__all__ = ["BlockingEngine", "Verb"]
 
+P = ParamSpec("P")
 ResultT = TypeVar("ResultT")
+ResultT_co = TypeVar("ResultT_co", covariant=True)
 DefinitionT = TypeVar("DefinitionT", bound=Definition)
 
 LOOP_ENDED = "its event loop ended"
 UNKNOWN = "unknown"
 
 
-class BlockingEngine:
-    """What an engine does for threads in which no event loop runs.
+@dataclass(frozen=True, slots=True)
+class Verb(Generic[P, ResultT_co]):
+    """A verb of the library: application code can call it async and blocking.
 
-    The call itself is made on the engine's event loop, with the thread's context variables, so
-    it has the same place in the log and follows the same rules as one of async code.
+    Attributes:
+        name: The name of its method on both sides, for example ``"sleep"``.
+        method: The engine's method that does the work.
+        in_async_code: How async code calls it, for the error of a blocking call there; by
+            default ``await durable.<name>(…)``.
+    """
+
+    name: str
+    method: Callable[Concatenate[Engine, P], Coroutine[Any, Any, ResultT_co]]
+    in_async_code: str = ""
+
+
+class BlockingEngine:
+    """An engine's calls for threads in which no event loop runs.
+
+    The call itself runs on the engine's event loop with the thread's context variables, so it
+    has the same place in the step log, and follows the same rules, as a call of async code.
 
     Args:
-        engine: What is called.
+        engine: The engine.
     """
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
 
-    # Life
+    # Life cycle
 
     def start(self) -> None:
-        """Start the engine on an event loop of its own, and resume what was interrupted.
+        """Start the engine on an event loop of its own, and resume interrupted workflows.
 
         Raises:
             StorageError: The database cannot be used; the message names it.
             DurableUsageError: The parent process has started the engine.
         """
-        _refuse_event_loop("start", "'async with durable:'")
+        _refuse_event_loop("start", "async with durable:")
         self._engine.process.require_own()
         own = self._engine.home.own()
         try:
@@ -78,6 +96,15 @@ class BlockingEngine:
 
     # Calls
 
+    def call(self, verb: Verb[P, ResultT], *args: P.args, **kwargs: P.kwargs) -> ResultT:
+        """Call a verb and return its result.
+
+        Raises:
+            DurableUsageError: An event loop runs in this thread.
+        """
+        _refuse_event_loop(verb.name, verb.in_async_code or f"await durable.{verb.name}(…)")
+        return self._call(lambda _: verb.method(self._engine, *args, **kwargs))
+
     def call_step(
         self, definition: StepDefinition, args: tuple[Any, ...], kwargs: Mapping[str, Any]
     ) -> Any:
@@ -85,8 +112,8 @@ class BlockingEngine:
         frame = self._frame()
         if not definition.is_async and (frame is None or frame.step_name is not None):
             return definition.call_decorated(*args, **kwargs)
-        _refuse_event_loop(definition.name, "'await durable.run_step(fn, …)'")
-        return self._wait(
+        _refuse_event_loop(definition.name, "await durable.run_step(fn, …)")
+        return self._call_in_this_thread(
             definition,
             lambda definition: self._engine.call_step(definition, args, kwargs),
         )
@@ -95,8 +122,8 @@ class BlockingEngine:
         self, definition: TransactionDefinition, args: tuple[Any, ...], kwargs: Mapping[str, Any]
     ) -> Any:
         """Call a transaction: recorded between the steps of a run, a plain one elsewhere."""
-        _refuse_event_loop(definition.name, "'await durable.run_step(fn, …)'")
-        return self._wait(
+        _refuse_event_loop(definition.name, "await durable.run_step(fn, …)")
+        return self._call_in_this_thread(
             definition,
             lambda definition: self._engine.call_transaction(definition, args, kwargs),
         )
@@ -109,37 +136,15 @@ class BlockingEngine:
         options: WorkflowOptions,
     ) -> Any:
         """Run a workflow and return its result."""
-        _refuse_event_loop(definition.name, "'await durable.run_workflow(fn, …)'")
-        return self._wait(
+        _refuse_event_loop(definition.name, "await durable.run_workflow(fn, …)")
+        return self._call_in_this_thread(
             definition,
             lambda definition: self._engine.call_workflow(definition, args, kwargs, options),
         )
 
-    def start_workflow(
-        self,
-        definition: WorkflowDefinition,
-        args: tuple[Any, ...],
-        kwargs: Mapping[str, Any],
-        options: WorkflowOptions,
-    ) -> str:
-        """Start a workflow in the background; return its id once that is durable."""
-        _refuse_event_loop(definition.name, "'await durable.start_workflow(fn, …)'")
-        return self._call(lambda _: self._engine.start_workflow(definition, args, kwargs, options))
-
-    def background(
-        self, definition: WorkflowDefinition, args: tuple[Any, ...], kwargs: Mapping[str, Any]
-    ) -> str:
-        """Let a workflow start with the end of the current run; return its id."""
-        _refuse_event_loop(definition.name, "'await durable.background(fn, …)'")
-
-        async def begin(_: ThreadBridge[str]) -> str:
-            return await self._engine.background(definition, args, kwargs)
-
-        return self._call(begin)
-
     def sleep(self, seconds: float) -> None:
         """Sleep: recorded between the steps of a run, a plain sleep elsewhere."""
-        _refuse_event_loop("sleep", "'await durable.sleep(seconds)'")
+        _refuse_event_loop("sleep", "await durable.sleep(seconds)")
         checked_seconds(seconds)
         frame = self._frame()
         if frame is None or frame.run is None or frame.step_name is not None:
@@ -147,27 +152,7 @@ class BlockingEngine:
         else:
             self._call(lambda _: self._engine.sleep(seconds))
 
-    def find_workflow(self, workflow_id: str) -> None:
-        """Raise ``WorkflowNotFoundError`` unless there is a workflow with this id."""
-        _refuse_event_loop("retrieve_workflow", "'await durable.retrieve_workflow(id)'")
-        self._call(lambda _: self._engine.find_workflow(workflow_id))
-
-    def workflow_status(self, workflow_id: str) -> WorkflowStatus:
-        """Return a workflow's status; recorded where a workflow asks."""
-        _refuse_event_loop("get_status", "'await durable.retrieve_workflow(id)'")
-        return self._call(lambda _: self._engine.workflow_status(workflow_id))
-
-    def workflow_result(self, workflow_id: str, timeout_seconds: float | None) -> Any:
-        """Wait for a workflow's outcome; recorded where a workflow asks."""
-        _refuse_event_loop("get_result", "'await durable.retrieve_workflow(id)'")
-        return self._call(lambda _: self._engine.workflow_result(workflow_id, timeout_seconds))
-
-    def cancel_workflow(self, workflow_id: str) -> bool:
-        """Cancel a workflow, wherever it runs; recorded where a workflow asks."""
-        _refuse_event_loop("cancel_workflow", "'await durable.cancel_workflow(id)'")
-        return self._call(lambda _: self._engine.cancel_workflow(workflow_id))
-
-    def _wait(
+    def _call_in_this_thread(
         self,
         definition: DefinitionT,
         call: Callable[[DefinitionT], Coroutine[Any, Any, Any]],
@@ -184,8 +169,13 @@ class BlockingEngine:
         engine.running()
         loop = run.loop if run is not None else engine.home.get()
         thread: ThreadBridge[ResultT] = ThreadBridge(loop, engine.registry.threads)
+
+        async def on_event_loop() -> ResultT:
+            enter_event_loop()
+            return await begin(thread)
+
         try:
-            return thread.call(lambda: begin(thread))
+            return thread.call(on_event_loop)
         except LoopEndedError:
             workflow_id = run.workflow_id if run is not None else UNKNOWN
             error = WorkflowInterruptedError(workflow_id, LOOP_ENDED)
@@ -195,7 +185,7 @@ class BlockingEngine:
         """Return where the current code runs.
 
         Raises:
-            RunStopped: It runs still although its run was stopped: no thread can be.
+            RunStopped: Its run was stopped; the code still runs, as no thread can be stopped.
         """
         frame = current_frame.get()
         if (
@@ -208,15 +198,15 @@ class BlockingEngine:
         return self._engine.frame()
 
 
-def _refuse_event_loop(name: str, instead: str) -> None:
+def _refuse_event_loop(name: str, in_async_code: str) -> None:
     """Refuse to block the event loop that runs in the current thread.
 
     Raises:
-        DurableUsageError: One does.
+        DurableUsageError: An event loop runs in it.
     """
     try:
         asyncio.get_running_loop()
     except RuntimeError:
         return
-    msg = f"{name!r} would block the event loop that runs in this thread; use {instead}"
+    msg = f"{name!r} would block the event loop that runs in this thread; use {in_async_code!r}"
     raise DurableUsageError(msg)

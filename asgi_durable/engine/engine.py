@@ -1,27 +1,19 @@
-"""The engine: starts and stops, and routes every durable call to where it belongs."""
+"""The engine: the entry of every durable call."""
 
 from __future__ import annotations
 
-import asyncio
-import logging
-import threading
 from collections.abc import Callable, Coroutine, Mapping
-from contextlib import AsyncExitStack
 from typing import Any
 
-from asgi_durable.concurrency.home_loop import HomeLoop, require_asyncio
-from asgi_durable.engine.composition import EngineParts, compose, migrate_databases
-from asgi_durable.engine.heartbeat_listener import end_when_dropped
+from asgi_durable.concurrency.home_loop import require_asyncio
+from asgi_durable.engine.lifecycle import EngineLifecycle
 from asgi_durable.engine.process.definitions import (
     StepDefinition,
     TransactionDefinition,
     WorkflowDefinition,
 )
-from asgi_durable.engine.process.log_text import database_text, library_version
 from asgi_durable.engine.process.registry import Registry
-from asgi_durable.engine.process.request_servers import RequestServers
 from asgi_durable.engine.process.settings import Limits
-from asgi_durable.engine.process.started_process import StartedProcess, not_started
 from asgi_durable.engine.recorded_queries import RecordedQueries
 from asgi_durable.engine.requests.claims import Requests
 from asgi_durable.engine.runs.call import Call, WorkflowOptions
@@ -40,21 +32,11 @@ from asgi_durable.telemetry.observer import NO_TELEMETRY, TelemetrySource
 
 __all__ = ["Engine"]
 
-logger = logging.getLogger(__name__)
 
-START_POLL_SECONDS = 0.01
-
-
-class Engine:
+class Engine(EngineLifecycle):
     """Runs one application's workflows on one storage.
 
-    Args:
-        open_storage: Makes the storage adapter, at each start.
-        open_application: Makes the application's own database, ``None`` where it is the
-            storage's.
-        registry: What is known of the application's functions, and how values are recorded.
-        limits: How long what may take.
-        telemetry: Whom to tell of the work.
+    Each call takes its place in the step log at once, and returns a coroutine.
     """
 
     def __init__(
@@ -65,168 +47,19 @@ class Engine:
         limits: Limits,
         telemetry: TelemetrySource = NO_TELEMETRY,
     ) -> None:
-        self.registry = registry
-        self.home = HomeLoop()
-        self._open_storage = open_storage
-        self._open_application = open_application
-        self._limits = limits
-        self._telemetry = telemetry
-        self._running: EngineParts | None = None
-        self.process = StartedProcess()
-        self._starting = threading.Lock()
-        self._questions = RecordedQueries(self.registry, self.running, self.frame)
-
-    # Life
-
-    async def start(self) -> None:
-        """Open the storage and enter among the living; recover nothing yet.
-
-        Raises:
-            StorageError: The database cannot be used; the message names it.
-            DurableUsageError: The event loop is not one of asyncio's.
-        """
-        await self._start()
-        self.home.settle_here()
-
-    async def _start(self) -> None:
-        require_asyncio()
-        # Before the lock, which a thread of the parent's may have held.
-        self.process.require_own()
-        # Not `acquire()`: an application without a lifespan may call from several event
-        # loops, and none of them may be blocked while another one starts.
-        while not self._starting.acquire(blocking=False):  # noqa: ASYNC110
-            await asyncio.sleep(START_POLL_SECONDS)
-        try:
-            if self._running is None:
-                self._running = await self._build()
-                self.process.enter()
-        finally:
-            self._starting.release()
-
-    async def ensure_started(self) -> None:
-        """Start on the first request of an application whose lifespan never runs."""
-        running = self._running
-        if running is None:
-            await self._start()
-            self.recover()
-            running = self.running()
-        else:
-            self.process.require_own()
-            require_asyncio()
-            running.recovery.sweep_if_wanted()
-            running.takeover.start()
-        if not running.services.executor.has_looked:
-            # What a dead process has left is anybody's before the first request is served.
-            await running.services.executor.wait_for_first_look()
-
-    def recover(self) -> None:
-        """Resume, in the background, what dead executors left, now and from now on."""
-        self.running().takeover.start()
-
-    async def migrate(self) -> None:
-        """Create the database's tables, or bring them up to date, and do nothing else.
-
-        Raises:
-            StorageError: The database cannot be used; the message names it.
-        """
-        require_asyncio()
-        await migrate_databases(self._open_storage(), self._open_application())
-
-    async def drain(self) -> None:
-        """Wait for the runs under way, then interrupt them. New calls are still served."""
-        running = self._running
-        if running is not None and self.process.is_own():
-            await self._drain_here(running)
-            await self.home.on_own(lambda: self._drain_here(running))
-
-    async def _drain_here(self, running: EngineParts) -> None:
-        await running.takeover.stop()
-        await running.recovery.stop()
-        await running.active.drain(self._limits.drain_timeout_seconds)
-
-    async def stop(self) -> None:
-        """Drain, flush what is to be written, and close the storage."""
-        running = self._running
-        # What a parent has started is its own to stop.
-        if running is None or not self.process.is_own():
-            return
-        await self.drain()
-        # A stack: all of it is closed, whatever fails or is cancelled on the way.
-        async with AsyncExitStack() as closing:
-            closing.push_async_callback(self._telemetry.close)
-            closing.push_async_callback(running.services.storage.close)
-            if running.services.application is not None:
-                closing.push_async_callback(running.services.application.close)
-            # Invariant: what is to be written is written. From here on others may take over.
-            closing.push_async_callback(running.services.executor.stop)
-            closing.callback(self._forget_running)
-            running.active.close()
-            await self._leave_here(running)
-            await self.home.on_own(lambda: self._leave_here(running))
-            await self.home.end_own()
-        logger.info("asgi-durable stopped: executor %s has left", running.services.executor.id)
-
-    async def _leave_here(self, running: EngineParts) -> None:
-        await running.services.committer.flush()
-        await running.services.guards.dismiss()
-
-    def _forget_running(self) -> None:
-        self._running = None
-        self.process.leave()
-        self.registry.request_servers.clear()
-
-    async def _build(self) -> EngineParts:
-        self.registry.prepare()
-        self.registry.run_checks()
-        self.registry.threads.forget_those_of_parent()
-        async with AsyncExitStack() as opened:
-            storage = self._open_storage()
-            await storage.open()
-            opened.push_async_callback(storage.close)
-            application = self._open_application()
-            if application is not None:
-                await application.open()
-                opened.push_async_callback(application.close)
-            parts = (storage, application, self.registry, self._limits, self._telemetry)
-            running = await compose(*parts)
-            end_when_dropped(running, self.home)
-            self._telemetry.start()
-            opened.push_async_callback(self._telemetry.close)
-            await running.services.executor.start()
-            opened.pop_all()
-        database, executor = database_text(storage, application), running.services.executor.id
-        version = library_version()
-        logger.info("asgi-durable %s started: %s, executor %s", version, database, executor)
-        return running
-
-    def running(self) -> EngineParts:
-        """Return what works between start and stop.
-
-        Raises:
-            DurableUsageError: The engine is not started, or it was by the parent process.
-        """
-        if self._running is None:
-            raise not_started()
-        self.process.require_own()
-        return self._running
-
-    # Calls. Each gives out its place in the log at once and returns a coroutine.
+        super().__init__(open_storage, open_application, registry, limits, telemetry)
+        self._queries = RecordedQueries(registry, self.running, self.frame)
 
     @property
     def requests(self) -> Requests:
-        """Workflows that are requests; asked for by async code.
+        """The workflows that are requests; for async code.
 
         Raises:
             DurableUsageError: The engine is not started.
         """
-        # An engine that runs on asyncio may be called on another event loop all the same.
+        # A started engine may still be called on another kind of event loop, such as trio's.
         require_asyncio()
         return self.running().requests
-
-    @property
-    def request_servers(self) -> RequestServers:
-        """Who can serve requests without their clients."""
-        return self.registry.request_servers
 
     def call_step(
         self, definition: StepDefinition, args: tuple[Any, ...], kwargs: Mapping[str, Any]
@@ -267,16 +100,17 @@ class Engine:
         kwargs: Mapping[str, Any],
         options: WorkflowOptions,
     ) -> Coroutine[Any, Any, str]:
-        """Start a workflow in the background; return its id once that is durable."""
+        """Start a workflow in the background; return its id once its start is durable."""
         call = self._call(definition, args, kwargs, options, awaited=False)
         return self.running().workflows.start(call)
 
     def background(
         self, definition: WorkflowDefinition, args: tuple[Any, ...], kwargs: Mapping[str, Any]
     ) -> Coroutine[Any, Any, str]:
-        """Let a workflow start with the end of the current run; return its id.
+        """Let a workflow start when the current run completes, or at once outside of a run.
 
-        Elsewhere it is started at once.
+        Returns:
+            The workflow's id.
         """
         run = self._calling_run(definition)
         if run is None:
@@ -293,9 +127,9 @@ class Engine:
             awaited=False,
         )
         workflow_id = child_workflow_id(run.workflow_id, number)
-        # Now: what is called next comes after it in the log.
+        # At once, so that the next call comes after it in the log.
         self.running().workflows.start_with_end(call, workflow_id, outbox)
-        return _known(workflow_id)
+        return _returned(workflow_id)
 
     def sleep(self, seconds: float) -> Coroutine[Any, Any, None]:
         """Sleep: recorded between the steps of a run, a plain sleep elsewhere."""
@@ -307,28 +141,28 @@ class Engine:
 
     def find_workflow(self, workflow_id: str) -> Coroutine[Any, Any, None]:
         """Raise ``WorkflowNotFoundError`` unless there is a workflow with this id."""
-        return self.call_step(self._questions.exists, (workflow_id,), {})
+        return self.call_step(self._queries.exists, (workflow_id,), {})
 
     def workflow_status(self, workflow_id: str) -> Coroutine[Any, Any, WorkflowStatus]:
-        """Return a workflow's status; recorded where a workflow asks."""
-        return self.call_step(self._questions.status, (workflow_id,), {})
+        """Return a workflow's status; recorded if a workflow asks for it."""
+        return self.call_step(self._queries.status, (workflow_id,), {})
 
     def workflow_result(
         self, workflow_id: str, timeout_seconds: float | None
     ) -> Coroutine[Any, Any, Any]:
-        """Wait for a workflow's outcome; recorded where a workflow asks."""
-        self._refuse_in_transaction("waits for")
-        asked, arguments = self._questions.result, (workflow_id, timeout_seconds)
-        return self._questions.value_of(self.call_step(asked, arguments, {}))
+        """Wait for a workflow's outcome; recorded if a workflow asks for it."""
+        self._refuse_in_transaction("waits for a workflow")
+        query, arguments = self._queries.result, (workflow_id, timeout_seconds)
+        return self._queries.value_of(self.call_step(query, arguments, {}))
 
     def cancel_workflow(self, workflow_id: str) -> Coroutine[Any, Any, bool]:
-        """Cancel a workflow, wherever it runs; recorded where a workflow asks."""
-        self._refuse_in_transaction("cancels")
-        return self.call_step(self._questions.cancel, (workflow_id,), {})
+        """Cancel a workflow in any process; recorded if a workflow asks for it."""
+        self._refuse_in_transaction("cancels a workflow")
+        return self.call_step(self._queries.cancel, (workflow_id,), {})
 
-    def _refuse_in_transaction(self, what: str) -> None:
+    def _refuse_in_transaction(self, action: str) -> None:
         if (frame := self.frame()) is not None and frame.session is not None:
-            msg = f"{frame.step_name!r} {what} a workflow while it holds the database"
+            msg = f"{frame.step_name!r} {action} while it holds the database"
             raise DurableUsageError(msg)
 
     def _call(
@@ -364,7 +198,7 @@ class Engine:
     # Context
 
     def frame(self) -> Frame | None:
-        """Return where the current code runs, ``None`` outside every run of this engine."""
+        """Return where the current code runs; ``None`` outside of every run of this engine."""
         frame = current_frame.get()
         if frame is None or self._running is None:
             return None
@@ -375,10 +209,10 @@ class Engine:
         return frame
 
     def run_between_steps(self) -> Run | None:
-        """Return the run whose next step could be called here.
+        """Return the run that the current code can call a step in, ``None`` in a step or outside.
 
         Raises:
-            DurableUsageError: The current code cannot await what it calls.
+            DurableUsageError: The current code is not async, so it cannot await the step.
         """
         frame = self.frame()
         if frame is None:
@@ -393,5 +227,5 @@ class Engine:
         return frame.run if frame.step_name is None else None
 
 
-async def _known(workflow_id: str) -> str:
+async def _returned(workflow_id: str) -> str:
     return workflow_id

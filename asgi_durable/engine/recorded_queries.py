@@ -1,4 +1,4 @@
-"""What is asked of workflows by their ids: a step, recorded where a workflow asks."""
+"""Queries about workflows by their ids; each is a step, recorded if a workflow asks."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import inspect
 from collections.abc import Awaitable, Callable
 from typing import Any
 
-from asgi_durable.codec.json_codec import Codec, JsonCodec
+from asgi_durable.codec.json_codec import JsonCodec
 from asgi_durable.codec.values import Values
 from asgi_durable.concurrency.home_loop import require_asyncio
 from asgi_durable.engine.composition import EngineParts
@@ -25,23 +25,24 @@ from asgi_durable.storage.records import WorkflowState
 
 __all__ = ["RecordedQueries", "ResultValues", "WorkflowResult"]
 
-# The module that the class lived in first: all versions read each other's logs.
-_STATUS_NAME = "asgi_durable.engine.handle:WorkflowStatus"
+# The class has moved since; other versions of the library write and read it under this name.
+RECORDED_STATUS = "asgi_durable.engine.handle:WorkflowStatus"
 
 
 class RecordedQueries:
-    """The steps that handles are made of.
+    """The steps that the handles of workflows call.
 
     Args:
         registry: The engine's.
-        running: Returns what works now.
+        running: Returns the parts of the started engine.
         frame: Returns where the current code runs.
 
     Attributes:
         exists: Raises ``WorkflowNotFoundError`` unless there is a workflow with an id.
-        status: Returns its status.
-        result: Waits for its outcome, for so many seconds; :meth:`value_of` reads that.
-        cancel: Cancels it.
+        status: Returns a workflow's status.
+        result: Waits for a workflow's outcome, with a timeout in seconds; :meth:`value_of`
+            reads it.
+        cancel: Cancels a workflow.
     """
 
     def __init__(
@@ -51,8 +52,12 @@ class RecordedQueries:
         frame: Callable[[], Frame | None],
     ) -> None:
         self._registry = registry
-        _register_status(registry.codec)
-        self._given_running = running
+        codec = registry.codec
+        if isinstance(codec, JsonCodec):
+            codec.register(WorkflowStatus, name=RECORDED_STATUS)
+        else:
+            codec.register(WorkflowStatus)
+        self._get_running = running
         self._frame = frame
         self.exists = self._step(self._refuse_missing, "durable.retrieve_workflow")
         self.status = self._step(self._read_status, "durable.get_status")
@@ -66,7 +71,7 @@ class RecordedQueries:
 
     def _running(self) -> EngineParts:
         require_asyncio()
-        return self._given_running()
+        return self._get_running()
 
     def _step(self, function: Callable[..., Any], name: str) -> StepDefinition:
         return StepDefinition(function, name=name, registry=self._registry, options=StepOptions())
@@ -94,6 +99,8 @@ class RecordedQueries:
         self, workflow_id: str, timeout_seconds: float | None
     ) -> WorkflowResult:
         running, frame = self._running(), self._frame()
+        # Not anyio's: its scope would also cancel what the database connection does to recover
+        # from the timeout.
         async with asyncio.timeout(timeout_seconds):
             in_run = frame is not None and frame.run is not None
             outcome = await running.outcomes.wait(workflow_id, in_run=in_run)
@@ -104,9 +111,9 @@ class RecordedQueries:
         )
         return raised
 
-    async def value_of(self, asked: Awaitable[WorkflowResult]) -> Any:
-        """Return the result that was asked for, as today's code has it."""
-        result = await asked
+    async def value_of(self, query: Awaitable[WorkflowResult]) -> Any:
+        """Return a workflow's result, read by the types that the code has today."""
+        result = await query
         if result.name is None:
             return result.value
         name = result.name
@@ -115,7 +122,8 @@ class RecordedQueries:
     def _in_run(self, read: Callable[[], Any]) -> Any:
         """Read an outcome.
 
-        Invariant: what cannot be read is no outcome of the step that asks, nor of its workflow.
+        Invariant: an unreadable outcome is neither an outcome of the step that asks for it nor of
+        that step's workflow.
         """
         try:
             return read()
@@ -136,12 +144,12 @@ class _ResultDefinition(StepDefinition):
 
 @fast_dataclass()
 class WorkflowResult:
-    """A workflow's result.
+    """A workflow's result, as the step that asks for it records it.
 
     Attributes:
-        name: The workflow's; ``None`` where a former version has recorded the value itself.
-        output: As it is recorded.
-        value: It itself, in that case.
+        name: The workflow's name; ``None`` if a former version has recorded the value itself.
+        output: The encoded result.
+        value: The result itself, if there is no name.
     """
 
     name: str | None
@@ -150,7 +158,7 @@ class WorkflowResult:
 
 
 class ResultValues(FunctionValues):
-    """Reads and writes what the step that asks for a result returns."""
+    """Reads and writes the result of the step that asks for a workflow's result."""
 
     def __init__(self, values: Values, function: str) -> None:
         super().__init__(values, function, inspect.Signature(), {})
@@ -164,10 +172,3 @@ class ResultValues(FunctionValues):
         if found is None:
             return WorkflowResult(None, value=super().read_result(data))
         return WorkflowResult(*found)
-
-
-def _register_status(codec: Codec) -> None:
-    if isinstance(codec, JsonCodec):
-        codec.register(WorkflowStatus, name=_STATUS_NAME)
-    else:
-        codec.register(WorkflowStatus)

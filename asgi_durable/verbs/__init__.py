@@ -1,1 +1,1 @@
-"""What application code calls on ``Durable``: decorators, calls, and their blocking forms."""
+"""The methods that application code calls on ``Durable``: decorators and verbs."""

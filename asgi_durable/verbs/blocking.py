@@ -11,6 +11,7 @@ from asgi_durable.engine.process.definitions import StepDefinition
 from asgi_durable.engine.runs.call import WorkflowOptions
 from asgi_durable.engine.runs.frame import current_session
 from asgi_durable.engine.workflows.handle import WorkflowStatus
+from asgi_durable.verbs import table
 from asgi_durable.verbs.decorators import called_step, called_workflow
 
 if TYPE_CHECKING:
@@ -24,7 +25,13 @@ ResultT_co = TypeVar("ResultT_co", covariant=True)
 
 
 class BlockingWorkflowHandle(Generic[ResultT_co]):
-    """A workflow that may be running, here or elsewhere, or be over."""
+    """A workflow that was started, in this process or another; it may be finished.
+
+    Each method blocks its thread; see :class:`WorkflowHandle` for the async methods.
+
+    Attributes:
+        workflow_id: The workflow's id.
+    """
 
     def __init__(self, calls: BlockingEngine, workflow_id: str) -> None:
         self._calls = calls
@@ -35,20 +42,34 @@ class BlockingWorkflowHandle(Generic[ResultT_co]):
         return f"BlockingWorkflowHandle({self.workflow_id!r})"
 
     def get_status(self) -> WorkflowStatus:
-        """Return what is known of the workflow now; see :meth:`WorkflowHandle.get_status`."""
-        return self._calls.workflow_status(self.workflow_id)
+        """Return the workflow's current status; recorded if a workflow asks.
+
+        Raises:
+            WorkflowNotFoundError: Its row was deleted.
+        """
+        return self._calls.call(table.GET_STATUS, self.workflow_id)
 
     def get_result(self, timeout: float | None = None) -> ResultT_co:
-        """Wait until the workflow is over; see :meth:`WorkflowHandle.get_result`."""
-        return cast("ResultT_co", self._calls.workflow_result(self.workflow_id, timeout))
+        """Wait until the workflow is finished; return its result or raise its error.
+
+        Args:
+            timeout: Longest wait in seconds; the workflow continues after it.
+
+        Raises:
+            TimeoutError: The workflow did not finish in time.
+            WorkflowCancelledError: The workflow was cancelled.
+            WorkflowNotFoundError: Its row was deleted.
+        """
+        result = self._calls.call(table.GET_RESULT, self.workflow_id, timeout)
+        return cast("ResultT_co", result)
 
     def cancel(self) -> bool:
-        """Cancel the workflow, wherever it runs; see :meth:`Durable.cancel_workflow`."""
-        return self._calls.cancel_workflow(self.workflow_id)
+        """Cancel the workflow, in whatever process it runs; see :meth:`Durable.cancel_workflow`."""
+        return self._calls.call(table.CANCEL, self.workflow_id)
 
 
 class BlockingCalls:
-    """Calls of workflows, all with the same options; see :meth:`Blocking.options`."""
+    """Calls of workflows that all have the same options; see :meth:`Blocking.options`."""
 
     def __init__(self, engine: Engine, calls: BlockingEngine, options: WorkflowOptions) -> None:
         self._engine = engine
@@ -64,7 +85,14 @@ class BlockingCalls:
     def run_workflow(self, function: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R: ...
 
     def run_workflow(self, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        """Run a workflow and return its result; a ``def`` function in this thread."""
+        """Run a workflow and return its result.
+
+        A ``def`` function runs in this thread, an ``async def`` function on the event loop.
+
+        Raises:
+            DurableUsageError: The function is not a workflow of this ``Durable``, or an event
+                loop runs in this thread.
+        """
         definition, args = called_workflow(self._engine, function, args)
         return self._calls.call_workflow(definition, args, kwargs, self._options)
 
@@ -81,17 +109,24 @@ class BlockingCalls:
     def start_workflow(
         self, function: Callable[..., Any], *args: Any, **kwargs: Any
     ) -> BlockingWorkflowHandle[Any]:
-        """Start a workflow in the background; return its handle once the start is durable."""
+        """Start a workflow in the background; return its handle once its start is durable."""
         definition, args = called_workflow(self._engine, function, args)
-        workflow_id = self._calls.start_workflow(definition, args, kwargs, self._options)
+        workflow_id = self._calls.call(
+            table.START_WORKFLOW, definition, args, kwargs, self._options
+        )
         return BlockingWorkflowHandle(self._calls, workflow_id)
 
 
 class Blocking(BlockingCalls):
-    """What :class:`Durable` does for code that is not async: each verb waits in its thread.
+    """The verbs of :class:`Durable` for code that is not async: each blocks its thread.
 
-    Not on an event loop's thread, which would stand still: there each raises
-    ``DurableUsageError``.
+    On a thread in which an event loop runs, each raises ``DurableUsageError``, as the event loop
+    would stand still.
+
+    Example::
+
+        with durable:
+            order = durable.blocking.run_workflow(checkout, 17)
     """
 
     def __init__(self, engine: Engine, calls: BlockingEngine) -> None:
@@ -103,22 +138,9 @@ class Blocking(BlockingCalls):
         workflow_id: str | None = None,
         on_conflict: Literal["raise", "attach"] = "raise",
     ) -> BlockingCalls:
-        """Return the workflow calls with options; see :meth:`Durable.options`."""
+        """Return the calls of workflows with options; see :meth:`Durable.options`."""
         options = WorkflowOptions(workflow_id=workflow_id, on_conflict=on_conflict)
         return BlockingCalls(self._engine, self._calls, options)
-
-    def retrieve_workflow(self, workflow_id: str) -> BlockingWorkflowHandle[Any]:
-        """Return the handle of a workflow that exists.
-
-        Raises:
-            WorkflowNotFoundError: No workflow has the id.
-        """
-        self._calls.find_workflow(workflow_id)
-        return BlockingWorkflowHandle(self._calls, workflow_id)
-
-    def cancel_workflow(self, workflow_id: str) -> bool:
-        """Cancel a workflow or a keyed request; see :meth:`Durable.cancel_workflow`."""
-        return self._calls.cancel_workflow(workflow_id)
 
     @overload
     def background(
@@ -129,9 +151,9 @@ class Blocking(BlockingCalls):
     def background(self, function: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> str: ...
 
     def background(self, function: Callable[..., Any], *args: Any, **kwargs: Any) -> str:
-        """Start a workflow once its caller has ended well; see :meth:`Durable.background`."""
+        """Start a workflow once its caller has completed; see :meth:`Durable.background`."""
         definition, args = called_workflow(self._engine, function, args)
-        return self._calls.background(definition, args, kwargs)
+        return self._calls.call(table.BACKGROUND, definition, args, kwargs)
 
     @overload
     def run_step(
@@ -142,21 +164,41 @@ class Blocking(BlockingCalls):
     def run_step(self, function: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R: ...
 
     def run_step(self, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        """Call a step or a transaction; an ``async def`` function runs on the event loop."""
+        """Call a step or a transaction and return its result.
+
+        A ``def`` function runs in this thread, an ``async def`` function on the event loop.
+
+        Raises:
+            DurableUsageError: The function is no step or transaction of this ``Durable``, or an
+                event loop runs in this thread.
+        """
         definition, args = called_step(self._engine, function, args)
         if isinstance(definition, StepDefinition):
             return self._calls.call_step(definition, args, kwargs)
         return self._calls.call_transaction(definition, args, kwargs)
 
     def sleep(self, seconds: float) -> None:
-        """Sleep; inside a workflow or a keyed request durably. See :meth:`Durable.sleep`."""
+        """Sleep, durably inside a workflow or a keyed request; see :meth:`Durable.sleep`."""
         self._calls.sleep(seconds)
+
+    def retrieve_workflow(self, workflow_id: str) -> BlockingWorkflowHandle[Any]:
+        """Return the handle of a workflow that exists.
+
+        Raises:
+            WorkflowNotFoundError: No workflow has the id.
+        """
+        self._calls.call(table.RETRIEVE_WORKFLOW, workflow_id)
+        return BlockingWorkflowHandle(self._calls, workflow_id)
+
+    def cancel_workflow(self, workflow_id: str) -> bool:
+        """Cancel a workflow or a keyed request; see :meth:`Durable.cancel_workflow`."""
+        return self._calls.call(table.CANCEL_WORKFLOW, workflow_id)
 
     @property
     def session(self) -> Session:
-        """The current transaction's session in a ``def`` function; the same, by its type.
+        """The session of the current transaction, typed for ``def`` functions.
 
         Raises:
-            DurableUsageError: The current code is in no transaction.
+            DurableUsageError: The current code is not in a transaction.
         """
         return cast("Session", current_session(self._engine.frame()))

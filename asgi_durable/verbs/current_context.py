@@ -1,4 +1,4 @@
-"""What the current code can ask: which workflow, step and request it belongs to."""
+"""The workflow, step and request that the current code belongs to."""
 
 from __future__ import annotations
 
@@ -21,10 +21,12 @@ __all__ = ["CurrentContext"]
 
 
 class CurrentContext:
-    """Where the current code runs; ``None`` outside of what is asked for, but for a session.
+    """The workflow, step and request that the current code belongs to.
+
+    Outside of them the properties are ``None``; ``session`` raises an error instead.
 
     Attributes:
-        engine: What runs it.
+        engine: Runs the current code.
     """
 
     engine: Engine
@@ -37,77 +39,89 @@ class CurrentContext:
 
     @property
     def step_id(self) -> int | None:
-        """The current step's place in the log, from 0; ``None`` outside a step."""
+        """The current step's place in the step log, from 0; ``None`` outside a step."""
         frame = self.engine.frame()
         return frame.step_number if frame is not None else None
 
     def idempotency_key_for_step(self) -> str:
-        """Return a key for the current step, to hand on to a service as its idempotency key.
+        """Return a key for the current step, to send to a service as its idempotency key.
 
-        It is the same however often the step is tried, in any process, and no other step's.
+        It is the same in every attempt of the step, in any process, and different from the keys
+        of all other steps.
+
+        Example::
+
+            key = durable.idempotency_key_for_step()
+            await client.post(url, json=order, headers={"Idempotency-Key": key})
 
         Returns:
-            26 letters and digits; nobody can tell the workflow's id from it.
+            26 letters and digits, which do not reveal the workflow's id.
 
         Raises:
-            DurableUsageError: The current code is in no step of a workflow or keyed request.
+            DurableUsageError: The current code is not in a step of a workflow or keyed request.
         """
         frame = self.engine.frame()
         if frame is None or frame.run is None or frame.step_number is None:
-            msg = "idempotency_key_for_step() is for code in a step, where a place is recorded"
+            msg = (
+                "idempotency_key_for_step() is for code in a step of a workflow or a keyed request"
+            )
             raise DurableUsageError(msg)
         return step_key(frame.run.workflow_id, frame.step_number)
 
     def add_idempotency_key(self, request: OutgoingRequest) -> Awaitable[None]:
-        """Give a request to another service the key of the step that sends it; a hook of httpx.
+        """Add the current step's key to a request to another service; an event hook of httpx.
 
-        ``httpx.AsyncClient(event_hooks={"request": [durable.add_idempotency_key]})``, and the
-        same for ``httpx.Client``. A ``POST`` or ``PATCH`` in a step of a workflow or keyed
-        request gets an ``Idempotency-Key``: the first of an attempt that of
-        :meth:`idempotency_key_for_step`, the others that with their number, so each has the
-        same one however often the step is tried. All else is left alone, and so is a key that
-        is there.
+        A ``POST`` or ``PATCH`` that a step of a workflow or keyed request sends gets an
+        ``Idempotency-Key``. The first request of an attempt gets the key of
+        :meth:`idempotency_key_for_step`, and each further one that key with its number. So a
+        request has the same key in every attempt of the step. Other requests stay as they are, and
+        so does a key that is there already.
+
+        Example::
+
+            httpx.AsyncClient(event_hooks={"request": [durable.add_idempotency_key]})
+            httpx.Client(event_hooks={"request": [durable.add_idempotency_key]})
 
         Returns:
-            Something that may be awaited, and need not be.
+            An object that may be awaited, and need not be.
         """
         add_key(request, self.engine.frame())
         return DONE
 
     def add_trace_headers(self, request: OutgoingRequest) -> Awaitable[None]:
-        """Let a request to another service belong to the current trace; a hook of httpx.
+        """Add the current trace to a request to another service; an event hook of httpx.
 
-        It is for clients that no instrumentation does this for. With OpenTelemetry the
-        propagators of the application say what is sent; else it is the ``traceparent`` and
-        ``tracestate`` that the current workflow or request has, and the ``baggage`` of
-        :attr:`baggage`. Headers that are there are left alone.
+        It is for clients without an instrumentation of their own. With OpenTelemetry, the
+        application's propagators write the headers; otherwise they are the ``traceparent`` and
+        ``tracestate`` of the current workflow or request, and the ``baggage`` of
+        :attr:`baggage`. Headers that are there already stay.
 
         Returns:
-            Something that may be awaited, and need not be.
+            An object that may be awaited, and need not be.
         """
-        add_trace(request, *self._kept())
+        add_trace(request, *self._trace_and_baggage())
         return DONE
 
     @property
     def baggage(self) -> Mapping[str, str]:
-        """The W3C baggage that the current work keeps, after a restart as well.
+        """The W3C baggage that the current workflow or request stores, also after a restart.
 
-        Those members that ``Telemetry(baggage_keys=...)`` names, decoded. Empty outside.
+        It has the members that ``Telemetry(baggage_keys=...)`` names, decoded. Empty outside.
         """
-        return parse_baggage(self._kept()[1])
+        return parse_baggage(self._trace_and_baggage()[1])
 
-    def _kept(self) -> tuple[str | None, str | None]:
-        """Return the trace and the baggage of the current work, as headers have them."""
+    def _trace_and_baggage(self) -> tuple[str | None, str | None]:
+        """Return the trace and the baggage of the current code, as in their headers."""
         frame = self.engine.frame()
         if frame is not None and frame.run is not None:
-            kept = frame.run.workflow.trace_context
-            return trace_of(kept), baggage_of(kept)
+            stored = frame.run.workflow.trace_context
+            return trace_of(stored), baggage_of(stored)
         request = current_request.get()
         return (request.trace_context, request.baggage) if request is not None else (None, None)
 
     @property
     def request_id(self) -> str | None:
-        """The id of the request that began the current work, after a restart as well."""
+        """The id of the request that led to the current code, also after a restart."""
         frame = self.engine.frame()
         if frame is not None and frame.run is not None:
             return frame.run.workflow.request_id
@@ -116,23 +130,24 @@ class CurrentContext:
 
     @property
     def request(self) -> RequestContext | None:
-        """The request being handled; ``None`` outside, and in what a restart resumed."""
+        """The request that the current code handles; ``None`` outside and in a resumed workflow."""
         return current_request.get()
 
     @property
     def span(self) -> Any:
-        """The OpenTelemetry span of the current run, else of the request; ``None`` without."""
+        """The OpenTelemetry span of the current run or request; ``None`` if there is none."""
         frame = self.engine.frame()
         span = frame.run.observed.span if frame is not None and frame.run is not None else None
         return span or current_request_span.get()
 
     @property
     def session(self) -> AsyncSession:
-        """The current transaction's session.
+        """The session of the current transaction, typed for ``async def`` functions.
 
-        In a ``def`` function it is a ``Session``: ``durable.blocking.session`` has that type.
+        In a ``def`` function it is a ``Session``: use ``durable.blocking.session`` there, which
+        has that type.
 
         Raises:
-            DurableUsageError: The current code is in no transaction.
+            DurableUsageError: The current code is not in a transaction.
         """
         return cast("AsyncSession", current_session(self.engine.frame()))

@@ -37,13 +37,15 @@ E = TypeVar("E", bound=Exception)
 
 
 class Decorators:
-    """Workflows, steps and transactions, of functions that are async and of others.
+    """The decorators for workflows, steps and transactions, ``async def`` or ``def``.
 
-    Each works bare and with arguments, and keeps what it decorates as it is: an ``async def``
-    function is still awaited, and a ``def`` function still runs in the thread it is called in.
+    Each works with and without arguments, and does not change how a function is called: an
+    ``async def`` function is still awaited, and a ``def`` function still runs in the thread of
+    its call.
 
     Attributes:
-        engine: What runs them.
+        engine: Runs the async functions.
+        thread_calls: Runs the ``def`` functions.
     """
 
     engine: Engine
@@ -67,13 +69,24 @@ class Decorators:
     ) -> Any:
         """Make a function a workflow; calling it runs it durably.
 
+        Example::
+
+            @durable.workflow
+            async def checkout(order_id: int) -> str:
+                return await charge(order_id)
+
         Args:
-            function: The function, where the decorator is used bare.
-            name: What the log calls it; its qualified name by default.
-            max_recovery_attempts: How often it is taken up again after its process died, in
-                a row and without any progress, until it is set aside as
-                ``RETRIES_EXCEEDED``; ``None`` for ever. At least two more are made, in which
-                it runs by itself, so that it is not blamed for another's doing.
+            function: The function, if the decorator is used without arguments.
+            name: The workflow's name in the database; by default its qualified name.
+            max_recovery_attempts: How often the workflow is resumed after crashes of its process
+                in a row, without any progress in between, before it is set aside as
+                ``RETRIES_EXCEEDED``; ``None`` for no limit. It is always resumed after the first
+                two crashes, and runs alone after the second one, so that it is not blamed for
+                another workflow's crash.
+
+        Raises:
+            DurableUsageError: It is no function, or a generator function; another workflow has
+                the name; or the number of attempts is less than 1.
         """
 
         def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -119,15 +132,24 @@ class Decorators:
     ) -> Any:
         """Make a function a step: recorded inside a workflow, a plain call outside.
 
+        Example::
+
+            @durable.step(retry=RetryPolicy(max_attempts=5), timeout=10)
+            async def charge(order_id: int) -> str: ...
+
         Args:
-            function: The function, where the decorator is used bare.
-            name: What the log calls it; its qualified name by default.
-            retry: When it is tried again; three attempts by default, ``None`` for one.
-            timeout: Seconds for each attempt; for ``async def`` functions only.
-            at_most_once: True if its body must not run a second time. That it begins is
-                durable before it does. Where its outcome got lost, as its process died say,
-                it raises ``StepInterruptedError`` from then on; whatever it raised stands,
-                for a request's retry as well. It has one attempt.
+            function: The function, if the decorator is used without arguments.
+            name: The step's name in the step log; by default its qualified name.
+            retry: When the step is retried; three attempts by default, ``None`` for one attempt.
+            timeout: Time limit of each attempt in seconds; for ``async def`` functions only.
+            at_most_once: True if the body must not run a second time. The step's begin is
+                recorded before the body runs, and it has one attempt. If its outcome is lost, for
+                example because its process died, the step raises ``StepInterruptedError`` from
+                then on. An error that the body raised stands, also for a request's retry.
+
+        Raises:
+            DurableUsageError: It is no function, or a generator function; or the options do not
+                fit each other or the function.
         """
         options = StepOptions(retry=retry, timeout_seconds=timeout, at_most_once=at_most_once)
 
@@ -162,13 +184,22 @@ class Decorators:
 
         Inside a workflow or a keyed request its rows and its record commit together, exactly
         once; elsewhere it is a plain transaction. The session is an ``AsyncSession`` in an
-        ``async def`` function, and a ``Session`` of the thread in a ``def`` function.
+        ``async def`` function, and a ``Session`` in a ``def`` function.
+
+        Example::
+
+            @durable.transaction
+            async def add_order(name: str) -> None:
+                durable.session.add(Order(name=name))
 
         Args:
-            function: The function, where the decorator is used bare.
-            name: What the log calls it; its qualified name by default.
-            isolation_level: ``"SERIALIZABLE"`` say; the database's default with ``None``. A
-                transaction that the database gives up for another one is tried again.
+            function: The function, if the decorator is used without arguments.
+            name: The transaction's name in the step log; by default its qualified name.
+            isolation_level: For example ``"SERIALIZABLE"``; ``None`` for the database's default.
+                A transaction that the database gives up in favour of another one is retried.
+
+        Raises:
+            DurableUsageError: It is no function, or a generator function.
         """
 
         def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -188,17 +219,21 @@ class Decorators:
     def register_type(
         self, hint: object, *, name: str | None = None, aliases: Iterable[str] = ()
     ) -> None:
-        """Let values of a class be recorded that no annotation names.
+        """Register a class whose values are recorded although no annotation names it.
+
+        Example::
+
+            durable.register_type(Order, aliases=["old.module:Order"])
 
         Args:
             hint: The class; without a name and aliases also a type hint that names several.
-            name: What its values are recorded as, ``"module:QualName"`` by default. With a name
-                the class may move, and be renamed.
-            aliases: What they were recorded as before, ``["old.module:Order"]`` say.
+            name: The recorded name of the class, by default ``"module:QualName"``. A class with
+                a name of its own may be moved and renamed.
+            aliases: Former recorded names, for example ``["old.module:Order"]``.
 
         Raises:
-            DurableUsageError: The class is none that can be recorded, or a name is another
-                class's.
+            DurableUsageError: Values of the class cannot be recorded, or another class has the
+                name.
         """
         codec = self.engine.registry.codec
         if name is None and not aliases:
@@ -219,11 +254,11 @@ class Decorators:
         from_data: Callable[[Any], E] | None = None,
         aliases: Iterable[str] = (),
     ) -> None:
-        """Say how a class of exceptions, and its subclasses, are recorded.
+        """Define how exceptions of a class, and of its subclasses, are recorded.
 
-        It is needed for what cannot be recorded as it is: an exception that holds a connection,
-        one whose class is written in another language or made inside a function, one whose class
-        was renamed. Class, notes, cause and traceback are always kept.
+        It is needed for exceptions that cannot be recorded as they are: those that hold a
+        connection, or whose class is written in another language, made inside a function, or
+        renamed. Class, notes, cause and traceback are always recorded.
 
         Example::
 
@@ -235,14 +270,14 @@ class Decorators:
 
         Args:
             cls: The class.
-            to_data: Returns what is recorded of an exception: any value that a step may return.
-            from_data: Makes the exception again of that. It has to have the same message, and
-                should read what earlier versions of the code have recorded.
-            aliases: Names under which the class was recorded before, ``"module:QualName"``.
+            to_data: Returns the data to record of an exception: any value that a step may return.
+            from_data: Makes the exception from that data, with the same message. It should read
+                the data that earlier versions of the code recorded.
+            aliases: Former recorded names of the class, as ``"module:QualName"``.
 
         Raises:
-            DurableUsageError: It is no class of exceptions, one of the two functions is missing,
-                an alias has another form, or the codec has no such method.
+            DurableUsageError: The class is no exception class, one of the two functions is
+                missing, an alias has another form, or the codec has no such method.
         """
         register = getattr(self.engine.registry.codec, "register_exception", None)
         if register is None:
@@ -268,7 +303,7 @@ CODE_ATTRIBUTE = "__code__"
 
 
 def decorated(function: Any, decorate: Callable[[Callable[..., Any]], Callable[..., Any]]) -> Any:
-    """Decorate a function; that inside a static or class method, where it is one."""
+    """Decorate a function; for a static or class method, the function inside it."""
     if isinstance(function, (staticmethod, classmethod)):
         return type(function)(decorate(function.__func__))
     return decorate(function)
@@ -277,11 +312,11 @@ def decorated(function: Any, decorate: Callable[[Callable[..., Any]], Callable[.
 def durable_function(
     definition: Definition, call: Callable[[tuple[Any, ...], dict[str, Any]], Any]
 ) -> Callable[..., Any]:
-    """Return what replaces a decorated function.
+    """Return the function that replaces a decorated one.
 
-    A plain function; for an async one it returns a coroutine, as the call's place in the log is
-    given out when it is called. Frameworks ask whether it is a coroutine function: it says what
-    the function says.
+    It is a plain function, and returns a coroutine for an async one: the call takes its place in
+    the step log when it is called, not when it is awaited. For frameworks that ask, it is a
+    coroutine function if the decorated one is.
     """
 
     @functools.wraps(definition.decorated)
@@ -293,12 +328,12 @@ def durable_function(
         return durable_function
     if sys.version_info >= (3, 12):
         return inspect.markcoroutinefunction(durable_function)
-    # What `asyncio.iscoroutinefunction` looks for before Python 3.12.
+    # `asyncio.iscoroutinefunction` looks for this marker before Python 3.12.
     marker = getattr(asyncio.coroutines, COROUTINE_MARKER)
     setattr(durable_function, COROUTINE_MARKER, marker)
     if sys.implementation.name == "cpython":
-        # What `inspect.iscoroutinefunction` looks for. A call stays what it is: CPython 3.11
-        # makes a coroutine where an instruction says so, not where this flag is.
+        # `inspect.iscoroutinefunction` looks for this flag. It does not change a call: CPython 3.11
+        # makes a coroutine because of an instruction in the code, not because of the flag.
         code = getattr(durable_function, CODE_ATTRIBUTE)
         code = code.replace(co_flags=code.co_flags | inspect.CO_COROUTINE)
         setattr(durable_function, CODE_ATTRIBUTE, code)
@@ -308,10 +343,10 @@ def durable_function(
 def called_workflow(
     engine: Engine, function: Callable[..., Any], args: tuple[Any, ...]
 ) -> tuple[WorkflowDefinition, tuple[Any, ...]]:
-    """Return what an engine knows of a decorated function, and the arguments of its call.
+    """Return the definition of a decorated workflow, and the arguments of its call.
 
     Raises:
-        DurableUsageError: It is not a workflow of this engine's.
+        DurableUsageError: The function is not a workflow of this engine.
     """
     definition = getattr(function, DEFINITION_ATTRIBUTE, None)
     if not isinstance(definition, WorkflowDefinition) or definition.registry is not engine.registry:
@@ -323,10 +358,10 @@ def called_workflow(
 def called_step(
     engine: Engine, function: Callable[..., Any], args: tuple[Any, ...]
 ) -> tuple[StepDefinition | TransactionDefinition, tuple[Any, ...]]:
-    """Return what an engine knows of a decorated step or transaction, and its arguments.
+    """Return the definition of a decorated step or transaction, and the arguments of its call.
 
     Raises:
-        DurableUsageError: It is neither, of this engine's.
+        DurableUsageError: The function is no step or transaction of this engine.
     """
     definition = getattr(function, DEFINITION_ATTRIBUTE, None)
     if (
@@ -342,5 +377,5 @@ def called_step(
 
 
 def _with_owner(function: Callable[..., Any], args: tuple[Any, ...]) -> tuple[Any, ...]:
-    """Return the arguments with what a bound method would put before them."""
+    """Return the arguments, with the object of a bound method in front."""
     return (function.__self__, *args) if inspect.ismethod(function) else args

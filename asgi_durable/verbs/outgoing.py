@@ -1,4 +1,4 @@
-"""Requests that are sent to others: their idempotency keys, and the trace they belong to."""
+"""Requests to other services: their idempotency keys and trace headers."""
 
 from __future__ import annotations
 
@@ -12,24 +12,24 @@ from asgi_durable.ids import step_key
 __all__ = ["DONE", "OutgoingRequest", "add_key", "add_trace"]
 
 HEADER = "Idempotency-Key"
-# Those that do something twice if they are sent twice.
+# The methods that are not idempotent.
 METHODS = frozenset({"POST", "PATCH"})
 
 
 class OutgoingRequest(Protocol):
-    """A client's request that is about to be sent, as of httpx."""
+    """A request that is about to be sent, for example one of httpx."""
 
     @property
     def method(self) -> str:
-        """In upper case."""
+        """The HTTP method in upper case."""
 
     @property
     def headers(self) -> MutableMapping[str, str]:
-        """Found by name, whatever its case."""
+        """The headers, with case-insensitive names."""
 
 
 class _Done:
-    """Nothing to wait for; unlike a coroutine it need not be awaited."""
+    """An awaitable that is done; unlike a coroutine it need not be awaited."""
 
     def __await__(self) -> Generator[None, None, None]:
         yield from ()
@@ -39,23 +39,28 @@ DONE = _Done()
 
 
 def add_key(request: OutgoingRequest, frame: Frame | None) -> None:
-    """Give a request of a step that has a place in a log the step's next key."""
+    """Add the next key of the current step, if the step is recorded.
+
+    Args:
+        request: The request.
+        frame: The place of the code that sends it.
+    """
     if frame is None or frame.run is None or frame.step_number is None:
         return
     if request.method not in METHODS or HEADER in request.headers:
         return
     key = step_key(frame.run.workflow_id, frame.step_number)
-    earlier = next(frame.outgoing)
-    request.headers[HEADER] = f"{key}-{earlier + 1}" if earlier else key
+    sent_before = next(frame.outgoing)
+    request.headers[HEADER] = f"{key}-{sent_before + 1}" if sent_before else key
 
 
 def add_trace(request: OutgoingRequest, trace: str | None, baggage: str | None) -> None:
-    """Give a request the headers of a trace, unless it is in one already.
+    """Add the headers of a trace, unless the request belongs to a trace already.
 
     Args:
-        request: What is sent.
-        trace: ``traceparent``, and after a space ``tracestate``, where there is no span.
-        baggage: Where OpenTelemetry sends none.
+        request: The request.
+        trace: ``traceparent``, and after a space ``tracestate``; used if there is no current span.
+        baggage: The header ``baggage``; used if OpenTelemetry adds none.
     """
     if "traceparent" in request.headers:
         return
@@ -74,6 +79,6 @@ def add_trace(request: OutgoingRequest, trace: str | None, baggage: str | None) 
 
 
 def _is_in_span() -> bool:
-    # Without the API there is no current span.
+    # Without OpenTelemetry's API there is no current span.
     trace = sys.modules.get("opentelemetry.trace")
     return trace is not None and trace.get_current_span().get_span_context().is_valid

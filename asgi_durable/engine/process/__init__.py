@@ -1,1 +1,1 @@
-"""The parts of the engine that exist once per process."""
+"""The parts of the engine that a process has one of, and the definitions of its functions."""

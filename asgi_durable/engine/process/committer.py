@@ -1,18 +1,17 @@
-"""Group commit: what all runs have to write goes into one transaction at a time."""
+"""Group commit: one transaction at a time for the writes of all runs."""
 
 from __future__ import annotations
 
 import asyncio
 import contextvars
 import logging
-import random
 import time
 from collections import deque
 from collections.abc import Sequence
 
+from asgi_durable.concurrency.backoff import Backoff
 from asgi_durable.concurrency.once import Once
 from asgi_durable.concurrency.per_loop import PerLoop
-from asgi_durable.concurrency.retry_log import is_worth_a_line
 from asgi_durable.errors import StorageError, StorageUnavailableError
 from asgi_durable.storage.protocol import StepLog
 from asgi_durable.storage.writes import (
@@ -34,25 +33,26 @@ logger = logging.getLogger(__name__)
 
 MAX_BATCH_WRITES = 1000
 MAX_BATCH_BYTES = 4 * 1024 * 1024
-# Turns of the event loop that a batch waits for: as many as it takes until a child's end has
-# woken its parent, whose end then shares the commit. Microseconds, where nothing else runs.
-GATHER_TURNS = 2
+# Iterations of the event loop that a batch waits for. In two of them the end of a child wakes its
+# parent, whose own end then shares the commit. It takes microseconds if nothing else runs.
+GATHER_ITERATIONS = 2
 FIRST_RETRY_SECONDS = 0.05
 LONGEST_RETRY_SECONDS = 1.0
-# After an event loop that was blocked for long no time is left; no storage has failed.
+RETRY_JITTER = 0.2
+# An event loop that was blocked for long may find its time used up, although no storage failed.
 FEWEST_ATTEMPTS = 2
 
 
 class Committer:
     """Collects writes and commits them in batches, in the order of submission.
 
-    There is no timer: while one commit is in flight the next batch gathers. So a run alone
-    waits for its own commit only, and a hundred runs together share one.
+    There is no timer: while one commit is in flight, the next batch gathers. So a single run
+    waits for its own commit only, and a hundred runs share one.
 
     Args:
-        storage: Where the batches go.
-        storage_retry_seconds: For how long a batch is tried again while the storage fails.
-        telemetry: Told of each commit.
+        storage: Commits the batches.
+        storage_retry_seconds: How long a batch is retried while the storage is unavailable.
+        telemetry: Receives the size and the duration of each commit.
     """
 
     def __init__(
@@ -64,72 +64,76 @@ class Committer:
     ) -> None:
         self._storage = storage
         self._telemetry = telemetry
-        self._patience_seconds = storage_retry_seconds
-        self._lanes = PerLoop(LoopQueue)
+        self._storage_retry_seconds = storage_retry_seconds
+        self._queues = PerLoop(LoopQueue)
 
-    def lane(self, loop: asyncio.AbstractEventLoop) -> LoopQueue:
+    def queue(self, loop: asyncio.AbstractEventLoop) -> LoopQueue:
         """Return the queue of *loop*, which must be running here."""
-        return self._lanes.get(loop)
+        return self._queues.get(loop)
 
-    def submit(self, lane: LoopQueue, write: Write) -> Once[Outcome]:
-        """Queue a write; the signal tells what became of it.
+    def submit(self, queue: LoopQueue, write: Write) -> Once[Outcome]:
+        """Queue a write, and return its outcome, which is set later.
 
-        Invariant: the signal is set only after COMMIT has returned. Cancelling who waits for
-        it does not take the write back.
+        Invariant: the outcome is set only after COMMIT has returned. Cancelling a task that
+        waits for it does not take the write back.
         """
-        settled: Once[Outcome] = Once(lane.loop)
-        lane.pending.append((write, settled))
-        if lane.task is None or lane.task.done():
-            # In none of the callers' contexts: drivers have timers that keep them for minutes.
-            lane.task = lane.loop.create_task(self._drain(lane), context=contextvars.Context())
-        return settled
+        outcome: Once[Outcome] = Once(queue.loop)
+        queue.pending.append((write, outcome))
+        if queue.task is None or queue.task.done():
+            # An empty context: drivers have timers that hold on to their context for minutes.
+            queue.task = queue.loop.create_task(self._drain(queue), context=contextvars.Context())
+        return outcome
 
     async def flush(self) -> None:
-        """Wait until everything that the running event loop has submitted is settled."""
-        lane = self._lanes.get(asyncio.get_running_loop())
-        while lane.task is not None and not lane.task.done():
-            await asyncio.wait([lane.task])
+        """Wait until every write that the running event loop has submitted has its outcome."""
+        queue = self._queues.get(asyncio.get_running_loop())
+        while queue.task is not None and not queue.task.done():
+            await asyncio.wait([queue.task])
 
-    async def _drain(self, lane: LoopQueue) -> None:
-        while lane.pending:
-            for _ in range(GATHER_TURNS):
+    async def _drain(self, queue: LoopQueue) -> None:
+        while queue.pending:
+            for _ in range(GATHER_ITERATIONS):
                 await asyncio.sleep(0)
-            batch = _take_batch(lane.pending)
+            batch = _take_batch(queue.pending)
             began = time.perf_counter()
             outcomes = await self._commit([write for write, _ in batch])
             self._telemetry.observer.committed(len(batch), time.perf_counter() - began)
             if outcomes[0].kind is OutcomeKind.UNAVAILABLE:
-                # What queued behind a batch may build on it: a child on its parent's row.
-                batch += lane.pending
-                lane.pending.clear()
+                # Writes queued behind the batch may depend on it: a child's on its parent's row.
+                batch += queue.pending
+                queue.pending.clear()
                 outcomes = [outcomes[0]] * len(batch)
-            for (_, settled), outcome in zip(batch, outcomes, strict=True):
-                settled.set(outcome)
+            for (_, once), outcome in zip(batch, outcomes, strict=True):
+                once.set(outcome)
 
     async def _commit(self, writes: Sequence[Write]) -> list[Outcome]:
-        """Commit a batch, again and again while the storage is unavailable."""
-        give_up_at = time.monotonic() + self._patience_seconds
-        delay = FIRST_RETRY_SECONDS
-        attempts = 0
+        """Commit a batch, and retry while the storage is unavailable."""
+        give_up_at = time.monotonic() + self._storage_retry_seconds
+        backoff: Backoff | None = None
         while True:
-            attempts += 1
             try:
                 return await self._storage.commit(writes)
             except StorageUnavailableError as error:
-                if attempts >= FEWEST_ATTEMPTS and time.monotonic() + delay > give_up_at:
+                # Made here, so that a commit that succeeds at once does not pay for it.
+                backoff = backoff or Backoff(
+                    FIRST_RETRY_SECONDS, LONGEST_RETRY_SECONDS, jitter=RETRY_JITTER
+                )
+                is_late = time.monotonic() + backoff.seconds > give_up_at
+                if is_late and backoff.attempt >= FEWEST_ATTEMPTS:
                     logger.error("Giving up %d writes: %s", len(writes), error)
                     return [Outcome(OutcomeKind.UNAVAILABLE, error=error)] * len(writes)
-                if is_worth_a_line(attempts):
+                if backoff.is_worth_logging():
                     logger.warning("The storage is unavailable, trying again: %s", error)
             except StorageError as error:
                 logger.exception("The storage failed; %d writes are lost", len(writes))
                 return [Outcome(OutcomeKind.UNAVAILABLE, error=error)] * len(writes)
-            except Exception as error:  # a defect of the adapter must not leave anybody waiting
+            except (
+                Exception
+            ) as error:  # a defect of the adapter must not leave a run waiting for ever
                 logger.exception("The storage adapter failed; %d writes are lost", len(writes))
                 failure = StorageError(f"{type(error).__name__}: {error}")
                 return [Outcome(OutcomeKind.UNAVAILABLE, error=failure)] * len(writes)
-            await asyncio.sleep(delay * (1.0 + random.random() * 0.2))
-            delay = min(delay * 2, LONGEST_RETRY_SECONDS)
+            await backoff.wait()
 
 
 class LoopQueue:
@@ -144,7 +148,7 @@ class LoopQueue:
 def _take_batch(
     pending: deque[tuple[Write, Once[Outcome]]],
 ) -> list[tuple[Write, Once[Outcome]]]:
-    """Take the oldest writes, as many as a transaction should hold; at least one."""
+    """Take the oldest writes, at least one and at most as many as a transaction should hold."""
     batch: list[tuple[Write, Once[Outcome]]] = []
     size = 0
     while pending and len(batch) < MAX_BATCH_WRITES and size < MAX_BATCH_BYTES:

@@ -1,76 +1,106 @@
-"""What a call of a decorated function needs to know of it."""
+"""Definitions: what the engine knows of each decorated function."""
 
 from __future__ import annotations
 
 import copy
 import functools
 import inspect
-import logging
 from collections.abc import Callable, Coroutine, Mapping
-from typing import TYPE_CHECKING, Any, ClassVar, Protocol, Self, TypeVar
+from contextlib import AbstractContextManager
+from types import FunctionType
+from typing import Any, ClassVar, Protocol, Self, TypeVar, cast
 
+from asgi_durable.codec.json_codec import Codec
 from asgi_durable.codec.typed.canonical import Canonical
 from asgi_durable.codec.types import function_hints
+from asgi_durable.codec.values import Values
 from asgi_durable.engine.process.function_values import FunctionValues
+from asgi_durable.engine.process.injected_parameters import InjectionRules
+from asgi_durable.engine.process.signatures import (
+    IS_OPTIONAL,
+    default_of,
+    owner_parameter,
+    require_function,
+)
 from asgi_durable.engine.process.step_options import StepOptions
 from asgi_durable.errors import DecodeError, DurableUsageError
 
-if TYPE_CHECKING:
-    from asgi_durable.engine.process.registry import Registry
-
 __all__ = [
     "Definition",
+    "DefinitionRegistry",
     "StepDefinition",
     "TransactionDefinition",
     "WorkflowDefinition",
-    "owner_parameter",
-    "refuse_other_than_functions",
 ]
-
-logger = logging.getLogger(__name__)
 
 ResultT = TypeVar("ResultT")
 
 AsyncFunction = Callable[..., Coroutine[Any, Any, Any]]
 
-# From this many crashes in a row without progress on, a workflow is taken over by itself.
+# After this many crashes in a row without progress a workflow is taken over alone.
 CRASHES_OF_A_SUSPECT = 2
 _BY_PLACE = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
 _BY_NAME = inspect.Parameter.POSITIONAL_OR_KEYWORD
-_OPTIONAL = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
 _BY_NAME_ONLY = inspect.Parameter.KEYWORD_ONLY
 
 
 class Thread(Protocol):
-    """Where functions that are not async run, for who awaits them."""
+    """Runs a sync function in a thread and returns an awaitable."""
 
     def run(self, function: Callable[[], ResultT]) -> Coroutine[Any, Any, ResultT]:
         """Call a function in a thread."""
+
+
+class DefinitionRegistry(Protocol):
+    """The registry of a definition; see ``Registry``."""
+
+    @property
+    def codec(self) -> Codec:
+        """Encodes values."""
+
+    @property
+    def values(self) -> Values:
+        """Writes and reads recorded values."""
+
+    @property
+    def threads(self) -> Thread:
+        """Runs sync functions, unless a thread waits for their result."""
+
+    @property
+    def injection(self) -> InjectionRules:
+        """Tells the parameters that a framework injects."""
+
+    @property
+    def preparing(self) -> AbstractContextManager[object]:
+        """A lock, held by the thread that resolves annotations."""
+
+    def add(self, definition: Definition) -> None:
+        """Add a definition."""
 
 
 class Definition:
     """A decorated function.
 
     Attributes:
-        kind: What it was decorated as.
+        kind: ``"step"``, ``"transaction"`` or ``"workflow"``.
         decorated: The function.
-        function: It as one to await: what is not async is called in a thread.
+        function: The function to await: a sync function is called in a thread.
         is_async: True for an ``async def`` function.
-        thread: Where it is called if it is not async.
-        ambient: Names of the parameters that are never recorded: those that a framework fills
-            anew for every request, and what a method belongs to.
-        injected: Those among them that a framework fills.
-        answering: Those among them that the request's answer is made of.
-        defaults: What parameters are where a call does not give them, by name.
-        positional: Names of the parameters that can be given by place.
+        thread: Runs the function if it is not async.
+        injected: Names of the parameters that a framework fills anew for every request.
+        unrecorded: Names of the parameters that are never recorded: the injected ones, and the
+            ``self`` or ``cls`` of a method.
+        response_parameters: Names of the injected parameters that shape the response.
+        defaults: Default values of the parameters, by name.
+        positional: Names of the parameters that a call can pass by position.
     """
 
     kind: ClassVar[str] = "function"
 
     def __init__(
-        self, decorated: Callable[..., Any], *, name: str | None, registry: Registry
+        self, decorated: Callable[..., Any], *, name: str | None, registry: DefinitionRegistry
     ) -> None:
-        refuse_other_than_functions(decorated)
+        require_function(decorated)
         self.decorated = decorated
         self.is_async = inspect.iscoroutinefunction(decorated)
         self.function: AsyncFunction = decorated if self.is_async else self.call_in_thread
@@ -78,17 +108,17 @@ class Definition:
         self.name = name or decorated.__qualname__
         self.signature = inspect.signature(decorated)
         self.registry = registry
-        self.ambient: frozenset[str] = frozenset()
         self.injected: frozenset[str] = frozenset()
-        self.answering: frozenset[str] = frozenset()
+        self.unrecorded: frozenset[str] = frozenset()
+        self.response_parameters: frozenset[str] = frozenset()
         kinds = {parameter.kind for parameter in self.signature.parameters.values()}
-        # Parameters that can all be given by name; then binding is a matter of a dictionary.
+        # If all parameters can be passed by name, a call needs no binding.
         self._all_by_name = kinds <= {_BY_NAME, _BY_NAME_ONLY}
         self._names = tuple(self.signature.parameters) if kinds <= {_BY_NAME} else ()
         self.defaults = {
-            parameter.name: _empty_value(parameter)
+            parameter.name: default_of(parameter)
             for parameter in self.signature.parameters.values()
-            if _empty_value(parameter) is not parameter.empty
+            if default_of(parameter) is not parameter.empty
         }
         self.positional = tuple(
             parameter.name
@@ -104,7 +134,7 @@ class Definition:
         """Return the same function, called in *thread* if it is not async."""
         if self.is_async:
             return self
-        # Made here, and not by each copy anew.
+        # The copies share the values, so they are made before the copy.
         self._ready_values()
         bound = copy.copy(self)
         bound.thread = thread
@@ -112,10 +142,10 @@ class Definition:
         return bound
 
     def call_decorated(self, /, *args: Any, **kwargs: Any) -> Any:
-        """Call the function here, if it is not async.
+        """Call the sync function here.
 
         Raises:
-            DurableUsageError: It has returned a coroutine.
+            DurableUsageError: It returned a coroutine.
         """
         result = self.decorated(*args, **kwargs)
         if inspect.iscoroutine(result):
@@ -132,36 +162,38 @@ class Definition:
         """Resolve the annotations, once and as late as possible: they may name later classes."""
         if self._prepared:
             return
-        # Invariant: nobody uses a function that another thread has half prepared.
+        # Invariant: no thread uses a function that another one has half prepared.
         with self.registry.preparing:
             if not self._prepared:
                 self._resolve_annotations()
                 self._prepared = True
 
     def _resolve_annotations(self) -> None:
-        hints = self._hints = function_hints(self.decorated)  # type: ignore[arg-type]
+        hints = self._hints = function_hints(cast("FunctionType", self.decorated))
         owner = owner_parameter(self.decorated, self.signature)
         self.injected = frozenset(
             parameter.name
             for parameter in self.signature.parameters.values()
             if parameter.name not in owner
-            and self.registry.is_ambient(parameter, hints.get(parameter.name))
+            and self.registry.injection.is_injected(parameter, hints.get(parameter.name))
         )
-        self.ambient = owner | self.injected
-        self.answering = frozenset(
+        self.unrecorded = owner | self.injected
+        self.response_parameters = frozenset(
             name
             for name in self.injected
-            if self.registry.is_answering(self.signature.parameters[name], hints.get(name))
+            if self.registry.injection.shapes_response(
+                self.signature.parameters[name], hints.get(name)
+            )
         )
         for name, hint in hints.items():
-            if name not in self.ambient:
+            if name not in self.unrecorded:
                 self.registry.codec.register(hint)
 
     def arguments(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
         """Return the arguments of a call by name.
 
         Raises:
-            TypeError: They do not fit the function's signature.
+            TypeError: The arguments do not fit the function's signature.
         """
         if not kwargs and len(args) == len(self._names):
             return dict(zip(self._names, args, strict=True))
@@ -177,7 +209,7 @@ class Definition:
 
     @property
     def values(self) -> FunctionValues:
-        """Reads and writes what the function takes and returns."""
+        """Reads and writes the function's arguments and results."""
         return self._values or self._ready_values()
 
     def _ready_values(self) -> FunctionValues:
@@ -187,22 +219,22 @@ class Definition:
         return self._values
 
     def new_values(self) -> FunctionValues:
-        """Return what does that, by the annotations that :meth:`prepare` has resolved."""
+        """Return a new reader and writer, by the annotations that :meth:`prepare` resolved."""
         function = f"{self.kind} {self.name!r}"
         return FunctionValues(self.registry.values, function, self.signature, self.recorded_hints())
 
     def recorded_hints(self) -> dict[str, object]:
-        """Return the annotations of what is recorded: the result alone, arguments are digested."""
+        """Return the annotations of the recorded values: the result, as arguments are digested."""
         return {name: hint for name, hint in self._hints.items() if name == "return"}
 
     def recorded_arguments(
         self, args: tuple[Any, ...], kwargs: Mapping[str, Any]
     ) -> tuple[tuple[Any, ...], Mapping[str, Any]]:
-        """Return the arguments without the ambient ones."""
-        if not self.ambient:
+        """Return the arguments that are recorded."""
+        if not self.unrecorded:
             return args, kwargs
         arguments = self.arguments(args, kwargs)
-        return (), {k: v for k, v in arguments.items() if k not in self.ambient}
+        return (), {k: v for k, v in arguments.items() if k not in self.unrecorded}
 
 
 class StepDefinition(Definition):
@@ -215,7 +247,7 @@ class StepDefinition(Definition):
         decorated: Callable[..., Any],
         *,
         name: str | None,
-        registry: Registry,
+        registry: DefinitionRegistry,
         options: StepOptions,
     ) -> None:
         super().__init__(decorated, name=name, registry=registry)
@@ -235,7 +267,7 @@ class TransactionDefinition(Definition):
         decorated: Callable[..., Any],
         *,
         name: str | None,
-        registry: Registry,
+        registry: DefinitionRegistry,
         isolation_level: str | None,
     ) -> None:
         super().__init__(decorated, name=name, registry=registry)
@@ -252,7 +284,7 @@ class WorkflowDefinition(Definition):
         decorated: Callable[..., Any],
         *,
         name: str | None,
-        registry: Registry,
+        registry: DefinitionRegistry,
         max_recovery_attempts: int | None,
     ) -> None:
         super().__init__(decorated, name=name, registry=registry)
@@ -262,13 +294,13 @@ class WorkflowDefinition(Definition):
         self.max_recovery_attempts = max_recovery_attempts
 
     def recorded_hints(self) -> dict[str, object]:
-        return {name: hint for name, hint in self._hints.items() if name not in self.ambient}
+        return {name: hint for name, hint in self._hints.items() if name not in self.unrecorded}
 
     def is_hopeless(self, crashes: int) -> bool:
-        """Tell whether the workflow has killed too many processes in a row.
+        """Tell whether the workflow has crashed too many processes in a row.
 
-        Invariant: the last of them it has killed while it ran as a suspect, by itself. Who
-        only happened to run beside the one to blame is never given up.
+        Invariant: it crashed the last of them while it ran as a suspect, alone. A workflow that
+        only ran beside the culprit is never given up.
         """
         limit = self.max_recovery_attempts
         return limit is not None and crashes > max(limit, CRASHES_OF_A_SUSPECT)
@@ -281,15 +313,15 @@ class WorkflowDefinition(Definition):
             EncodeError: An argument cannot be recorded; the message names it.
         """
         recorded = self.arguments(args, kwargs)
-        if self.ambient:
-            recorded = {k: v for k, v in recorded.items() if k not in self.ambient}
+        if self.unrecorded:
+            recorded = {k: v for k, v in recorded.items() if k not in self.unrecorded}
         return self.values.write_arguments(recorded)
 
     def is_same_input(self, one: bytes, other: bytes) -> bool:
         """Tell whether two inputs mean the same to the function as it is now.
 
         Raises:
-            DecodeError: One of them does not fit it.
+            DecodeError: One of them does not fit the function.
         """
         if one == other:
             return True
@@ -303,26 +335,31 @@ class WorkflowDefinition(Definition):
     def bind_input(
         self, data: bytes, args: tuple[Any, ...], kwargs: Mapping[str, Any], *, is_first: bool
     ) -> dict[str, Any]:
-        """Return the arguments to run with: the recorded ones, the ambient ones of the call.
+        """Return the arguments to run with: the recorded ones, and the call's unrecorded ones.
 
         Args:
-            data: What :meth:`encode_input` returned, here if this is the first execution.
-            args: The call's own arguments.
-            kwargs: The same, by name.
-            is_first: False if the arguments may be those of another version of the function.
+            data: The workflow's input, encoded by :meth:`encode_input`.
+            args: The call's positional arguments.
+            kwargs: The call's keyword arguments.
+            is_first: True in the first execution; after that the input may come from another
+                version of the function.
+
+        Raises:
+            DecodeError: The recorded arguments do not fit the function.
         """
         arguments = self.values.read_arguments(data)
         if not is_first:
-            self._refuse_other_arguments(arguments)
-        if self.ambient:
-            given = self.signature.bind_partial(*args, **kwargs).arguments
-            arguments.update({k: v for k, v in given.items() if k in self.ambient})
+            self._refuse_misfit(arguments)
+        if self.unrecorded:
+            passed = self.signature.bind_partial(*args, **kwargs).arguments
+            arguments.update({k: v for k, v in passed.items() if k in self.unrecorded})
         return arguments
 
-    def _refuse_other_arguments(self, arguments: Mapping[str, Any]) -> None:
-        """Refuse what was recorded for another version of the function.
+    def _refuse_misfit(self, arguments: Mapping[str, Any]) -> None:
+        """Refuse arguments that were recorded for another version of the function.
 
-        Code that fits may be running elsewhere; here it would be a ``TypeError`` of the call.
+        A call would raise a ``TypeError``, an outcome of the workflow; but another process may
+        run code that fits the arguments.
         """
         parameters = self.signature.parameters
         unknown = sorted(arguments.keys() - parameters.keys())
@@ -330,9 +367,9 @@ class WorkflowDefinition(Definition):
             name
             for name, parameter in parameters.items()
             if parameter.default is parameter.empty
-            and parameter.kind not in _OPTIONAL
+            and parameter.kind not in IS_OPTIONAL
             and name not in arguments
-            and name not in self.ambient
+            and name not in self.unrecorded
         ]
         if unknown or missing:
             msg = (
@@ -340,31 +377,3 @@ class WorkflowDefinition(Definition):
                 f"unknown {unknown}, missing {missing}"
             )
             raise DecodeError(msg)
-
-
-def _empty_value(parameter: inspect.Parameter) -> Any:
-    """Return what a parameter is where a call does not give it; ``empty`` if it has to."""
-    if parameter.kind is parameter.VAR_POSITIONAL:
-        return ()
-    if parameter.kind is parameter.VAR_KEYWORD:
-        return {}
-    return parameter.default
-
-
-def refuse_other_than_functions(decorated: object) -> None:
-    """Raise ``DurableUsageError`` for what is no function, or a generator."""
-    is_function = inspect.isfunction(decorated) or inspect.ismethod(decorated)
-    is_generator = inspect.isgeneratorfunction(decorated) or inspect.isasyncgenfunction(decorated)
-    if not is_function or is_generator:
-        msg = f"{decorated!r} must be a 'def' or 'async def' function, and no generator"
-        if not (is_function or isinstance(decorated, type)):
-            msg += "; a decorator that makes it a route goes above those of durable"
-        raise DurableUsageError(msg)
-
-
-def owner_parameter(function: Callable[..., Any], signature: inspect.Signature) -> frozenset[str]:
-    """Return the name of a method's ``self`` or ``cls``, which is no argument to record."""
-    owner = function.__qualname__.rpartition(".")[0]
-    first = next(iter(signature.parameters), "")
-    is_method = owner and not owner.endswith("<locals>") and first in {"self", "cls"}
-    return frozenset([first]) if is_method else frozenset()

@@ -1,4 +1,4 @@
-"""This process among the executors: its lease, and what it learns of the others."""
+"""This process as an executor: its lease, its heartbeat, and messages to other executors."""
 
 from __future__ import annotations
 
@@ -10,7 +10,9 @@ from collections.abc import Callable, Coroutine
 from concurrent.futures import Future
 from typing import Any
 
-from asgi_durable.concurrency.retry_log import is_worth_a_line
+import anyio
+
+from asgi_durable.concurrency.backoff import is_worth_logging
 from asgi_durable.errors import StorageError
 from asgi_durable.ids import new_id
 from asgi_durable.storage.protocol import Beat, Runnable, Storage
@@ -19,35 +21,36 @@ __all__ = ["Executor"]
 
 logger = logging.getLogger(__name__)
 
-# What a process tells all others when it has left: there may be something to take over.
+# Message of a process that has left to all others: it may have left workflows to take over.
 HAS_LEFT = "has-left"
 RENAMING_POLL_SECONDS = 0.05
 GOODBYE_SECONDS = 5.0
-# How long the first requests wait for the first look; a database that is slower cannot tell.
+# How long the first requests wait until dead executors have been looked for.
 FIRST_LOOK_SECONDS = 2.0
 
 
 class Executor:
     """Keeps one executor alive, from a thread of its own.
 
-    So a blocked event loop does not cost the lease. Where the executor is declared dead all
-    the same, as the process was stopped for longer than its lease say, the process goes on as
-    a new executor: what the old one owned is others' now, and its writes are refused.
+    So a blocked event loop does not cost the lease. If the executor is declared dead all the
+    same, for example because the process was stopped for longer than its lease, the process
+    continues as a new executor: others own the old one's workflows, and its writes are refused.
 
     Args:
-        storage: Where the executors are entered.
-        lease_seconds: How long it counts as alive after its last beat.
+        storage: Records the executors.
+        lease_seconds: How long the executor counts as alive after its last heartbeat.
 
     Attributes:
-        id: The current executor's.
-        runnable: What this process could take over; called on the thread.
-        on_beat: Told what each beat has brought; called on the thread.
-        on_message: Told what other executors send; called on any thread.
-        on_renamed: Told when the process goes on as another executor; called on the thread.
-        is_used: Tells whether anything is left that could stop it; called on the thread.
-        on_dropped: Ends what works for it, where there is nothing; called on the thread.
+        id: The id of the current executor.
+        runnable: Returns the work that this process can take over; called on the thread.
+        on_beat: Called with the result of each heartbeat, on the thread.
+        on_message: Called with each message of another executor, on any thread.
+        on_renamed: Called when the process continues as a new executor, on the thread.
+        is_used: Tells whether anything is left that could stop the executor; called on the
+            thread.
+        on_dropped: Closes the engine's resources once nothing is left; called on the thread.
 
-    Invariant: none of these refers to the engine, but weakly. The thread would keep it alive.
+    Invariant: all of these refer to the engine weakly. The thread would keep it alive otherwise.
     """
 
     def __init__(self, storage: Storage, *, lease_seconds: float) -> None:
@@ -70,47 +73,51 @@ class Executor:
         self._sending: set[asyncio.Task[None]] = set()
 
     async def start(self) -> None:
-        """Enter the executor among the living, and begin to beat."""
+        """Register the executor, and start its heartbeat."""
         await self._register(self.id)
         threading.Thread(target=self._run, name="asgi-durable-heartbeat", daemon=True).start()
 
     async def stop(self) -> None:
-        """Beat no more, and leave the workflows to others at once."""
+        """End the heartbeat, and leave the workflows to other executors at once."""
         self._is_over = True
         self._on_thread(self._cancel)
-        # Shielded: the future is the thread's to set.
+        # Shielded, because the thread sets this future.
         await asyncio.shield(asyncio.wrap_future(self._ended))
         await self._say_goodbye()
 
     async def _say_goodbye(self) -> None:
         try:
+            # Not anyio's: its scope would also cancel the clean-up of the database connection.
             async with asyncio.timeout(GOODBYE_SECONDS):
                 await self._storage.retire(self.id)
                 await self._storage.send(None, HAS_LEFT)
         except (StorageError, TimeoutError) as error:
-            # The others will find it dead.
-            logger.warning("The executor cannot say goodbye: %s", str(error) or "no answer")
+            # The others will find it dead after its lease.
+            logger.warning("The executor cannot say goodbye: %s", str(error) or "no response")
 
     def beat_soon(self) -> None:
-        """Beat now rather than when it is due; may be called from any thread."""
+        """Send the next heartbeat now; callable on any thread."""
         self._on_thread(self._wake.set)
 
     @property
     def has_looked(self) -> bool:
-        """True once it was looked for dead executors, or that was tried in vain."""
+        """True once dead executors have been looked for, even if the attempt failed."""
         return self._looked.done()
 
     async def wait_for_first_look(self) -> None:
-        """Wait for that, but not for long."""
-        # Not cancelled with its waiter: the future is the thread's to set.
+        """Wait until dead executors have been looked for, but not for long."""
+        # Not cancelled with its waiter, because the thread sets this future.
         await asyncio.wait([asyncio.wrap_future(self._looked)], timeout=FIRST_LOOK_SECONDS)
 
     async def wait_until_renamed(self, old_id: str, timeout_seconds: float) -> bool:
-        """Wait until the process goes on as another executor; return False if it does not.
+        """Wait until the process continues as a new executor.
 
         Args:
-            old_id: The executor that was found to be dead.
+            old_id: The executor that was declared dead.
             timeout_seconds: How long to wait.
+
+        Returns:
+            False if it is still the old executor after that time.
         """
         give_up_at = time.monotonic() + timeout_seconds
         while self.id == old_id:
@@ -118,11 +125,14 @@ class Executor:
             left_seconds = give_up_at - time.monotonic()
             if left_seconds <= 0:
                 return False
-            await asyncio.sleep(min(RENAMING_POLL_SECONDS, left_seconds))
+            await anyio.sleep(min(RENAMING_POLL_SECONDS, left_seconds))
         return True
 
     def send(self, executor_id: str | None, message: str) -> None:
-        """Send a hint to an executor, or to all others; may be called from any thread."""
+        """Send a message to one executor, or to all others; callable on any thread.
+
+        Messages are hints: they may get lost.
+        """
         self._on_thread(lambda: self._send_soon(executor_id, message))
 
     def _on_thread(self, call: Callable[[], object]) -> None:
@@ -145,7 +155,7 @@ class Executor:
         try:
             await self._storage.send(executor_id, message)
         except StorageError as error:
-            logger.debug("A hint was not sent: %s", error)
+            logger.debug("A message was not sent: %s", error)
 
     def _receive(self, message: str) -> None:
         if message == HAS_LEFT:
@@ -168,7 +178,7 @@ class Executor:
 
     async def _beat_until_over(self) -> None:
         self._task = asyncio.current_task()
-        # Invariant: set before it is asked whether all is over; `stop` does the reverse.
+        # Invariant: set before the flag is read; `stop` sets the flag before it reads the loop.
         self._loop = asyncio.get_running_loop()
         while not self._is_over:
             if not self.is_used():
@@ -180,11 +190,8 @@ class Executor:
             if not self._looked.done():
                 self._looked.set_result(None)
             interval = min(self._storage.beat_interval_seconds, self._lease_seconds / 6)
-            try:
-                async with asyncio.timeout(interval):
-                    await self._wake.wait()
-            except TimeoutError:
-                continue
+            with anyio.move_on_after(interval):
+                await self._wake.wait()
 
     async def _end_unused(self) -> None:
         logger.warning(
@@ -195,8 +202,8 @@ class Executor:
         try:
             await self._say_goodbye()
             await self.on_dropped()
-        except Exception:  # nobody is there that could be told otherwise
-            logger.exception("The engine on %s has not ended in good order", self._storage.name)
+        except Exception:  # no caller is left that could see it
+            logger.exception("The engine on %s could not be closed completely", self._storage.name)
 
     async def _beat(self) -> None:
         try:
@@ -204,29 +211,29 @@ class Executor:
                 self.id, lease_seconds=self._lease_seconds, runnable=self.runnable()
             )
             if not beat.is_alive and not self._is_over:
-                await self._go_on_as_another()
+                await self._continue_as_new_executor()
         except StorageError as error:
             self._failed_beats += 1
-            if is_worth_a_line(self._failed_beats):
+            if is_worth_logging(self._failed_beats):
                 logger.warning("The executor's lease cannot be renewed, trying again: %s", error)
         except Exception:  # a defect must not end the heartbeat
             self._failed_beats += 1
-            if is_worth_a_line(self._failed_beats):
+            if is_worth_logging(self._failed_beats):
                 logger.exception("The executor's lease cannot be renewed, trying again")
         else:
             self._failed_beats = 0
             self.on_beat(beat)
 
-    async def _go_on_as_another(self) -> None:
+    async def _continue_as_new_executor(self) -> None:
         old_id, executor_id = self.id, new_id()
-        # Invariant: registered before it is used. What is written for an executor that does
-        # not exist is refused.
+        # Invariant: registered before it is used. The storage refuses the writes of an executor
+        # that does not exist.
         await self._register(executor_id)
         self.id = executor_id
         self.on_renamed()
         logger.warning(
-            "Executor %s was declared dead; its workflows are others' now. This process goes "
-            "on as executor %s",
+            "Executor %s was declared dead; other executors own its workflows now. This process "
+            "continues as executor %s",
             old_id,
             executor_id,
         )
@@ -234,4 +241,4 @@ class Executor:
 
 
 async def _nothing() -> None:
-    """There is nothing to end."""
+    """Close nothing."""

@@ -1,4 +1,4 @@
-"""What a decorated function takes and returns, on its way into the log and back."""
+"""Writing and reading the arguments and results of a decorated function."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ _REMEDY = "give new fields a default, register renamed classes with aliases, or 
 
 
 class FunctionValues:
-    """Reads and writes the values of one function, by its annotations as they are now.
+    """Reads and writes the values of one function, by the annotations that it has now.
 
     Args:
-        values: The engine's.
-        function: What the function is called in messages.
-        signature: Its parameters.
-        hints: Their types, and that of what it returns, as far as they can be resolved.
+        values: The engine's values.
+        function: The function's name in messages.
+        signature: The function's parameters.
+        hints: The types of the parameters and the result, as far as they can be resolved.
     """
 
     def __init__(
@@ -37,7 +37,7 @@ class FunctionValues:
     ) -> None:
         self._values = values
         self._function = function
-        self._told: set[str] = set()
+        self._logged: set[str] = set()
         self._result = self._adapter("result", hints.get("return"))
         self._parameters = {
             name: adapter
@@ -47,28 +47,28 @@ class FunctionValues:
         }
 
     def write_result(self, value: object) -> tuple[bytes, Any]:
-        """Return a result as bytes, and as a replay will see it.
+        """Return a result as bytes, and as a replay will return it.
 
         Raises:
-            EncodeError: It cannot be recorded; the message names the function.
+            EncodeError: The result cannot be recorded; the message names the function.
         """
         try:
             data, back, misfit = self._values.write(value, self._result)
         except EncodeError as error:
             if inspect.iscoroutine(value):
-                # The message says that it was not awaited; Python need not.
+                # The message says that it was not awaited, so Python need not warn.
                 value.close()
             msg = f"the result of {self._function} cannot be recorded: {error}"
             raise type(error)(msg) from error.__cause__
         if misfit is not None:
-            self._tell_of_misfit("result", misfit)
+            self._log_misfit("result", misfit)
         return data, back
 
     def read_result(self, data: bytes | None) -> Any:
         """Return a recorded result.
 
         Raises:
-            DecodeError: It does not fit the function; the message says what to do.
+            DecodeError: The result does not fit the function; the message says what to do.
         """
         try:
             return self._values.read(data or b"null", self._result)
@@ -80,7 +80,7 @@ class FunctionValues:
         """Return arguments by name as bytes.
 
         Raises:
-            EncodeError: One of them cannot be recorded; the message names it.
+            EncodeError: An argument cannot be recorded; the message names it.
         """
         try:
             data, misfits = self._values.write_arguments(arguments, self._parameters)
@@ -88,14 +88,14 @@ class FunctionValues:
             msg = f"the input of {self._function} cannot be recorded: {error}"
             raise type(error)(msg) from error.__cause__
         for name, misfit in misfits.items():
-            self._tell_of_misfit(f"argument {name!r}", misfit)
+            self._log_misfit(f"argument {name!r}", misfit)
         return data
 
     def read_arguments(self, data: bytes) -> dict[str, Any]:
         """Return recorded arguments by name.
 
         Raises:
-            DecodeError: One of them does not fit the function; the message says what to do.
+            DecodeError: An argument does not fit the function; the message says what to do.
         """
         try:
             return self._values.read_arguments(data, self._parameters)
@@ -103,7 +103,7 @@ class FunctionValues:
             msg = f"the recorded input of {self._function} cannot be read ({error}): {_REMEDY}"
             raise type(error)(msg) from error
 
-    def _adapter(self, what: str, hint: object) -> Adapter | None:
+    def _adapter(self, part: str, hint: object) -> Adapter | None:
         try:
             return adapter_for(hint)
         except NameError as error:
@@ -112,15 +112,15 @@ class FunctionValues:
                 "are recorded with the names of their classes. Import it where the class is "
                 "defined, and not for type checking alone",
                 self._function,
-                what,
+                part,
                 error,
             )
             return None
 
-    def _tell_of_misfit(self, what: str, misfit: MisfitError) -> None:
-        if what in self._told:
+    def _log_misfit(self, part: str, misfit: MisfitError) -> None:
+        if part in self._logged:
             return
-        self._told.add(what)
+        self._logged.add(part)
         if misfit.is_wrong:
             text = (
                 "The %s of %s is not what its annotation says (%s). It is recorded as what it is, "
@@ -133,11 +133,11 @@ class FunctionValues:
                 "classes are recorded: register a class that you rename, by register_type() with "
                 "aliases"
             )
-        logger.warning(text, what, self._function, misfit.reason)
+        logger.warning(text, part, self._function, misfit.reason)
 
 
 def _hint_of(parameter: inspect.Parameter, hint: Any) -> object:
-    """Return the type of what a parameter is given, where it takes any number of arguments."""
+    """Return the type of a parameter's value; that of ``*args`` and ``**kwargs`` is a container."""
     if parameter.kind is parameter.VAR_POSITIONAL:
         return tuple[hint, ...]
     if parameter.kind is parameter.VAR_KEYWORD:

@@ -1,4 +1,4 @@
-"""How workflows and errors are named in the program's log: in one line, of bounded length."""
+"""Texts for log lines: workflows, errors and databases in one line of bounded length."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ __all__ = ["database_text", "error_text", "library_version", "workflows_text"]
 
 MAX_NAMED_WORKFLOWS = 10
 MAX_ERROR_CHARACTERS = 300
-# The library's own errors end with what to do.
+# Longer: the library's own errors end with what to do.
 MAX_OWN_ERROR_CHARACTERS = 800
 
 
 def workflows_text(workflows: Iterable[WorkflowRecord]) -> str:
-    """Return how many workflows there are, and the names and ids of the first of them."""
+    """Return the number of workflows, and the names and ids of the first ten."""
     listed = list(workflows)
     named = [f"{one.workflow_id} ({one.name})" for one in islice(listed, MAX_NAMED_WORKFLOWS)]
     if len(listed) > MAX_NAMED_WORKFLOWS:
@@ -41,14 +41,14 @@ def error_text(error: BaseException) -> str:
 
 
 def database_text(storage: Lifecycle, application: ApplicationDatabase | None) -> str:
-    """Return which databases are used, without users and passwords."""
+    """Return the names of the databases, without users and passwords."""
     if application is None:
         return storage.name
     return f"{storage.name} with application database {application.name}"
 
 
 def library_version() -> str:
-    """Return the library's version, as it is installed."""
+    """Return the installed version of the library."""
     try:
         return version("asgi-durable")
     except PackageNotFoundError:

@@ -1,4 +1,4 @@
-"""The functions that were decorated, by their names."""
+"""The decorated functions of an application, by their names."""
 
 from __future__ import annotations
 
@@ -16,32 +16,29 @@ from asgi_durable.codec.typed.digests import ArgumentDigest, digest_of, digests_
 from asgi_durable.codec.values import Values
 from asgi_durable.concurrency.thread_pool import SyncFunctionPool
 from asgi_durable.engine.process.definitions import Definition, WorkflowDefinition
-from asgi_durable.engine.process.request_servers import RequestServers
+from asgi_durable.engine.process.injected_parameters import InjectionRules
 from asgi_durable.engine.replay.results import read_error
 from asgi_durable.errors import DecodeError, DurableUsageError
 from asgi_durable.payloads import Payloads
 from asgi_durable.storage.records import WorkflowRecord
 
-__all__ = ["AmbientParameter", "Registry"]
-
-# Tells whether a parameter, with its resolved type hint, is ambient: never recorded.
-AmbientParameter = Callable[[inspect.Parameter, object], bool]
+__all__ = ["Registry"]
 
 
 class Registry:
-    """All that one ``Durable`` knows of the application's functions and types.
+    """The functions and types of the application that one ``Durable`` knows.
 
     Args:
         codec: Encodes values.
-        payloads: How they are sealed.
+        payloads: Size limits, compression and encryption of recorded values.
 
     Attributes:
-        values: Writes and reads what the log holds.
-        sealer: Limits, compresses and encrypts what is recorded.
-        threads: Where functions that are not async run, unless a thread waits for them.
+        values: Writes and reads recorded values.
+        sealer: Limits, compresses and encrypts recorded values.
+        threads: Runs sync functions, unless a thread waits for their result.
+        injection: Tells the parameters that a framework injects.
         preparing: Held by the thread that resolves annotations.
-        request_servers: The apps of this process.
-        checks: Called before each start; what one of them raises is why there is none.
+        checks: Called before each start, which fails with the error that one of them raises.
     """
 
     def __init__(self, codec: Codec, payloads: Payloads) -> None:
@@ -50,20 +47,18 @@ class Registry:
         self.values = Values(codec, self.sealer)
         self.threads = SyncFunctionPool()
         self.preparing = threading.RLock()
-        self.request_servers = RequestServers()
+        self.injection = InjectionRules()
         self.checks: list[Callable[[], None]] = []
         self._workflows: dict[str, WorkflowDefinition] = {}
         self._unprepared: list[Definition] = []
-        self._ambient_rules: list[AmbientParameter] = []
         self._bare: WeakKeyDictionary[Callable[..., Any], str] = WeakKeyDictionary()
-        self._answering_rules: list[AmbientParameter] = []
         self._canonical = Canonical(codec.encode)
         self._former_bytes = codec.encode
         if isinstance(codec, JsonCodec) and type(codec).encode is JsonCodec.encode:
             self._former_bytes = codec.former_bytes
 
     def add_workflow(self, definition: WorkflowDefinition) -> None:
-        """Make a workflow known under its name.
+        """Add a workflow under its name.
 
         Raises:
             DurableUsageError: Another function has the name.
@@ -78,25 +73,25 @@ class Registry:
         self._workflows[definition.name] = definition
 
     def find_workflow(self, name: str) -> WorkflowDefinition | None:
-        """Return the workflow of this name, ready to run."""
+        """Return the workflow of this name, ready to run; ``None`` if there is none."""
         self.prepare()
         return self._workflows.get(name)
 
     def workflow(self, name: str) -> WorkflowDefinition:
-        """Return the workflow of this name, of which it is known that there is one."""
+        """Return the workflow of this name, which must exist."""
         return self._workflows[name]
 
     def outcome(self, name: str, output: bytes | None, error: bytes | None) -> Any:
         """Return a workflow's result, or raise its error.
 
         Args:
-            name: The workflow's; where this process has none of the name, what needs no
-                annotations can be read all the same.
-            output: Its result, encoded.
-            error: Its error, encoded.
+            name: The workflow's name. If this process has no such workflow, its result can still
+                be read unless that needs annotations.
+            output: The encoded result.
+            error: The encoded error, ``None`` if there is a result.
 
         Raises:
-            DecodeError: It cannot be read in this process.
+            DecodeError: The outcome cannot be read in this process.
         """
         definition = self.find_workflow(name)
         if error is not None:
@@ -110,25 +105,28 @@ class Registry:
             raise type(damage)(msg) from damage
 
     def workflow_names(self) -> tuple[frozenset[str], frozenset[str]]:
-        """Return all names, and those that need their request; callable on any thread."""
+        """Return all names, and those that only run with their request; callable on any thread."""
         definitions = list(self._workflows.values())
-        bound = frozenset(definition.name for definition in definitions if definition.ambient)
+        bound = frozenset(definition.name for definition in definitions if definition.unrecorded)
         return frozenset(definition.name for definition in definitions), bound
 
     def add(self, definition: Definition) -> None:
-        """Take note of a function, to be prepared before a recorded value is read."""
+        """Add a function, to be prepared before any recorded value is read."""
         self._unprepared.append(definition)
         self._bare[definition.decorated] = f"{definition.kind} {definition.name!r}"
 
     def bare(self, function: object) -> str | None:
-        """Return what a function is without its decorator: a call of it is not durable."""
+        """Name the durable function that a bare function belongs to, ``None`` if it has none.
+
+        A call of the bare function, without its decorator, is not durable.
+        """
         return self._bare.get(function) if inspect.isroutine(function) else None
 
     def run_checks(self) -> None:
         """Call the checks before a start.
 
         Raises:
-            DurableUsageError: One of them has found a mistake in the application.
+            DurableUsageError: A check has found a mistake in the application.
         """
         for check in self.checks:
             check()
@@ -137,51 +135,31 @@ class Registry:
         """Resolve the annotations of all functions: any of them may name a recorded class."""
         if not self._unprepared:
             return
-        # Invariant: prepared first and taken off the list after. A thread that finds the list
-        # empty reads recorded values at once.
+        # Invariant: a function leaves the list after it is prepared, not before. A thread that
+        # finds the list empty reads recorded values at once.
         with self.preparing:
             while self._unprepared:
                 self._unprepared[0].prepare()
                 del self._unprepared[0]
 
-    def add_ambient_rule(
-        self, rule: AmbientParameter, *, answering: AmbientParameter | None = None
-    ) -> None:
-        """Let a framework's adapter say which parameters the framework fills.
-
-        Args:
-            rule: Tells those.
-            answering: Tells those among them that the request's answer is made of.
-        """
-        self._ambient_rules.append(rule)
-        if answering is not None:
-            self._answering_rules.append(answering)
-
-    def is_ambient(self, parameter: inspect.Parameter, hint: object) -> bool:
-        """Tell whether a parameter is filled anew for every request."""
-        return any(rule(parameter, hint) for rule in self._ambient_rules)
-
-    def is_answering(self, parameter: inspect.Parameter, hint: object) -> bool:
-        """Tell whether a request's answer is made of a parameter."""
-        return any(rule(parameter, hint) for rule in self._answering_rules)
-
     def digest(
         self, definition: Definition, args: tuple[Any, ...], kwargs: Mapping[str, Any]
     ) -> ArgumentDigest:
-        """Return a digest of a step's arguments, equal for those that mean the same.
+        """Return a digest of a step's arguments, equal for arguments that mean the same.
 
-        What cannot be recorded, a client or a connection say, counts by its class.
+        An argument that cannot be recorded, for example a client, counts by its class.
         """
-        if definition.ambient:
+        if definition.unrecorded:
             args, kwargs = definition.recorded_arguments(args, kwargs)
-        about = definition.defaults, definition.positional
         return self._digest(
-            lambda canonical: canonical.arguments(args, kwargs, *about),
+            lambda canonical: canonical.arguments(
+                args, kwargs, definition.defaults, definition.positional
+            ),
             lambda: self._former_arguments(args, kwargs),
         )
 
     def digest_of_input(self, workflow: WorkflowRecord) -> ArgumentDigest:
-        """Return a digest of the arguments that a workflow of ours is started with."""
+        """Return a digest of the arguments that a workflow of this process is started with."""
         definition = self.workflow(workflow.name)
         arguments = definition.values.read_arguments(workflow.input or b"{}")
         return self._digest(
@@ -201,7 +179,7 @@ class Registry:
         return ArgumentDigest(digest_of(form_of(self._canonical), *keys[:1]), others)
 
     def _former_arguments(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> bytes:
-        """Return the arguments as versions before have digested them."""
+        """Return the bytes of arguments that former versions digested."""
         try:
             return self._former_bytes(list(args) if not kwargs else (args, kwargs))
         except Exception:  # the codec may be the application's
@@ -227,5 +205,5 @@ class Registry:
 
 
 def _is_redefined(known: Callable[..., Any], new: Callable[..., Any]) -> bool:
-    """Tell whether a function is the same one, made again by a reload or a second call."""
+    """Tell whether two functions are the same one, defined again by a reload or a second call."""
     return (known.__module__, known.__qualname__) == (new.__module__, new.__qualname__)

@@ -1,4 +1,4 @@
-"""How long what may take, and how much there may be of it."""
+"""Time limits and sizes of the engine, and how long requests are stored."""
 
 from __future__ import annotations
 
@@ -22,41 +22,46 @@ DAY_SECONDS = 24 * 60 * 60.0
 REQUEST_LIFETIME_SECONDS = 7 * DAY_SECONDS
 SWEEP_INTERVAL_SECONDS = 60.0
 MICROSECONDS = 1_000_000
-# No database can hold a time without end.
+# A hundred years: databases cannot hold an infinite time.
 LONGEST_SECONDS = 36500 * DAY_SECONDS
 SPOOLED_BYTES = 1024 * 1024 * 1024
 
 
 @fast_dataclass()
 class Retention:
-    """For how long a request is kept, from its completion.
+    """How long a request is stored after its completion.
 
     Attributes:
-        seconds: How long its answer is given.
-        tombstone_seconds: How long its key is refused after that, until it is free.
+        seconds: How long its retries get the stored response.
+        tombstone_seconds: How long its key is refused after that, until the key is free.
     """
 
     seconds: float = DAY_SECONDS
     tombstone_seconds: float = 0.0
 
     def ends_of(self, finished_at_us: int) -> tuple[int, int]:
-        """Return when the answer expires and when the key is free, in microseconds."""
+        """Return when the response expires and when the key is free, in microseconds.
+
+        Args:
+            finished_at_us: When the request completed, in microseconds since 1970.
+        """
         expires_at_us = finished_at_us + microseconds(self.seconds)
         return expires_at_us, expires_at_us + microseconds(self.tombstone_seconds)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Limits:
-    """How long what may take, in seconds, and how much there may be of it.
+    """Time limits of the engine in seconds, and its limit of disk space.
 
     Attributes:
-        drain_timeout_seconds: How long a stop waits for runs before it interrupts them.
-        storage_retry_seconds: How long a failing storage is tried before a run is given up.
-        lease_seconds: How long the process counts as alive without a sign of life.
-        request_lifetime_seconds: How long a request is kept that waits for its retry.
-        sweep_interval_seconds: How often expired requests are looked for.
-        cancelled_requests: For how long requests are kept that are cancelled.
-        spooled_bytes: How much the bodies of duplicates may take on the disk.
+        drain_timeout_seconds: How long a stop waits for active runs before it interrupts them.
+        storage_retry_seconds: How long an unavailable storage is retried before a run is given
+            up.
+        lease_seconds: How long the process counts as alive after its last heartbeat.
+        request_lifetime_seconds: How long a request without a response waits for its retry.
+        sweep_interval_seconds: Time between two searches for expired requests.
+        cancelled_requests: How long cancelled requests are stored.
+        spooled_bytes: Bytes that the bodies of duplicate requests may take on the disk.
     """
 
     drain_timeout_seconds: float
@@ -72,7 +77,7 @@ def positive_seconds(seconds: float, name: str) -> float:
     """Return a number of seconds.
 
     Raises:
-        DurableUsageError: It is not positive, or has no end.
+        DurableUsageError: It is not positive, or infinite.
     """
     if not 0 < seconds < float("inf"):
         msg = f"{name} must be a positive number of seconds, got {seconds!r}"
@@ -81,5 +86,5 @@ def positive_seconds(seconds: float, name: str) -> float:
 
 
 def microseconds(seconds: float) -> int:
-    """Return a time span in microseconds, no longer than a database can hold."""
+    """Return a time span in microseconds, cut to the longest one that a database can hold."""
     return round(min(seconds, LONGEST_SECONDS) * MICROSECONDS)

@@ -1,4 +1,4 @@
-"""How much of the disk the bodies of duplicates take while they are compared."""
+"""The disk space that the bodies of duplicate requests take while they are compared."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ __all__ = ["SpoolSpace"]
 
 
 class SpoolSpace:
-    """Counts the bytes that the bodies of one engine's requests have in temporary files.
+    """Counts the bytes that the bodies of one engine's requests take in temporary files.
 
     Args:
-        max_bytes: At most so many at a time.
-        new_cipher: Returns what one file is encrypted with, ``None`` where nothing is encrypted.
+        max_bytes: Greatest number of bytes at a time.
+        new_cipher: Returns the cipher of a new file, ``None`` if files are not encrypted.
 
     Attributes:
-        used_bytes: How many there are now.
+        used_bytes: Number of bytes in the files now.
     """
 
     def __init__(
@@ -31,7 +31,7 @@ class SpoolSpace:
         self._lock = threading.Lock()
 
     def take(self, count: int) -> bool:
-        """Count bytes that are about to be written; return False if there is no room for them."""
+        """Reserve bytes that are about to be written; return False if there is no room for them."""
         with self._lock:
             if self.used_bytes + count > self.max_bytes:
                 return False
@@ -39,6 +39,6 @@ class SpoolSpace:
             return True
 
     def give_back(self, count: int) -> None:
-        """Count bytes no more."""
+        """Release bytes that were reserved."""
         with self._lock:
             self.used_bytes -= count

@@ -1,4 +1,4 @@
-"""The process that has started an engine; a child that is forked from it cannot use it."""
+"""The process that has started an engine; a forked child cannot use that engine."""
 
 from __future__ import annotations
 
@@ -10,40 +10,40 @@ __all__ = ["StartedProcess", "not_started"]
 
 
 class StartedProcess:
-    """Knows in which process the engine was started.
+    """Remembers in which process the engine was started.
 
-    A forked child has the parent's memory, but none of its threads: whoever called the engine
-    there would wait for ever. Its connections and file locks are the parent's as well.
+    A forked child has the parent's memory, but none of its threads: a call of the engine would
+    wait there for ever. The connections and file locks belong to the parent as well.
     """
 
     def __init__(self) -> None:
         self._process_id: int | None = None
 
     def enter(self) -> None:
-        """Say that the engine is started, in the current process."""
+        """Record that the engine is started, in the current process."""
         self._process_id = getpid()
 
     def leave(self) -> None:
-        """Say that it is stopped."""
+        """Record that the engine is stopped."""
         self._process_id = None
 
     def is_own(self) -> bool:
-        """Tell whether no other process has started the engine."""
+        """Return False if another process has started the engine."""
         return self._process_id is None or self._process_id == getpid()
 
     def require_own(self) -> None:
         """Refuse to be used in a child of the process that has started the engine.
 
         Raises:
-            DurableUsageError: It is one.
+            DurableUsageError: The current process is such a child.
         """
-        # Asked for each request and each call.
+        # Called for each request and each call, so nothing else happens here.
         if self._process_id != getpid() and self._process_id is not None:
             msg = (
                 f"the engine was started in process {self._process_id}, and this is a child that "
                 "was forked from it, in which it cannot work: start it in each child, and not "
-                "before the fork (with a server that loads the app first, 'gunicorn --preload' "
-                "say, start nothing at import; with multiprocessing, use 'spawn')"
+                "before the fork (with a server that loads the app first, such as 'gunicorn "
+                "--preload', start nothing at import; with multiprocessing, use 'spawn')"
             )
             raise DurableUsageError(msg)
 

@@ -1,4 +1,4 @@
-"""How a step is run, and how often."""
+"""Options of a step: its retries, its timeout, and whether it runs at most once."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ from asgi_durable.retry import RetryPolicy
 
 __all__ = ["DEFAULT_RETRY", "StepOptions"]
 
-# This very object, where an application says nothing.
+# The default of `retry=`; the same object tells that the application did not set it.
 DEFAULT_RETRY = RetryPolicy()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StepOptions:
-    """How a step is run.
+    """Options of a step.
 
     Attributes:
-        retry: When it is tried again; ``None`` for one attempt.
-        timeout_seconds: For each attempt, ``None`` for any time.
+        retry: When the step is retried; ``None`` for one attempt.
+        timeout_seconds: Time limit of each attempt, ``None`` for no limit.
         at_most_once: True if its body is never begun a second time.
     """
 
@@ -29,14 +29,14 @@ class StepOptions:
     at_most_once: bool = False
 
     def of(self, name: str, *, is_async: bool) -> Self:
-        """Return the options of a step.
+        """Return these options, checked for a step.
 
         Args:
-            name: The step.
-            is_async: True if it is an ``async def`` function.
+            name: The step's name.
+            is_async: True if the step is an ``async def`` function.
 
         Raises:
-            DurableUsageError: They do not fit each other, or the function.
+            DurableUsageError: The options contradict each other, or do not fit the function.
         """
         timeout = self.timeout_seconds
         if timeout is not None and not 0 < timeout < float("inf"):
@@ -50,7 +50,7 @@ class StepOptions:
         retry = self.retry
         if retry is not None and retry is not DEFAULT_RETRY and retry.max_attempts > 1:
             msg = (
-                f"step {name!r}: what runs at most once is not tried again; leave out retry=, "
+                f"step {name!r}: a step that runs at most once is not retried; leave out retry=, "
                 "or at_most_once="
             )
             raise DurableUsageError(msg)

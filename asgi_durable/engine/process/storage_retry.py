@@ -1,16 +1,13 @@
-"""Trying again while the database is unavailable."""
+"""Retrying while the database is unavailable."""
 
 from __future__ import annotations
 
-import asyncio
-import itertools
 import logging
-import random
 import time
 from collections.abc import Awaitable, Callable
 from typing import TypeVar
 
-from asgi_durable.concurrency.retry_log import is_worth_a_line
+from asgi_durable.concurrency.backoff import Backoff
 from asgi_durable.errors import StorageUnavailableError
 from asgi_durable.storage.transaction_port import GivenUpError
 
@@ -20,58 +17,63 @@ logger = logging.getLogger(__name__)
 
 FIRST_RETRY_SECONDS = 0.05
 LONGEST_RETRY_SECONDS = 1.0
-# What the database has given up, for another transaction say, it may well do the next time.
+RETRY_JITTER = 0.2
+# A transaction that the database gave up, for example for another one, may well succeed next time.
 FEWEST_ATTEMPTS_GIVEN_UP = 3
 
 ResultT = TypeVar("ResultT")
 
 
 async def retry_while_unavailable(
-    once: Callable[[], Awaitable[ResultT]], storage_retry_seconds: float, what: Callable[[], str]
+    attempt: Callable[[], Awaitable[ResultT]], storage_retry_seconds: float, name: Callable[[], str]
 ) -> ResultT:
-    """Do something, again while the database is unavailable or gives it up, for so long at most.
+    """Retry while the database is unavailable, or gives the transaction up.
 
     Args:
-        once: Does it.
-        storage_retry_seconds: For how long.
-        what: Names it for the log.
+        attempt: Makes one attempt.
+        storage_retry_seconds: How long to retry.
+        name: Names the work for the log.
 
     Raises:
-        StorageUnavailableError: The database still was unavailable at the end of that.
+        StorageUnavailableError: The database was still unavailable after that time.
         Exception: The database's own error, if it gave the transaction up each time.
     """
-    return await _repeat(StorageUnavailableError, once, storage_retry_seconds, what)
+    return await _retry(StorageUnavailableError, attempt, storage_retry_seconds, name)
 
 
 async def retry_while_given_up(
-    once: Callable[[], Awaitable[ResultT]], storage_retry_seconds: float, what: Callable[[], str]
+    attempt: Callable[[], Awaitable[ResultT]], storage_retry_seconds: float, name: Callable[[], str]
 ) -> ResultT:
-    """Do the same, but raise at once where the database is unavailable."""
-    return await _repeat(GivenUpError, once, storage_retry_seconds, what)
+    """Retry while the database gives the transaction up; raise at once if it is unavailable."""
+    return await _retry(GivenUpError, attempt, storage_retry_seconds, name)
 
 
-async def _repeat(
+async def _retry(
     kind: type[StorageUnavailableError],
-    once: Callable[[], Awaitable[ResultT]],
+    attempt: Callable[[], Awaitable[ResultT]],
     storage_retry_seconds: float,
-    what: Callable[[], str],
+    name: Callable[[], str],
 ) -> ResultT:
     give_up_at = time.monotonic() + storage_retry_seconds
-    delay = FIRST_RETRY_SECONDS
-    for attempt in itertools.count(1):
+    backoff: Backoff | None = None
+    while True:
         try:
-            return await once()
+            return await attempt()
         except kind as error:
             failure = error
+        # Made here, so that work that succeeds at once does not pay for it.
+        backoff = backoff or Backoff(
+            FIRST_RETRY_SECONDS, LONGEST_RETRY_SECONDS, jitter=RETRY_JITTER
+        )
+        number = backoff.attempt
         fewest = FEWEST_ATTEMPTS_GIVEN_UP if isinstance(failure, GivenUpError) else 1
-        if attempt >= fewest and time.monotonic() + delay > give_up_at:
+        if number >= fewest and time.monotonic() + backoff.seconds > give_up_at:
             break
-        if is_worth_a_line(attempt):
-            logger.warning("%s failed, attempt %d, trying again: %s", what(), attempt, failure)
-        await asyncio.sleep(delay * (1.0 + random.random() * 0.2))
-        delay = min(delay * 2, LONGEST_RETRY_SECONDS)
-    logger.warning("%s failed, attempt %d was the last one: %s", what(), attempt, failure)
-    # Nobody is in its way any more than the database says: it is the transaction's own error.
+        if backoff.is_worth_logging():
+            logger.warning("%s failed, attempt %d, trying again: %s", name(), number, failure)
+        await backoff.wait()
+    logger.warning("%s failed, attempt %d was the last one: %s", name(), number, failure)
+    # The error of a transaction that the database gave up is the transaction's own.
     raise _cause_of(failure)
 
 

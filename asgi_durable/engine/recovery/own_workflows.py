@@ -1,12 +1,13 @@
-"""Going on with this process's own workflows whose runs ended without an outcome."""
+"""Resuming this executor's own workflows whose runs ended without an outcome."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
-import random
 
-from asgi_durable.concurrency.retry_log import is_worth_a_line
+import anyio
+
+from asgi_durable.concurrency.backoff import Backoff, is_worth_logging
 from asgi_durable.engine.process.log_text import error_text, workflows_text
 from asgi_durable.engine.recovery.resumption import Resumption
 from asgi_durable.engine.runs.active_runs import ActiveRuns
@@ -20,18 +21,19 @@ __all__ = ["Recovery"]
 logger = logging.getLogger(__name__)
 
 PAGE_SIZE = 200
-# How long the next page waits for the runs of the one before it.
+# How long a page waits for the runs of the page before it.
 PAGE_PAUSE_SECONDS = 1.0
 FIRST_DELAY_SECONDS = 1.0
 LONGEST_DELAY_SECONDS = 30.0
+DELAY_JITTER = 0.1
 MAX_PARKED = 10_000
 
 
 class Recovery:
-    """Sweeps over the executor's PENDING workflows: those that no run has are seen to.
+    """Sweeps over the executor's PENDING workflows, and resumes or releases those without a run.
 
-    What the storage has failed is run again. A request is left to its retry, and what this
-    process cannot finish to one that can: both are released.
+    A workflow that a storage failure interrupted is run again. A request is released for its
+    retry, and a workflow that this process cannot finish for a process that can.
     """
 
     def __init__(self, services: Services, active: ActiveRuns, resumption: Resumption) -> None:
@@ -41,12 +43,12 @@ class Recovery:
         self._task: asyncio.Task[None] | None = None
         self._wanted = False
         self._stopped = False
-        self._delay = FIRST_DELAY_SECONDS
-        # True if runs were failed by the storage since the last sweep.
+        self._backoff = Backoff(FIRST_DELAY_SECONDS, LONGEST_DELAY_SECONDS, jitter=DELAY_JITTER)
+        # True if a storage failure interrupted a run since the last sweep.
         self._is_failing = False
-        # Ended here without an outcome, and would again: left for code that knows better.
+        # Workflows that cannot finish in this process, with the reasons: left to other code.
         self._parked: dict[str, Exception] = {}
-        # How often a workflow was interrupted by the storage.
+        # How often storage failures have interrupted a workflow.
         self._failures: dict[str, int] = {}
 
     @property
@@ -55,61 +57,61 @@ class Recovery:
         return frozenset(self._parked)
 
     def reason_for_parking(self, workflow_id: str) -> Exception | None:
-        """Return why a workflow is left alone by this process, ``None`` if it is not."""
+        """Return why this process leaves a workflow to others, ``None`` if it does not."""
         return self._parked.get(workflow_id)
 
     def sweep_soon(self, delay_seconds: float = 0.0) -> None:
-        """Sweep on the running event loop, after a delay; sweeps never overlap."""
+        """Sweep on the running event loop after a delay; sweeps never overlap."""
         self._wanted = True
         if not self._stopped and not self._is_sweeping():
             loop = asyncio.get_running_loop()
             self._task = loop.create_task(self._sweep(delay_seconds))
 
     def sweep_if_wanted(self) -> None:
-        """Sweep if an event loop went away with runs, or with a sweep, on it."""
-        # One that a closed loop has left in the middle is not done, and never will be.
-        is_left = self._task is not None and not self._task.done()
-        if (self._wanted or is_left) and not self._is_sweeping():
+        """Sweep if an event loop ended with runs, or with a sweep, on it."""
+        # A sweep on a closed event loop is not done, and never will be.
+        was_lost = self._task is not None and not self._task.done()
+        if (self._wanted or was_lost) and not self._is_sweeping():
             self.sweep_soon()
 
     def on_lost(self) -> None:
-        """Take note that a run went away with its event loop."""
+        """Remember that an event loop ended with a run on it."""
         self._wanted = True
 
-    def on_interrupted(self, run: Run, ending: Interrupted) -> None:
-        """Take note of a run that ended without an outcome."""
-        if ending.is_released:
+    def on_interrupted(self, run: Run, end: Interrupted) -> None:
+        """Decide what to do about a run that ended without an outcome."""
+        if end.is_released:
             if run.children:
-                # A retry has opened those that failed, and may not have come to them again.
+                # A retry has reopened the failed children, and may not have called them again.
                 self.sweep_soon()
             return
-        if ending.is_owned_elsewhere:
-            # Meanwhile it may be this process's again, as another executor's. Or it was all the
-            # time, and something that an earlier run had written arrived late.
+        if end.is_owned_elsewhere:
+            # This process may own the workflow again by now, as a new executor. Or it owned it
+            # all the time, and a late write of an earlier run was refused.
             is_others = run.executor_id != self._services.executor.id
-            self.sweep_soon(0.0 if is_others else self._delay)
+            self.sweep_soon(0.0 if is_others else self._backoff.seconds)
             return
-        if not ending.retry_here and not run.workflow.is_request:
-            self._park(run, ending.error)
+        if not end.retry_here and not run.workflow.is_request:
+            self._park(run, end.error)
             return
         if run.claimed.get():
             self._parked.pop(run.workflow_id, None)
         # Not `task.cancelling()`: a failed task group may leave that set (Python 3.11).
         if run.is_loop_ending():
-            # The event loop is being shut down; the next one to call us sweeps.
+            # The event loop is shutting down; the next event loop to call the engine sweeps.
             self._wanted = True
         else:
             self._is_failing = True
-            self._tell_of(run, ending.error)
-            self.sweep_soon(self._delay)
+            self._log_interruption(run, end.error)
+            self.sweep_soon(self._backoff.seconds)
 
-    def _tell_of(self, run: Run, error: Exception) -> None:
-        """Log that a workflow will be run again, the more seldom the more often it is."""
+    def _log_interruption(self, run: Run, error: Exception) -> None:
+        """Log that a workflow will be run again, more rarely each time."""
         failures = self._failures.pop(run.workflow_id, 0) + 1
         self._failures[run.workflow_id] = failures
         if len(self._failures) > MAX_PARKED:
             del self._failures[next(iter(self._failures))]
-        if is_worth_a_line(failures) and not run.workflow.is_request:
+        if is_worth_logging(failures) and not run.workflow.is_request:
             logger.warning(
                 "Workflow %s (%s) is interrupted, and will be run again: %s",
                 run.workflow_id,
@@ -118,37 +120,37 @@ class Recovery:
             )
 
     def set_aside(self, workflow: WorkflowRecord, error: Exception) -> Run | None:
-        """Leave a workflow to others that this process cannot even begin to go on with."""
-        self._note_parked(workflow.workflow_id, error)
+        """Leave a workflow to others, because this process cannot even begin to resume it."""
+        self._add_parked(workflow.workflow_id, error)
         return self._resumption.release(workflow)
 
-    def _note_parked(self, workflow_id: str, error: Exception) -> None:
+    def _add_parked(self, workflow_id: str, error: Exception) -> None:
         self._parked[workflow_id] = error
         if len(self._parked) > MAX_PARKED:
-            # It may be tried once more, and is parked again.
+            # The oldest may be resumed once more, and is parked again then.
             del self._parked[next(iter(self._parked))]
 
     def _park(self, run: Run, error: Exception) -> None:
-        """Leave a workflow to others, now that its run is over."""
+        """Leave a workflow to others, because its run cannot finish here."""
         known = self._parked.get(run.workflow_id)
-        # At a stop all runs end without an outcome, and others go on with them.
+        # At a stop all runs end without an outcome, and others resume them.
         if not self._stopped and (known is None or str(known) != str(error)):
             logger.warning(
-                "Workflow %s (%s) cannot go on in this process, and is left to others: %s",
+                "Workflow %s (%s) cannot continue in this process, and is left to others: %s",
                 run.workflow_id,
                 run.workflow.name,
                 error_text(error),
             )
-        self._note_parked(run.workflow_id, error)
+        self._add_parked(run.workflow_id, error)
         asyncio.get_running_loop().call_soon(self._release, run.workflow)
 
     def _release(self, workflow: WorkflowRecord) -> None:
-        # Where the engine stops, all that is its executor's becomes free.
+        # When the engine stops, all workflows of its executor become free anyway.
         if not self._stopped:
             self._resumption.release(workflow)
 
     async def stop(self) -> None:
-        """End the sweep under way, and sweep no more."""
+        """End the current sweep, and start no more."""
         self._stopped = True
         task = self._task
         if task is None or task.done() or task.get_loop() is not asyncio.get_running_loop():
@@ -161,10 +163,10 @@ class Recovery:
         return task is not None and not task.done() and not task.get_loop().is_closed()
 
     async def _sweep(self, delay_seconds: float) -> None:
-        """Sweep until nothing more is wanted; what is cancelled before that stays wanted."""
+        """Sweep until no sweep is wanted any more; a cancelled sweep stays wanted."""
         delay = delay_seconds
         while self._wanted:
-            await asyncio.sleep(delay * (1.0 + random.random() * 0.1))
+            await anyio.sleep(self._backoff.with_jitter(delay))
             self._wanted = self._is_failing = False
             try:
                 await self._sweep_once()
@@ -174,10 +176,12 @@ class Recovery:
             except asyncio.CancelledError:
                 self._wanted = True
                 raise
-            # Longer and longer: runs that the storage fails again have steps to repeat.
-            longer = min(self._delay * 2, LONGEST_DELAY_SECONDS)
-            self._delay = longer if self._is_failing else FIRST_DELAY_SECONDS
-            delay = self._delay
+            # Each interrupted run has steps to repeat, so the pauses grow.
+            if self._is_failing:
+                self._backoff.next()
+            else:
+                self._backoff.reset()
+            delay = self._backoff.seconds
 
     async def _sweep_once(self) -> None:
         storage = self._services.storage
@@ -190,30 +194,30 @@ class Recovery:
                 return
             last_id = page[-1]
             idle = [workflow_id for workflow_id in page if self._active.find(workflow_id) is None]
-            runs = await self._see_to(idle) if idle else []
-            # A pause, not a condition: these runs may wait for others of a later page.
+            runs = await self._resume_or_release(idle) if idle else []
+            # A pause, not a condition: these runs may wait for workflows of a later page.
             tasks = [run.task for run in runs if run.task is not None]
             if tasks:
                 await asyncio.wait(tasks, timeout=PAGE_PAUSE_SECONDS)
 
-    async def _see_to(self, workflow_ids: list[str]) -> list[Run]:
+    async def _resume_or_release(self, workflow_ids: list[str]) -> list[Run]:
         stored_runs = await self._resumption.load_idle(workflow_ids)
-        seen_to = [self._see_to_one(stored) for stored in stored_runs]
-        runs = [run for run in seen_to if run is not None]
-        resumed = [run.workflow for run in runs if self._goes_on_here(run.workflow)]
+        launched = [self._resume_or_release_one(stored) for stored in stored_runs]
+        runs = [run for run in launched if run is not None]
+        resumed = [run.workflow for run in runs if self._continues_here(run.workflow)]
         if resumed:
-            logger.info("Going on, after an interruption, with %s", workflows_text(resumed))
+            logger.info("Resuming after an interruption: %s", workflows_text(resumed))
         return runs
 
-    def _goes_on_here(self, workflow: WorkflowRecord) -> bool:
+    def _continues_here(self, workflow: WorkflowRecord) -> bool:
         return not workflow.is_request and workflow.workflow_id not in self._parked
 
-    def _see_to_one(self, stored: StoredRun) -> Run | None:
+    def _resume_or_release_one(self, stored: StoredRun) -> Run | None:
         workflow = stored.workflow
         if workflow.executor_id != self._services.executor.id:
             return None
         if stored.damage is not None:
             return self.set_aside(workflow, stored.damage)
-        if not self._goes_on_here(workflow):
+        if not self._continues_here(workflow):
             return self._resumption.release(workflow)
         return self._resumption.resume(stored, is_counted=False)

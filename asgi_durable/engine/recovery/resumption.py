@@ -1,4 +1,4 @@
-"""Running recorded workflows again, without any call."""
+"""Resuming recorded workflows without any call."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ class Resumption:
     """Resumes or releases workflows that no run of this process has.
 
     Args:
-        services: What all runs share.
+        services: The parts that all runs share.
         active: The runs of this process.
-        drives: What a run of a function does.
-        drive_request: What a run of a request does.
+        runner: Runs a workflow's function.
+        drive_request: Runs a request.
     """
 
     def __init__(
@@ -47,10 +47,10 @@ class Resumption:
     async def load_idle(self, workflow_ids: list[str]) -> list[StoredRun]:
         """Return the logs of unfinished workflows that no run of this process has.
 
-        One whose caller is cancelled is cancelled as well, and left out.
+        A workflow whose caller is cancelled is cancelled as well, and left out.
 
-        Invariant: a workflow that got a run while its log was being read is left to that run;
-        what was read of it may be out of date.
+        Invariant: a workflow that got a run while its log was being read is left to that run,
+        because the log that was read may be out of date.
         """
         with self._active.watching_launches() as launched:
             stored_runs = await self._services.storage.load_runs(workflow_ids)
@@ -72,31 +72,34 @@ class Resumption:
         return [stored for stored in idle if stored not in orphans] if orphans else idle
 
     async def _cancelled_callers(self, stored_runs: Sequence[StoredRun]) -> frozenset[str]:
-        """Return which callers are cancelled: what they called at that moment may not be."""
+        """Return the ids of the cancelled callers.
+
+        Workflows that they called just before the cancellation may have missed it.
+        """
         called = [run.workflow for run in stored_runs if run.workflow.awaited]
         ids = {workflow.parent_id for workflow in called if workflow.parent_id is not None}
         return frozenset(await self._services.storage.list_cancelled(list(ids)) if ids else ())
 
     async def _cancel(self, workflow: WorkflowRecord) -> None:
         services, executor_id = self._services, self._services.executor.id
-        lane = services.committer.lane(asyncio.get_running_loop())
+        queue = services.committer.queue(asyncio.get_running_loop())
         write = CancelWorkflow(
             workflow_id=workflow.workflow_id,
             executor_id=executor_id,
             cancelled_at_us=time.time_ns() // 1000,
         )
-        outcome = await services.committer.submit(lane, write).wait()
+        outcome = await services.committer.submit(queue, write).wait()
         if outcome.kind is OutcomeKind.UNAVAILABLE:
             raise outcome.error or StorageUnavailableError
 
     def resume(self, stored: StoredRun, *, is_counted: bool) -> Run | None:
-        """Run a recorded workflow again; return ``None`` if somebody does already.
+        """Run a recorded workflow again; return ``None`` if it has a run already.
 
-        The run has none of the caller's context variables: they are another request's.
+        The run has none of the caller's context variables: they may belong to another request.
 
         Args:
-            stored: Its log; its row belongs to this process.
-            is_counted: True if its row counts this execution already.
+            stored: The workflow's row, which this executor owns, and its step log.
+            is_counted: True if the row counts this execution already.
         """
         run = Run(
             self._services,
@@ -111,22 +114,22 @@ class Resumption:
         return self._launch_alone(run, self._runner.resumed(run, is_counted=is_counted))
 
     def begin(self, workflows: Iterable[WorkflowRecord]) -> None:
-        """Run workflows that have just been started, and that nobody waits for."""
+        """Run workflows that have just been started in the background."""
         for workflow in workflows:
-            # Where the engine has stopped, whoever takes over its workflows runs them.
+            # If the engine has stopped, the process that takes over its workflows runs them.
             with contextlib.suppress(WorkflowInterruptedError):
                 self.resume(StoredRun(workflow=workflow, steps=(), children=()), is_counted=True)
 
     def release(self, workflow: WorkflowRecord) -> Run | None:
-        """Let anybody run a workflow that no run has; ``None`` if one has it already.
+        """Let any process run a workflow; return ``None`` if it has a run here already.
 
-        It is a run itself: so nobody can claim the workflow here before it is released.
+        The release is a run itself, so no call can claim the workflow here before it is done.
         """
         run = Run(self._services, workflow, asyncio.get_running_loop())
         return self._launch_alone(run, self._runner.release(run))
 
     def stale_ids(self) -> frozenset[str]:
-        """Return the workflows that are run here still on behalf of a dead executor."""
+        """Return the ids of workflows that still run here on behalf of a dead executor."""
         return self._active.ids_of_others(self._services.executor.id)
 
     def _launch_alone(self, run: Run, drive: Coroutine[Any, Any, RunEnd]) -> Run | None:

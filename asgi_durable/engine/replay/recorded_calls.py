@@ -117,13 +117,13 @@ async def replayed(run: Run, definition: Definition, step: StepRecord) -> Any:
 
 def tell_of_replay(run: Run, definition: Definition) -> None:
     """Write a line to the log where the result is not all that a caller of the step would get."""
-    if definition.answering:
+    if definition.response_parameters:
         logger.warning(
             "%r of %s is not run again, and so what it did to %s is missing in the answer: let a "
             "workflow, or the handler itself, do that",
             definition.name,
             run.workflow_id,
-            ", ".join(sorted(definition.answering)),
+            ", ".join(sorted(definition.response_parameters)),
         )
 
 

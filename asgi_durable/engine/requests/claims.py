@@ -11,6 +11,7 @@ import time
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
 
+from asgi_durable.concurrency.backoff import Backoff
 from asgi_durable.engine.process.settings import Retention
 from asgi_durable.engine.requests.claim_results import (
     Answered,
@@ -147,28 +148,30 @@ class Requests:
         patience = self._services.storage_retry_seconds
         rename_by = now + (patience if storage_retry_seconds is None else storage_retry_seconds)
         give_up_at = now + wait_seconds
-        delay, has_waited = FIRST_POLL_SECONDS, False
+        backoff: Backoff | None = None
+        has_waited = False
         while True:
             request, claim = await self._claim_in_any_version(
                 request, handler, rename_by, give_up_at
             )
             if not isinstance(claim, InProgress):
                 break
+            backoff = backoff or Backoff(FIRST_POLL_SECONDS, LONGEST_POLL_SECONDS)
             left_seconds = give_up_at - time.monotonic()
             if request.follows:
                 if await self._may_follow(claim.workflow):
                     claim = Followed(claim.workflow)
                     break
-                left_seconds = min(left_seconds, delay)
+                left_seconds = min(left_seconds, backoff.seconds)
             sleeps_until_us = await sleep_of(
                 request.workflow_id, self._services.storage, self._active
             )
             if sleeps_until_us is not None or time.monotonic() >= give_up_at:
                 claim = replace(claim, sleeps_until_us=sleeps_until_us)
                 break
-            if not await self._wait_for_twin(request.workflow_id, left_seconds, delay):
+            if not await self._wait_for_twin(request.workflow_id, left_seconds, backoff.next()):
                 break
-            delay, has_waited = min(delay * 2, LONGEST_POLL_SECONDS), True
+            has_waited = True
         if not isinstance(claim, FingerprintWanted):
             observer = self._services.telemetry.observer
             outcome = "waited" if has_waited and isinstance(claim, Answered) else claim.outcome

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 
 from asgi_durable.codec.sealing.sealer import PIECE, Sealer
+from asgi_durable.concurrency.backoff import Backoff
 from asgi_durable.engine.runs.run import Run
 from asgi_durable.engine.runs.run_end import RunStopped
 from asgi_durable.engine.workflows.result_waiters import ResultWaiters, Waiter
@@ -227,7 +228,8 @@ class Streams:
         Raises:
             StreamLostError: The request was interrupted, or the stream is not kept.
         """
-        delay, end, is_over = FIRST_POLL_SECONDS, None, False
+        backoff = Backoff(FIRST_POLL_SECONDS, LONGEST_POLL_SECONDS)
+        end, is_over = None, False
         with self._following(workflow_id) as waiter:
             while not has_gone():
                 page = await self._read(workflow_id, after, end)
@@ -235,10 +237,11 @@ class Streams:
                     raise StreamLostError
                 for piece in page:
                     yield piece
-                    after, delay = piece.end_offset, FIRST_POLL_SECONDS
+                    after = piece.end_offset
                 if end is not None and after >= end:
                     return
                 if page:
+                    backoff.reset()
                     continue
                 # Invariant: read once more when it is known to be over. The last pieces may have
                 # come in between.
@@ -248,8 +251,7 @@ class Streams:
                     )
                 end, is_over = await self._state(workflow_id)
                 if not is_over:
-                    await waiter.wait(delay)
-                    delay = min(delay * 2, LONGEST_POLL_SECONDS)
+                    await waiter.wait(backoff.next())
 
     @contextmanager
     def _following(self, workflow_id: str) -> Iterator[Waiter]:

@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 from asgi_durable.codec.sealing.sealer import REQUEST
 from asgi_durable.engine.process.settings import Retention
+from asgi_durable.engine.requests.request_servers import RequestServers
 from asgi_durable.engine.requests.response_commit import ResponseCommit
 from asgi_durable.engine.requests.response_streams import StreamLog
 from asgi_durable.engine.runs.active_runs import ActiveRuns
@@ -30,14 +31,15 @@ class RecoveredRequests:
         on_recorded: Told of a request whose answer is recorded as a stream, piece by piece.
     """
 
-    def __init__(self, services: Services, active: ActiveRuns) -> None:
+    def __init__(self, services: Services, active: ActiveRuns, servers: RequestServers) -> None:
         self._services = services
         self._active = active
+        self._servers = servers
         self.on_recorded: Callable[[str], None] = lambda _: None
 
     async def drive(self, run: Run) -> RunEnd:
         """Go on after the log."""
-        server = self._services.registry.request_servers.only
+        server = self._servers.only
         requests: list[ResponseCommit] = []
 
         def begin(retention: Retention) -> ResponseCommit:

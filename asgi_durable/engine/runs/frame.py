@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import field, replace
 from itertools import count
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from asgi_durable.errors import DurableUsageError
 from asgi_durable.fast_dataclass import fast_dataclass
@@ -18,7 +18,17 @@ if TYPE_CHECKING:
 
     from asgi_durable.engine.runs.run import Run, Services
 
-__all__ = ["Frame", "begin_attempt", "current_frame", "current_session", "entered"]
+__all__ = [
+    "Frame",
+    "begin_attempt",
+    "call_in_thread",
+    "current_frame",
+    "current_session",
+    "enter_event_loop",
+    "entered",
+]
+
+ResultT = TypeVar("ResultT")
 
 
 @fast_dataclass()
@@ -55,6 +65,21 @@ def entered(frame: Frame) -> Iterator[None]:
         yield
     finally:
         current_frame.reset(token)
+
+
+def call_in_thread(function: Callable[[], ResultT]) -> ResultT:
+    """Call a sync function, which cannot await the engine's calls; see ``Frame.in_thread``."""
+    frame = current_frame.get()
+    if frame is not None:
+        current_frame.set(replace(frame, in_thread=True))
+    return function()
+
+
+def enter_event_loop() -> None:
+    """Let the code from here on await the engine's calls, though a sync function began it."""
+    frame = current_frame.get()
+    if frame is not None:
+        current_frame.set(replace(frame, in_thread=False))
 
 
 def begin_attempt() -> None:

@@ -115,7 +115,7 @@ class Run:
         self.stopped: Interrupted | None = None
         self.closed = False
         self._guard = services.guards.watch(loop)
-        self._lane = services.committer.lane(loop)
+        self._lane = services.committer.queue(loop)
         self.steps: Mapping[int, StepRecord] = _NOTHING
         self.children: Mapping[int, WorkflowRecord] = _NOTHING
         self.outbox: Outbox | None = None

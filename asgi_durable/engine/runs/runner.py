@@ -40,7 +40,7 @@ from asgi_durable.storage.writes import (
     StartWorkflow,
 )
 
-__all__ = ["WorkflowRunner", "missing_ambient", "refuse_ambient"]
+__all__ = ["WorkflowRunner", "missing_injected", "refuse_missing_injected"]
 
 logger = logging.getLogger(__name__)
 
@@ -81,7 +81,7 @@ class WorkflowRunner:
         return await self.loaded(run, call)
 
     async def loaded(self, run: Run, call: Call) -> RunEnd:
-        """Go on after the log, with the ambient arguments of this call."""
+        """Go on after the log, with the injected arguments of this call."""
         refusal = await self._take(run)
         if refusal is not None:
             return refusal
@@ -98,7 +98,7 @@ class WorkflowRunner:
         if definition is None:
             reason = f"no function is registered as {run.workflow.name!r}"
             return Interrupted(WorkflowInterruptedError(run.workflow_id, reason))
-        if definition.ambient and run.workflow.parent_id is not None:
+        if definition.unrecorded and run.workflow.parent_id is not None:
             reason = "it takes parameters of its request and waits for the request's retry"
             return Interrupted(WorkflowInterruptedError(run.workflow_id, reason))
         if not is_counted:
@@ -163,8 +163,8 @@ class WorkflowRunner:
         with observed_run(run) as observed:
             keep_span(run, observed.begin())
             try:
-                for name in sorted(definition.ambient - arguments.keys()):
-                    raise missing_ambient(definition, name)
+                for name in sorted(definition.unrecorded - arguments.keys()):
+                    raise missing_injected(definition, name)
                 running = definition.call(arguments)
                 # They may be large, and the function may take long.
                 del args, kwargs, arguments
@@ -252,7 +252,7 @@ def _tell_of(run: Run, failure: Exception | None) -> None:
         )
 
 
-def missing_ambient(definition: WorkflowDefinition, name: str) -> DurableUsageError:
+def missing_injected(definition: WorkflowDefinition, name: str) -> DurableUsageError:
     """Return the error of a workflow that would run without what its caller gives it."""
     return DurableUsageError(
         f"workflow {definition.name!r} cannot run without its caller: its parameter {name!r} is "
@@ -260,10 +260,10 @@ def missing_ambient(definition: WorkflowDefinition, name: str) -> DurableUsageEr
     )
 
 
-def refuse_ambient(call: Call) -> None:
+def refuse_missing_injected(call: Call) -> None:
     """Refuse to run a workflow that needs its request where there is none."""
     if not call.awaited:
-        raise missing_ambient(call.definition, min(call.definition.ambient))
+        raise missing_injected(call.definition, min(call.definition.unrecorded))
     given = call.definition.signature.bind(*call.args, **call.kwargs).arguments
-    for name in sorted(call.definition.ambient - given.keys()):
-        raise missing_ambient(call.definition, name)
+    for name in sorted(call.definition.unrecorded - given.keys()):
+        raise missing_injected(call.definition, name)

@@ -30,7 +30,7 @@ def keep_span(run: Run, span: str | None) -> None:
     if span is not None and span != run.workflow.last_span:
         committer = run.services.committer
         write = SetLastSpan(run.workflow_id, run.executor_id, span)
-        committer.submit(committer.lane(run.loop), write)
+        committer.submit(committer.queue(run.loop), write)
 
 
 def go_on(run: Run) -> None:

@@ -80,7 +80,7 @@ class Cancellation:
 
     async def _commit(self, workflow_id: str) -> Outcome:
         services = self._services
-        lane = services.committer.lane(asyncio.get_running_loop())
+        lane = services.committer.queue(asyncio.get_running_loop())
         while True:
             executor_id = services.executor.id
             write = self._write(workflow_id, executor_id)

@@ -58,7 +58,11 @@ class HandleSource(Protocol):
 
 
 class WorkflowHandle(Generic[ResultT_co]):
-    """A workflow that may be running, here or elsewhere, or be over."""
+    """A workflow that was started, in this process or another; it may be finished.
+
+    Attributes:
+        workflow_id: The workflow's id.
+    """
 
     def __init__(self, source: HandleSource, workflow_id: str) -> None:
         self._source = source
@@ -69,28 +73,28 @@ class WorkflowHandle(Generic[ResultT_co]):
         return f"WorkflowHandle({self.workflow_id!r})"
 
     def get_status(self) -> Awaitable[WorkflowStatus]:
-        """Return what is known of the workflow now; recorded where a workflow asks.
+        """Return the workflow's current status; recorded if a workflow asks.
 
         Raises:
-            WorkflowNotFoundError: Its row is gone.
+            WorkflowNotFoundError: Its row was deleted.
         """
         return self._source.workflow_status(self.workflow_id)
 
     def get_result(self, timeout: float | None = None) -> Awaitable[ResultT_co]:
-        """Wait until the workflow is over; return its result or raise its error.
+        """Wait until the workflow is finished; return its result or raise its error.
 
         Args:
-            timeout: Seconds to wait at most; the workflow goes on all the same.
+            timeout: Longest wait in seconds; the workflow continues after it.
 
         Raises:
-            TimeoutError: It is not over in time.
-            WorkflowCancelledError: It was cancelled.
-            WorkflowNotFoundError: Its row is gone.
+            TimeoutError: The workflow did not finish in time.
+            WorkflowCancelledError: The workflow was cancelled.
+            WorkflowNotFoundError: Its row was deleted.
         """
         return self._source.workflow_result(self.workflow_id, timeout)
 
     def cancel(self) -> Awaitable[bool]:
-        """Cancel the workflow, wherever it runs; see :meth:`Durable.cancel_workflow`."""
+        """Cancel the workflow, in whatever process it runs; see :meth:`Durable.cancel_workflow`."""
         return self._source.cancel_workflow(self.workflow_id)
 
 

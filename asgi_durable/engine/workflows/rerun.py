@@ -35,7 +35,7 @@ from asgi_durable.engine.runs.run_end import (
     finished,
     refuse_cancelled,
 )
-from asgi_durable.engine.runs.runner import refuse_ambient
+from asgi_durable.engine.runs.runner import refuse_missing_injected
 from asgi_durable.engine.workflows.result_waiters import ResultWaiters
 from asgi_durable.errors import (
     DecodeError,
@@ -214,8 +214,8 @@ class Reruns:
         definition, workflow_id = call.definition, call.options.workflow_id
         definition.prepare()
         data = definition.encode_input(call.args, call.kwargs)
-        if definition.ambient:
-            refuse_ambient(call)
+        if definition.unrecorded:
+            refuse_missing_injected(call)
         if workflow_id is None:
             return recorded_child(parent, number, definition, data)
         # It may be another one's, and is not in the log then.

@@ -5,11 +5,11 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import random
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from asgi_durable.concurrency.backoff import Backoff
 from asgi_durable.engine.recovery.own_workflows import Recovery
 from asgi_durable.engine.runs.active_runs import ActiveRuns, wait_for
 from asgi_durable.engine.runs.run import Run, Services
@@ -60,7 +60,7 @@ class ResultWaiters:
             StorageUnavailableError: The storage failed for as long as its patience lasts.
             Exception: Why this process could not finish it, while nobody else runs it.
         """
-        delay = FIRST_POLL_SECONDS
+        backoff = Backoff(FIRST_POLL_SECONDS, LONGEST_POLL_SECONDS)
         with self.watching(workflow_id) as waiter:
             while True:
                 run = self._active.find(workflow_id)
@@ -74,8 +74,7 @@ class ResultWaiters:
                     return finished(record)
                 self._refuse_parked(record, in_run=in_run)
                 self.ask(record)
-                await waiter.wait(delay)
-                delay = min(delay * 2, LONGEST_POLL_SECONDS)
+                await waiter.wait(backoff.next())
 
     async def wait_while_it_runs(
         self, workflow_id: str, timeout_seconds: float, poll_seconds: float
@@ -116,13 +115,14 @@ class ResultWaiters:
 
     async def _read(self, workflow_id: str) -> WorkflowRecord:
         give_up_at = time.monotonic() + self._services.storage_retry_seconds
+        backoff = Backoff(LONGEST_POLL_SECONDS, LONGEST_POLL_SECONDS, jitter=0.2)
         while True:
             try:
                 record = await self._services.storage.get_workflow(workflow_id)
             except StorageUnavailableError:
                 if time.monotonic() > give_up_at:
                     raise
-                await asyncio.sleep(LONGEST_POLL_SECONDS * (1.0 + random.random() * 0.2))
+                await backoff.wait()
                 continue
             if record is None:
                 raise WorkflowNotFoundError(workflow_id)

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import asyncio
 import time
 from collections.abc import Coroutine
 from dataclasses import replace
 from typing import Any
 
+from asgi_durable.concurrency.backoff import Backoff
 from asgi_durable.context import current_request
 from asgi_durable.engine.replay.recorded_calls import recorded_child, refuse_other_child
 from asgi_durable.engine.replay.result_order import end_of_child, forget_result, in_turn
@@ -25,7 +25,7 @@ from asgi_durable.engine.runs.run_end import (
     finished,
     refuse_cancelled,
 )
-from asgi_durable.engine.runs.runner import WorkflowRunner, refuse_ambient
+from asgi_durable.engine.runs.runner import WorkflowRunner, refuse_missing_injected
 from asgi_durable.engine.workflows.rerun import EndedRun, Reruns, is_repeated
 from asgi_durable.engine.workflows.result_waiters import ResultWaiters
 from asgi_durable.errors import (
@@ -78,8 +78,8 @@ class Workflows:
         definition = call.definition
         definition.prepare()
         data = definition.encode_input(call.args, call.kwargs)
-        if definition.ambient:
-            refuse_ambient(call)
+        if definition.unrecorded:
+            refuse_missing_injected(call)
         workflow_id = call.options.workflow_id
         if workflow_id is not None:
             if call.parent is not None:
@@ -158,13 +158,12 @@ class Workflows:
 
     async def _ending_elsewhere(self, call: Call, workflow_id: str) -> RunEnd:
         """Wait for the outcome of a workflow that another executor runs."""
-        if not call.definition.ambient:
+        if not call.definition.unrecorded:
             return await self._outcomes.wait(workflow_id, in_run=call.parent is not None)
         # Nobody but this call has what the workflow needs of its request.
-        delay = FIRST_RETRY_SECONDS
+        backoff = Backoff(FIRST_RETRY_SECONDS, LONGEST_RETRY_SECONDS)
         while True:
-            await asyncio.sleep(delay)
-            delay = min(delay * 2, LONGEST_RETRY_SECONDS)
+            await backoff.wait()
             ending = await self._ending(call, await self._join_again(call, workflow_id))
             if not _is_owned_elsewhere(ending):
                 return ending
@@ -249,8 +248,8 @@ class Workflows:
         definition = call.definition
         definition.prepare()
         data = definition.encode_input(call.args, call.kwargs)
-        if definition.ambient:
-            refuse_ambient(call)
+        if definition.unrecorded:
+            refuse_missing_injected(call)
         outbox.add(self._new_record(call, data, workflow_id))
 
     async def _begin_and_leave(self, call: Call) -> Run | WorkflowRecord:

@@ -11,8 +11,8 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Protocol
 
-from asgi_durable.engine.process.request_servers import RequestServers
 from asgi_durable.engine.requests.claims import Requests
+from asgi_durable.engine.requests.request_servers import RequestServers
 from asgi_durable.errors import DurableError
 from asgi_durable.middleware.asgi import ASGIApp, Receive, Scope, Send, make_rereadable
 from asgi_durable.middleware.connection import Connection

@@ -8,8 +8,8 @@ import logging
 from dataclasses import dataclass
 from typing import Any
 
-from asgi_durable.engine.process.request_servers import BeginRequest, RequestServers
 from asgi_durable.engine.process.settings import Retention
+from asgi_durable.engine.requests.request_servers import BeginRequest, RequestServers
 from asgi_durable.middleware.asgi import ASGIApp, Headers, Message, Receive, Scope, Send
 from asgi_durable.middleware.connection import Connection
 from asgi_durable.middleware.idempotency.attempt import RequestAttempt

@@ -462,7 +462,7 @@ async def test_it_is_not_tried_again(sqlite_url: str) -> None:
     async def pay() -> None: ...
 
     for retry in (RetryPolicy(), RetryPolicy(max_attempts=2)):
-        with pytest.raises(DurableUsageError, match=r"'pay': what runs at most once"):
+        with pytest.raises(DurableUsageError, match=r"'pay': a step that runs at most once"):
             durable.step(name="pay", at_most_once=True, retry=retry)(pay)
     for one in (None, RetryPolicy(max_attempts=1)):
         durable.step(name="pay", at_most_once=True, retry=one)(pay)

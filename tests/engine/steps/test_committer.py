@@ -47,8 +47,8 @@ def write(number: int) -> Write:
 
 
 def submit(committer: Committer, *writes: Write) -> list[Once[Outcome]]:
-    lane = committer.lane(asyncio.get_running_loop())
-    return [committer.submit(lane, write) for write in writes]
+    queue = committer.queue(asyncio.get_running_loop())
+    return [committer.submit(queue, write) for write in writes]
 
 
 def new_committer(log: Log, *, patience: float = 0.0) -> Committer:

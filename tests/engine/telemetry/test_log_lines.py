@@ -225,7 +225,7 @@ async def test_a_workflow_that_does_not_fit_its_log_is_one_warning(url: str, lin
             with pytest.raises(Exception, match="step log holds"):
                 await durable.options(workflow_id="w").run_workflow(durable.work)  # type: ignore[attr-defined]
     (text,) = lines.texts(logging.WARNING)
-    assert text.startswith("Workflow w (work) cannot go on in this process")
+    assert text.startswith("Workflow w (work) cannot continue in this process")
     assert "NonDeterministicWorkflowError" in text
     assert all(name in text for name in ("'old'", "'new'"))
 
@@ -248,7 +248,7 @@ async def test_workflows_of_an_unknown_function_are_one_warning(
         async with Worker(url) as third:
             assert await result_of(third, "w1") == await result_of(third, "w2") == [0, 1, 2]
     (text,) = lines.texts(logging.WARNING)
-    assert "No function is registered as 'work', so nobody goes on with 2 workflows" in text
+    assert "No function is registered as 'work', so no process continues 2 workflows" in text
     assert "w1 (work), w2 (work)" in text
 
 

@@ -291,12 +291,12 @@ class Client:
     """What a framework gives to every handler anew."""
 
 
-def ambient_child(
+def injected_child(
     url: str, gate: Gate, ran: list[str], name: str
 ) -> tuple[Durable, Callable[[], Awaitable[Exchange]]]:
     """Return a process whose keyed handler calls a child with a parameter of its framework's."""
     durable = Durable(url, drain_timeout=0.0)
-    durable.engine.registry.add_ambient_rule(lambda _, hint: hint is Client)
+    durable.engine.registry.injection.add(lambda _, hint: hint is Client)
 
     @durable.step(name="step")
     async def step(number: int) -> int:
@@ -324,8 +324,8 @@ async def test_a_child_that_needs_its_request_waits_for_the_retry_on_any_process
     opened = Gate()
     opened.open()
     gate = Gate()
-    first, post_first = ambient_child(url, gate, ran, "first")
-    second, post_second = ambient_child(url, opened, ran, "second")
+    first, post_first = injected_child(url, gate, ran, "first")
+    second, post_second = injected_child(url, opened, ran, "second")
     async with second:
         await first.engine.start()
         request = asyncio.ensure_future(post_first())

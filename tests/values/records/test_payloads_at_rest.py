@@ -295,7 +295,7 @@ async def test_without_the_key_everything_waits_for_who_has_it(
         handle = await process.durable.retrieve_workflow("work")
         with pytest.raises(DecodeError, match="encryption_keys="):
             await handle.get_result()
-        await until(lambda: "waiting (waiting) cannot go on in this process" in caplog.text)
+        await until(lambda: "waiting (waiting) cannot continue in this process" in caplog.text)
         await until(lambda: "is left to its client" in caplog.text)
         await beats(process.durable, 2)
         refused = [await process.post(path) for path in ("/order", "/stream", "/waits")]
@@ -312,7 +312,7 @@ async def test_without_the_key_everything_waits_for_who_has_it(
     assert shown.status == 303
     assert (state, error) == ("PENDING", None)
     assert process.steps == 0
-    assert caplog.text.count("waiting (waiting) cannot go on in this process") == 1
+    assert caplog.text.count("waiting (waiting) cannot continue in this process") == 1
     assert not found_in(caplog.text.encode())
 
     able = Process(url, ENCRYPTED, tmp_path)

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import itertools
 import json
 import logging
-import random
 import secrets
 import time
 from collections.abc import Awaitable, Callable
@@ -16,7 +14,7 @@ from typing import Any, TypeVar
 
 import asyncpg
 
-from asgi_durable.concurrency.retry_log import is_worth_a_line
+from asgi_durable.concurrency.backoff import Backoff
 from asgi_durable.errors import StorageError
 from asgi_durable.storage.postgres.connections.database import PostgresDatabase
 from asgi_durable.storage.postgres.connections.reconnecting import ReconnectingConnection, Wire
@@ -186,17 +184,16 @@ class PostgresSession:
             self._reconnecting = asyncio.get_running_loop().create_task(self._reconnect())
 
     async def _reconnect(self) -> None:
-        delay = FIRST_RETRY_SECONDS
-        for attempt in itertools.count(1):
+        backoff = Backoff(FIRST_RETRY_SECONDS, LONGEST_RETRY_SECONDS, jitter=0.2)
+        while True:
             try:
                 await self._link.connect()
             except StorageError as error:
-                if is_worth_a_line(attempt):
+                if backoff.is_worth_logging():
                     logger.warning("The session's connection is lost, trying again: %s", error)
             else:
                 return
-            await asyncio.sleep(delay * (1.0 + random.random() * 0.2))
-            delay = min(delay * 2, LONGEST_RETRY_SECONDS)
+            await backoff.wait()
 
     def _receive(self, _connection: object, _pid: int, _channel: str, payload: object) -> None:
         """Pass a message on; anybody who may connect to the database can have sent it."""
