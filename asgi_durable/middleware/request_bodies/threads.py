@@ -19,9 +19,7 @@ Args = TypeVarTuple("Args")
 _limiter: RunVar[anyio.CapacityLimiter] = RunVar("asgi_durable_body_threads")
 
 
-async def run_in_thread(
-    function: Callable[[Unpack[Args]], ResultT], *args: Unpack[Args]
-) -> ResultT:
+async def run_in_thread(function: Callable[[Unpack[Args]], ResultT], *args: *Args) -> ResultT:
     """Call a function in a thread, and return its result.
 
     A caller that is cancelled does not stop the function.
