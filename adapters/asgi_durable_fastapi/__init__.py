@@ -46,7 +46,7 @@ def install(app: FastAPI, durable: Durable) -> None:
 
 
 def _flatten(routes: Sequence[Any]) -> Iterable[Any]:
-    # Later versions keep an included router as one route.
+    # Later versions of FastAPI represent an included router as one route.
     flatten = getattr(fastapi.routing, "iter_route_contexts", iter)
     return cast("Iterable[Any]", flatten(routes))
 

@@ -42,7 +42,8 @@ def describe_keys(
             _describe_route(document, durable, route)
         return document
 
-    app.openapi = openapi  # type: ignore[method-assign]
+    # Type checkers reject an assignment to a method.
+    vars(app)["openapi"] = openapi
 
 
 def _describe_route(document: dict[str, Any], durable: Durable, route: Any) -> None:

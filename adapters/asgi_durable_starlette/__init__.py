@@ -46,7 +46,7 @@ __all__ = ["current_durable", "current_request_context", "idempotent", "install"
 _CONNECTING = WebSocketState.CONNECTING
 _INTERNAL_ERROR = 1011  # RFC 6455, section 7.4.1
 _is_ambient = filled_with(HTTPConnection, Response, BackgroundTask)
-_shapes_response = filled_with(Response, BackgroundTask)
+_is_answering = filled_with(Response, BackgroundTask)
 
 
 def install(
@@ -86,7 +86,7 @@ def install(
     # Routes may be added, and functions decorated, until the start.
     registry.checks.append(partial(refuse_bare_routes, registry, app.router))
     setattr(app.state, STATE_NAME, durable)
-    registry.add_ambient_rule(_is_ambient, answering=_shapes_response)
+    registry.add_ambient_rule(_is_ambient, answering=_is_answering)
     # Starlette calls it for requests and for WebSockets; its annotation allows only one of them.
     app.add_exception_handler(DurableError, typing.cast("typing.Any", _respond))
     handler_policies = HandlerPolicies(app, flatten)
@@ -113,7 +113,8 @@ def install(
         )
         return wrap_stack(build(), lambda stack: wrap(ReadAheadMiddleware(stack, lift_limit)))
 
-    app.build_middleware_stack = build_with_durable  # type: ignore[method-assign]
+    # Type checkers reject an assignment to a method.
+    vars(app)["build_middleware_stack"] = build_with_durable
 
 
 def _inside(app: Starlette) -> Iterable[type]:

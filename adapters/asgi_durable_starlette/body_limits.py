@@ -6,7 +6,7 @@ import importlib
 import importlib.util
 from typing import Any
 
-from starlette.types import Receive, Scope, Send
+from asgi_durable.middleware.asgi import Receive, Scope, Send, header_values
 
 __all__ = ["lift_limit"]
 
@@ -24,7 +24,7 @@ async def lift_limit(scope: Scope, receive: Receive, send: Send) -> None:
     limit = scope.get(_limits.MAX_BODY_SIZE_SCOPE_KEY) if _limits is not None else None
     if limit is None:
         return
-    lengths = [value for name, value in scope["headers"] if name.lower() == b"content-length"]
+    lengths = header_values(scope["headers"], b"content-length")
     if lengths and lengths[0].isdigit() and int(lengths[0][:19]) > limit:
         inner = _limits.RequestBodyLimitMiddleware(_do_nothing, int(lengths[0][:19]))
         await inner(scope, receive, send)

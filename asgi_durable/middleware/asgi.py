@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 __all__ = [
     "HOP_BY_HOP",
+    "TOKEN",
     "ASGIApp",
     "Headers",
     "Message",
@@ -41,6 +43,9 @@ HOP_BY_HOP = frozenset(
         b"upgrade",
     }
 )
+
+# RFC 9110, section 5.6.2: names of headers and of cookies.
+TOKEN = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 
 # Types that servers use almost always. They are compared for each request.
 _REREADABLE = frozenset({list, tuple, type(None)})

@@ -11,6 +11,7 @@ from typing import Literal
 
 from asgi_durable.errors import DurableError, DurableUsageError, RequestIdInvalidError
 from asgi_durable.ids import new_id
+from asgi_durable.middleware.asgi import TOKEN
 from asgi_durable.request_errors import PolicyFailedError
 
 __all__ = ["RequestIdPolicy", "RequestIds", "checked_header_names"]
@@ -20,8 +21,6 @@ _CHOICES = {"source": ("header", "trace"), "on_invalid": ("replace", "reject")}
 _VALID = re.compile(rb"[A-Za-z0-9._~+/=:@-]{1,128}")
 # A validator sees no other value.
 _SAFE = re.compile(rb"[\x21-\x7e]{1,128}")
-# RFC 9110, section 5.6.2.
-_HEADER_NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 # The place of the trace id in a traceparent of version 00.
 _TRACE_ID = slice(3, 35)
 
@@ -83,7 +82,7 @@ def checked_header_names(names: Sequence[str]) -> tuple[str, ...]:
         msg = f"the headers of a request id are several strings, as in [{names!r}]; got one"
         raise DurableUsageError(msg)
     for name in names:
-        if not isinstance(name, str) or _HEADER_NAME.fullmatch(name) is None:
+        if not isinstance(name, str) or TOKEN.fullmatch(name) is None:
             msg = f"a request id is read from a header, got the name {name!r}"
             raise DurableUsageError(msg)
     return tuple(names)

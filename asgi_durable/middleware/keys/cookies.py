@@ -6,10 +6,10 @@ import re
 from collections.abc import Iterable, Iterator
 
 from asgi_durable.errors import DurableUsageError
+from asgi_durable.middleware.asgi import TOKEN
 
 __all__ = ["cookie_pairs", "names_of_session", "renewed_cookie"]
 
-_NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")  # RFC 6265, section 4.1.1
 # How a response deletes a cookie.
 _DELETED = re.compile(rb";\s*(max-age=(0|-\d+)|expires=[^;]*\b1970\b[^;]*)\s*(;|$)", re.IGNORECASE)
 
@@ -23,7 +23,7 @@ def names_of_session(name: str) -> re.Pattern[bytes]:
     Raises:
         DurableUsageError: The name is not legal for a cookie.
     """
-    if not isinstance(name, str) or not _NAME.fullmatch(name):
+    if not isinstance(name, str) or not TOKEN.fullmatch(name):
         msg = f'session_cookie must be the name of a cookie, such as "session"; got {name!r}'
         raise DurableUsageError(msg)
     return re.compile(re.escape(name.encode("ascii")) + rb"(?:[-._][0-9]+)?")

@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
 from asgi_durable.errors import DurableError, DurableUsageError
-from asgi_durable.middleware.asgi import Scope, header_values
+from asgi_durable.middleware.asgi import TOKEN, Scope, header_values
 from asgi_durable.middleware.fingerprints.body_meaning import (
     MAX_BYTES_ON_LOOP,
     canonical_encoding,
@@ -35,7 +35,6 @@ __all__ = [
 
 DEFAULT_HEADER = "Idempotency-Key"
 MAX_KEY_BYTES = 255
-_HEADER_NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 _PARAMETER = re.compile(r"\{([A-Za-z_][A-Za-z0-9_]*)\}")
 # RFC 9651, section 3.3.3, with parameters, which are ignored. Not a library for these: bare keys
 # are no structured fields, and most clients send them.
@@ -120,7 +119,7 @@ def _named_source(key: str) -> KeySource | None:
             return None
     if found := _PARAMETER.fullmatch(key):
         return PathKey(found[1])
-    is_header = _HEADER_NAME.fullmatch(key) and not key.startswith("{")
+    is_header = TOKEN.fullmatch(key) and not key.startswith("{")
     return HeaderKey(key) if is_header else None
 
 
@@ -142,7 +141,7 @@ class HeaderKey(KeySource):
     """
 
     def __init__(self, name: str) -> None:
-        if not _HEADER_NAME.fullmatch(name):
+        if not TOKEN.fullmatch(name):
             msg = f"{name!r} is not the name of a header"
             raise DurableUsageError(msg)
         self.name = name

@@ -11,14 +11,13 @@ from urllib.parse import parse_qsl
 from asgi_durable.engine.requests.request_ids import digest_of
 from asgi_durable.errors import DurableUsageError
 from asgi_durable.fast_dataclass import fast_dataclass
-from asgi_durable.middleware.asgi import Headers, Scope, header_values
+from asgi_durable.middleware.asgi import TOKEN, Headers, Scope, header_values
 from asgi_durable.middleware.keys.cookies import cookie_pairs, names_of_session
 from asgi_durable.request_errors import PrincipalUnavailableError
 
 __all__ = ["ANONYMOUS", "NO_API_KEYS", "ApiKeys", "Sender", "Senders"]
 
 ANONYMOUS = b"anonymous"
-_HEADER_NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")  # RFC 9110, section 5.1
 _AUTHORITY = re.compile(r"([A-Za-z0-9._~-]+|\[[0-9A-Fa-f:.]+\])(:[0-9]{1,5})?")
 _DEFAULT_PORTS = {"http": b"80", "https": b"443"}
 
@@ -205,7 +204,7 @@ class Senders:
                 return _named(b"user:", user.identity)
         except Exception as error:
             msg = (
-                f"the principal cannot be told ({type(error).__name__}: {error}); give the user "
+                f"the principal is unknown ({type(error).__name__}: {error}); give the user "
                 "an identity, or configure IdempotencyPolicy(principal=...)"
             )
             raise PrincipalUnavailableError(msg) from error
@@ -278,7 +277,7 @@ def _checked_names(names: Sequence[str]) -> tuple[bytes, ...]:
         msg = f'vary must be a list of headers, such as ["X-Tenant"]; got the text {names!r}'
         raise DurableUsageError(msg)
     for name in names:
-        if not isinstance(name, str) or not _HEADER_NAME.fullmatch(name):
+        if not isinstance(name, str) or not TOKEN.fullmatch(name):
             msg = f'vary must have names of headers, such as "X-Tenant"; got {name!r}'
             raise DurableUsageError(msg)
     return tuple(name.lower().encode("ascii") for name in names)

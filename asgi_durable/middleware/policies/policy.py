@@ -53,8 +53,8 @@ _DAY = 24 * 3600.0
 class IdempotencyPolicy:
     """Says which requests an ``Idempotency-Key`` makes durable, and within which limits.
 
-    Times are in seconds, sizes in bytes. A request that arrives while the first one with its key
-    is running is a duplicate; a request after the end of the first one is a retry.
+    Times are in seconds, sizes in bytes. A request that arrives while another one with its key
+    is running is a duplicate; one that arrives later is a retry.
 
     Attributes:
         methods: HTTP methods that are covered; on others the key has no effect.

@@ -56,7 +56,7 @@ class LongBody:
     Only its start stays in memory: the bytes that had to be read to know that it is long.
 
     Args:
-        start: These bytes.
+        start: The bytes of the start.
         receive: Returns the rest.
         hashing: Hashes the whole body.
 
