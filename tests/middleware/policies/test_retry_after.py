@@ -79,7 +79,7 @@ def test_a_delay_that_cannot_be_meant_is_refused(wrong: float) -> None:
 
 
 class Flaky:
-    """An application that fails as it is told."""
+    """An application that fails as a test asks for."""
 
     def __init__(self, url: str, **policy: object) -> None:
         self.durable = Durable(url, idempotency=IdempotencyPolicy(**policy))
