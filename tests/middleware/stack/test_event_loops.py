@@ -191,3 +191,16 @@ async def test_a_request_without_a_key_passes(key, size: int) -> None:
     start, answer = await call(ReadAheadMiddleware(app, lift_limit), http_scope("POST"), body)
 
     assert (start["status"], answer["body"]) == (200, body)
+
+
+async def test_a_long_body_needs_none_of_the_threads_of_handlers(monkeypatch) -> None:
+    limiter = anyio.to_thread.current_default_thread_limiter()
+    monkeypatch.setattr(limiter, "total_tokens", 1)
+    body = json.dumps({"text": "x" * 100_000}).encode()
+    engine = Durable("sqlite://").engine
+    app = IdempotencyMiddleware(echo, engine, policy=IdempotencyPolicy(key="/id"))
+
+    async with limiter:
+        start, answer = await call(app, http_scope("POST"), body)
+
+    assert (start["status"], answer["body"]) == (200, body)
