@@ -145,7 +145,7 @@ class Durable(Decorators, CurrentContext, AwaitableVerbs):
                 storage_retry_seconds=storage_patience,
                 lease_seconds=positive_seconds(lease, "lease"),
                 request_lifetime_seconds=self.idempotency.max_lifetime,
-                cancelled_requests=self.idempotency.kept_for,
+                cancelled_requests=self.idempotency.final_retention,
                 spooled_bytes=self.idempotency.max_spooled,
             ),
             self.telemetry,

@@ -1,4 +1,4 @@
-"""FastAPI adapter: Starlette's, and what FastAPI fills in besides."""
+"""FastAPI adapter: Starlette's adapter, FastAPI's dependencies and its OpenAPI document."""
 
 from __future__ import annotations
 
@@ -24,12 +24,20 @@ def install(app: FastAPI, durable: Durable) -> None:
 
     Routes and middlewares may be added before or after, and the application keeps its own
     ``lifespan``. Parameters that FastAPI fills anew for each request (``Depends``, ``Request``,
-    ``Response``, ``BackgroundTasks``) are not recorded. The OpenAPI document has the header
-    of the key, and the answers to wrong ones, unless the application makes it itself.
+    ``Response``, ``BackgroundTasks``) are not recorded. The OpenAPI document describes the header
+    of the key, and the responses to wrong ones, unless the application makes it itself.
+
+    Args:
+        app: The application.
+        durable: The instance that records its requests.
 
     Raises:
         DurableUsageError: The application has been started, or has a ``Durable`` already; or a
-            route calls the bare function of a durable one. A start raises this for later routes.
+            route calls the bare function below a durable one. For routes that are added later
+            the application's start raises this.
+
+    Example:
+        ``install(app, Durable("sqlite:///shop.db"))``
     """
     asgi_durable_starlette.install(app, durable, flatten=_flatten)
     durable.engine.registry.injection.add(_is_dependency)
@@ -38,7 +46,7 @@ def install(app: FastAPI, durable: Durable) -> None:
 
 
 def _flatten(routes: Sequence[Any]) -> Iterable[Any]:
-    # Later versions keep an included router as one route.
+    # Later versions of FastAPI represent an included router as one route.
     flatten = getattr(fastapi.routing, "iter_route_contexts", iter)
     return cast("Iterable[Any]", flatten(routes))
 

@@ -1,4 +1,4 @@
-"""The key, and the answers to wrong ones, in FastAPI's OpenAPI document."""
+"""The key, and the responses to wrong ones, in FastAPI's OpenAPI document."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ __all__ = ["describe_keys"]
 def describe_keys(
     app: FastAPI, durable: Durable, flatten: Callable[[Sequence[Any]], Iterable[Any]]
 ) -> None:
-    """Let an application's document say which operations take a key.
+    """Describe the key in an application's document, in the operations that take one.
 
-    An ``openapi()`` of the application's own is left alone, whenever it is set.
+    An ``openapi()`` of the application's own stays unchanged, whenever it is set.
 
     Args:
         app: The application.
-        durable: Whose policies count.
-        flatten: Returns routes with those that routers have brought in.
+        durable: The instance whose policies count.
+        flatten: Returns routes together with those of included routers.
     """
     if "openapi" in vars(app) or type(app).openapi is not FastAPI.openapi:
         return
@@ -42,14 +42,15 @@ def describe_keys(
             _describe_route(document, durable, route)
         return document
 
-    app.openapi = openapi  # type: ignore[method-assign]
+    # Type checkers reject an assignment to a method.
+    vars(app)["openapi"] = openapi
 
 
 def _describe_route(document: dict[str, Any], durable: Durable, route: Any) -> None:
     path = getattr(route, "path_format", None)
     operations = document.get("paths", {}).get(path, {})
-    given = policy_of(getattr(route, "endpoint", None))
-    policies = PolicyRoutes(durable.idempotency, durable.idempotency_routes, lambda _scope: given)
+    own = policy_of(getattr(route, "endpoint", None))
+    policies = PolicyRoutes(durable.idempotency, durable.idempotency_routes, lambda _scope: own)
     for method in getattr(route, "methods", None) or ():
         operation = operations.get(method.lower())
         policy = policies.find({"method": method, "path": path})
@@ -58,8 +59,8 @@ def _describe_route(document: dict[str, Any], durable: Durable, route: Any) -> N
 
 
 def _describe_operation(operation: dict[str, Any], policy: IdempotencyPolicy) -> None:
-    # The document is kept by FastAPI and may be described already; or the handler has said
-    # itself that it takes the header.
+    # FastAPI caches the document, so the operation may be described already; or the handler
+    # declares the header itself.
     parameter = key_parameter(policy)
     if parameter is not None and not _has(operation.get("parameters", ()), parameter["name"]):
         operation.setdefault("parameters", []).append(parameter)

@@ -1,9 +1,9 @@
 """Litestar adapter: one plugin installs the stack, in the right places.
 
 The request context and the lifespan go around everything: Litestar's own middlewares see
-neither lifespans nor requests that no route is for. Idempotency goes inside the application's
-middlewares, so that authentication runs first; and inside Litestar's own checks of hosts and
-CSRF tokens, which are asked in front of it.
+neither lifespans nor requests without a route. Idempotency goes inside the application's
+middlewares, so that authentication runs first; and Litestar's own checks of hosts and CSRF
+tokens run in front of it.
 """
 
 from __future__ import annotations
@@ -35,9 +35,8 @@ from asgi_durable.engine.process.injected_parameters import filled_with
 from asgi_durable.middleware.installing.bare_routes import refuse_bare_routes
 from asgi_durable.middleware.policies.policy_routes import RouterView, idempotent
 from asgi_durable.middleware.problem_details import problem_response
-from asgi_durable_litestar.filled_parameters import FilledParameters
 from asgi_durable_litestar.gates import Gates
-from asgi_durable_litestar.handlers import handler_policy, handlers_of
+from asgi_durable_litestar.handlers import FilledParameters, handler_policy, handlers_of
 from asgi_durable_litestar.openapi import describe_keys
 from asgi_durable_litestar.surrounding import surround
 
@@ -58,17 +57,20 @@ _is_injected = filled_with(
 class DurablePlugin(InitPlugin, ReceiveRoutePlugin):
     """Makes an application's requests durable.
 
-    What Litestar fills anew for each request (dependencies, ``request``, ``socket``, ``state``,
-    ``scope``, ``headers``, ``cookies``, a controller's ``self``) is not recorded. Handlers may
-    ask for ``durable: Durable`` and ``request_context: RequestContext``. A handler's policy is
-    that of ``opt={"idempotency": policy}``, of the handler or what it is in, else that of
-    :func:`idempotent`; ``None`` for one that keys have no effect on.
+    Parameters that Litestar fills anew for each request (dependencies, ``request``, ``socket``,
+    ``state``, ``scope``, ``headers``, ``cookies``, a controller's ``self``) are not recorded.
+    Handlers may ask for ``durable: Durable`` and ``request_context: RequestContext``. A handler's
+    policy is ``opt={"idempotency": policy}`` of the handler or of a layer around it, else that of
+    :func:`idempotent`; with ``None`` keys have no effect on the handler.
 
     Args:
-        durable: What keeps the requests.
+        durable: The instance that records the requests.
 
     Raises:
         DurableUsageError: The application has a ``Durable`` already.
+
+    Example:
+        ``app = Litestar([create_order], plugins=[DurablePlugin(Durable("sqlite:///shop.db"))])``
     """
 
     def __init__(self, durable: Durable) -> None:
@@ -79,14 +81,14 @@ class DurablePlugin(InitPlugin, ReceiveRoutePlugin):
         registry.injection.add(self._filled.is_filled)
 
     def on_app_init(self, app_config: AppConfig) -> AppConfig:
-        """Add what belongs inside the application."""
+        """Add the middlewares, dependencies and routes that belong inside the application."""
         if sum(isinstance(plugin, DurablePlugin) for plugin in app_config.plugins) > 1:
             msg = "a Durable is installed in this application already"
             raise DurableUsageError(msg)
         durable, policy = self._durable, self._durable.idempotency
         if policy.status_prefix is not None:
             prefix = app_config.path.rstrip("/") + policy.status_prefix
-            # Middlewares run for routes alone, and the pages are served by one.
+            # Middlewares only run for routes, and a middleware serves the pages.
             app_config.route_handlers.append(_status_pages(policy.status_prefix))
             policy = replace(policy, status_prefix=prefix)
         app_config.middleware.append(DefineMiddleware(cast("Any", Gates)))
@@ -99,17 +101,17 @@ class DurablePlugin(InitPlugin, ReceiveRoutePlugin):
                 find_policy=RouterView(_find_policy, _find_parameters, merges_slashes=True),
             )
         )
-        app_config.exception_handlers.setdefault(DurableError, _answer)
+        app_config.exception_handlers.setdefault(DurableError, _respond)
         provided = {"durable": self._give_durable, "request_context": self._give_request_context}
         for name, provide in provided.items():
             app_config.dependencies.setdefault(name, Provide(provide, sync_to_thread=False))
         return app_config
 
     def receive_route(self, route: BaseRoute) -> None:
-        """Take note of what Litestar fills in, and put the rest of the stack around the app.
+        """Find the parameters that Litestar fills in, and wrap the app in the rest of the stack.
 
         Raises:
-            DurableUsageError: A handler was made of the bare function of a durable one.
+            DurableUsageError: A handler calls the bare function below a durable one.
         """
         for handler in handlers_of(route):
             refuse_bare_routes(self._durable.engine.registry, handler)
@@ -143,7 +145,7 @@ def _status_pages(prefix: str) -> Any:
     return status_page
 
 
-def _answer(_request: Request[Any, Any, Any], error: DurableError) -> Response[bytes]:
+def _respond(_request: Request[Any, Any, Any], error: DurableError) -> Response[bytes]:
     status, headers, body = problem_response(error)
     texts = {name.decode("ascii"): value.decode("ascii") for name, value in headers}
     return Response(body, status_code=status, headers=texts, media_type=texts.pop("content-type"))

@@ -1,8 +1,8 @@
-"""Litestar's own gates, asked in front of the idempotency middleware.
+"""Litestar's own checks of a request, run in front of the idempotency middleware.
 
 Litestar puts its middlewares for allowed hosts and against CSRF inside all others, where a
-replay would never meet them. So each is asked once more outside, with the application's own
-settings: what would not let a first request through does not let a replay through either.
+replay would never meet them. So each one also runs outside, with the application's own settings:
+a replay passes the same checks as the first request.
 """
 
 from __future__ import annotations
@@ -20,15 +20,15 @@ __all__ = ["Gates"]
 
 
 class Gates:
-    """Refuses what Litestar's ``allowed_hosts`` and ``csrf_config`` refuse.
+    """Refuses the requests that Litestar's ``allowed_hosts`` and ``csrf_config`` refuse.
 
     Args:
-        app: What requests are passed on to.
+        app: The ASGI app to wrap.
     """
 
     def __init__(self, app: ASGIApp) -> None:
         self.app = app
-        # Made at the first request: plugins that come later may change the settings.
+        # Built at the first request: later plugins may change the settings.
         self._gates: ASGIApp | None = None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -51,10 +51,10 @@ class Gates:
 
 
 class _CSRFGate:
-    """Litestar's check of a token, which leaves the body to be read again.
+    """Litestar's check of a CSRF token, after which the body can be read again.
 
-    A safe method is not checked, and its cookie is set by Litestar's own middleware alone: two
-    of them would set two tokens.
+    Safe methods skip it: only Litestar's own middleware sets their cookie, as two of them would
+    set two tokens.
     """
 
     def __init__(self, app: ASGIApp, config: Any) -> None:
@@ -76,7 +76,7 @@ class _CSRFGate:
 
 
 class _ReadBody:
-    """Keeps what a check reads of a body; it does so for the token in a form alone."""
+    """Remembers the messages that the check reads, which it does only for a token in a form."""
 
     def __init__(self, receive: Receive) -> None:
         self._receive = receive
@@ -88,7 +88,7 @@ class _ReadBody:
         return message
 
     def again(self) -> Receive:
-        """Return what gives the messages from the first one on."""
+        """Return a ``receive`` that begins with the first message again."""
         if not self._read:
             return self._receive
         self._read.reverse()

@@ -1,4 +1,4 @@
-"""The key, and the answers to wrong ones, in Litestar's OpenAPI document."""
+"""The key, and the responses to wrong ones, in Litestar's OpenAPI document."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ __all__ = ["describe_keys"]
 
 
 def describe_keys(route: HTTPRoute, durable: Durable) -> None:
-    """Let the document say which operations of a route take a key."""
+    """Describe the key in the operations of a route that take one."""
     for handler in route.route_handlers:
         policy = _find_policy(durable, handler, route.path_format)
         if policy is not None and not issubclass(handler.operation_class, _TakesKey):
@@ -39,8 +39,8 @@ def describe_keys(route: HTTPRoute, durable: Durable) -> None:
 
 
 def _find_policy(durable: Durable, handler: Any, path: str) -> IdempotencyPolicy | None:
-    given = handler_policy(handler)
-    policies = PolicyRoutes(durable.idempotency, durable.idempotency_routes, lambda _scope: given)
+    own = handler_policy(handler)
+    policies = PolicyRoutes(durable.idempotency, durable.idempotency_routes, lambda _scope: own)
     found = (policies.find({"method": m, "path": path}) for m in sorted(handler.http_methods))
     return next((policy for policy in found if policy is not None), None)
 
@@ -50,7 +50,7 @@ class _TakesKey:
 
 
 def _describing(base: type[Operation], policy: IdempotencyPolicy) -> type[Operation]:
-    """Return a class of operations that add the key to what they say."""
+    """Return a class of operations that also describe the key."""
 
     @dataclass
     class KeyedOperation(_TakesKey, base):  # type: ignore[misc, valid-type]
@@ -69,18 +69,18 @@ def _describe(operation: Operation, policy: IdempotencyPolicy) -> None:
 
 
 def _with_key(parameters: list[Any], policy: IdempotencyPolicy) -> list[Any]:
-    said = key_parameter(policy)
-    if said is None:
+    described = key_parameter(policy)
+    if described is None:
         return parameters
-    name = said["name"].lower()
+    name = described["name"].lower()
     if any(getattr(known, "name", "").lower() == name for known in parameters):
         return parameters
     parameter = Parameter(
-        name=said["name"],
-        param_in=said["in"],
-        required=said["required"],
-        description=said["description"],
-        schema=_schema(said["schema"]),
+        name=described["name"],
+        param_in=described["in"],
+        required=described["required"],
+        description=described["description"],
+        schema=_schema(described["schema"]),
     )
     return [*parameters, parameter]
 
@@ -106,16 +106,18 @@ def _answer_headers() -> dict[str, Any]:
     }
 
 
-def _schema(said: dict[str, Any]) -> Schema:
-    kinds = said["type"]
+def _schema(document: dict[str, Any]) -> Schema:
+    kinds = document["type"]
     return Schema(
         type=[OpenAPIType(kind) for kind in kinds]
         if isinstance(kinds, list)
         else OpenAPIType(kinds),
-        title=said.get("title"),
-        min_length=said.get("minLength"),
-        max_length=said.get("maxLength"),
-        properties={name: _schema(member) for name, member in said.get("properties", {}).items()}
+        title=document.get("title"),
+        min_length=document.get("minLength"),
+        max_length=document.get("maxLength"),
+        properties={
+            name: _schema(member) for name, member in document.get("properties", {}).items()
+        }
         or None,
-        required=said.get("required"),
+        required=document.get("required"),
     )

@@ -1,4 +1,4 @@
-"""What goes around a whole application of Litestar's, which is called as the object it is."""
+"""Puts the outer part of the stack around a Litestar application, which stays the same object."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ class _Surrounded:
 
 
 def surround(app: Any, durable: Durable) -> None:
-    """Put the request context and the lifespan around an application, unless they are.
+    """Put the request context and the lifespan around an application, unless they are there.
 
     Litestar has no place for either: its middlewares belong to routes. So the application gets
-    a class of its own, which differs in how it is called.
+    a class of its own, with another ``__call__``.
     """
     base = type(app)
     if not issubclass(base, Litestar) or issubclass(base, _Surrounded):
@@ -49,7 +49,7 @@ def surround(app: Any, durable: Durable) -> None:
 
 
 def _inside(app: Litestar) -> Iterator[type]:
-    """Return the classes of what is inside of the idempotency middleware, of any handler."""
+    """Return the classes of the middlewares inside the idempotency middleware, of any handler."""
     for handler in _handlers(app):
         # The innermost one comes first.
         kinds = [class_of(entry) for entry in handler.resolve_middleware()]
@@ -58,7 +58,7 @@ def _inside(app: Litestar) -> Iterator[type]:
 
 
 def _around(app: Litestar) -> Iterator[type]:
-    """Return the classes of what is around the idempotency middleware, of any handler."""
+    """Return the classes of the middlewares around the idempotency middleware, of any handler."""
     for handler in _handlers(app):
         kinds = [class_of(entry) for entry in handler.resolve_middleware()]
         if IdempotencyMiddleware in kinds:
@@ -67,8 +67,8 @@ def _around(app: Litestar) -> Iterator[type]:
 
 def _policies(app: Litestar) -> Iterator[IdempotencyPolicy]:
     """Return the policies that handlers have of their own."""
-    given = (handler_policy(handler) for handler in _handlers(app))
-    return (policy for policy in given if policy is not None)
+    policies = (handler_policy(handler) for handler in _handlers(app))
+    return (policy for policy in policies if policy is not None)
 
 
 def _handlers(app: Litestar) -> Iterator[Any]:

@@ -63,13 +63,17 @@ def install(
 
     Args:
         app: The application.
-        durable: What keeps its requests.
-        flatten: For adapters of frameworks on top of this one: returns routes with those that
-            routers have brought in.
+        durable: The instance that records its requests.
+        flatten: For adapters of frameworks on top of Starlette: returns routes together with
+            those of included routers.
 
     Raises:
         DurableUsageError: The application has been started, or has a ``Durable`` already; or a
-            route calls the bare function of a durable one. A start raises this for later routes.
+            route calls the bare function below a durable one. For routes that are added later
+            the application's start raises this.
+
+    Example:
+        ``install(app, Durable("sqlite:///shop.db"))``
     """
     if app.middleware_stack is not None:
         msg = "install() comes before the application's first request"
@@ -83,10 +87,10 @@ def install(
     registry.checks.append(partial(refuse_bare_routes, registry, app.router))
     setattr(app.state, STATE_NAME, durable)
     registry.injection.add(_is_injected, shapes_response=_shapes_response)
-    # Starlette calls it for requests and for WebSockets; its annotation knows one at a time.
-    app.add_exception_handler(DurableError, typing.cast("typing.Any", _answer))
+    # Starlette calls it for requests and for WebSockets; its annotation allows only one of them.
+    app.add_exception_handler(DurableError, typing.cast("typing.Any", _respond))
     handler_policies = HandlerPolicies(app, flatten)
-    # At the end, which is inside: `add_middleware` puts its middleware at the front.
+    # The last middleware is the innermost; `add_middleware` puts later ones in front.
     app.user_middleware.append(
         Middleware(
             IdempotencyMiddleware,
@@ -109,11 +113,12 @@ def install(
         )
         return wrap_stack(build(), lambda stack: wrap(ReadAheadMiddleware(stack, lift_limit)))
 
-    app.build_middleware_stack = build_with_durable  # type: ignore[method-assign]
+    # Type checkers reject an assignment to a method.
+    vars(app)["build_middleware_stack"] = build_with_durable
 
 
 def _inside(app: Starlette) -> Iterable[type]:
-    """Return the classes of what is inside of the idempotency middleware."""
+    """Return the classes of the middlewares and routes inside the idempotency middleware."""
     kinds = [class_of(entry) for entry in app.user_middleware]
     own = kinds.index(IdempotencyMiddleware)
     return [*kinds[own + 1 :], *classes_within(app.router)]
@@ -125,7 +130,7 @@ def _around(app: Starlette) -> Iterable[type]:
     return kinds[: kinds.index(IdempotencyMiddleware)]
 
 
-async def _answer(connection: HTTPConnection, error: Exception) -> Response | None:
+async def _respond(connection: HTTPConnection, error: Exception) -> Response | None:
     if not isinstance(error, DurableError):
         raise error
     if isinstance(connection, WebSocket) and connection.application_state is not _CONNECTING:

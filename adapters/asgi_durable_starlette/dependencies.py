@@ -1,6 +1,6 @@
-"""What handlers may ask for: their application's ``Durable``, and what is known of the request.
+"""Dependencies of handlers: their application's ``Durable``, and the context of the request.
 
-Plain functions, to be called with the request, or to be named in FastAPI's ``Depends``.
+They are plain functions: call them with the request, or name them in FastAPI's ``Depends``.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from asgi_durable.context import current_request
 
 __all__ = ["STATE_NAME", "current_durable", "current_request_context"]
 
-# The attribute of an application's state that has its instance.
+# The attribute of an application's state for its ``Durable``.
 STATE_NAME = "asgi_durable"
 
 
@@ -20,7 +20,7 @@ def current_durable(connection: HTTPConnection) -> Durable:
     """Return the instance that is installed in the application of a request or WebSocket.
 
     Raises:
-        DurableUsageError: None is.
+        DurableUsageError: No instance is installed.
     """
     durable = getattr(connection.app.state, STATE_NAME, None)
     if not isinstance(durable, Durable):
@@ -30,10 +30,11 @@ def current_durable(connection: HTTPConnection) -> Durable:
 
 
 def current_request_context() -> RequestContext:
-    """Return what is known of the current request or WebSocket.
+    """Return the context of the current request or WebSocket.
 
     Raises:
-        DurableUsageError: There is none, or no ``RequestContextMiddleware`` is around it.
+        DurableUsageError: No request is being served, or no ``RequestContextMiddleware`` is
+            around it.
     """
     request = current_request.get()
     if request is None:

@@ -1,4 +1,4 @@
-"""Policies that handlers are given by a decorator, found before a request is routed."""
+"""Finds the policy of a request's handler before the request is routed."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ class _Handler:
 class HandlerPolicies:
     """Finds the policy of the handler that a request will be routed to.
 
-    The routes are those of the first request.
+    The routes are read at the first request.
 
     Args:
-        app: Whose handlers.
-        flatten: Returns routes with those that routers have brought in.
+        app: The application that has the handlers.
+        flatten: Returns routes together with those of included routers.
     """
 
     def __init__(self, app: Starlette, flatten: Callable[[Sequence[Any]], Iterable[Any]]) -> None:
@@ -48,16 +48,17 @@ class HandlerPolicies:
         return handler.policy if handler is not None else None
 
     def find_route(self, scope: MutableMapping[str, Any]) -> str | None:
-        """Return the route of a request of which no router has told it, ``None`` for none.
+        """Return the route of a request where no router has put it into the scope.
 
-        No router has seen a replay, and older ones do not tell.
+        No router has seen a replay, and routers of older versions do not state the route.
+        ``None`` if no route fits.
         """
         if "router" in scope and "endpoint" not in scope:
             return None
-        # A mount has put its own path behind that of the application.
+        # A mount has appended its own path to that of the application.
         root_path = str(scope.get("app_root_path", scope.get("root_path", "")))
-        at_first = {"method": scope["method"], "path": scope["path"], "root_path": root_path}
-        handler = _handler_of(at_first, self._known_handlers())
+        outer_scope = {"method": scope["method"], "path": scope["path"], "root_path": root_path}
+        handler = _handler_of(outer_scope, self._known_handlers())
         return root_path + handler.route if handler is not None else None
 
     def _known_handlers(self) -> list[_Handler]:
@@ -73,9 +74,9 @@ class HandlerPolicies:
         return found.groupdict() if found is not None else {}
 
     def policies(self) -> Iterator[IdempotencyPolicy]:
-        """Return the policies that handlers have by now."""
-        given = (handler.policy for handler in self._all_handlers())
-        return (policy for policy in given if policy is not None)
+        """Return the policies that handlers have at this time."""
+        policies = (handler.policy for handler in self._all_handlers())
+        return (policy for policy in policies if policy is not None)
 
     def _all_handlers(self) -> list[_Handler]:
         return list(self._handlers_of(self._app.routes, ""))
@@ -98,7 +99,7 @@ class HandlerPolicies:
 
 
 def _handler_of(scope: MutableMapping[str, Any], handlers: list[_Handler]) -> _Handler | None:
-    """Return the first handler that a request's method and path fit."""
+    """Return the first handler whose method and path fit a request."""
     path = route_path(scope)
     for handler in handlers:
         is_for_method = handler.methods is None or scope["method"] in handler.methods

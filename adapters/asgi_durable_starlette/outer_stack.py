@@ -1,4 +1,4 @@
-"""What goes around all of an application's middlewares, beside OpenTelemetry's instrumentation."""
+"""Puts the outer part of the stack around an application's middlewares."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Callable
 from starlette.middleware.errors import ServerErrorMiddleware
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from asgi_durable.middleware.installing.instrumentation import instrumentations
+from asgi_durable.middleware.tracing import instrumentations
 
 __all__ = ["wrap_stack"]
 
@@ -15,12 +15,12 @@ __all__ = ["wrap_stack"]
 def wrap_stack(stack: ASGIApp, wrap: Callable[[ASGIApp], ASGIApp]) -> ASGIApp:
     """Put the outer part of the stack around an application's middlewares.
 
-    Where FastAPI's instrumentation is around them already, inside of that: its span is the
-    request's, and ours are below it.
+    Where OpenTelemetry's instrumentation of FastAPI is around them already, the part goes inside
+    it: the instrumentation opens the request's span, and ours are below it.
 
     Args:
         stack: The middlewares, as Starlette has built them.
-        wrap: Puts our part around an app.
+        wrap: Puts the outer part around an app.
     """
     for instrumentation in instrumentations(stack):
         if isinstance(instrumentation.app, ServerErrorMiddleware):
@@ -30,9 +30,9 @@ def wrap_stack(stack: ASGIApp, wrap: Callable[[ASGIApp], ASGIApp]) -> ASGIApp:
 
 
 class _Outermost(ServerErrorMiddleware):
-    """Calls the stack, and handles no errors: Starlette's own middleware inside of it does.
+    """Calls the stack and handles no errors: Starlette's own middleware inside it does.
 
-    FastAPI's instrumentation goes around the outermost middleware, and only where that is of
+    OpenTelemetry's instrumentation of FastAPI wraps the outermost middleware, and only one of
     this class.
     """
 

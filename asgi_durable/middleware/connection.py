@@ -1,4 +1,4 @@
-"""What a server has called the middleware with."""
+"""The scope and the channels of one request, as the server passed them."""
 
 from __future__ import annotations
 
@@ -12,11 +12,12 @@ __all__ = ["Connection"]
 
 @fast_dataclass()
 class Connection:
-    """What a server has called the middleware with.
+    """The scope and the channels of one request, as the server passed them.
 
     Attributes:
         api_keys: Where clients of the application send API keys.
-        ahead: Where the body was read ahead, if it was; then ``receive`` gives it once more.
+        ahead: The source that the body was read ahead from, if it was. ``receive`` returns the
+            body once more then.
         merges_slashes: See :func:`~asgi_durable.middleware.fingerprints.request_target.path_of`.
     """
 

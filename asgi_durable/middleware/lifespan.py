@@ -1,4 +1,4 @@
-"""The engine's life around the application's own lifespan."""
+"""Starts and stops the engine around the application's own lifespan."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ logger = logging.getLogger(__name__)
 
 
 class Lifecycle(Protocol):
-    """What the lifespan starts and stops; an :class:`~asgi_durable.engine.engine.Engine`."""
+    """A service with the lifespan's phases; an :class:`~asgi_durable.engine.engine.Engine`."""
 
     async def start(self) -> None:
         """Get ready to serve calls."""
 
     async def ensure_started(self) -> None:
-        """Start, unless that has been done, because no lifespan will."""
+        """Start if nothing has done so yet, as no lifespan may come."""
 
     def recover(self) -> None:
         """Resume interrupted work in the background."""
 
     async def drain(self) -> None:
-        """End the work under way; calls are still served."""
+        """Let running work end, or interrupt it; calls are still served."""
 
     async def stop(self) -> None:
         """Stop for good."""
@@ -37,16 +37,18 @@ class Lifecycle(Protocol):
 class LifespanMiddleware:
     """Start the engine before the app's startup code and stop it after its shutdown code.
 
-    The app may call workflows in both. Interrupted work is resumed once the app has started,
-    and drained before the app shuts down, so that it finds what the app has opened. An app
-    that raises before it receives ``lifespan.startup`` has no lifespan, and works; what it
-    raises after that is a failed startup, and the server is told. Where a server or a test
-    client never sends the lifespan, the engine starts on the first request.
+    The app may call workflows in both. Interrupted work resumes once the app has started, and
+    ends before the app shuts down, so that it can use the resources that the app has opened. An
+    app that raises before it receives ``lifespan.startup`` has no lifespan, and is served all the
+    same; an error after that is a failed startup, and the server gets
+    ``lifespan.startup.failed``. Where a server or a test client never sends the lifespan, the
+    engine starts on the first request. If it cannot start, the request gets a problem response,
+    and a WebSocket the error itself.
 
     Args:
         app: The ASGI app to wrap.
-        engine: What is started and stopped.
-        on_start: Called once, before either has begun.
+        engine: The service to start and stop.
+        on_start: Called once, before the engine and the app start.
     """
 
     def __init__(
@@ -57,7 +59,7 @@ class LifespanMiddleware:
         self._on_start = on_start
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Serve the lifespan, or start the engine where nobody sent one."""
+        """Serve the lifespan, or start the engine where the server has sent none."""
         if self._on_start is not None:
             on_start, self._on_start = self._on_start, None
             on_start()
@@ -84,7 +86,7 @@ def _as_durable_error(error: Exception) -> DurableError:
 
 
 class _Lifespan:
-    """One lifespan: the app's messages, and what the engine does between them."""
+    """One lifespan: passes the app's messages on and calls the engine between them."""
 
     def __init__(self, app: ASGIApp, engine: Lifecycle, receive: Receive, send: Send) -> None:
         self.app = app
@@ -101,10 +103,10 @@ class _Lifespan:
         except Exception as error:
             await self._receive()
             await self._send({"type": "lifespan.startup.failed", "message": str(error)})
-            # As frameworks do: test clients wait for it.
+            # Frameworks raise as well here, and test clients wait for the error.
             raise
         try:
-            # Test clients leave it out, and some apps answer startup.failed without it.
+            # Test clients leave it out, and some apps send startup.failed without it.
             scope.setdefault("asgi", {"version": "3.0", "spec_version": "2.0"})
             await self._run_app(scope)
         finally:
@@ -119,11 +121,11 @@ class _Lifespan:
             if self._sent is not None:
                 raise
             if self._received is not None:
-                # It has a lifespan: it took the message, and failed to start.
+                # The app has received the message, so it has a lifespan, and failed to start.
                 await self._send_for_app(_startup_failed(error))
                 raise
-            # The specification lets an app raise to say that it has no lifespan.
-            logger.debug("The app has no lifespan; answering for it.", exc_info=True)
+            # By the specification an app without a lifespan raises.
+            logger.debug("The app has no lifespan; acknowledging it instead.", exc_info=True)
         if self._sent == "lifespan.startup.failed":
             return
         if self._received is None:
@@ -143,13 +145,13 @@ class _Lifespan:
     async def _send_for_app(self, message: Message) -> None:
         self._sent = message["type"]
         if self._sent == "lifespan.shutdown.complete":
-            # Told to the server once the engine has stopped as well.
+            # `run` sends it once the engine has stopped as well.
             return
         if self._sent == "lifespan.startup.complete":
             self.engine.recover()
         elif self._sent in ("lifespan.startup.failed", "lifespan.shutdown.failed"):
-            # Invariant: stopped before the server is told. A server may raise from send() and
-            # look at once whether the application has ended, or cancel what has not.
+            # Invariant: the engine has stopped before the server gets the message. A server may
+            # raise from send(), and cancel the application at once if it has not ended.
             await self._stop_engine()
         await self._send(message)
 

@@ -1,4 +1,4 @@
-"""What problem answers to the keyed request being handled say of it."""
+"""Facts of the keyed request being handled that every problem response to it states."""
 
 from __future__ import annotations
 
@@ -11,19 +11,20 @@ __all__ = ["ProblemContext", "current_problem_context"]
 
 @dataclass(slots=True)
 class ProblemContext:
-    """What every problem answer to a keyed request says of it.
+    """Facts of a keyed request that every problem response to it states.
 
     Attributes:
-        members: Of the problem object: ``idempotency_key``, ``instance``, ``run``.
-        is_resumed: True once its log is kept, and a retry goes on with what is recorded.
-        retry_delay: Seconds that its policy gives before the next try.
-        is_told_when: True once an answer says by itself when that is.
+        members: Members of the problem object: ``idempotency_key``, ``instance``, ``run``.
+        is_resumable: True once the request's step log stays, so that a retry continues behind
+            its last recorded step.
+        retry_delay: Seconds between this attempt and the next one, by the request's policy.
+        has_retry_time: True once a problem response has a ``Retry-After`` of its own.
     """
 
     members: dict[str, Any] = field(default_factory=dict)
-    is_resumed: bool = False
+    is_resumable: bool = False
     retry_delay: float = 0.0
-    is_told_when: bool = False
+    has_retry_time: bool = False
 
 
 current_problem_context: ContextVar[ProblemContext | None] = ContextVar(

@@ -1,4 +1,4 @@
-"""Errors as ``application/problem+json`` answers (RFC 9457)."""
+"""Errors as ``application/problem+json`` responses (RFC 9457)."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from asgi_durable.errors import (
     StepInterruptedError,
 )
 from asgi_durable.middleware.asgi import ASGIApp, Headers, Message, Receive, Scope, Send
-from asgi_durable.middleware.own_request import is_inside_another, outside_of_all
+from asgi_durable.middleware.nested_requests import is_nested_request, without_outer_context
 from asgi_durable.middleware.problem_context import ProblemContext, current_problem_context
 
 __all__ = ["ProblemDetailsMiddleware", "problem_response", "send_problem"]
@@ -33,9 +33,9 @@ logger = logging.getLogger(__name__)
 
 CONTENT_TYPE = b"application/problem+json"
 TYPE_PREFIX = "urn:asgi-durable:problem:"
-# A retry comes to the same: no other code does what is recorded, a workflow is set aside, and
-# the code calls the library wrongly, or returns what cannot be recorded.
-_IN_VAIN = (
+# A retry cannot succeed after these: the recorded outcome stands, the workflow is set aside, or
+# the code has to change first.
+_NOT_RESUMABLE = (
     DurableUsageError,
     EncodeError,
     FinalError,
@@ -46,16 +46,19 @@ _IN_VAIN = (
 
 
 class ProblemDetailsMiddleware:
-    """Answer a ``DurableError`` that the app raises; answer any other error with a bare 500.
+    """Turn errors of the app into problem responses: a ``DurableError``'s own, else a bare 500.
 
-    An error other than ``DurableError`` is raised again after the answer, so that the server
-    and the middlewares around this one still see it. Frameworks answer what they do not know
-    with a 500 and raise it all the same: a 500 that is sent while a ``DurableError`` is being
-    handled is held back, and replaced if the error is raised. Every other 500 is sent as soon
-    as it is complete.
+    An error other than ``DurableError`` is raised again after the response, so that the server
+    and the middlewares around this one still see it. Frameworks respond 500 to an unknown error
+    and raise it all the same. So a 500 that is sent while a ``DurableError`` is being handled is
+    held back, and replaced if the error is raised. Every other 500 is sent as soon as it is
+    complete.
 
     Args:
         app: The ASGI app to wrap.
+
+    Example:
+        ``app = ProblemDetailsMiddleware(app)``
     """
 
     def __init__(self, app: ASGIApp) -> None:
@@ -66,8 +69,8 @@ class ProblemDetailsMiddleware:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        if is_inside_another(scope):
-            with outside_of_all():
+        if is_nested_request(scope):
+            with without_outer_context():
                 await self(scope, receive, send)
             return
         sender = _HoldingSender(receive, send)
@@ -85,11 +88,11 @@ class ProblemDetailsMiddleware:
 
 
 class _HoldingSender:
-    """Sends an app's messages on, but holds back a 500 that its framework may raise about.
+    """Passes an app's messages on, but holds back a 500 whose error may still be raised.
 
     Attributes:
         held: The start of a 500, and its body if an error of the library is being handled.
-        has_sent: True once the client has seen a part of the answer.
+        has_sent: True once the client has got a part of the response.
     """
 
     def __init__(self, receive: Receive, send: Send) -> None:
@@ -102,11 +105,11 @@ class _HoldingSender:
 
     @property
     def is_whole(self) -> bool:
-        """True if what is held back is a complete answer."""
+        """True if a complete response is held back."""
         return len(self.held) > 1
 
     async def receive(self) -> Message:
-        # An app that waits for its client after an answer needs the answer to be sent.
+        # An app that waits for its client after a response needs the response to be sent.
         if self.held:
             await self.release()
         return await self._receive()
@@ -131,7 +134,7 @@ class _HoldingSender:
         return isinstance(error, DurableError) and error is not self._error_outside
 
     async def release(self, *, instead: DurableError | None = None) -> None:
-        """Send what was held back, or an error instead where that is no whole answer."""
+        """Send the response held back, or *instead* where it is not complete."""
         if instead is not None and not self.is_whole:
             if not self.has_sent:
                 await send_problem(self._send, instead)
@@ -149,7 +152,14 @@ async def send_problem(
     headers: Headers | None = None,
     members: Mapping[str, Any] | None = None,
 ) -> None:
-    """Answer a request with an error; see :func:`problem_response`."""
+    """Respond to a request with an error; see :func:`problem_response`.
+
+    Args:
+        send: The request's.
+        error: The error to send.
+        headers: Further headers of the response.
+        members: Further members of the problem object.
+    """
     status, own_headers, body = problem_response(error, members=members)
     start = {"type": "http.response.start", "status": status}
     await send({**start, "headers": [*own_headers, *(headers or [])]})
@@ -161,22 +171,22 @@ def problem_response(
     *,
     members: Mapping[str, Any] | None = None,
 ) -> tuple[int, Headers, bytes]:
-    """Return status, headers and body of the answer to an error.
+    """Return status, headers and body of the response to an error.
 
-    Never in it: SQL, paths, arguments, or other users' data. Those go to the log.
+    The body never has SQL, paths, arguments, or other users' data. Those go to the log.
 
     Args:
-        error: What is answered.
-        members: More members of the problem object.
+        error: The error to send.
+        members: Further members of the problem object.
     """
-    about = current_problem_context.get()
+    context = current_problem_context.get()
     if is_kind_of(error, FinalError):
-        _note_final_answer(about)
+        _mark_final(context)
     if error.status_code >= 500:
         logger.error("%s: %s", type(error).__name__, error, exc_info=error)
     request = current_request.get()
-    retryable = error.retryable or _is_resumed(error, about)
-    seconds = _retry_after(error, about)
+    retryable = error.retryable or _is_resumable(error, context)
+    seconds = _retry_after(error, context)
     problem: dict[str, Any] = {
         "type": TYPE_PREFIX + error.code.lower().replace("_", "-"),
         "title": error.title or _phrase(error.status_code),
@@ -187,7 +197,7 @@ def problem_response(
         "request_id": request.request_id if request is not None else None,
         "retryable": retryable,
         **({"retry_after": seconds} if retryable else {}),
-        **(about.members if about is not None else {}),
+        **(context.members if context is not None else {}),
         **(members or {}),
     }
     body = json.dumps(problem).encode("ascii")
@@ -197,19 +207,20 @@ def problem_response(
     return error.status_code, headers, body
 
 
-def _is_resumed(error: DurableError, about: ProblemContext | None) -> bool:
-    """Tell whether a retry of the keyed request that has failed goes on with the work."""
+def _is_resumable(error: DurableError, context: ProblemContext | None) -> bool:
+    """Tell whether a retry of the failed keyed request continues behind its recorded steps."""
     return (
-        about is not None
-        and about.is_resumed
+        context is not None
+        and context.is_resumable
         and error.status_code >= 500
-        and not is_kind_of(error, *_IN_VAIN)
+        and not is_kind_of(error, *_NOT_RESUMABLE)
     )
 
 
-def _note_final_answer(about: ProblemContext | None) -> None:
-    if about is not None:
-        about.is_resumed = False
+def _mark_final(context: ProblemContext | None) -> None:
+    """Let the response to this error be stored, so that a retry gets it as well."""
+    if context is not None:
+        context.is_resumable = False
     frame = current_frame.get()
     if frame is not None and frame.run is not None:
         frame.run.has_final_answer = True
@@ -222,9 +233,9 @@ def _phrase(status_code: int) -> str:
         return "Error"
 
 
-def _retry_after(error: DurableError, about: ProblemContext | None) -> int:
-    """Return after how many seconds a client may try again."""
-    if about is None or "retry_after_seconds" in vars(error):
+def _retry_after(error: DurableError, context: ProblemContext | None) -> int:
+    """Return the number of seconds after which a client may send the request again."""
+    if context is None or "retry_after_seconds" in vars(error):
         return error.retry_after_seconds
-    about.is_told_when = True
-    return max(error.retry_after_seconds, math.ceil(about.retry_delay))
+    context.has_retry_time = True
+    return max(error.retry_after_seconds, math.ceil(context.retry_delay))

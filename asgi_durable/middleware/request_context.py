@@ -1,4 +1,4 @@
-"""The request id and what else is known of a request, for handlers, steps and logs."""
+"""The request id and other facts of a request, for handlers, steps and logs."""
 
 from __future__ import annotations
 
@@ -16,7 +16,11 @@ from asgi_durable.middleware.asgi import (
     make_rereadable,
     replace_header,
 )
-from asgi_durable.middleware.own_request import REQUEST_KEY, is_inside_another, outside_of_all
+from asgi_durable.middleware.nested_requests import (
+    REQUEST_KEY,
+    is_nested_request,
+    without_outer_context,
+)
 from asgi_durable.middleware.problem_details import problem_response, send_problem
 from asgi_durable.middleware.request_id_policy import (
     RequestIdPolicy,
@@ -33,28 +37,32 @@ _TRACE_HEADERS = (b"traceparent", b"tracestate")
 _BAGGAGE = b"baggage"
 Trace = tuple[str | None, str | None]
 _NO_TRACE: Trace = (None, None)
-# RFC 6455, section 7.4.1; before the connection is accepted servers answer 403 instead.
+# RFC 6455, section 7.4.1; before the connection is accepted servers respond 403 instead.
 _POLICY_VIOLATION, _INTERNAL_ERROR = 1008, 1011
 
 
 class RequestContextMiddleware:
-    """Take the request id from a header, or make one, and send it back with every answer.
+    """Take the request id from a header, or make one, and send it with every response.
 
-    The app finds that id in the request's header too, whoever made it.
+    The app finds the id in the request's header too, also a new one.
 
-    The W3C headers of a trace are read as well, so that traces go on through a process without
-    OpenTelemetry. What is known is ``asgi_durable.context.current_request``, and
-    ``scope["asgi_durable.request"]``, a ``RequestContext``.
+    The W3C trace headers are read as well, so that traces continue through a process without
+    OpenTelemetry. The result is a ``RequestContext``: code inside the request has it in
+    ``asgi_durable.context.current_request`` and in ``scope["asgi_durable.request"]``.
 
     Args:
         app: The ASGI app to wrap.
         header_names: Headers the id is read from; the first one is also written.
-        policy: Where the id comes from, and which ones are accepted.
-        baggage_keys: Keys of the W3C ``baggage`` that are read; none by default.
+        policy: Where the id comes from, and which ids are accepted.
+        baggage_keys: Keys of the W3C ``baggage`` header that are read; none by default.
 
     Raises:
         ValueError: *header_names* is empty.
-        DurableUsageError: It is one string, a name is none, or a key of the baggage is none.
+        DurableUsageError: *header_names* is a string or has an invalid name, or a key of the
+            baggage is invalid.
+
+    Example:
+        ``app = RequestContextMiddleware(app, header_names=["X-Request-ID", "X-Correlation-ID"])``
     """
 
     def __init__(
@@ -77,8 +85,8 @@ class RequestContextMiddleware:
         if scope["type"] not in ("http", "websocket"):
             await self.app(scope, receive, send)
             return
-        if is_inside_another(scope):
-            with outside_of_all():
+        if is_nested_request(scope):
+            with without_outer_context():
                 await self(scope, receive, send)
             return
         make_rereadable(scope)
@@ -100,8 +108,8 @@ class RequestContextMiddleware:
             await send(message)
 
         scope[REQUEST_KEY] = context
-        # The app, and what else makes request ids inside, reads the same one.
-        _give_id(scope, found.get(self._sent_name), (self._sent_name, sent_value))
+        # The app and its own request id middlewares read the same id.
+        _put_id(scope, found.get(self._sent_name), (self._sent_name, sent_value))
         token = current_request.set(context)
         try:
             if refusal is None:
@@ -132,7 +140,7 @@ class RequestContextMiddleware:
         return found
 
 
-def _give_id(scope: Scope, sent: list[bytes] | None, line: tuple[bytes, bytes]) -> None:
+def _put_id(scope: Scope, sent: list[bytes] | None, line: tuple[bytes, bytes]) -> None:
     """Put the id into the request's headers, unless it is the only one there."""
     if sent is None:
         scope["headers"] = [*scope["headers"], line]
@@ -166,7 +174,7 @@ def _request_context(
 
 def _trace_of(found: dict[bytes, list[bytes]]) -> Trace:
     traces = found[b"traceparent"]
-    # Of several nobody knows which one counts.
+    # Which one of several counts is not defined, so none does.
     traceparent = parse_traceparent(traces[0].decode("latin-1")) if len(traces) == 1 else None
     states = found.get(b"tracestate")
     if traceparent is None or not states:

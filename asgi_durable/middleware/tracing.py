@@ -1,8 +1,8 @@
-"""A span for each request, and its time."""
+"""A span and a duration metric for each request."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from asgi_durable.middleware.asgi import (
@@ -14,29 +14,36 @@ from asgi_durable.middleware.asgi import (
     header_values,
     make_rereadable,
 )
-from asgi_durable.middleware.installing.instrumentation import excludes, instrumentations
 from asgi_durable.telemetry.config import Telemetry
 
-__all__ = ["TracingMiddleware"]
+__all__ = ["TracingMiddleware", "instrumentations"]
+
+# By name, as the library does not depend on it. Subclasses count as well.
+_INSTRUMENTATION = "opentelemetry.instrumentation.asgi.OpenTelemetryMiddleware"
+# An object with a dynamic `app` attribute may be nested without an end.
+_MAX_DEPTH = 1000
 
 
 class TracingMiddleware:
-    """Open a SERVER span for each request, or add to the one that is there already.
+    """Open a SERVER span for each request, or add to the span that is open already.
 
-    It is named ``{method} {route}``, has the attributes of the stable HTTP conventions and the
-    request id, goes on with the trace of the request's headers, and ends with the last part of
-    the response, its trailers included. Where there is a meter provider its time goes to the
-    figure of the conventions, ``http.server.request.duration``, unless a framework or an
-    instrumentation around this middleware takes it. Where the application has no OpenTelemetry,
-    or has not set a provider before its first request, requests are passed on as they are.
+    The span is named ``{method} {route}``, has the attributes of the stable HTTP conventions and
+    the request id, continues the trace of the request's headers, and ends with the last part of
+    the response, its trailers included. With a meter provider the request's duration in seconds
+    goes to the metric ``http.server.request.duration``, unless a framework or an instrumentation
+    around this middleware measures it. Where the application has no OpenTelemetry, or has set no
+    provider before its first request, requests pass unchanged.
 
     Args:
         app: The ASGI app to wrap.
-        telemetry: Where spans and times go; to the application's own provider by default.
-        find_route: Returns the route of a request that no router has seen, as it was refused or
-            replayed before; ``None`` where there is none.
-        find_stack: Returns what the application's requests come through first: what an
-            instrumentation of OpenTelemetry excludes there is excluded here as well.
+        telemetry: Where spans and durations go; to the application's own providers by default.
+        find_route: Returns the route of a request that no router has seen, because it was
+            refused or replayed before; ``None`` where no route fits.
+        find_stack: Returns the outermost middleware of the application. URLs that an
+            instrumentation of OpenTelemetry in this stack excludes are excluded here as well.
+
+    Example:
+        ``app = TracingMiddleware(app, telemetry=Telemetry(excluded_urls=["/health"]))``
     """
 
     def __init__(
@@ -64,7 +71,7 @@ class TracingMiddleware:
         span, find_route = spans.begin(scope), self._find_route
         has_trailers = False
 
-        async def send_and_note(message: Message) -> None:
+        async def send_observed(message: Message) -> None:
             nonlocal has_trailers
             if message["type"] == "http.response.start":
                 span.answered(message["status"])
@@ -78,7 +85,7 @@ class TracingMiddleware:
                 await send(message)
 
         try:
-            await self.app(scope, receive, send_and_note)
+            await self.app(scope, receive, send_observed)
         except Exception as error:
             span.failed(error)
             raise
@@ -88,7 +95,7 @@ class TracingMiddleware:
 
     def _is_excluded(self, scope: Scope) -> bool:
         if self._instrumentations is None:
-            # Now: whoever instruments the application may do it after this was made.
+            # Not before the first request: an application may be instrumented until then.
             stack = self._find_stack() if self._find_stack is not None else None
             self._instrumentations = list(instrumentations(stack))
         own = self.telemetry.excluded_urls
@@ -96,7 +103,28 @@ class TracingMiddleware:
             return False
         url = _url_of(scope)
         is_own = own is not None and own.search(url) is not None
-        return is_own or any(excludes(found, url) for found in self._instrumentations)
+        return is_own or any(_excludes(found, url) for found in self._instrumentations)
+
+
+def instrumentations(stack: Any) -> Iterator[Any]:
+    """Yield the middlewares of OpenTelemetry in a stack, the outermost first.
+
+    The stack is followed as long as each middleware has the app that it wraps as ``app``.
+    """
+    for _ in range(_MAX_DEPTH):
+        if stack is None:
+            return
+        names = (f"{kind.__module__}.{kind.__qualname__}" for kind in type(stack).__mro__)
+        if _INSTRUMENTATION in names:
+            yield stack
+        stack = getattr(stack, "app", None)
+
+
+def _excludes(instrumentation: Any, url: str) -> bool:
+    """Tell whether an instrumentation ignores a URL."""
+    excluded = getattr(instrumentation, "excluded_urls", None)
+    is_disabled = getattr(excluded, "url_disabled", None)
+    return is_disabled is not None and bool(is_disabled(url))
 
 
 def _is_last(message: Message, *, has_trailers: bool) -> bool:

@@ -26,7 +26,7 @@ def test_nothing_public_is_left_out_of_the_list() -> None:
 
 
 def test_the_import_loads_no_framework_no_driver_and_no_telemetry() -> None:
-    heavy = {"aiosqlite", "fastapi", "opentelemetry", "pydantic", "sqlalchemy", "starlette"}
+    heavy = {"aiosqlite", "fastapi", "litestar", "opentelemetry", "pydantic", "sqlalchemy"}
     heavy |= {"backports.zstd", "cryptography", "zstandard"}
     script = f"import sys, asgi_durable; print(sorted({heavy!r} & set(sys.modules)))"
 

@@ -1,7 +1,7 @@
-"""What a request body means, so that a retry that builds it again is the same request.
+"""Bodies as they are compared: by their meaning, as a retry may serialize the same data anew.
 
-Each way to read a body takes time and memory in proportion to its length, up to a limit; what
-is longer, or cannot be read without a doubt, is compared byte for byte.
+Each way to read a body takes time and memory in proportion to its length, up to a limit. A body
+that is longer, or that readers may understand differently, is compared byte for byte.
 """
 
 from __future__ import annotations
@@ -24,30 +24,30 @@ __all__ = [
     "unpacked",
 ]
 
-# A packed body may be a thousand times as long.
+# A compressed body may expand to a thousand times its length.
 MAX_UNPACKED_BYTES = 4 * 1024 * 1024
 MAX_FORM_BYTES = 1024 * 1024
-# To read a longer body takes so long that other requests should not wait for it.
+# Longer bodies are read in a thread, as other requests should not wait for them.
 MAX_BYTES_ON_LOOP = 32 * 1024
-# Longer ones are no boundaries (RFC 2046, section 5.1.1).
+# The longest legal boundary (RFC 2046, section 5.1.1).
 _MAX_BOUNDARY = 70
-# The kinds of meaning; none is another one's.
+# The kinds of meaning; bodies of two kinds are never equal.
 BYTES, PACKED, JSON, FORM, PARTS = b"bytes", b"packed", b"json", b"form", b"parts"
-# Bytes of a form that mean the same with and without an escape; the others divide it.
+# Bytes of a form that mean the same with and without an escape; the others are delimiters.
 _PLAIN_IN_FORMS = frozenset(range(256)) - frozenset(b"&=+%")
-# How zlib is to read each encoding; clients send "deflate" with and without its header.
+# zlib's window sizes for each encoding; clients send "deflate" with and without its header.
 _WINDOWS = {b"gzip": (31,), b"deflate": (15, -15)}
 
 
 @fast_dataclass()
 class Meaning:
-    """What is compared of a body.
+    """A body as it is compared.
 
     Attributes:
-        kind: How it was read.
-        media_type: As far as it counts besides.
-        content: What was read, in one spelling.
-        document: What a JSON text says; ``None`` of any other body.
+        kind: The way in which it was read.
+        media_type: The part of its media type that is compared as well.
+        content: The body in its canonical spelling.
+        document: The parsed document of a JSON text; ``None`` for any other body.
     """
 
     kind: bytes
@@ -62,7 +62,7 @@ class Meaning:
 
 
 def canonical_encoding(header: bytes) -> bytes:
-    """Return a ``Content-Encoding`` in one spelling; empty if the body is as it is."""
+    """Return a ``Content-Encoding`` in its canonical spelling; empty for a plain body."""
     name = header.strip().lower()
     return {b"identity": b"", b"x-gzip": b"gzip"}.get(name, name)
 
@@ -71,9 +71,9 @@ def meaning_of(media_type: MediaType, encoding: bytes, body: bytes) -> Meaning:
     """Return the meaning of a whole body.
 
     Args:
-        media_type: Of the body.
-        encoding: See :func:`canonical_encoding`.
-        body: As it was sent.
+        media_type: The body's.
+        encoding: The body's, as :func:`canonical_encoding` returns it.
+        body: The body as it was sent.
     """
     plain = unpacked(body, encoding)
     if plain is None:
@@ -91,7 +91,7 @@ def meaning_of(media_type: MediaType, encoding: bytes, body: bytes) -> Meaning:
 
 
 def unpacked(body: bytes, encoding: bytes) -> bytes | None:
-    """Return the content of a body, ``None`` if that is too long or cannot be read."""
+    """Return a body decompressed; ``None`` if the result is too long or cannot be read."""
     if not encoding:
         return body
     for window in _WINDOWS.get(encoding, ()):
@@ -100,7 +100,7 @@ def unpacked(body: bytes, encoding: bytes) -> bytes | None:
             plain = unpacking.decompress(body, MAX_UNPACKED_BYTES + 1)
         except zlib.error:
             continue
-        # Several packed bodies in a row are not read: each may be as short as 20 bytes.
+        # Several compressed bodies in a row are not read: each may be as short as 20 bytes.
         is_whole = unpacking.eof and not unpacking.unused_data
         return plain if is_whole and len(plain) <= MAX_UNPACKED_BYTES else None
     return None
@@ -122,14 +122,14 @@ def _of_form(media_type: MediaType, body: bytes) -> Meaning | None:
 
 
 def _parts(body: bytes, boundary: bytes) -> bytes | None:
-    """Return the parts of a multipart body, each with its headers and behind its length.
+    """Return the parts of a multipart body, each one with its headers and preceded by its length.
 
-    ``None`` where readers may differ about what the parts are.
+    ``None`` where readers may disagree about the parts.
     """
     mark = b"--" + boundary
     if not 1 <= len(boundary) <= _MAX_BOUNDARY:
         return None
-    # What else may be a boundary, and what is around the parts, is read in different ways.
+    # Readers disagree about other marks in the body, and about text before the first part.
     before, *parts = (b"\r\n" + body).split(b"\r\n" + mark)
     if before or not parts or len(parts) != body.count(mark):
         return None

@@ -1,4 +1,4 @@
-"""JSON texts, read exactly and written again in one spelling."""
+"""Reads JSON texts exactly, and writes them in a canonical spelling."""
 
 from __future__ import annotations
 
@@ -8,22 +8,23 @@ from typing import Any
 
 __all__ = ["MAX_JSON_BYTES", "RepeatedNameError", "read_json", "read_keys_json", "write_json"]
 
-# As long as a body is by default; both ways take time in proportion to the length.
+# The default limit of a body; reading and writing take time in proportion to the length.
 MAX_JSON_BYTES = 1024 * 1024
-# A number of more digits takes more than that.
+# To compare a longer number takes more than linear time.
 _MAX_FLOAT_CHARACTERS = 1024
 
 
 class RepeatedNameError(ValueError):
-    """An object has a name twice: which value counts depends on who reads it."""
+    """An object has a name twice; which value counts depends on the reader."""
 
 
 def read_json(body: bytes) -> Any:
-    """Return what a JSON text means.
+    """Return the document of a JSON text.
 
     Raises:
-        ValueError: It is no JSON, it is too long, or applications may read it differently: a
-            name is repeated, or a number is not exactly a float.
+        ValueError: The text is not JSON, it is longer than ``MAX_JSON_BYTES`` or nested too
+            deeply, or applications may read it differently: a name is repeated, or a number is
+            not exactly a float.
     """
     if len(body) > MAX_JSON_BYTES:
         msg = f"it is longer than {MAX_JSON_BYTES} bytes"
@@ -36,21 +37,23 @@ def read_json(body: bytes) -> Any:
 
 
 def read_keys_json(body: bytes) -> Any:
-    """Return a JSON text of any length in which a key is looked for; whole numbers as strings.
+    """Return the document of a JSON text of any length, to look for a key in it.
+
+    Whole numbers are strings in it.
 
     Raises:
         RepeatedNameError: A name is repeated.
-        RecursionError: It is nested too deeply.
-        ValueError: It is no JSON.
+        RecursionError: The text is nested too deeply.
+        ValueError: The text is not JSON.
     """
     return _KEYS_DECODER.decode(body.decode(json.detect_encoding(body), "surrogatepass"))
 
 
 def write_json(document: Any) -> bytes:
-    """Return the one spelling of a document.
+    """Return the canonical spelling of a document.
 
     Raises:
-        ValueError: It is nested too deeply.
+        ValueError: The document is nested too deeply.
     """
     try:
         return _ENCODER.encode(document).encode("ascii")
@@ -74,7 +77,7 @@ def _exact_float(text: str) -> float:
     number = float(text)
     spelling = repr(number)
     if text != spelling and not _are_equal(text, spelling):
-        # An app that reads decimals sees the difference.
+        # An app that reads numbers as decimals sees the difference.
         msg = f"{text} is no float"
         raise ValueError(msg)
     return number
@@ -84,11 +87,11 @@ def _are_equal(one: str, other: str) -> bool:
     try:
         return decimal.Decimal(one) == decimal.Decimal(other)
     except decimal.InvalidOperation:
-        # Of an exponent that no decimal has.
+        # The exponent is beyond that of any decimal.
         return False
 
 
-# Made once: `json.loads` and `json.dumps` make one for each text that is read or written so.
+# Made once: with these options `json.loads` and `json.dumps` make one for each text.
 _DECODER = json.JSONDecoder(object_pairs_hook=_members, parse_float=_exact_float)
 _KEYS_DECODER = json.JSONDecoder(object_pairs_hook=_members, parse_int=str)
 _ENCODER = json.JSONEncoder(sort_keys=True, separators=(",", ":"))

@@ -1,8 +1,7 @@
-"""The fingerprints of one request: as they are made now, and as earlier versions made them."""
+"""The fingerprints of one request: of the current version, and of earlier ones."""
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Callable, Sequence
 
 from asgi_durable.codec.sealing.keyed_fingerprints import KeyedFingerprints
@@ -15,7 +14,8 @@ from asgi_durable.middleware.fingerprints.former_fingerprint import (
     is_former,
 )
 from asgi_durable.middleware.fingerprints.json_members import JsonMembers
-from asgi_durable.middleware.request_bodies.long_body import PiecewiseHash
+from asgi_durable.middleware.request_bodies.long_body import ChunkHash
+from asgi_durable.middleware.request_bodies.threads import run_in_thread
 
 __all__ = ["ComparedRequest"]
 
@@ -26,10 +26,10 @@ class ComparedRequest:
     """Makes the fingerprints of a request.
 
     Args:
-        scope: Its own. It is looked at before the app is called, which may change it.
-        configured: What makes the fingerprint, see ``request_fingerprint``.
-        merges_slashes: See there.
-        keyed: Makes fingerprints keyed ones, where there are encryption keys.
+        scope: The request's. It is read before the app is called, which may change it.
+        configured: The policy's way to make the fingerprint; see ``request_fingerprint``.
+        merges_slashes: See ``request_fingerprint``.
+        keyed: Turns fingerprints into keyed ones, where there are encryption keys.
     """
 
     def __init__(
@@ -45,61 +45,64 @@ class ComparedRequest:
         self._merges_slashes = merges_slashes
         self._keyed = keyed
         self._body: bytes | None = None
-        self._is_as_it_is = False
-        # The plain one, of a whole body.
+        self._is_byte_for_byte = False
+        # The fingerprint of a whole body, not keyed.
         self._fingerprint = ""
 
-    async def fingerprint_of(self, body: bytes, *, as_it_is: bool) -> str:
+    async def fingerprint_of(self, body: bytes, *, byte_for_byte: bool) -> str:
         """Return the fingerprint of the request with a whole body.
 
         Args:
-            body: That.
-            as_it_is: True to compare it byte for byte, as a longer one that comes in pieces.
+            body: The whole body.
+            byte_for_byte: True to compare the body byte for byte, like a longer one that arrives
+                in chunks.
 
         Raises:
-            PolicyFailedError: The application's own way failed.
+            PolicyFailedError: The policy's function failed.
         """
-        self._body, self._is_as_it_is = body, as_it_is
-        if as_it_is:
+        self._body, self._is_byte_for_byte = body, byte_for_byte
+        if byte_for_byte:
             self._fingerprint = _digested(self._hashing(), body)
         elif self._is_application_own or not self._takes_long(body):
-            self._fingerprint = self._meant(body)
+            self._fingerprint = self._fingerprint_of_meaning(body)
         else:
-            self._fingerprint = await asyncio.to_thread(self._meant, body)
+            self._fingerprint = await run_in_thread(self._fingerprint_of_meaning, body)
         return self._keyed.of(self._fingerprint)
 
     def fingerprint_like(self, stored: str | None) -> str:
-        """Return the fingerprint, made in the same way as a stored one.
+        """Return the fingerprint in the version of a stored one.
 
-        It is empty if that cannot be: of a body that is not whole.
+        It is empty for a body that is not whole.
 
         Raises:
-            EncryptionKeyMissingError: The stored one was made with a key that is not here.
+            EncryptionKeyMissingError: The stored one was made with a key that this process does
+                not have.
         """
         return self._keyed.like(self._plain_like(self._keyed.plain_version(stored)), stored)
 
     def all_fingerprints(self) -> Sequence[str]:
-        """Return all that the fingerprint may have been recorded as; none if it is not known."""
+        """Return every form in which the fingerprint may be recorded; none if it is unknown."""
         return self._keyed.all_of(self._fingerprint) if self._fingerprint else ()
 
     def _plain_like(self, stored: str | None) -> str:
         if self._body is None or not is_former(stored) or self._is_application_own:
             return self._fingerprint
-        if self._is_as_it_is:
+        if self._is_byte_for_byte:
             return _digested(FormerHash(self._scope), self._body)
         members = self._configured
         pointers = members.pointers if isinstance(members, JsonMembers) else None
         return former_fingerprint(self._scope, self._body, pointers)
 
-    def hashing(self, stored: str | None = None) -> PiecewiseHash:
-        """Return what makes the fingerprint of a body in pieces, in the way of a stored one.
+    def hashing(self, stored: str | None = None) -> ChunkHash:
+        """Return the hash for a body in chunks, in the version of a stored fingerprint.
 
         Raises:
-            EncryptionKeyMissingError: The stored one was made with a key that is not here.
+            EncryptionKeyMissingError: The stored one was made with a key that this process does
+                not have.
         """
         return _KeyedHash(self._hashing(self._keyed.plain_version(stored)), self._keyed, stored)
 
-    def _hashing(self, stored: str | None = None) -> PiecewiseHash:
+    def _hashing(self, stored: str | None = None) -> ChunkHash:
         if is_former(stored):
             return FormerHash(self._scope)
         return RequestHash(self._scope, merges_slashes=self._merges_slashes)
@@ -108,22 +111,22 @@ class ComparedRequest:
     def _is_application_own(self) -> bool:
         return self._configured is not None and not isinstance(self._configured, JsonMembers)
 
-    def _meant(self, body: bytes) -> str:
+    def _fingerprint_of_meaning(self, body: bytes) -> str:
         return request_fingerprint(
             self._scope, body, self._configured, merges_slashes=self._merges_slashes
         )
 
     def _takes_long(self, body: bytes) -> bool:
-        is_packed = any(name.lower() == b"content-encoding" for name, _ in self._scope["headers"])
-        return is_packed or len(body) > MAX_BYTES_ON_LOOP
+        is_compressed = any(
+            name.lower() == b"content-encoding" for name, _ in self._scope["headers"]
+        )
+        return is_compressed or len(body) > MAX_BYTES_ON_LOOP
 
 
 class _KeyedHash:
-    """Makes the fingerprint of a body in pieces, in the way of a stored one if there is one."""
+    """Hashes a body in chunks, in the version of a stored fingerprint if there is one."""
 
-    def __init__(
-        self, hashing: PiecewiseHash, keyed: KeyedFingerprints, stored: str | None
-    ) -> None:
+    def __init__(self, hashing: ChunkHash, keyed: KeyedFingerprints, stored: str | None) -> None:
         self.add = hashing.add
         self._hashing = hashing
         self._keyed = keyed
@@ -136,6 +139,6 @@ class _KeyedHash:
         return self._keyed.like(plain, self._stored)
 
 
-def _digested(hashing: PiecewiseHash, body: bytes) -> str:
+def _digested(hashing: ChunkHash, body: bytes) -> str:
     hashing.add(body)
     return hashing.fingerprint()

@@ -1,4 +1,4 @@
-"""The fingerprint: what must not change between retries of a request."""
+"""The fingerprint: a digest of the parts of a request that a retry must not change."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ __all__ = [
     "request_fingerprint",
 ]
 
-# Begins the fingerprints that are made now; see `former_fingerprint` for those before.
+# Prefix of the current version's fingerprints; see `former_fingerprint` for earlier ones.
 VERSION = "v2:"
 
 
 class RequestHash:
-    """Makes the fingerprint of a request whose body comes in pieces, and is compared as it is.
+    """Computes the fingerprint of a request whose body arrives in chunks, byte for byte.
 
     Args:
         scope: An HTTP scope.
@@ -32,16 +32,16 @@ class RequestHash:
 
     def __init__(self, scope: Scope, *, merges_slashes: bool = False) -> None:
         media_type, encoding = _content_of(scope)
-        what = (media_type.text, encoding, BYTES)
-        self._hash = hash_of(*_target_of(scope, merges_slashes=merges_slashes), *what)
+        content = (media_type.text, encoding, BYTES)
+        self._hash = hash_of(*_target_of(scope, merges_slashes=merges_slashes), *content)
 
-    def add(self, piece: bytes) -> None:
-        """Add the next piece of the body."""
-        # The body comes last, and its end is the end: its length need not be known before.
-        self._hash.update(piece)
+    def add(self, chunk: bytes) -> None:
+        """Add the next chunk of the body."""
+        # The body is hashed last, so its length need not be known before.
+        self._hash.update(chunk)
 
     def fingerprint(self) -> str:
-        """Return the fingerprint, of the body so far."""
+        """Return the fingerprint of the body so far."""
         return VERSION + self._hash.hexdigest()
 
 
@@ -52,21 +52,21 @@ def request_fingerprint(
     *,
     merges_slashes: bool = False,
 ) -> str:
-    """Return a digest of what must not change between retries of a request.
+    """Return a digest of the parts of a request that a retry must not change.
 
-    Most headers are left out: clients and proxies change them between retries. The digest
-    names its version, so that another way of making it never takes a retry for a misuse.
-
-    Path, query, media type and body are compared by what they mean.
+    Path, query, media type and body are compared by their meaning. Most headers do not count:
+    clients and proxies change them between retries. The digest begins with its version, so that
+    a retry of a request from an earlier version of the library is not taken for another request.
 
     Args:
         scope: An HTTP scope.
         body: The whole request body.
-        configured: The application's own way, from the same; or what counts of a JSON body.
+        configured: The policy's function of scope and body; or the members of a JSON body that
+            count.
         merges_slashes: See :func:`~asgi_durable.middleware.fingerprints.request_target.path_of`.
 
     Raises:
-        PolicyFailedError: The application's own way failed.
+        PolicyFailedError: The policy's function failed.
     """
     if configured is not None and not isinstance(configured, JsonMembers):
         return "own:" + digest_of(_own_fingerprint(scope, body, configured)).hex()

@@ -1,7 +1,7 @@
-"""Fingerprints as earlier versions made them: a retry is compared as its request was.
+"""Fingerprints of an earlier version, for retries of requests that it has claimed.
 
-Nothing new is stored in this form. What it does must not change any more: requests are
-recognised by it that an earlier version has claimed.
+No new fingerprint is stored in this form. The code must not change any more, as it has to
+recognise these requests.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ def is_former(stored: str | None) -> bool:
 
 
 class FormerHash:
-    """Makes the former fingerprint of a body that comes in pieces; see ``RequestHash``."""
+    """Computes the former fingerprint of a body that arrives in chunks; see ``RequestHash``."""
 
     def __init__(self, scope: Scope) -> None:
         headers = scope["headers"]
@@ -43,12 +43,12 @@ class FormerHash:
             self._hash.update(len(part).to_bytes(8, "big"))
             self._hash.update(part)
 
-    def add(self, piece: bytes) -> None:
-        """Add the next piece of the body."""
-        self._hash.update(piece)
+    def add(self, chunk: bytes) -> None:
+        """Add the next chunk of the body."""
+        self._hash.update(chunk)
 
     def fingerprint(self) -> str:
-        """Return the fingerprint, of the body so far."""
+        """Return the fingerprint of the body so far."""
         return _VERSION + self._hash.hexdigest()
 
 
@@ -57,8 +57,9 @@ def former_fingerprint(scope: Scope, body: bytes, pointers: Sequence[JsonPointer
 
     Args:
         scope: An HTTP scope.
-        body: That.
-        pointers: To the members of a JSON body that count; ``None`` for all of it.
+        body: The whole body.
+        pointers: JSON pointers to the members of a JSON body that count; ``None`` if all of the
+            body counts.
     """
     hashing = FormerHash(scope)
     if not hashing.is_plain_json:
@@ -66,22 +67,22 @@ def former_fingerprint(scope: Scope, body: bytes, pointers: Sequence[JsonPointer
     elif pointers is None:
         hashing.add(_canonical_json(body))
     else:
-        hashing.add(_said_by(body, pointers))
+        hashing.add(_members_at(body, pointers))
     return hashing.fingerprint()
 
 
-def _said_by(body: bytes, pointers: Sequence[JsonPointer]) -> bytes:
+def _members_at(body: bytes, pointers: Sequence[JsonPointer]) -> bytes:
     try:
         document = json.loads(_canonical_json(body))
     except (ValueError, RecursionError):
         return body
-    said: dict[str, Any] = {}
+    found: dict[str, Any] = {}
     for pointer in pointers:
         try:
-            said[pointer.text] = pointer.find(document)
+            found[pointer.text] = pointer.find(document)
         except LookupError:
             continue
-    return json.dumps(said, sort_keys=True, separators=(",", ":")).encode("ascii")
+    return json.dumps(found, sort_keys=True, separators=(",", ":")).encode("ascii")
 
 
 def _canonical_json(body: bytes) -> bytes:
@@ -89,13 +90,13 @@ def _canonical_json(body: bytes) -> bytes:
         return body
     try:
         text = body.decode(json.detect_encoding(body), "surrogatepass")
-        document = json.loads(text, object_pairs_hook=_members, parse_float=_exact_float)
+        document = json.loads(text, object_pairs_hook=_unique_members, parse_float=_exact_float)
         return json.dumps(document, sort_keys=True, separators=(",", ":")).encode("ascii")
     except (ValueError, ArithmeticError, RecursionError):
         return body
 
 
-def _members(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def _unique_members(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     members = dict(pairs)
     if len(members) != len(pairs):
         msg = "a name occurs twice"

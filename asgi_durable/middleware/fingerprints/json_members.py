@@ -14,17 +14,18 @@ __all__ = ["JsonMembers", "JsonPointer"]
 
 
 class JsonMembers:
-    """Finds the members of a JSON body that count; of any other body all counts.
+    """Finds the members of a JSON body that count. Any other body counts as a whole.
 
     Args:
-        pointers: JSON pointers (RFC 6901) to them, ``"/order/id"`` say; one that is not there
-            differs from one that is ``null``.
+        pointers: JSON pointers (RFC 6901) to the members, for example ``"/order/id"``. A missing
+            member differs from one that is ``null``.
 
     Attributes:
-        pointers: Those.
+        pointers: The parsed pointers.
 
     Raises:
-        DurableUsageError: One of them is no JSON pointer, or there is none.
+        DurableUsageError: The sequence is empty or a string, or has an entry that is not a JSON
+            pointer.
     """
 
     def __init__(self, pointers: Sequence[str]) -> None:
@@ -37,10 +38,10 @@ class JsonMembers:
             raise DurableUsageError(msg) from error
 
     def members_of(self, meaning: Meaning) -> bytes | None:
-        """Return what is found in a body; ``None`` if all of the body counts.
+        """Return the members found in a body, as JSON; ``None`` if all of the body counts.
 
-        That is so where nothing is found: it may be an error of the application's, and two
-        orders must not be taken for one because of it.
+        All of it counts where no member is found: the pointers may be wrong, and two orders must
+        not count as the same request because of that.
         """
         if not meaning.is_json:
             return None
@@ -61,13 +62,13 @@ class JsonPointer:
     """Leads to a member of a JSON document.
 
     Args:
-        text: ``"/order/id"``, say; ``""`` leads to the whole.
+        text: The pointer, for example ``"/order/id"``; ``""`` leads to the whole document.
 
     Attributes:
-        text: That.
+        text: The pointer as it was passed.
 
     Raises:
-        ValueError: It is no pointer.
+        ValueError: The text is not a JSON pointer.
     """
 
     def __init__(self, text: str) -> None:
@@ -78,15 +79,15 @@ class JsonPointer:
             msg = f"in a JSON pointer '~' is written '~0', got {text!r}"
             raise ValueError(msg)
         self.text = text
-        # In this order: "~01" is "~1".
+        # In this order: "~01" stands for "~1".
         parts = text.split("/")[1:]
         self._tokens = [part.replace("~1", "/").replace("~0", "~") for part in parts]
 
     def find(self, document: Any) -> Any:
-        """Return what the pointer leads to.
+        """Return the value that the pointer leads to.
 
         Raises:
-            LookupError: Nothing is there.
+            LookupError: The document has no such value.
         """
         value = document
         for token in self._tokens:

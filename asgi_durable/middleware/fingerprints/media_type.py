@@ -1,4 +1,4 @@
-"""Media types as they are compared: by what they mean, not by how they are spelled."""
+"""Media types as they are compared: by their meaning, not by their spelling."""
 
 from __future__ import annotations
 
@@ -26,8 +26,9 @@ class MediaType:
 
     Attributes:
         essence: Type and subtype in lower case; empty if the header cannot be parsed.
-        parameters: By name, in lower case; without a charset that is the type's only one.
-        text: One spelling of all of it; the header as it is if that cannot be parsed.
+        parameters: Pairs of name and value, sorted, the names in lower case; without a charset
+            that is the type's only one.
+        text: The canonical spelling; the header as it was sent if it cannot be parsed.
     """
 
     essence: bytes
@@ -36,7 +37,7 @@ class MediaType:
 
     @property
     def is_json(self) -> bool:
-        """True for JSON and the types that are made of it."""
+        """True for JSON and the types based on it, which end in ``+json``."""
         return _is_json(self.essence)
 
     @property
@@ -46,27 +47,28 @@ class MediaType:
 
     @property
     def boundary(self) -> bytes | None:
-        """What divides a multipart body; ``None`` for other types."""
+        """The separator between the parts of a multipart body; ``None`` for other types."""
         if not self.essence.startswith(b"multipart/"):
             return None
         return dict(self.parameters).get(b"boundary")
 
     def without(self, name: bytes) -> bytes:
-        """Return the text without a parameter."""
+        """Return the canonical spelling without a parameter."""
         return _text(self.essence, [pair for pair in self.parameters if pair[0] != name])
 
 
-# Clients send few different ones; each boundary is another, so only some are remembered.
+# Clients send few different types, but each multipart body has a boundary of its own, so the
+# cache is bounded.
 @lru_cache(maxsize=64)
 def parse_media_type(header: bytes) -> MediaType:
-    """Return what a ``Content-Type`` means."""
+    """Return the parsed ``Content-Type``."""
     found = _ESSENCE.match(header)
     parameters = _parameters(header, found.end()) if found is not None else None
     if found is None or parameters is None:
         return MediaType(essence=b"", parameters=(), text=header)
     essence = found[1].lower()
     if _is_json(essence) or essence == _FORM:
-        # Both are UTF-8 whether they say so or not (RFC 8259, section 8.1; WHATWG URL, 5.1).
+        # Both are UTF-8 with and without the parameter (RFC 8259, section 8.1; WHATWG URL, 5.1).
         is_default = {(b"charset", name) for name in _UTF_8}
         parameters = [pair for pair in parameters if pair not in is_default]
     return MediaType(essence, tuple(parameters), _text(essence, parameters))
@@ -77,7 +79,7 @@ def _is_json(essence: bytes) -> bool:
 
 
 def _parameters(header: bytes, position: int) -> list[tuple[bytes, bytes]] | None:
-    """Return the parameters in the order of their names, ``None`` if they cannot be read."""
+    """Return the parameters sorted by name; ``None`` if they cannot be parsed."""
     parameters: dict[bytes, bytes] = {}
     while position < len(header):
         found = _PARAMETER.match(header, position)
@@ -88,7 +90,7 @@ def _parameters(header: bytes, position: int) -> list[tuple[bytes, bytes]] | Non
             continue
         name = found[1].lower()
         if name in parameters:
-            # Which one counts depends on who reads it.
+            # Which one counts depends on the reader.
             return None
         value = found[2] if found[2] is not None else _ESCAPED.sub(rb"\1", found[3])
         parameters[name] = value.lower() if name == b"charset" else value

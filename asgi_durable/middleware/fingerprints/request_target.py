@@ -1,4 +1,4 @@
-"""Paths and queries as they are compared: by what a router sees of them."""
+"""Paths and queries as they are compared: by their meaning to a router."""
 
 from __future__ import annotations
 
@@ -10,25 +10,25 @@ from asgi_durable.middleware.asgi import Scope
 __all__ = ["canonical_escapes", "path_of", "query_of"]
 
 _ESCAPE = re.compile(rb"%[0-9A-Fa-f]{2}")
-# RFC 3986, section 2.3: whether they are escaped makes no difference to anybody.
+# RFC 3986, section 2.3: these mean the same with and without an escape.
 _UNRESERVED = frozenset(b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-._~")
-# What a path has besides without an escape (RFC 3986, section 3.3).
+# Further characters that need no escape in a path (RFC 3986, section 3.3).
 _PLAIN_IN_PATHS = "/:@!$&'()*+,;="
 _SLASHES = re.compile(rb"/{2,}")
 
 
 def path_of(scope: Scope, *, merges_slashes: bool = False) -> bytes:
-    """Return a request's path in one spelling.
+    """Return a request's path in its canonical spelling.
 
-    No two paths that an app can tell apart have the same one: ``%2F`` stays what it is.
+    Two paths that an app can tell apart have different ones: ``%2F`` stays escaped.
 
     Args:
         scope: An HTTP scope.
-        merges_slashes: True where ``/a``, ``/a/`` and ``//a`` are one path to the router.
+        merges_slashes: True where ``/a``, ``/a/`` and ``//a`` are the same path to the router.
     """
     raw = scope.get("raw_path")
     if raw:
-        # Some servers and test clients leave the query where it was.
+        # Some servers and test clients leave the query in `raw_path`.
         path = canonical_escapes(raw.partition(b"?")[0], _UNRESERVED)
     else:
         text = scope["path"].encode("utf-8", "surrogatepass")
@@ -37,15 +37,15 @@ def path_of(scope: Scope, *, merges_slashes: bool = False) -> bytes:
 
 
 def query_of(scope: Scope) -> bytes:
-    """Return a request's query in one spelling; the order of its parts counts."""
+    """Return a request's query in its canonical spelling; the order of its parts counts."""
     return canonical_escapes(scope.get("query_string", b""), _UNRESERVED)
 
 
 def canonical_escapes(text: bytes, plain: frozenset[int]) -> bytes:
-    """Return a text in which the escapes of *plain* bytes are resolved, the others upper case.
+    """Return a text with the escapes of *plain* bytes resolved, and the others in upper case.
 
-    One with a ``%`` that begins no escape is returned as it is: nothing else can become equal
-    to it then.
+    A text with a ``%`` that begins no escape is returned unchanged, so that no other text can
+    become equal to it.
     """
     if b"%" not in text:
         return text

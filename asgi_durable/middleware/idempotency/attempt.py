@@ -15,15 +15,14 @@ from asgi_durable.engine.runs.run import Run
 from asgi_durable.engine.runs.run_end import Interrupted, RunEnd, RunStopped
 from asgi_durable.engine.runs.suspension import asleep_until_us, seconds_until, sleeping_of
 from asgi_durable.errors import DurableError, WorkflowInterruptedError
-from asgi_durable.middleware.asgi import ASGIApp, Headers, Message, Scope, Send
+from asgi_durable.middleware.asgi import ASGIApp, Headers, Message, Scope, Send, request_name
 from asgi_durable.middleware.connection import Connection
 from asgi_durable.middleware.policies.policy import IdempotencyPolicy
-from asgi_durable.middleware.policies.retry_after import policys_delay
+from asgi_durable.middleware.policies.retry_after import policy_delay
 from asgi_durable.middleware.problem_context import current_problem_context
 from asgi_durable.middleware.problem_details import send_problem
-from asgi_durable.middleware.request_bodies.long_body import LongBody, Pieces
-from asgi_durable.middleware.request_bodies.replayed_body import ReplayedBody, end_for_nobody
-from asgi_durable.middleware.request_name import request_name
+from asgi_durable.middleware.request_bodies.long_body import ChunkedBody, LongBody
+from asgi_durable.middleware.request_bodies.replayed_body import ReplayedBody, end_without_client
 from asgi_durable.middleware.responses.headers import REPLAYED_HEADER
 from asgi_durable.middleware.responses.recorder import ResponseRecorder
 from asgi_durable.middleware.responses.server_sent_events import last_event_id
@@ -91,7 +90,7 @@ class _Client:
         """End the call of a client that has gone without an answer."""
         if not self.answer_begun.is_set():
             self.answer_begun.set()
-            await end_for_nobody(self._send)
+            await end_without_client(self._send)
 
 
 class RequestAttempt:
@@ -110,7 +109,7 @@ class RequestAttempt:
         app: ASGIApp,
         policy: IdempotencyPolicy,
         connection: Connection,
-        body: bytes | Pieces,
+        body: bytes | ChunkedBody,
         marks: Headers,
     ) -> None:
         self._app = app
@@ -143,7 +142,7 @@ class RequestAttempt:
         recorder = self._recorder = self._begin(request)
         recorder.seen = self._seen
         try:
-            with request.telling_of_stop(self._body.tell_at_stop):
+            with request.telling_of_stop(self._body.report_disconnect_at_stop):
                 await self._call_app(request, recorder)
         except Exception as error:  # raised again by `wait`, in the server's own task
             self._app_error = error
@@ -164,15 +163,15 @@ class RequestAttempt:
     def _begin(self, request: ResponseCommit) -> ResponseRecorder:
         _hide_extensions(self._scope)
         is_used_up = self._is_used_up(request)
-        delay = policys_delay(self._policy, request.attempts)
+        delay = policy_delay(self._policy, request.attempts)
         about = current_problem_context.get()
         if about is not None:
-            about.is_resumed = not is_used_up
+            about.is_resumable = not is_used_up
             about.members["run"] = request.attempts
             about.retry_delay = delay
-        if isinstance(self._body.pieces, LongBody):
-            self._body.pieces.on_whole = request.set_fingerprint
-            self._body.pieces.on_cut = partial(self._stop_with_body, request)
+        if isinstance(self._body.chunks, LongBody):
+            self._body.chunks.on_whole = request.set_fingerprint
+            self._body.chunks.on_cut = partial(self._stop_with_body, request)
         # Nothing was carried out for this answer; it is that of the attempts before.
         marks = (
             [*self._response_headers, (REPLAYED_HEADER, b"true")]
@@ -208,14 +207,14 @@ class RequestAttempt:
             if self._is_used_up(request):
                 request.give_up()
                 tried = f"it was tried {self._policy.max_attempts} times; it is not tried again"
-                error = self._policy.restated(AttemptsExhaustedError(tried))
+                error = self._policy.with_own_status(AttemptsExhaustedError(tried))
                 await send_problem(recorder.send, error, headers=self._policy.links)
             else:
                 await self._app(self._scope, self._body.receive, recorder.send)
         finally:
             await recorder.close()
-            if self._body.pieces is not None:
-                self._body.pieces.close()
+            if self._body.chunks is not None:
+                self._body.chunks.close()
 
     async def is_answered_within(self, claim: Claimed, seconds: float) -> bool:
         """Wait until the answer is on its way; if it is not in time, it is not sent any more.
@@ -229,7 +228,7 @@ class RequestAttempt:
             loop.create_task(self._client.answer_begun.wait()),
             loop.create_task(wait_for_first(claim.run.done, self._body.withheld)),
         ]
-        pieces = self._body.pieces
+        pieces = self._body.chunks
         if pieces is not None:
             waits.append(loop.create_task(pieces.over.wait()))
         try:
@@ -317,7 +316,7 @@ class RequestAttempt:
             await self._recorder.answer(error)
         else:
             headers = [*self._response_headers, *self._policy.links]
-            error = self._policy.restated(error)
+            error = self._policy.with_own_status(error)
             await send_problem(self._client.send, error, headers=headers)
 
     @asynccontextmanager
@@ -335,7 +334,7 @@ class RequestAttempt:
             await asyncio.gather(watch, return_exceptions=True)
 
     async def _cancel_with_client(self, claim: Claimed) -> None:
-        await self._body.wait_until_gone()
+        await self._body.wait_until_disconnected()
         self._client.has_gone = True
         self._cancel(claim)
 

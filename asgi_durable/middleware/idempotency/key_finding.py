@@ -9,9 +9,8 @@ from asgi_durable.fast_dataclass import fast_dataclass
 from asgi_durable.middleware.asgi import Receive, Scope
 from asgi_durable.middleware.keys.key_sources import BodyUnreadableError, ParameterFinder
 from asgi_durable.middleware.policies.policy import IdempotencyPolicy
-from asgi_durable.middleware.policy_functions import check_request
-from asgi_durable.middleware.request_bodies.read_ahead import ReadAhead
-from asgi_durable.middleware.request_bodies.replayed_body import too_large
+from asgi_durable.middleware.policy_functions import verify_request
+from asgi_durable.middleware.request_bodies.replayed_body import PeekedBody, too_large
 from asgi_durable.request_errors import KeyMalformedError, KeyMissingError, PolicyFailedError
 
 __all__ = ["FoundKey", "find_key", "may_have_key"]
@@ -50,12 +49,12 @@ async def find_key(
         parameters: Returns the parameters of its path.
 
     Raises:
-        ClientGoneError: The client went away before its request was complete.
+        ClientDisconnectedError: The client went away before its request was complete.
         DurableError: It has no key and needs one, none that is accepted, or is refused.
     """
     if not policy.needs_body:
         return FoundKey(await _checked_key(scope, b"", policy, parameters), receive)
-    ahead = ReadAhead(receive)
+    ahead = PeekedBody(receive)
     body: bytes | None = b""
     if policy.key_source.needs_body:
         body = await ahead.read(scope, policy.max_request_body)
@@ -71,7 +70,7 @@ async def find_key(
         if body is None:
             raise too_large(policy.max_request_body)
         # Invariant: before the key is looked up. Who is refused learns nothing about it.
-        await check_request(policy.verify, scope, body)
+        await verify_request(policy.verify, scope, body)
     return FoundKey(key, ahead.receive)
 
 

@@ -14,14 +14,14 @@ from asgi_durable.middleware.fingerprints.compared_request import ComparedReques
 from asgi_durable.middleware.policies.policy import IdempotencyPolicy
 from asgi_durable.middleware.request_bodies.body_source import BodySource, source_behind
 from asgi_durable.middleware.request_bodies.long_body import (
+    ChunkedBody,
     LongBody,
-    Pieces,
     RefusedBody,
     SpentBody,
     SpooledBody,
 )
 from asgi_durable.middleware.request_bodies.replayed_body import (
-    ClientGoneError,
+    ClientDisconnectedError,
     read_start,
     too_large,
 )
@@ -49,7 +49,7 @@ class KeyedBody:
         self, connection: Connection, policy: IdempotencyPolicy, keyed: KeyedFingerprints
     ) -> None:
         self.connection = connection
-        self.content: bytes | Pieces = b""
+        self.content: bytes | ChunkedBody = b""
         self._policy = policy
         self._source: BodySource | None = None
         self._compared = ComparedRequest(
@@ -65,7 +65,7 @@ class KeyedBody:
         """Read the body, or its start, and return the fingerprint, or what stands for it.
 
         Raises:
-            ClientGoneError: The client went away before its request was complete.
+            ClientDisconnectedError: The client went away before its request was complete.
             DurableError: The body is too long.
         """
         scope, policy, receive = self.connection.scope, self._policy, self.connection.receive
@@ -73,7 +73,7 @@ class KeyedBody:
         read = source.read_ahead if source is not None else receive
         try:
             start, is_whole = await read_start(scope, read, policy.max_request_body)
-        except (ClientGoneError, DurableError):
+        except (ClientDisconnectedError, DurableError):
             raise
         except Exception as error:  # of a middleware around this one
             self.content = RefusedBody(error)
@@ -85,7 +85,7 @@ class KeyedBody:
         if is_whole:
             if source is not None:
                 self.connection = replace(self.connection, ahead=source)
-            return await self._compared.fingerprint_of(start, as_it_is=is_long)
+            return await self._compared.fingerprint_of(start, byte_for_byte=is_long)
         hashing = self._compared.hashing()
         self.content = LongBody(b"" if source is not None else start, receive, hashing)
         return PENDING_FINGERPRINT + new_id()
@@ -97,7 +97,8 @@ class KeyedBody:
         next claim tells. So it is kept, but not in memory.
 
         Raises:
-            ClientGoneError: The client went away. A truncated body is never taken for a whole.
+            ClientDisconnectedError: The client disconnected. A truncated body never passes for a
+                whole one.
             DurableError: There is no room for it, or the encryption key is missing here that the
                 other request's fingerprint was made with.
             Exception: A middleware has refused it.
@@ -119,7 +120,7 @@ class KeyedBody:
             self.content = await SpooledBody.of(body, spool)
         if body.is_cut:
             self.close()
-            raise ClientGoneError
+            raise ClientDisconnectedError
         return body.fingerprint
 
     def give_again(self) -> None:

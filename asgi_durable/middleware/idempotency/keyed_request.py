@@ -22,7 +22,7 @@ from asgi_durable.engine.requests.request_ids import former_workflow_id
 from asgi_durable.engine.runs.suspension import asleep_until_us
 from asgi_durable.errors import DurableError, EncryptionKeyMissingError, StorageError
 from asgi_durable.ids import new_id
-from asgi_durable.middleware.asgi import ASGIApp, Headers, header_values
+from asgi_durable.middleware.asgi import ASGIApp, Headers, header_values, request_name
 from asgi_durable.middleware.connection import Connection
 from asgi_durable.middleware.idempotency.attempt import RequestAttempt, Waited
 from asgi_durable.middleware.idempotency.keyed_body import KeyedBody
@@ -37,7 +37,6 @@ from asgi_durable.middleware.request_bodies.body_source import lift_limit
 from asgi_durable.middleware.request_bodies.replayed_body import (
     ReplayedBody,
 )
-from asgi_durable.middleware.request_name import request_name
 from asgi_durable.middleware.responses.headers import IGNORED, marking
 from asgi_durable.middleware.responses.replay import (
     StoredResponse,
@@ -98,7 +97,7 @@ class KeyedRequest:
         """Serve the request.
 
         Raises:
-            ClientGoneError: The client went away before its request was complete.
+            ClientDisconnectedError: The client went away before its request was complete.
             Exception: What the app raised.
         """
         # The app's own task, and what it calls, inherit it.
@@ -185,7 +184,7 @@ class KeyedRequest:
             name=request_name(scope),
             fingerprint=fingerprint,
             request_id=context.request_id if context is not None else new_id(),
-            retention=policy.kept_for,
+            retention=policy.final_retention,
             follows=policy.stream == "record" and policy.dialect == "default",
             input=data,
             is_single_transaction=policy.single_transaction,
@@ -234,7 +233,7 @@ class KeyedRequest:
         return await self._try(replace(request, fingerprint=fingerprint))
 
     def _twins_wait(self) -> float:
-        seconds = self._wanted.wait_at_most(self._policy.twins_wait) - self._waited_seconds
+        seconds = self._wanted.wait_at_most(self._policy.duplicates_wait) - self._waited_seconds
         accepted_after = self._accepted_after()
         return seconds if accepted_after is None else min(seconds, accepted_after)
 
@@ -348,7 +347,7 @@ class KeyedRequest:
         self._body.close()
         await self._begin_answer()
         headers = [*self._response_headers, *self._policy.links]
-        await send_problem(self._send, self._policy.restated(error), headers=headers)
+        await send_problem(self._send, self._policy.with_own_status(error), headers=headers)
 
     async def _do_without_storage(self, error: StorageError) -> None:
         if self._policy.on_store_error == "bypass":
@@ -360,9 +359,9 @@ class KeyedRequest:
         send = marking(self._send, [*self._response_headers, IGNORED])
         body, connection = self._body.content, self._body.connection
         replayed = ReplayedBody(body, connection.receive, ahead=connection.ahead)
-        replayed.may_tell.set()
+        replayed.may_report_disconnect.set()
         try:
             await self._app(self._scope, replayed.receive, send)
         finally:
-            if replayed.pieces is not None:
-                replayed.pieces.close()
+            if replayed.chunks is not None:
+                replayed.chunks.close()

@@ -22,17 +22,20 @@ from asgi_durable.middleware.idempotency.server_recovery import ServingApp
 from asgi_durable.middleware.idempotency.status_pages import StatusPages
 from asgi_durable.middleware.installing.api_keys import api_keys_within
 from asgi_durable.middleware.keys.principal import ApiKeys
-from asgi_durable.middleware.own_request import (
+from asgi_durable.middleware.nested_requests import (
     ClaimingApp,
     is_claimed_by,
-    is_inside_another,
-    outside_of_all,
+    is_nested_request,
+    without_outer_context,
 )
 from asgi_durable.middleware.policies.policy import IdempotencyPolicy
 from asgi_durable.middleware.policies.policy_routes import PolicyFinder, PolicyRoutes, RouterView
 from asgi_durable.middleware.problem_details import send_problem
 from asgi_durable.middleware.request_bodies.long_body import RefusedBody
-from asgi_durable.middleware.request_bodies.replayed_body import ClientGoneError, end_for_nobody
+from asgi_durable.middleware.request_bodies.replayed_body import (
+    ClientDisconnectedError,
+    end_without_client,
+)
 from asgi_durable.middleware.responses.headers import IGNORED, marking
 
 __all__ = ["IdempotencyMiddleware"]
@@ -94,8 +97,8 @@ class IdempotencyMiddleware:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve a request."""
-        if is_inside_another(scope):
-            with outside_of_all():
+        if is_nested_request(scope):
+            with without_outer_context():
                 await self(scope, receive, send)
             return
         # A stack inside another one, as of a mounted application, leaves the request to it.
@@ -139,11 +142,11 @@ class IdempotencyMiddleware:
         try:
             found = await find_key(scope, receive, policy, self._policies.parameters)
             requests = self.engine.requests if found.key is not None else None
-        except ClientGoneError:
-            await end_for_nobody(send)
+        except ClientDisconnectedError:
+            await end_without_client(send)
             return
         except DurableError as error:
-            await send_problem(send, policy.restated(error), headers=policy.links)
+            await send_problem(send, policy.with_own_status(error), headers=policy.links)
             return
         except Exception as error:  # of a middleware around this one, while the body is read
             found = FoundKey(None, RefusedBody(error).receive, is_unknown=True)
@@ -169,5 +172,5 @@ class IdempotencyMiddleware:
         request = KeyedRequest(self._claiming, requests, policy, self._pages, connection)
         try:
             await request.serve(found.key)
-        except ClientGoneError:
-            await end_for_nobody(send)
+        except ClientDisconnectedError:
+            await end_without_client(send)

@@ -10,11 +10,19 @@ from typing import Any
 
 from asgi_durable.engine.process.settings import Retention
 from asgi_durable.engine.requests.request_servers import BeginRequest, RequestServers
-from asgi_durable.middleware.asgi import ASGIApp, Headers, Message, Receive, Scope, Send
+from asgi_durable.middleware.asgi import (
+    HOP_BY_HOP,
+    ASGIApp,
+    Headers,
+    Message,
+    Receive,
+    Scope,
+    Send,
+    request_name,
+)
 from asgi_durable.middleware.connection import Connection
 from asgi_durable.middleware.idempotency.attempt import RequestAttempt
 from asgi_durable.middleware.policies.policy_routes import PolicyRoutes
-from asgi_durable.middleware.request_name import request_name
 
 __all__ = ["ResumedRequest", "ServingApp", "encode_request"]
 
@@ -22,20 +30,7 @@ logger = logging.getLogger(__name__)
 
 SCOPE_KEY = "asgi_durable"
 # Who sent it, and what only concerned the connection that it came on.
-_NOT_KEPT = frozenset(
-    {
-        b"authorization",
-        b"connection",
-        b"cookie",
-        b"keep-alive",
-        b"proxy-authorization",
-        b"proxy-connection",
-        b"te",
-        b"trailer",
-        b"transfer-encoding",
-        b"upgrade",
-    }
-)
+_NOT_KEPT = HOP_BY_HOP | {b"authorization", b"cookie"}
 # Of a scope without it, as test clients make them.
 _ASGI = {"version": "3.0", "spec_version": "2.0"}
 _TEXTS = ("http_version", "method", "scheme", "path", "root_path")
@@ -142,7 +137,7 @@ class ServingApp:
             self._app, policy, Connection(scope, _receive_nothing, _send_nowhere), body, []
         )
         attempt.has_no_client()
-        await attempt.handle(begin(policy.kept_for))
+        await attempt.handle(begin(policy.final_retention))
 
 
 def encode_request(scope: Scope, body: bytes, principal: bytes) -> bytes:

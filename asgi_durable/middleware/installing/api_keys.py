@@ -1,4 +1,4 @@
-"""Where an application declares that its clients send API keys."""
+"""Finds the API keys that an application declares."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ _FASTAPIS = frozenset({"fastapi.openapi.models.APIKey"})
 
 
 def api_keys_within(*parts: Any) -> ApiKeys:
-    """Return the API keys that applications declare, of which some parts are given.
+    """Return the API keys that applications, or parts of them, declare.
 
-    Those of FastAPI's security schemes, wherever a route depends on one, and those of Litestar's
-    OpenAPI configuration; of others nothing can be known.
+    It finds the security schemes of FastAPI that routes depend on, and those in Litestar's
+    OpenAPI configuration. Other frameworks do not declare them in a common way.
     """
     return ApiKeys.at(place for part in parts_within(*parts) for place in _declared_by(part))
 
@@ -26,7 +26,7 @@ def _declared_by(part: Any) -> Iterator[tuple[str, str]]:
     if isinstance(part, type):
         return
     yield from _of_dependants([getattr(part, "dependant", None)])
-    # What an included router's routes depend on with what it was included with.
+    # Dependencies of an included router's routes, with those passed to `include_router`.
     contexts = getattr(part, "effective_route_contexts", None)
     if callable(contexts):
         yield from _of_dependants([getattr(context, "dependant", None) for context in contexts()])

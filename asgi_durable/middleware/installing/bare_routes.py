@@ -1,4 +1,4 @@
-"""Routes that call the bare function below a durable one, so nothing of them is durable."""
+"""Refuses routes that call the bare function below a durable one."""
 
 from __future__ import annotations
 
@@ -18,21 +18,21 @@ logger = logging.getLogger(__name__)
 def refuse_bare_routes(registry: Registry, *parts: Any) -> None:
     """Refuse an application in which a route was made of a function before it was durable.
 
-    That is what decorators in the wrong order do: the one on top replaces the function, and the
-    route keeps what is below.
+    Decorators in the wrong order cause this: the durable function replaces the bare one by name,
+    but the route below has the bare one, and nothing that it does is durable.
 
     Args:
-        registry: What knows the functions.
+        registry: The registry of the durable functions.
         parts: The application, or parts of it: routers, routes, handlers.
 
     Raises:
-        DurableUsageError: There is such a route; the message names it.
+        DurableUsageError: A route calls a bare function; the message names both.
     """
     try:
         found = list(_bare_routes(registry, *parts))
     except Exception:
-        # An application that cannot be looked into starts all the same.
-        logger.debug("The application cannot be looked into", exc_info=True)
+        # An application that cannot be inspected starts all the same.
+        logger.debug("The application cannot be inspected", exc_info=True)
         return
     if found:
         raise DurableUsageError(_message(*found[0]))
@@ -47,10 +47,10 @@ def _bare_routes(registry: Registry, *parts: Any) -> Iterator[tuple[Any, str]]:
 
 
 def _functions_of(part: Any) -> Iterator[Any]:
-    """Return what a route of Starlette, or a handler of Litestar, calls."""
+    """Yield the functions that a route of Starlette, or a handler of Litestar, calls."""
     function = vars(part).get("endpoint") if hasattr(part, "__dict__") else None
     yield function if function is not None else getattr(part, "fn", None)
-    # Litestar's, where the function runs in a thread.
+    # Litestar wraps a function that runs in a thread.
     yield getattr(getattr(part, "fn", None), "func", None)
 
 

@@ -1,4 +1,4 @@
-"""Serving inside of the span that an application opens around its own middlewares."""
+"""Serves requests inside the span that an application opens around its own middlewares."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from asgi_durable.middleware.asgi import ASGIApp, Receive, Scope, Send
 
 __all__ = ["InnerStack", "opens_a_span"]
 
-# The key of a scope that says for whose requests the stack is.
-_MARK = "asgi_durable.inside"
+# The key of a scope for the object whose stack is to serve the request.
+_OWNER_KEY = "asgi_durable.inside"
 
 
 def opens_a_span(app: Any) -> bool:
     """Tell whether an application opens a span around its middlewares: FastAPI from 0.165 on.
 
-    It is told apart by what it takes and has, as the core knows no framework.
+    It is recognised by its attributes and parameters, as the core loads no framework.
     """
     if not callable(getattr(app, "build_middleware_stack", None)):
         return False
@@ -32,11 +32,11 @@ def opens_a_span(app: Any) -> bool:
 class InnerStack:
     """An application with a stack around its middlewares, and its own span around both.
 
-    So there is one span for a request, and what the stack does is below it. The application
-    itself stays as it is: requests that are not sent through this object never see the stack.
+    So each request has one span, and the spans of the stack are below it. The application's
+    behaviour stays the same: requests that do not go through this object never meet the stack.
 
     Args:
-        app: For which :func:`opens_a_span`.
+        app: An application that :func:`opens_a_span`.
         surround: Puts the stack around an app.
     """
 
@@ -56,11 +56,11 @@ class InnerStack:
         """Serve a request.
 
         Raises:
-            DurableUsageError: It has gone past the stack.
+            DurableUsageError: The request has not passed through the stack.
         """
-        scope[_MARK] = self
+        scope[_OWNER_KEY] = self
         await self.app(scope, receive, send)
-        if scope.pop(_MARK, None) is self:
+        if scope.pop(_OWNER_KEY, None) is self:
             msg = "the application's middlewares were built anew, without what wrap() put in"
             raise DurableUsageError(msg)
 
@@ -76,7 +76,7 @@ class _Split:
     """Leads the requests of one owner through its stack, and all others past it.
 
     Attributes:
-        app: What is inside, where others look for their own middlewares.
+        app: The next app inside, where instrumentations look for their own middlewares.
     """
 
     def __init__(self, app: ASGIApp, owner: InnerStack, stack: ASGIApp) -> None:
@@ -85,9 +85,9 @@ class _Split:
         self._stack = stack
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope.get(_MARK) is not self._owner:
+        if scope.get(_OWNER_KEY) is not self._owner:
             await self.app(scope, receive, send)
             return
-        # Applications that are mounted inside are not meant.
-        del scope[_MARK]
+        # The mark is not for applications that are mounted inside.
+        del scope[_OWNER_KEY]
         await self._stack(scope, receive, send)

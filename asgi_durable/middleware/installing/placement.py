@@ -1,4 +1,7 @@
-"""What an application has inside of the idempotency middleware that belongs outside."""
+"""Looks into applications, and warns of middlewares in the wrong place.
+
+Authentication, CORS and other checks belong around the idempotency middleware.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +23,7 @@ __all__ = [
 
 logger = logging.getLogger(__name__)
 
-# By full name, as the core knows no framework; classes that are made from them count as well.
+# By full name, as the core loads no framework. Subclasses count as well.
 _AUTHENTICATION = frozenset(
     {
         "litestar.middleware.authentication.AbstractAuthenticationMiddleware",
@@ -40,7 +43,7 @@ _CORS = frozenset(
         "starlette.middleware.cors.CORSMiddleware",
     }
 )
-# What a first request must pass, and a replay would not.
+# Checks that a first request has to pass, and that a replay would skip.
 _GATES = frozenset(
     {
         "litestar.config.allowed_hosts.AllowedHostsConfig",
@@ -50,22 +53,22 @@ _GATES = frozenset(
         "starlette_csrf.middleware.CSRFMiddleware",
     }
 )
-# Where an application, a router, a route or a middleware has what it calls; FastAPI keeps an
-# included router as one route.
+# Attributes of applications, routers, routes and middlewares for the object that they call.
+# FastAPI represents an included router as one route.
 _INNER = ("app", "router", "middleware_stack", "original_router")
-# An object may make up what it has inside, without an end.
+# An object with dynamic attributes may be nested without an end.
 _MAX_PARTS = 10_000
 
 _OF_AUTHENTICATION = (
     "The authentication %s is inside of the idempotency middleware: a replay is sent before it "
-    "runs, and whom it finds is not known where keys are looked up: clients who send a cookie and "
+    "runs, and its user is not known where keys are looked up: clients who send a cookie and "
     "no Authorization are refused. Add it to the application in which install() or DurablePlugin "
-    "is, or put it around durable.wrap(app); or say whose a request is, by "
+    "is, or put it around durable.wrap(app); or identify the sender of a request by "
     "IdempotencyPolicy(principal=...) or IdempotencyPolicy(session_cookie=...)."
 )
 _OF_CORS = (
     "The CORS middleware %s is inside of the idempotency middleware: browsers cannot read the "
-    "answers that the library gives itself (409 and 422, say), and a replay has the CORS headers "
+    "library's own responses (for example 409 and 422), and a replay has the CORS headers "
     "of the first request. Add it to the application in which install() or DurablePlugin is, or "
     "put it around durable.wrap(app)."
 )
@@ -79,21 +82,21 @@ _OF_GATE = (
 def warn_of_misplaced(
     policies: Callable[[], Iterable[IdempotencyPolicy]], inside: Callable[[], Iterable[type]]
 ) -> None:
-    """Write a line to the log for authentication, CORS, and checks of a request, that are inside.
+    """Log a warning for authentication, CORS and other checks inside the idempotency middleware.
 
-    Nothing about authentication where every policy says by itself whose a request is; nothing at
-    all where keys have no effect.
+    There is none about authentication where every policy identifies senders by itself, and none
+    at all where keys have no effect.
 
     Args:
-        policies: Returns those that requests may have.
-        inside: Returns the classes of what is inside.
+        policies: Returns the policies that requests may have.
+        inside: Returns the classes of the middlewares and routes inside.
     """
     try:
         covering = [policy for policy in policies() if policy.methods]
         classes = list(inside()) if covering else []
     except Exception:
-        # It is for advice alone: an application that cannot be looked into starts all the same.
-        logger.debug("The application cannot be looked into", exc_info=True)
+        # The log line is only advice: an application that cannot be inspected starts all the same.
+        logger.debug("The application cannot be inspected", exc_info=True)
         return
     is_shared = any(p.principal is None and p.session_cookie is None for p in covering)
     found = next((kind for kind in classes if is_one_of(kind, _AUTHENTICATION)), None)
@@ -108,17 +111,17 @@ def warn_of_misplaced(
 
 
 def classes_within(*parts: Any) -> Iterator[type]:
-    """Return the classes of parts of an application, and of what is inside them."""
+    """Return the classes of parts of an application, and of the parts inside them."""
     return map(class_of, parts_within(*parts))
 
 
 def parts_within(*parts: Any) -> Iterator[Any]:
-    """Return parts of an application, and what is inside them, each once.
+    """Yield parts of an application, and the parts inside them, each once.
 
-    It looks into applications, routers and routes of Starlette and Litestar, and into
-    middlewares that have what they call as ``app``; of others nothing can be known.
+    It follows applications, routers and routes of Starlette and Litestar, and middlewares that
+    have the app they wrap as ``app``. Other objects cannot be inspected.
     """
-    # Kept as long as they are compared by their ids.
+    # References to the parts, as an id is only unique while its object lives.
     pending, seen = list(parts), dict[int, Any]()
     while pending and len(seen) < _MAX_PARTS:
         part = pending.pop()
@@ -132,7 +135,7 @@ def parts_within(*parts: Any) -> Iterator[Any]:
 
 
 def class_of(entry: Any) -> type:
-    """Return the class of a middleware, however an application's list of them has it."""
+    """Return the class of a middleware, from any entry in an application's list of middlewares."""
     for found in (entry, getattr(entry, "cls", None), getattr(entry, "middleware", None)):
         if isinstance(found, type):
             return found
@@ -140,12 +143,12 @@ def class_of(entry: Any) -> type:
 
 
 def _entries_of(part: Any) -> Iterator[Any]:
-    """Return what a part has lists of: middlewares, routes and handlers."""
+    """Yield the entries of a part's lists: middlewares, routes and handlers."""
     for name in ("user_middleware", "routes", "route_handlers"):
         entries = getattr(part, name, None)
         if isinstance(entries, list | tuple):
             yield from entries
-    # Of Litestar's: a route's one handler, what a handler is called through, and settings.
+    # Litestar's: a route's only handler, the settings, and a handler's middlewares.
     yield getattr(part, "route_handler", None)
     for name in ("cors_config", "csrf_config", "allowed_hosts"):
         yield getattr(part, name, None)
@@ -154,15 +157,15 @@ def _entries_of(part: Any) -> Iterator[Any]:
 
 
 def is_authentication(kind: type) -> bool:
-    """Tell whether a class is one of a framework's that find out who has sent a request."""
+    """Tell whether a class is a framework's middleware that authenticates requests."""
     return is_one_of(kind, _AUTHENTICATION)
 
 
 def is_session(kind: type) -> bool:
-    """Tell whether a class is a middleware that keeps sessions."""
+    """Tell whether a class is a framework's middleware for sessions."""
     return is_one_of(kind, _SESSIONS)
 
 
 def is_one_of(kind: type, names: frozenset[str]) -> bool:
-    """Tell whether a class has one of these full names, or is made from one that has."""
+    """Tell whether a class or one of its bases has one of these full names."""
     return any(f"{base.__module__}.{base.__qualname__}" in names for base in kind.__mro__)

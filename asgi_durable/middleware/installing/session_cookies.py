@@ -1,4 +1,4 @@
-"""Sessions and keys: what the log is told where the two do not go together."""
+"""Warns where an application's sessions and its idempotency keys do not fit together."""
 
 from __future__ import annotations
 
@@ -24,36 +24,36 @@ __all__ = ["SessionCookieMiddleware", "warn_of_sessions"]
 logger = logging.getLogger(__name__)
 
 _OF_SESSIONS = (
-    "The application has sessions (%s), and no setting says whether their cookie tells whose a "
-    "request with an idempotency key is: such requests are answered 500 PRINCIPAL_UNAVAILABLE "
+    "The application has sessions (%s), and no setting says whether their cookie identifies the "
+    "sender of a request with an idempotency key: such requests get 500 PRINCIPAL_UNAVAILABLE "
     "where they have a cookie and neither a user nor Authorization. Name the cookie by "
     "IdempotencyPolicy(session_cookie=...), if the server does not renew its value, or set "
     'IdempotencyPolicy(principal=...), or IdempotencyPolicy(anonymous="share").'
 )
 _OF_RENEWAL = (
-    "The cookie %r, which tells whose a key is (IdempotencyPolicy(session_cookie=...)), is renewed "
-    "by an answer: to a retry that has the new value the key is new, and the work runs a second "
-    "time. Keep the value the same within a session, by sessions that are kept on the server say, "
-    "or tell senders apart by IdempotencyPolicy(principal=...)."
+    "The cookie %r, which identifies senders (IdempotencyPolicy(session_cookie=...)), is renewed "
+    "by a response: to a retry that has the new value the key is new, and the work runs a second "
+    "time. Keep the value the same within a session, for example by sessions that are stored on "
+    "the server, or tell senders apart by IdempotencyPolicy(principal=...)."
 )
 
 Policies = Callable[[], Iterable[IdempotencyPolicy]]
 
 
 class SessionCookieMiddleware:
-    """Tell the log, once, if an answer renews the cookie that says whose a key is.
+    """Log a warning, once, if a response renews the cookie that identifies the sender of a key.
 
     It belongs around the application's own middlewares, which may set the cookie.
 
     Args:
         app: The ASGI app to wrap.
-        policies: Returns those that requests may have; asked once, with the first request.
+        policies: Returns the policies that requests may have; called once, at the first request.
     """
 
     def __init__(self, app: ASGIApp, policies: Policies) -> None:
         self.app = app
         self._policies = policies
-        # Empty where no policy names a cookie, and once the log is told.
+        # Empty where no policy names a cookie, and after the warning.
         self._names: list[re.Pattern[bytes]] | None = None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -65,21 +65,21 @@ class SessionCookieMiddleware:
             return
         sent = scope["headers"]
 
-        async def send_and_look(message: Message) -> None:
+        async def send_checked(message: Message) -> None:
             if message["type"] == "http.response.start" and self._names:
-                # An application may give them as what can be read once.
+                # An application may pass an iterator, which can be read once.
                 headers = list(message.get("headers", ()))
                 message = {**message, "headers": headers}
-                self._look(sent, headers)
+                self._warn_of_renewal(sent, headers)
             await send(message)
 
-        await self.app(scope, receive, send_and_look)
+        await self.app(scope, receive, send_checked)
 
-    def _look(self, sent: Headers, answered: Headers) -> None:
-        for line in header_values(answered, b"set-cookie"):
+    def _warn_of_renewal(self, sent: Headers, received: Headers) -> None:
+        for line in header_values(received, b"set-cookie"):
             for names in self._names or ():
                 renewed = renewed_cookie(line, names)
-                # A login gives a cookie to who has none, and that is no renewal.
+                # A first cookie, for example at a login, is no renewal.
                 if renewed is not None and _is_other_value(renewed, sent):
                     logger.warning(_OF_RENEWAL, renewed[0].decode("latin-1"))
                     self._names = []
@@ -103,28 +103,28 @@ def warn_of_sessions(
     inside: Callable[[], Iterable[type]],
     around: Callable[[], Iterable[type]],
 ) -> None:
-    """Write a line to the log for sessions of which no setting says whether they count.
+    """Log a warning for sessions if no setting says whether they identify senders.
 
-    Nothing where an authentication around the idempotency middleware tells whose a request is.
+    There is none where an authentication around the idempotency middleware identifies them.
 
     Args:
-        policies: Returns those that requests may have.
-        inside: Returns the classes of what is inside of the idempotency middleware.
-        around: Returns those of what is around it.
+        policies: Returns the policies that requests may have.
+        inside: Returns the classes of the middlewares and routes inside the idempotency middleware.
+        around: Returns the classes of the middlewares around it.
     """
     try:
-        has_none = any(p.methods and _tells_nothing(p) for p in policies())
+        has_none = any(p.methods and _identifies_nobody(p) for p in policies())
         outer = list(around()) if has_none else []
         classes = [*outer, *inside()] if has_none else []
     except Exception:
-        # It is for advice alone: an application that cannot be looked into starts all the same.
-        logger.debug("The application cannot be looked into", exc_info=True)
+        # The log line is only advice: an application that cannot be inspected starts all the same.
+        logger.debug("The application cannot be inspected", exc_info=True)
         return
     found = next((kind for kind in classes if is_session(kind)), None)
     if found is not None and not any(map(is_authentication, outer)):
         logger.warning(_OF_SESSIONS, found.__qualname__)
 
 
-def _tells_nothing(policy: IdempotencyPolicy) -> bool:
-    is_told = policy.principal is not None or policy.session_cookie is not None
-    return not is_told and policy.anonymous == "refuse"
+def _identifies_nobody(policy: IdempotencyPolicy) -> bool:
+    has_setting = policy.principal is not None or policy.session_cookie is not None
+    return not has_setting and policy.anonymous == "refuse"

@@ -1,4 +1,4 @@
-"""Cookies of requests and answers: names and values, as they were sent."""
+"""Cookies of requests and responses: names and values as they were sent."""
 
 from __future__ import annotations
 
@@ -6,35 +6,36 @@ import re
 from collections.abc import Iterable, Iterator
 
 from asgi_durable.errors import DurableUsageError
+from asgi_durable.middleware.asgi import TOKEN
 
 __all__ = ["cookie_pairs", "names_of_session", "renewed_cookie"]
 
-_NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")  # RFC 6265, section 4.1.1
-# How an answer takes a cookie back.
-_GONE = re.compile(rb";\s*(max-age=(0|-\d+)|expires=[^;]*\b1970\b[^;]*)\s*(;|$)", re.IGNORECASE)
+# How a response deletes a cookie.
+_DELETED = re.compile(rb";\s*(max-age=(0|-\d+)|expires=[^;]*\b1970\b[^;]*)\s*(;|$)", re.IGNORECASE)
 
 
 def names_of_session(name: str) -> re.Pattern[bytes]:
-    """Return a pattern of the names that a session's cookie has, and the parts of a long one.
+    """Return a pattern for the names of a session's cookie and of the parts of a long one.
 
-    A session over 4 kB is split by frameworks into ``NAME-0``, ``NAME-1``, by others into
+    Frameworks split a session of more than 4 kB into ``NAME-0``, ``NAME-1``, others into
     ``NAME.0`` or ``NAME_0``.
 
     Raises:
-        DurableUsageError: No cookie has such a name.
+        DurableUsageError: The name is not legal for a cookie.
     """
-    if not isinstance(name, str) or not _NAME.fullmatch(name):
+    if not isinstance(name, str) or not TOKEN.fullmatch(name):
         msg = f'session_cookie must be the name of a cookie, such as "session"; got {name!r}'
         raise DurableUsageError(msg)
     return re.compile(re.escape(name.encode("ascii")) + rb"(?:[-._][0-9]+)?")
 
 
 def cookie_pairs(lines: Iterable[bytes]) -> Iterator[tuple[bytes, bytes]]:
-    """Return all cookies of a request in order, those of one name each.
+    """Return all cookies of a request in order, including several with the same name.
 
-    What frameworks strip from names and values, no-break spaces too, is stripped here as well:
-    else a cookie could count there and not here.
+    Frameworks strip spaces, also no-break spaces, from names and values. So does this function,
+    as it has to find the same cookies.
     """
+    # Not Starlette's parser: it returns one value for a name, and removes quotes.
     for line in lines:
         for pair in line.decode("latin-1").split(";"):
             name, _, value = pair.partition("=")
@@ -42,11 +43,11 @@ def cookie_pairs(lines: Iterable[bytes]) -> Iterator[tuple[bytes, bytes]]:
 
 
 def renewed_cookie(header: bytes, names: re.Pattern[bytes]) -> tuple[bytes, bytes] | None:
-    """Return the name and the new value that a ``Set-Cookie`` gives a cookie of these names.
+    """Return the name and the new value that a ``Set-Cookie`` sets for a cookie of these names.
 
-    ``None`` where it is another cookie, or is taken back.
+    ``None`` if it sets another cookie, or deletes this one.
     """
     name, _, rest = header.partition(b"=")
-    if not names.fullmatch(name.strip()) or _GONE.search(rest):
+    if not names.fullmatch(name.strip()) or _DELETED.search(rest):
         return None
     return name.strip(), rest.partition(b";")[0].strip()

@@ -1,15 +1,14 @@
-"""Where the key of a request comes from: a header, its JSON body, its path, or a function."""
+"""Sources of a request's key: a header, its JSON body, its path, or a function."""
 
 from __future__ import annotations
 
-import asyncio
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
 from asgi_durable.errors import DurableError, DurableUsageError
-from asgi_durable.middleware.asgi import Scope, header_values
+from asgi_durable.middleware.asgi import TOKEN, Scope, header_values
 from asgi_durable.middleware.fingerprints.body_meaning import (
     MAX_BYTES_ON_LOOP,
     canonical_encoding,
@@ -17,7 +16,8 @@ from asgi_durable.middleware.fingerprints.body_meaning import (
 )
 from asgi_durable.middleware.fingerprints.canonical_json import RepeatedNameError, read_keys_json
 from asgi_durable.middleware.fingerprints.json_members import JsonPointer
-from asgi_durable.middleware.policy_functions import result_of
+from asgi_durable.middleware.policy_functions import call_function
+from asgi_durable.middleware.request_bodies.threads import run_in_thread
 from asgi_durable.request_errors import KeyMalformedError, PolicyFailedError
 
 __all__ = [
@@ -35,9 +35,9 @@ __all__ = [
 
 DEFAULT_HEADER = "Idempotency-Key"
 MAX_KEY_BYTES = 255
-_HEADER_NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 _PARAMETER = re.compile(r"\{([A-Za-z_][A-Za-z0-9_]*)\}")
-# RFC 9651, section 3.3.3, with parameters, which mean nothing here.
+# RFC 9651, section 3.3.3, with parameters, which are ignored. Not a library for these: bare keys
+# are no structured fields, and most clients send them.
 _QUOTED = re.compile(rb'"((?:[\x20\x21\x23-\x5b\x5d-\x7e]|\\["\\])*)"(?: *;[\x20-\x7e]*)?')
 _ESCAPED = re.compile(rb'\\(["\\])')
 _BARE = re.compile(rb"[\x21\x23-\x2b\x2d-\x3a\x3c-\x5b\x5d-\x7e]+")
@@ -49,15 +49,15 @@ ParameterFinder = Callable[[Scope], Mapping[str, Any]]
 
 
 class BodyUnreadableError(Exception):
-    """It cannot be told whether a body has a key in it."""
+    """The body cannot be read, so it may have a key or not."""
 
 
 class KeySource(ABC):
     """A place in which requests have their keys.
 
     Attributes:
-        place: What it is called in messages.
-        header: The name of a header in lower case; ``None`` if it is none.
+        place: Its name in messages.
+        header: The header's name in lower case; ``None`` if the place is not a header.
         needs_body: True if the whole body has to be read first.
     """
 
@@ -70,22 +70,22 @@ class KeySource(ABC):
 
     @abstractmethod
     async def find(self, scope: Scope, body: bytes, parameters: ParameterFinder) -> bytes | None:
-        """Return a request's key, ``None`` if it has none.
+        """Return a request's key of 1 to 255 bytes, ``None`` if it has none.
 
         Args:
             scope: An HTTP scope.
-            body: The whole body where it is needed.
+            body: The whole body; any bytes if ``needs_body`` is False.
             parameters: Returns the path's parameters.
 
         Raises:
-            KeyMalformedError: What is there is no key.
-            PolicyFailedError: The application's function failed.
-            BodyUnreadableError: Nobody knows what is there.
+            KeyMalformedError: The value in this place is not a legal key.
+            PolicyFailedError: The policy's function failed.
+            BodyUnreadableError: The body cannot be read.
         """
 
 
 def key_source(key: str | KeyFunction | None, header_name: str | None) -> KeySource:
-    """Return the place that a policy names.
+    """Return the source that a policy names.
 
     Args:
         key: A header's name, a JSON pointer, a path parameter as in ``"{event_id}"``, or a
@@ -93,7 +93,7 @@ def key_source(key: str | KeyFunction | None, header_name: str | None) -> KeySou
         header_name: The former way to name a header.
 
     Raises:
-        DurableUsageError: It is none of these, or both are given.
+        DurableUsageError: *key* is none of these, or both arguments are set.
     """
     if key is not None and header_name is not None:
         msg = "key= takes the place of header_name=: give one of them"
@@ -119,21 +119,21 @@ def _named_source(key: str) -> KeySource | None:
             return None
     if found := _PARAMETER.fullmatch(key):
         return PathKey(found[1])
-    is_header = _HEADER_NAME.fullmatch(key) and not key.startswith("{")
+    is_header = TOKEN.fullmatch(key) and not key.startswith("{")
     return HeaderKey(key) if is_header else None
 
 
 class HeaderKey(KeySource):
-    """A key in a header. Quoted and bare are the same key.
+    """A key in a header. A quoted key and the same one without quotes are equal.
 
     Args:
-        name: The header's.
+        name: The header's name.
 
     Attributes:
-        name: That.
+        name: The header's name as it was passed.
 
     Raises:
-        DurableUsageError: It is not the name of a header.
+        DurableUsageError: The name is not legal for a header.
 
     Source:
         draft-ietf-httpapi-idempotency-key-header-07, section 2.1; bare keys are what most
@@ -141,7 +141,7 @@ class HeaderKey(KeySource):
     """
 
     def __init__(self, name: str) -> None:
-        if not _HEADER_NAME.fullmatch(name):
+        if not TOKEN.fullmatch(name):
             msg = f"{name!r} is not the name of a header"
             raise DurableUsageError(msg)
         self.name = name
@@ -154,11 +154,11 @@ class HeaderKey(KeySource):
 
 
 def idempotency_key(scope: Scope, header_name: bytes) -> bytes | None:
-    """Return the key in a header, ``None`` if it is not there.
+    """Return the key in a header, ``None`` if the header is missing.
 
     Args:
         scope: An HTTP scope.
-        header_name: In lower case.
+        header_name: The header's name in lower case.
 
     Raises:
         KeyMalformedError: The key is empty, too long, repeated or not legal.
@@ -191,7 +191,7 @@ class PathKey(KeySource):
         parameter: The parameter's name.
 
     Attributes:
-        parameter: That.
+        parameter: The same name.
     """
 
     def __init__(self, parameter: str) -> None:
@@ -217,7 +217,7 @@ class _MemberKey(KeySource):
             b",".join(header_values(scope["headers"], b"content-encoding"))
         )
         if encoding or len(body) > MAX_BYTES_ON_LOOP:
-            return await asyncio.to_thread(self._key_in, encoding, body)
+            return await run_in_thread(self._key_in, encoding, body)
         return self._key_in(encoding, body)
 
     def _key_in(self, encoding: bytes, body: bytes) -> bytes | None:
@@ -240,7 +240,7 @@ class _MemberKey(KeySource):
 
 
 class _FunctionKey(KeySource):
-    """A key that the application finds."""
+    """A key that a function of the policy finds."""
 
     def __init__(self, function: KeyFunction) -> None:
         self._function = function
@@ -248,7 +248,7 @@ class _FunctionKey(KeySource):
 
     async def find(self, scope: Scope, body: bytes, _parameters: ParameterFinder) -> bytes | None:
         try:
-            key: object = await result_of(self._function, scope, body)
+            key: object = await call_function(self._function, scope, body)
             if key is None:
                 return None
             if not isinstance(key, str):

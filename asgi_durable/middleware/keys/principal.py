@@ -1,4 +1,4 @@
-"""Whose request it is: its principal, and all else that a key's scope consists of."""
+"""The sender of a request: its principal, and the other parts of a key's scope."""
 
 from __future__ import annotations
 
@@ -11,29 +11,29 @@ from urllib.parse import parse_qsl
 from asgi_durable.engine.requests.request_ids import digest_of
 from asgi_durable.errors import DurableUsageError
 from asgi_durable.fast_dataclass import fast_dataclass
-from asgi_durable.middleware.asgi import Headers, Scope, header_values
-from asgi_durable.middleware.keys.authority import checked_authority, normal_authority
+from asgi_durable.middleware.asgi import TOKEN, Headers, Scope, header_values
 from asgi_durable.middleware.keys.cookies import cookie_pairs, names_of_session
 from asgi_durable.request_errors import PrincipalUnavailableError
 
 __all__ = ["ANONYMOUS", "NO_API_KEYS", "ApiKeys", "Sender", "Senders"]
 
 ANONYMOUS = b"anonymous"
-_HEADER_NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")  # RFC 9110, section 5.1
+_AUTHORITY = re.compile(r"([A-Za-z0-9._~-]+|\[[0-9A-Fa-f:.]+\])(:[0-9]{1,5})?")
+_DEFAULT_PORTS = {"http": b"80", "https": b"443"}
 
 _SETTINGS = (
     "IdempotencyPolicy(session_cookie=...) names the cookie that says it, if the server does not "
     "renew its value; IdempotencyPolicy(principal=...) is a function that returns it; and "
     'IdempotencyPolicy(anonymous="share") lets all such senders share their keys, and so their '
-    "answers"
+    "responses"
 )
 
 
 @dataclass(frozen=True, slots=True)
 class ApiKeys:
-    """Where an application declares that its clients send API keys.
+    """The places in which clients of an application send API keys, as it declares them.
 
-    Those in cookies are not among them, as any cookie counts.
+    Cookies are not among them, as any cookie identifies a sender.
 
     Attributes:
         headers: Names of headers, in lower case.
@@ -45,16 +45,16 @@ class ApiKeys:
 
     @classmethod
     def at(cls, places: Iterable[tuple[str, str]]) -> ApiKeys:
-        """Return those at some places: where, as OpenAPI's ``in`` has it, and a name."""
+        """Return the API keys at some places: pairs of OpenAPI's ``in`` and ``name``."""
         names: dict[str, set[str]] = {"header": set(), "query": set(), "cookie": set()}
         for place, name in places:
             names.setdefault(place, set()).add(name)
         headers = {name.lower().encode("latin-1") for name in names["header"]}
-        # It is looked at in any case.
+        # Every request's `Authorization` is looked at anyway.
         return cls(frozenset(headers - {b"authorization"}), frozenset(names["query"]))
 
     def are_in(self, scope: Scope) -> bool:
-        """Tell whether a request has one."""
+        """Tell whether a request has an API key."""
         if self.headers and any(name.lower() in self.headers for name, _ in scope["headers"]):
             return True
         if not self.parameters:
@@ -68,11 +68,11 @@ NO_API_KEYS = ApiKeys()
 
 @fast_dataclass()
 class Sender:
-    """Whose key it is.
+    """The sender of a key.
 
     Attributes:
-        principal: Who sent it.
-        scope: That, and all within what a key is unique besides: the authority, and the values
+        principal: The user, session or credentials that the request belongs to.
+        scope: The scope in which a key is unique: the principal, the authority, and the values
             of the policy's ``vary``.
     """
 
@@ -82,7 +82,7 @@ class Sender:
 
 @dataclass(frozen=True, slots=True)
 class _Credentials:
-    """What a request says of its sender."""
+    """The headers of a request that identify its sender."""
 
     authorization: list[bytes]
     cookies: list[bytes]
@@ -105,23 +105,23 @@ class _Credentials:
 
     @property
     def are_basic(self) -> bool:
-        """True if there is none but a Basic ``Authorization``, which many may share."""
+        """True if every ``Authorization`` is of the scheme Basic, which many senders may share."""
         return all(line.split(None, 1)[0].lower() == b"basic" for line in self.authorization)
 
 
 class Senders:
-    """Tells the senders of requests apart, as a policy says.
+    """Tells the senders of requests apart by the rules of a policy.
 
     Args:
-        principal: Returns whose request it is; ``None`` for the rules of
+        principal: Returns the principal of a request; ``None`` for the default rules of
             ``IdempotencyPolicy.principal``.
-        session_cookie: The cookie that says whose it is.
+        session_cookie: The cookie that identifies the sender.
         anonymous: ``"refuse"`` or ``"share"``.
-        authority: What the service is called, whatever a request says.
+        authority: The service's name; ``None`` for the ``Host`` of each request.
         vary: Headers whose values belong to the scope of a key.
 
     Raises:
-        DurableUsageError: A name is none.
+        DurableUsageError: The name of a cookie, a header or the authority is not legal.
     """
 
     def __init__(
@@ -136,42 +136,43 @@ class Senders:
         self._session = names_of_session(session_cookie) if session_cookie is not None else None
         self._session_cookie = (session_cookie or "").encode()
         self._may_share = anonymous == "share"
-        self._authority = checked_authority(authority) if authority is not None else None
+        self._authority = _checked_authority(authority) if authority is not None else None
         self._vary = _checked_names(vary)
 
     def sender_of(self, scope: Scope, api_keys: ApiKeys = NO_API_KEYS) -> Sender:
-        """Return whose key a request has.
+        """Return the sender of a request.
 
         Args:
             scope: An HTTP scope.
             api_keys: Where the application's clients send API keys.
 
         Raises:
-            PrincipalUnavailableError: It cannot be told. The request is not served as anybody
-                else's, or as nobody's.
+            PrincipalUnavailableError: The principal is unknown. The request is not served as
+                anybody else's, nor as anonymous.
         """
         credentials = _Credentials.of(scope["headers"])
         principal = self._principal(scope, credentials, api_keys)
         authority = self._authority
         if authority is None:
-            authority = normal_authority(b",".join(credentials.host), scope.get("scheme", "http"))
+            authority = _normal_authority(b",".join(credentials.host), scope.get("scheme", "http"))
         if not self._vary:
             return Sender(principal, (principal, authority))
         values = [digest_of(*header_values(scope["headers"], name)) for name in self._vary]
         return Sender(principal, (principal, authority, *values))
 
     def former_principal(self, scope: Scope, sender: Sender) -> bytes | None:
-        """Return the principal that a sender was before ids were made with a secret.
+        """Return the principal that a sender had before ids were made with a secret.
 
-        ``None`` where several senders were the same one by a part of their credentials.
+        ``None`` where a part of the credentials counted, which several senders may share.
         """
         kind = sender.principal.partition(b":")[0]
         if kind not in (b"session", b"credentials"):
             return sender.principal
         credentials = _Credentials.of(scope["headers"])
-        lines = _given(credentials).authorization
+        sent = _without_empty_authorization(credentials)
+        lines = sent.authorization
         if lines:
-            return None if _given(credentials).are_basic else b"authorization:" + digest_of(*lines)
+            return None if sent.are_basic else b"authorization:" + digest_of(*lines)
         cookies = self._session_cookies(credentials)
         is_plain = len(cookies) == 2 and cookies[0] == self._session_cookie and cookies[1]
         return b"session:" + digest_of(cookies[1]) if is_plain else None
@@ -180,15 +181,16 @@ class Senders:
         named = self._named_principal(scope)
         if named is not None:
             return named
-        credentials = _given(credentials)
+        credentials = _without_empty_authorization(credentials)
         lines, cookies = credentials.authorization, self._session_cookies(credentials)
         if lines and cookies:
-            # Many may share either: what a gateway asks for, or a cookie from before a login.
+            # Several senders may share one of them: the credentials of a gateway, or a cookie
+            # from before a login.
             return b"credentials:" + digest_of(digest_of(*lines), *cookies)
         if cookies:
             return b"session:" + digest_of(*cookies)
         if not (lines and not credentials.are_basic):
-            self._refuse_unseen(scope, credentials, api_keys)
+            self._refuse_unidentified(scope, credentials, api_keys)
         return b"authorization:" + digest_of(*lines) if lines else ANONYMOUS
 
     def _named_principal(self, scope: Scope) -> bytes | None:
@@ -202,18 +204,20 @@ class Senders:
                 return _named(b"user:", user.identity)
         except Exception as error:
             msg = (
-                f"the principal cannot be told ({type(error).__name__}: {error}); give the user "
+                f"the principal is unknown ({type(error).__name__}: {error}); give the user "
                 "an identity, or configure IdempotencyPolicy(principal=...)"
             )
             raise PrincipalUnavailableError(msg) from error
         return None
 
-    def _refuse_unseen(self, scope: Scope, credentials: _Credentials, api_keys: ApiKeys) -> None:
-        """Refuse a request whose sender is told apart by something that is not looked at here.
+    def _refuse_unidentified(
+        self, scope: Scope, credentials: _Credentials, api_keys: ApiKeys
+    ) -> None:
+        """Refuse a request whose sender the application may know by other credentials.
 
         Raises:
-            PrincipalUnavailableError: It has such a thing, and the policy does not let its
-                senders share their keys.
+            PrincipalUnavailableError: The request has such credentials, and the policy does not
+                let their senders share their keys.
         """
         user = scope.get("user")
         is_unnamed = user is not None and not hasattr(user, "is_authenticated")
@@ -223,21 +227,21 @@ class Senders:
         if self._may_share:
             return
         if any(line.strip() for line in credentials.cookies):
-            unseen = "a cookie"
+            credential = "a cookie"
         elif _has_session(scope):
-            unseen = "a session"
+            credential = "a session"
         elif api_keys.are_in(scope):
-            unseen = "an API key"
+            credential = "an API key"
         else:
             return
-        msg = f"the request has {unseen}, and no setting tells whose it is: {_SETTINGS}"
+        msg = f"the request has {credential}, and no setting tells whose it is: {_SETTINGS}"
         raise PrincipalUnavailableError(msg, names_settings=True)
 
     def _session_cookies(self, credentials: _Credentials) -> list[bytes]:
         """Return name and value of each cookie of the session, one after the other.
 
-        All of them: of two with one name servers take the first one or the last. One that is
-        empty is one as well, so that nobody becomes anonymous by it.
+        All of them count: of two with one name servers take the first one or the last. An empty
+        one counts as well, so that it makes nobody anonymous.
         """
         names = self._session
         if names is None or not credentials.cookies:
@@ -246,7 +250,7 @@ class Senders:
         return [part for pair in pairs if names.fullmatch(pair[0]) for part in pair]
 
 
-def _given(credentials: _Credentials) -> _Credentials:
+def _without_empty_authorization(credentials: _Credentials) -> _Credentials:
     """Leave out each ``Authorization`` without credentials, which scripts send before a login."""
     if not credentials.authorization:
         return credentials
@@ -257,7 +261,7 @@ def _given(credentials: _Credentials) -> _Credentials:
 def _has_session(scope: Scope) -> bool:
     """Tell whether a middleware around this one has found a session that is not empty."""
     session = scope.get("session")
-    # Litestar's word for "none yet" is a class.
+    # Litestar represents "none yet" by a class.
     return session is not None and not isinstance(session, type) and bool(session)
 
 
@@ -273,7 +277,32 @@ def _checked_names(names: Sequence[str]) -> tuple[bytes, ...]:
         msg = f'vary must be a list of headers, such as ["X-Tenant"]; got the text {names!r}'
         raise DurableUsageError(msg)
     for name in names:
-        if not isinstance(name, str) or not _HEADER_NAME.fullmatch(name):
+        if not isinstance(name, str) or not TOKEN.fullmatch(name):
             msg = f'vary must have names of headers, such as "X-Tenant"; got {name!r}'
             raise DurableUsageError(msg)
     return tuple(name.lower().encode("ascii") for name in names)
+
+
+def _normal_authority(host: bytes, scheme: str) -> bytes:
+    """Return the canonical spelling of an authority: lower case, no default port, no final dot.
+
+    Args:
+        host: The value of ``Host``; servers pass HTTP/2's ``:authority`` as one.
+        scheme: The request's.
+    """
+    name, colon, port = host.strip(b" \t").lower().rpartition(b":")
+    if not colon or port.endswith(b"]"):
+        # Without a port; the colons of an IPv6 address are within brackets.
+        return (name + colon + port).removesuffix(b".")
+    name = name.removesuffix(b".")
+    return name if port in (b"", _DEFAULT_PORTS.get(scheme)) else name + colon + port
+
+
+def _checked_authority(authority: str) -> bytes:
+    if not isinstance(authority, str) or not _AUTHORITY.fullmatch(authority):
+        msg = (
+            "authority must be a host, with a port if it is part of the name, without a scheme or "
+            f'a path, such as "shop.example"; got {authority!r}'
+        )
+        raise DurableUsageError(msg)
+    return _normal_authority(authority.encode("ascii"), "")

@@ -1,1 +1,1 @@
-"""Idempotency policies, and which request has which."""
+"""Idempotency policies, and the way from a request to its policy."""

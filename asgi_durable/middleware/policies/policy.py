@@ -1,4 +1,4 @@
-"""Which requests are idempotent, and within which limits."""
+"""The policy: which requests are idempotent, and within which limits."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from asgi_durable.retry import RetryPolicy
 
 __all__ = ["DEFAULT_STATUSES", "IdempotencyPolicy", "checked_statuses"]
 
-# They change nothing, so there is nothing to keep from being done twice.
+# They change nothing, so nothing can happen twice.
 _SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS", "TRACE"})
 
 _CHOICES = {
@@ -51,110 +51,118 @@ _DAY = 24 * 3600.0
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class IdempotencyPolicy:
-    """Which requests an ``Idempotency-Key`` makes durable.
+    """Says which requests an ``Idempotency-Key`` makes durable, and within which limits.
+
+    Times are in seconds, sizes in bytes. A request that arrives while another one with its key
+    is running is a duplicate; one that arrives later is a retry.
 
     Attributes:
         methods: HTTP methods that are covered; on others the key has no effect.
-        required: True to answer a covered request without a key 400.
-        key: Where a request's key is: in a header, ``"Idempotency-Key"`` by default; in the JSON
-            body, by a JSON pointer, ``"/id"`` say, to a string or a whole number; in the path,
-            by the name of a parameter, ``"{event_id}"`` say; or what a function, async or not,
-            returns for the ASGI scope and the body, ``None`` for no key.
+        required: True to respond 400 to a covered request without a key.
+        key: The place of a request's key: a header's name, ``"Idempotency-Key"`` by default; a
+            JSON pointer into the JSON body to a string or a whole number, for example ``"/id"``;
+            a parameter of the path, for example ``"{event_id}"``; or a function, async or not,
+            that gets the ASGI scope and the body and returns the key, ``None`` for no key.
         header_name: The former way to name a header.
-        verify: Says whether a request with a key is from whom it claims to be: a function, async
-            or not, of the ASGI scope and the body as it was sent. It is called for each one,
-            before its key is looked up. With ``False`` the request is answered 403, with a
-            ``DurableError`` that it raises as that says; ``True`` and ``None`` let it pass.
-        docs_url: Where the use of keys is explained; linked from the
-            problem answers about a key.
-        validate_key: Returns whether a key is accepted; others are answered 400.
-        scope: Within what a key is unique: with ``"principal"`` each principal has its own, and
-            one that is sent to another endpoint is a mistake (422); with ``"endpoint"`` each
-            method and path of a principal has its own.
-        principal: Returns whose request it is, from the ASGI scope, ``None`` for nobody's; keys
-            of different principals never meet. It alone decides. By default the authenticated
-            user of ``scope["user"]``, else a hash of ``Authorization`` and of the session's
-            cookie, whichever there are; ``anonymous`` says what becomes of others.
-        session_cookie: Name of the cookie that says whose request it is, and of the parts
-            ``NAME-0``, ``NAME-1`` of one that is split. Its value must stay the same from a
-            request to its retry: one that the server renews makes the retry another sender's.
-        anonymous: What becomes of requests that neither a user nor ``Authorization`` nor the
-            session's cookie tells apart. With ``"refuse"`` those that have any cookie, a
-            session, or an API key that the application declares are answered 500
-            ``PRINCIPAL_UNAVAILABLE``, as their senders may be told apart by it; so are those
-            with such a thing beside an ``Authorization`` of the scheme Basic, which a gateway
-            may ask of everybody. Those without any credential are one principal. With
-            ``"share"`` all of them share their keys, and so their answers.
-        authority: The one name that the service counts as, ``"shop.example"`` say, where clients
+        verify: A function, async or not, that verifies the sender of a request with a key, from
+            the ASGI scope and the body as it was sent. It is called for each such request,
+            before its key is looked up. ``False`` makes the response a 403, a ``DurableError``
+            that it raises becomes the response, and ``True`` and ``None`` let the request pass.
+        docs_url: URL of the documentation of keys; linked from the problem responses about a key.
+        validate_key: Returns whether a key is accepted; the response to others is a 400.
+        scope: The scope in which a key is unique: with ``"principal"`` each principal has its
+            own keys, and a key that is sent to another endpoint is a mistake (422); with
+            ``"endpoint"`` each method and path of a principal has its own keys.
+        principal: Returns the principal of a request from the ASGI scope, ``None`` for an
+            anonymous one. Keys of different principals never meet. Nothing else counts then. By
+            default the principal is the authenticated user of ``scope["user"]``, else a hash of
+            ``Authorization`` and the session's cookie, of both where the request has both;
+            ``anonymous`` is for the others.
+        session_cookie: Name of the cookie that identifies the sender, and of the parts
+            ``NAME-0``, ``NAME-1`` of a long one. Its value must stay the same from a request to
+            its retry: where the server renews it, the retry is another sender's.
+        anonymous: Says how to treat requests without a user, an ``Authorization`` and the
+            session's cookie. With ``"refuse"`` the response is 500 ``PRINCIPAL_UNAVAILABLE`` if
+            they have any cookie, a session, or an API key that the application declares, which
+            may identify their senders; this is also so beside an ``Authorization`` of the scheme
+            Basic, which a gateway may ask of everybody. Requests without any credential belong
+            to one principal. With ``"share"`` all of them share their keys, and so their
+            responses.
+        authority: The only name of the service, for example ``"shop.example"``, where clients
             call it by several. By default the request's ``Host`` belongs to the scope of a key.
-        vary: Further headers whose values belong to the scope of a key, ``["X-Tenant"]`` say.
-        fingerprint: Returns what must not change between retries, from the ASGI scope and the
-            body; or JSON pointers to the members of a JSON body that must not, ``["/id"]`` say,
-            where others may. By default the method, path, query, media type and body; a JSON
-            body is compared by what it says.
-        store_4xx: True to keep an answer of 4xx even where nothing was recorded before it.
-            Never kept: 401, 403, 407, 408, 421, 425 and 429.
-        keep_cookies: True to keep ``Set-Cookie`` with an answer, and to set it again with a replay.
-        max_attempts: How often a request is tried that fails or is interrupted again and
-            again; from then on it is answered 500 ``ATTEMPTS_EXHAUSTED``. ``None`` for ever.
-        retry_delay: Seconds that a retry of a request that failed is refused, 503
-            ``RETRY_LATER``; a ``RetryPolicy`` for more and more of them, of which only the times
-            count. ``Retry-After`` on the handler's 5xx goes first. ``max_lifetime`` at most.
-        max_wait: Seconds that a request waits for a twin that is running already, before it is
-            answered 409; ``Prefer: wait=N`` may make it less, never more.
-        async_after: Seconds after which a request is answered 202 with where to look, although
-            its client has not asked for that; ``None`` for never.
-        dialect: ``"ietf"`` answers a twin 409 at once, as the draft has it; ``"stripe"`` as
-            well, and a key of another request 400, not 422.
-        statuses: Statuses of the library's own answers to keyed requests, by code, where they are
-            to be others: ``{"IN_PROGRESS": 423}``. Each is 400 to 599, and what a client does
-            about it is told by the answer's ``retryable``.
-        status_prefix: Path below which the status of a client's own requests is served, and
-            their answers later; ``None`` for nowhere. ``Prefer: respond-async`` is answered
-            with where to look.
-        client_may_cancel: True to let clients cancel their own requests, with ``DELETE`` where
-            their status is: 204, or 409 if it is finished.
-        on_disconnect: ``"finish"`` goes on without the client; ``"cancel"`` stops where it is,
-            and the retry goes on after what is recorded.
-        on_store_error: ``"reject"`` answers 503 where the storage is not available;
-            ``"bypass"`` serves the request without any protection, and says so in the answer
-            (``Idempotency-Status: ignored``).
-        recover: Who goes on with a request whose process died or stopped: with ``"client"`` its
-            retry; with ``"server"`` any process that serves the application, without waiting for
-            one. The request is kept for that, without ``Authorization`` and ``Cookie``.
+        vary: Further headers whose values belong to the scope of a key, for example
+            ``["X-Tenant"]``.
+        fingerprint: Returns the data that a retry must not change, from the ASGI scope and the
+            body; or JSON pointers to the members of a JSON body that it must not change, for
+            example ``["/id"]``, while it may change the others. By default these are the method,
+            path, query, media type and body; JSON bodies are compared by their meaning.
+        store_4xx: True to store a 4xx response even if the handler has recorded nothing before
+            it. Never stored: 401, 403, 407, 408, 421, 425 and 429.
+        keep_cookies: True to store ``Set-Cookie`` with a response, and to send it with a replay.
+        max_attempts: Number of attempts of a request that fails or is interrupted again and
+            again; from then on the response is 500 ``ATTEMPTS_EXHAUSTED``. ``None`` for no limit.
+        retry_delay: Seconds for which the retry of a failed request is refused, 503
+            ``RETRY_LATER``; or a ``RetryPolicy`` for delays that grow, of which only the times
+            count. ``Retry-After`` on the handler's 5xx takes precedence. At most
+            ``max_lifetime``.
+        max_wait: Seconds for which a duplicate waits for the running request, before the
+            response is 409; ``Prefer: wait=N`` may make it less, never more.
+        async_after: Seconds after which the response is 202 with the URL of the status page,
+            even if the client has not asked for it; ``None`` for never.
+        dialect: With ``"ietf"`` the response to a duplicate is 409 at once, as the draft has it;
+            with ``"stripe"`` too, and the one to a key of another request is 400 instead of 422.
+        statuses: Other statuses for the library's own responses to keyed requests, by code:
+            ``{"IN_PROGRESS": 423}``. Each is 400 to 599. Clients should go by the member
+            ``retryable`` of these responses.
+        status_prefix: Path below which the status pages of a client's own requests are, and
+            their responses later; ``None`` for no pages. The response to
+            ``Prefer: respond-async`` has the URL of such a page.
+        client_may_cancel: True to let clients cancel their own requests, by ``DELETE`` on the
+            status page: 204, or 409 if the request is finished.
+        on_disconnect: With ``"finish"`` the handler runs on without the client; with
+            ``"cancel"`` it stops, and the retry continues behind the last recorded step.
+        on_store_error: With ``"reject"`` the response is 503 where the storage is not available;
+            with ``"bypass"`` the request is served without any protection, and the response says
+            so (``Idempotency-Status: ignored``).
+        recover: With ``"client"`` a request whose process died or stopped waits for its retry;
+            with ``"server"`` any process that serves the application continues it by itself. The
+            request is stored for that, without ``Authorization`` and ``Cookie``.
         single_transaction: True for handlers that are one ``durable.transaction`` and call
-            nothing else of the library's: the request is claimed, the transaction's rows are
-            written and the answer is kept by one commit, or none of them.
-        retention: Seconds that an answer is kept, from its completion.
-        on_expired: ``"forget"`` frees the key at the end of the retention; ``"reject"`` answers
-            410 for ``tombstone_retention`` seconds more, and carries nothing out again.
-        tombstone_retention: See there; 30 days.
-        max_lifetime: Seconds that a request is kept which nobody retries and which has no
-            answer; 7 days.
-        stream_after: Seconds without a further piece of a body that is not complete, after
-            which what there is of it is sent; it is sent as well after four times as long,
-            however fast the pieces follow each other.
-        stream: What is done with an answer that is sent while it is produced, an event stream or
-            one that takes long or is long: ``"bypass"`` passes it through; ``"record"`` makes
-            each piece durable before it is sent, gives the whole to retries, and lets twins
-            follow it.
-        max_stream: Bytes; a longer stream passes through from there on and is not kept.
-        max_request_body: Bytes; of a body up to this length all is read before the app is
-            called.
-        oversize: What becomes of a request with a longer body: ``"reject"`` answers 413;
-            ``"hash"`` hands the body to the app as it arrives, and learns its fingerprint
-            meanwhile.
-        max_spooled: Bytes of temporary files that the bodies of duplicates may take in a process,
-            all together (1 GiB), see there; no longer body can be sent again while its request
-            is not finished. Beyond it a duplicate is answered 503 ``SPOOL_FULL``. The
-            application's policy counts, whatever a route's says.
-        max_response_body: Bytes; a longer answer passes through and is not kept.
+            nothing else of the library. One commit claims the request, writes the transaction's
+            rows and stores the response, or does none of this.
+        retention: Seconds for which a response is stored, from its completion.
+        on_expired: With ``"forget"`` the key is free at the end of the retention; with
+            ``"reject"`` the response is 410 for ``tombstone_retention`` seconds more, and
+            nothing runs again.
+        tombstone_retention: Seconds for ``on_expired="reject"``; 30 days by default.
+        max_lifetime: Seconds after which a request without a response, and without retries, is
+            deleted; 7 days by default.
+        stream_after: Seconds without a further chunk after which the chunks so far of an
+            unfinished response are sent. They are sent as well after four times as long, however
+            fast the chunks follow each other.
+        stream: Says how to treat a response that is sent while the app produces it: an event
+            stream, or a slow or long response. ``"bypass"`` passes it through; ``"record"``
+            makes each chunk durable before it is sent, sends all of it to retries, and lets
+            duplicates follow it.
+        max_stream: Bytes; a longer stream passes through from there on and is not stored.
+        max_request_body: Bytes; a body of up to this length is read before the app is called.
+        oversize: Says how to treat a request with a longer body: ``"reject"`` responds 413;
+            ``"hash"`` passes the body to the app as it arrives, and hashes it meanwhile.
+        max_spooled: Bytes of temporary files for the bodies of duplicates in a process, all
+            together, for ``oversize="hash"`` (1 GiB by default). A longer body cannot be sent
+            again while its request is unfinished; where the space is used up, the response to a
+            duplicate is 503 ``SPOOL_FULL``. Only the application's policy counts, not a route's.
+        max_response_body: Bytes; a longer response passes through and is not stored.
 
     Raises:
-        DurableUsageError: A method is safe, a word or a code is unknown, a name is none, a number
-            is negative, the key is in no such place, or a fingerprint, a key or a check needs
-            whole bodies that are not kept; or a single transaction cannot do what is asked for
-            besides.
+        DurableUsageError: A method is safe; a word, a code or a name is not valid; a number is
+            negative; the key cannot be in this place; a fingerprint, a key or ``verify`` needs
+            whole bodies, which ``oversize="hash"`` does not store; or an option contradicts
+            ``single_transaction``.
+
+    Example::
+
+        IdempotencyPolicy(required=True, max_wait=2.0, retention=7 * 24 * 3600.0)
     """
 
     methods: frozenset[str] = frozenset({"POST", "PATCH"})
@@ -196,8 +204,8 @@ class IdempotencyPolicy:
     max_response_body: int = 1024 * 1024
     stream: Literal["bypass", "record"] = "bypass"
     max_stream: int = 16 * 1024 * 1024
-    # Where the key is, the name of its header as it is in a scope, whether the body is read before
-    # the key is looked up, what makes the fingerprint, and all statuses by code.
+    # Derived from the above: the place of the key, its header's name as in a scope, whether the
+    # body is read before the key is looked up, the way to make the fingerprint, statuses by code.
     key_source: KeySource = field(init=False, repr=False, compare=False)
     header: bytes | None = field(init=False, repr=False, compare=False)
     needs_body: bool = field(init=False, repr=False, compare=False)
@@ -206,17 +214,17 @@ class IdempotencyPolicy:
     )
 
     status_by_code: Mapping[str, int] = field(init=False, repr=False, compare=False)
-    # Tells whose key a request has.
+    # Finds the sender of a request.
     senders: Senders = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        """Refuse what cannot be meant."""
+        """Check the options, and derive attributes from them."""
         source = key_source(self.key, self.header_name)
         object.__setattr__(self, "key_source", source)
         object.__setattr__(self, "header", source.header)
         needs_body = source.needs_body or self.verify is not None
         object.__setattr__(self, "needs_body", needs_body)
-        object.__setattr__(self, "make_fingerprint", _maker_of(self.fingerprint))
+        object.__setattr__(self, "make_fingerprint", _fingerprint_maker(self.fingerprint))
         of_dialect = {"KEY_REUSED": 400} if self.dialect == "stripe" else {}
         own = {**of_dialect, **checked_statuses(self.statuses)}
         object.__setattr__(self, "status_by_code", {**DEFAULT_STATUSES, **own})
@@ -224,9 +232,9 @@ class IdempotencyPolicy:
             msg = f"{safe[0]} changes nothing: a key has no meaning there"
             raise DurableUsageError(msg)
         self._refuse_unknown_words()
-        self._tell_senders_apart()
-        self._refuse_before_the_commit()
-        self._refuse_long_bodies()
+        self._set_senders()
+        self._refuse_beside_single_transaction()
+        self._refuse_beside_long_bodies()
         prefix = self.status_prefix
         if prefix is not None and not re.fullmatch(r"(/[A-Za-z0-9._~-]+)+", prefix):
             msg = f"status_prefix must be a path such as /durable/requests, got {prefix!r}"
@@ -241,13 +249,13 @@ class IdempotencyPolicy:
             msg = f"max_attempts must be at least 1, got {self.max_attempts!r}"
             raise DurableUsageError(msg)
 
-    def _tell_senders_apart(self) -> None:
+    def _set_senders(self) -> None:
         rules = (self.principal, self.session_cookie, self.anonymous, self.authority, self.vary)
         object.__setattr__(self, "senders", Senders(*rules))
         object.__setattr__(self, "vary", tuple(self.vary))
 
-    def _refuse_long_bodies(self) -> None:
-        """Refuse what needs the whole body where long ones are not kept."""
+    def _refuse_beside_long_bodies(self) -> None:
+        """Refuse options that need the whole body where long bodies are not stored."""
         needs = {
             "fingerprint=": self.fingerprint is not None,
             "verify=": self.verify is not None,
@@ -258,8 +266,8 @@ class IdempotencyPolicy:
                 msg = f'{option} needs the whole body, and oversize="hash" keeps no long ones'
                 raise DurableUsageError(msg)
 
-    def _refuse_before_the_commit(self) -> None:
-        """Refuse what needs something durable before the commit of a single transaction."""
+    def _refuse_beside_single_transaction(self) -> None:
+        """Refuse options that need a commit before that of the single transaction."""
         needs = {
             "max_attempts": self.max_attempts is not None,
             "async_after": self.async_after is not None,
@@ -282,29 +290,29 @@ class IdempotencyPolicy:
 
     @property
     def links(self) -> Headers:
-        """Where the use of keys is explained, for the answers to wrong ones."""
+        """A header with the URL of the documentation of keys, for responses to wrong ones."""
         if self.docs_url is None:
             return []
         return [(b"link", f'<{self.docs_url}>; rel="describedby"'.encode("ascii"))]
 
     @property
-    def kept_for(self) -> Retention:
-        """For how long a request is kept that is over."""
+    def final_retention(self) -> Retention:
+        """The time for which a finished request is stored."""
         tombstone = self.tombstone_retention if self.on_expired == "reject" else 0.0
         return Retention(self.retention, tombstone)
 
     @property
-    def twins_wait(self) -> float:
-        """Seconds that a twin waits for."""
+    def duplicates_wait(self) -> float:
+        """Seconds for which a duplicate waits."""
         return self.max_wait if self.dialect == "default" else 0.0
 
-    def restated(self, error: DurableError) -> DurableError:
-        """Return one of the library's answers with the status that it has here."""
+    def with_own_status(self, error: DurableError) -> DurableError:
+        """Set the status that this policy gives to an error, and return the error."""
         error.status_code = self.status_by_code.get(error.code, error.status_code)
         return error
 
 
-def _maker_of(
+def _fingerprint_maker(
     fingerprint: Callable[[Scope, bytes], str] | Sequence[str] | None,
 ) -> Callable[[Scope, bytes], str] | JsonMembers | None:
     if fingerprint is None or callable(fingerprint):
@@ -314,17 +322,17 @@ def _maker_of(
 
 _ERRORS = [getattr(request_errors, name) for name in request_errors.__all__]
 
-# By code.
+# Statuses by code.
 DEFAULT_STATUSES: Mapping[str, int] = {
     error.default_code: error.default_status for error in (*_ERRORS, StorageUnavailableError)
 }
 
 
 def checked_statuses(statuses: Mapping[str, int]) -> Mapping[str, int]:
-    """Return statuses by code.
+    """Return statuses by code, after checking them.
 
     Raises:
-        DurableUsageError: A code is none of the library's, or a status none of an error.
+        DurableUsageError: A code is not one of the library's, or a status is not 400 to 599.
     """
     for code, status in statuses.items():
         if code not in DEFAULT_STATUSES:

@@ -1,4 +1,4 @@
-"""Which policy a request has: its route's, its handler's, or the application's."""
+"""Finds the policy of a request: its route's, its handler's, or the application's."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
+
+from starlette.routing import compile_path
 
 from asgi_durable.errors import DurableError, DurableUsageError
 from asgi_durable.middleware.asgi import Scope, route_path
@@ -15,7 +17,7 @@ from asgi_durable.request_errors import PolicyFailedError
 
 __all__ = ["NOT_COVERED", "PolicyFinder", "PolicyRoutes", "RouterView", "idempotent", "policy_of"]
 
-# Finds the policy of the handler that a framework will call, ``None`` if it has none of its own.
+# Returns the policy of the handler that a framework will call, ``None`` if it has none of its own.
 PolicyFinder = Callable[[Scope], IdempotencyPolicy | None]
 
 NOT_COVERED = IdempotencyPolicy(methods=frozenset())
@@ -34,13 +36,13 @@ class _Route:
 
 @dataclass(frozen=True, slots=True)
 class RouterView:
-    """What a framework knows of the handler that a request will be routed to.
+    """Functions by which a framework finds the handler that a request will be routed to.
 
     Attributes:
         find_policy: Returns the handler's own policy.
         find_parameters: Returns the parameters in the handler's path, by name.
-        merges_slashes: True where ``/a``, ``/a/`` and ``//a`` lead to one handler, so that they
-            are one request.
+        merges_slashes: True where ``/a``, ``/a/`` and ``//a`` lead to one handler, so that
+            requests to them are the same.
     """
 
     find_policy: PolicyFinder | None
@@ -52,18 +54,19 @@ class PolicyRoutes:
     """Finds the policy of a request.
 
     Args:
-        default: Of requests that no route is for.
+        default: The policy of requests that no route fits.
         routes: Policies by ``"POST /orders/{order_id}"`` or, for all methods of the policy,
             by ``"/orders/{rest:path}"``; the first that fits counts. ``None`` for a route that
             keys have no effect on.
-        router: What the framework knows of the handler; its policy counts where no route fits.
+        router: Finds the handler's policy, which counts where no route fits.
 
     Attributes:
-        methods: Those that any policy may cover.
+        methods: The HTTP methods that any policy may cover.
         merges_slashes: See :class:`RouterView`.
 
     Raises:
-        DurableUsageError: A route cannot be read, or has not the parameter that is the key.
+        DurableUsageError: A route is malformed, or has no parameter of the name that its
+            policy's key refers to.
     """
 
     def __init__(
@@ -89,7 +92,7 @@ class PolicyRoutes:
         """Return the policy of a request, ``None`` if none covers its method.
 
         Raises:
-            PolicyFailedError: What finds the policy of a handler failed.
+            PolicyFailedError: The router's ``find_policy`` failed.
         """
         policy = self._default
         if not self._is_one_for_all:
@@ -100,7 +103,7 @@ class PolicyRoutes:
         """Return the parameters of a request's path: those of its handler, and of its route.
 
         Raises:
-            PolicyFailedError: What finds those of the handler failed.
+            PolicyFailedError: The router's ``find_parameters`` failed.
         """
         try:
             found = self._find_parameters(scope) if self._find_parameters is not None else {}
@@ -114,14 +117,15 @@ class PolicyRoutes:
         return found
 
     def _refuse_unknown_parameters(self) -> None:
-        """Refuse a key in a parameter that nobody knows, as no request would ever have one."""
+        """Refuse a key in a parameter that no route has, as no request would ever have a key."""
         patterns = [(route.policy, route.path.groupindex) for route in self._routes]
         for policy, names in [(self._default, {}), *patterns]:
             source = policy.key_source
             if isinstance(source, PathKey) and source.parameter not in names:
                 msg = (
                     f"key='{{{source.parameter}}}' is a parameter of the path: name it in a route, "
-                    f"idempotency_routes={{'POST /hooks/{{{source.parameter}}}': policy}} say"
+                    "for example "
+                    f"idempotency_routes={{'POST /hooks/{{{source.parameter}}}': policy}}"
                 )
                 raise DurableUsageError(msg)
 
@@ -157,20 +161,17 @@ def _read(route: str, policy: IdempotencyPolicy | None) -> _Route:
 
 
 def _pattern(path: str) -> re.Pattern[str]:
-    pattern, end = "", 0
-    for parameter in _PARAMETER.finditer(path):
-        pattern += re.escape(path[end : parameter.start()])
-        pattern += f"(?P<{parameter[1]}>{'.*' if parameter[2] else '[^/]+'})"
-        end = parameter.end()
     literal = _PARAMETER.sub("", path)
     if "{" in literal or "}" in literal:
         msg = f"the path {path!r} has a parameter that is not {{name}} or {{name:path}}"
         raise DurableUsageError(msg)
     try:
-        return re.compile(pattern + re.escape(path[end:]), re.DOTALL)
-    except re.error as error:
+        regex, _, _ = compile_path(path)
+    except ValueError as error:
         msg = f"the path {path!r} names a parameter twice"
         raise DurableUsageError(msg) from error
+    # A path may have an escaped line break, which a `{name:path}` has to match.
+    return re.compile(regex.pattern, re.DOTALL)
 
 
 _POLICY = "__asgi_durable_policy__"
@@ -179,10 +180,16 @@ EndpointT = TypeVar("EndpointT", bound=Callable[..., Any])
 
 
 def idempotent(policy: IdempotencyPolicy | None) -> Callable[[EndpointT], EndpointT]:
-    """Give a handler a policy of its own; ``None`` for one that keys have no effect on.
+    """Give a handler a policy of its own; with ``None`` keys have no effect on it.
 
-    It goes below the decorator that makes the function a route. A policy by route, of
+    The decorator goes below the one that makes the function a route. A policy by route, of
     ``Durable(idempotency_routes=...)``, counts before it.
+
+    Example::
+
+        @app.post("/payments")
+        @idempotent(IdempotencyPolicy(required=True))
+        async def pay(payment: Payment) -> Receipt: ...
     """
 
     def decorate(endpoint: EndpointT) -> EndpointT:
@@ -193,5 +200,5 @@ def idempotent(policy: IdempotencyPolicy | None) -> Callable[[EndpointT], Endpoi
 
 
 def policy_of(endpoint: object) -> IdempotencyPolicy | None:
-    """Return the policy that a handler was given, ``None`` if it was given none."""
+    """Return the policy that :func:`idempotent` has set for a handler, ``None`` for none."""
     return getattr(endpoint, _POLICY, None)

@@ -1,8 +1,8 @@
-"""What a server sends of a request's body, which can be read ahead of the application.
+"""Reads a request's body ahead of the application.
 
-The body of a keyed request is read before the application's routing, as its fingerprint is needed.
-Middlewares around that may wrap ``receive()``, and limit a body by what the route says: they must
-see it when the application reads it, and not before they know the route.
+The fingerprint of a keyed request needs the body before the application routes the request.
+Middlewares further out may wrap ``receive()``, and limit the body by a limit of the route: they
+must see the body when the application reads it, and not before they know the route.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from asgi_durable.middleware.asgi import ASGIApp, Message, Receive, Scope, Send
 
 __all__ = ["BodySource", "ReadAheadMiddleware", "lift_limit", "source_behind"]
 
-# Lets a request's answer pass whatever would take it for one to a body that was too long.
+# Raises the limit of a middleware that would refuse to send a response to a longer body.
 LiftLimit = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 _KEY = "asgi_durable.body"
@@ -22,14 +22,14 @@ _WITHOUT_BODY = frozenset({"GET", "HEAD", "OPTIONS", "TRACE"})
 
 
 class BodySource:
-    """Gives a server's messages; those that were read ahead come first.
+    """Returns a server's messages, those that were read ahead first.
 
     Args:
         receive: The server's.
-        lift_limit: Called before an answer that the application is not asked for.
+        lift_limit: Called before a response that the application has no part in.
 
     Attributes:
-        is_untouched: True until somebody has asked for a message.
+        is_untouched: True until the first call of :meth:`receive`.
     """
 
     def __init__(self, receive: Receive, lift_limit: LiftLimit) -> None:
@@ -44,23 +44,23 @@ class BodySource:
         return self._ahead.popleft() if self._ahead else await self._receive()
 
     async def read_ahead(self) -> Message:
-        """Return the next message of the server's; :meth:`receive` returns it as well."""
+        """Return the server's next message; :meth:`receive` returns it later as well."""
         self._ahead.append(await self._receive())
         return self._ahead[-1]
 
     def forget(self) -> None:
-        """Give nothing more of what was read ahead."""
+        """Drop the messages that were read ahead."""
         self._ahead.clear()
 
 
 class ReadAheadMiddleware:
-    """Let bodies be read ahead, past the middlewares inside of this one.
+    """Let bodies be read ahead, past the middlewares inside this one.
 
     Args:
         app: The ASGI app to wrap.
-        lift_limit: Called before an answer that the application is not asked for, a replay say:
-            some middlewares refuse to send one where the request is longer than what they know
-            to be the limit.
+        lift_limit: Called before a response that the application has no part in, for example a
+            replay. Some middlewares refuse to send a response where the request is longer than
+            the limit that they know so far.
     """
 
     def __init__(self, app: ASGIApp, lift_limit: LiftLimit) -> None:
@@ -76,7 +76,7 @@ class ReadAheadMiddleware:
 
 
 def source_behind(scope: Scope, receive: Receive) -> BodySource | None:
-    """Return what is behind a ``receive()`` that is wrapped, if the body can be read ahead."""
+    """Return the source behind a wrapped ``receive()``, if the body can be read ahead."""
     source: BodySource | None = scope.get(_KEY)
     if source is None or not source.is_untouched or receive == source.receive:
         return None
@@ -84,7 +84,7 @@ def source_behind(scope: Scope, receive: Receive) -> BodySource | None:
 
 
 async def lift_limit(scope: Scope, receive: Receive, send: Send) -> None:
-    """Let the answer pass that follows, and that the application is not asked for."""
+    """Prepare for a response that the application has no part in; see `ReadAheadMiddleware`."""
     source: BodySource | None = scope.get(_KEY)
     if source is not None:
         await source.lift_limit(scope, receive, send)

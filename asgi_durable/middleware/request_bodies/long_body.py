@@ -1,4 +1,4 @@
-"""Request bodies that are too long to be kept in memory."""
+"""Request bodies that are too long for the memory of the process."""
 
 from __future__ import annotations
 
@@ -11,60 +11,61 @@ from typing import IO, Protocol
 from asgi_durable.engine.process.spool import SpoolSpace
 from asgi_durable.errors import WorkflowInterruptedError
 from asgi_durable.middleware.asgi import Message, Receive
+from asgi_durable.middleware.request_bodies.threads import run_in_thread
 from asgi_durable.request_errors import RequestTooLargeError, SpoolFullError
 
-__all__ = ["LongBody", "Pieces", "PiecewiseHash", "RefusedBody", "SpentBody", "SpooledBody"]
+__all__ = ["ChunkHash", "ChunkedBody", "LongBody", "RefusedBody", "SpentBody", "SpooledBody"]
 
-PIECE_BYTES = 64 * 1024
+CHUNK_BYTES = 64 * 1024
 
 
-class PiecewiseHash(Protocol):
-    """Makes the fingerprint of a request whose body comes in pieces."""
+class ChunkHash(Protocol):
+    """Computes the fingerprint of a request whose body arrives in chunks."""
 
-    def add(self, piece: bytes) -> None:
-        """Add the next piece of the body."""
+    def add(self, chunk: bytes) -> None:
+        """Add the next chunk of the body."""
 
     def fingerprint(self) -> str:
-        """Return the fingerprint, of the body so far."""
+        """Return the fingerprint of the body so far."""
 
 
-class Pieces(Protocol):
-    """A body that an app is given piece by piece, once.
+class ChunkedBody(Protocol):
+    """A body that an app receives in chunks, once.
 
     Attributes:
-        over: Set once nothing more of it comes.
-        is_cut: True if its end is not to be had: the client went away before it, say.
+        over: Set once no further chunk comes.
+        is_cut: True if the body's end is lost, for example because the client disconnected.
     """
 
     over: asyncio.Event
     is_cut: bool
 
     async def receive(self) -> Message:
-        """Return the next piece; ``http.disconnect`` if the client went away instead."""
+        """Return the next chunk, or ``http.disconnect`` if the client disconnected."""
 
     async def read_to_end(self) -> None:
-        """Read what the app has left of it, if the client still has to send it."""
+        """Read the chunks that the app has not received, if the client still has to send them."""
 
     def close(self) -> None:
-        """Give back what it is kept in."""
+        """Release the storage of the body."""
 
 
 class LongBody:
-    """A body that is handed on as it arrives, and hashed on its way.
+    """A body that is passed on and hashed as it arrives.
 
-    No more of it is kept than had to be read to know that it is long.
+    Only its start stays in memory: the bytes that had to be read to know that it is long.
 
     Args:
-        start: That.
-        receive: Where the rest comes from.
-        hashing: Gets all of it.
+        start: The bytes of the start.
+        receive: Returns the rest.
+        hashing: Hashes the whole body.
 
     Attributes:
-        on_whole: Called with the request's fingerprint once the body is whole.
-        on_cut: Called if the client goes away before that.
+        on_whole: Called with the request's fingerprint at the end of the body.
+        on_cut: Called if the client disconnects before that.
     """
 
-    def __init__(self, start: bytes, receive: Receive, hashing: PiecewiseHash) -> None:
+    def __init__(self, start: bytes, receive: Receive, hashing: ChunkHash) -> None:
         self.over = asyncio.Event()
         self.is_cut = False
         self.on_whole: Callable[[str], None] = lambda _: None
@@ -72,20 +73,20 @@ class LongBody:
         self._start = start
         self._receive = receive
         self._hashing = hashing
-        # An app may ask from several tasks: each gets a message of its own, in order.
+        # An app may receive in several tasks: each gets a message of its own, in order.
         self._turn = asyncio.Lock()
 
     @property
     def fingerprint(self) -> str:
-        """The request's, of what has arrived so far."""
+        """The request's fingerprint, of the chunks that have arrived so far."""
         return self._hashing.fingerprint()
 
-    def hash_with(self, hashing: PiecewiseHash) -> None:
-        """Make the fingerprint in another way; before anything of the body is received."""
+    def hash_with(self, hashing: ChunkHash) -> None:
+        """Compute the fingerprint in another way; before the first chunk is received."""
         self._hashing = hashing
 
     async def receive(self) -> Message:
-        """Return the next piece; at its end as well, so that nobody waits for another one."""
+        """Return the next chunk; at the end an empty one, so that no caller waits."""
         async with self._turn:
             if self.is_cut:
                 return {"type": "http.disconnect"}
@@ -94,24 +95,24 @@ class LongBody:
             return await self._next()
 
     async def read_to_end(self) -> None:
-        """Read what is left of it, and hash it."""
+        """Read the rest of the body, and hash it."""
         while not self.over.is_set():
             await self.receive()
 
     def read_from(self, receive: Receive) -> None:
-        """Let the rest come from elsewhere."""
+        """Receive the rest from elsewhere."""
         self._receive = receive
 
     async def read_into(self, write: Callable[[bytes], object]) -> None:
-        """Read what is left of it, and write it."""
+        """Read the rest of the body, and pass each chunk to *write*, in a thread."""
         while not self.over.is_set():
             message = await self.receive()
-            if piece := message.get("body", b""):
-                # In a thread: the disk may be slow.
-                await asyncio.to_thread(write, piece)
+            if chunk := message.get("body", b""):
+                # In a thread, as the disk may be slow.
+                await run_in_thread(write, chunk)
 
     def close(self) -> None:
-        """Do nothing: it is kept nowhere."""
+        """Do nothing: the body is stored nowhere."""
 
     async def _next(self) -> Message:
         if self._start:
@@ -132,27 +133,27 @@ class LongBody:
 
 
 class SpooledBody:
-    """A whole body in a temporary file, which is deleted when it is closed or not used any more.
+    """A whole body in a temporary file, deleted when it is closed or garbage collected.
 
     Args:
-        space: Where its bytes are counted, until then.
+        space: Counts the bytes of the file until then.
     """
 
     def __init__(self, space: SpoolSpace) -> None:
         self.over = asyncio.Event()
         self.is_cut = False
         self._file = _CountedFile(space)
-        self._left_bytes = 0
+        self._remaining_bytes = 0
 
     @classmethod
     async def of(cls, body: LongBody, space: SpoolSpace) -> SpooledBody:
-        """Read a body to its end.
+        """Read a body to its end into a new file.
 
-        It may have been cut off, see there.
+        The client may have disconnected meanwhile: ``body.is_cut`` tells.
 
         Raises:
-            SpoolFullError: There is no room for it now.
-            RequestTooLargeError: There never is.
+            SpoolFullError: Other bodies take the room for it now.
+            RequestTooLargeError: It is longer than all of the room.
         """
         spooled = cls(space)
         try:
@@ -160,19 +161,21 @@ class SpooledBody:
         except BaseException:
             spooled.close()
             raise
-        spooled._left_bytes = spooled._file.rewind()
+        spooled._remaining_bytes = spooled._file.rewind()
         return spooled
 
     async def receive(self) -> Message:
-        """Return the next piece."""
-        piece = await asyncio.to_thread(self._file.read, PIECE_BYTES) if self._left_bytes else b""
-        self._left_bytes -= len(piece)
-        if not self._left_bytes:
+        """Return the next chunk."""
+        chunk = b""
+        if self._remaining_bytes:
+            chunk = await run_in_thread(self._file.read, CHUNK_BYTES)
+        self._remaining_bytes -= len(chunk)
+        if not self._remaining_bytes:
             self.over.set()
-        return {"type": "http.request", "body": piece, "more_body": self._left_bytes > 0}
+        return {"type": "http.request", "body": chunk, "more_body": self._remaining_bytes > 0}
 
     async def read_to_end(self) -> None:
-        """Do nothing: it is whole."""
+        """Do nothing: the client has sent all of the body."""
 
     def close(self) -> None:
         """Delete the file."""
@@ -180,10 +183,10 @@ class SpooledBody:
 
 
 class _CountedFile:
-    """A temporary file whose bytes are counted until it is closed, or nobody has it any more."""
+    """A temporary file whose bytes are counted until it is closed or garbage collected."""
 
     def __init__(self, space: SpoolSpace) -> None:
-        # Writing is done in threads that go on where their caller is cancelled.
+        # A thread that writes continues when its caller is cancelled.
         self._lock = threading.Lock()
         self._space = space
         self._bytes = 0
@@ -208,28 +211,27 @@ class _CountedFile:
             self._file.write(data if self._cipher is None else self._cipher.encrypt(data))
 
     def rewind(self) -> int:
-        """Return to the beginning; return the length."""
+        """Return to the beginning; return the length in bytes."""
         self._file.seek(0)
         return self._bytes
 
     def close(self) -> None:
-        """Delete it."""
+        """Delete the file, and return its bytes to the space."""
         with self._lock:
             self._file.close()
             count, self._bytes = self._bytes, 0
         self._space.give_back(count)
 
     def __del__(self) -> None:
-        """Do the same: whoever was to use it may have been cancelled before it began."""
+        """Close the file: its user may have been cancelled before it could."""
         if hasattr(self, "_file"):
             self.close()
 
 
 class SpentBody:
-    """A whole body that was read, to be compared, and is kept nowhere.
+    """A whole body that was read only to compare it, and is stored nowhere.
 
-    An app that asks for it is told so with an error, which is answered 503; and nothing that it
-    answers is kept.
+    ``receive()`` raises, which becomes a 503; no response is stored after that.
     """
 
     def __init__(self, workflow_id: str) -> None:
@@ -242,25 +244,25 @@ class SpentBody:
         """Raise.
 
         Raises:
-            WorkflowInterruptedError: The request is to be sent again.
+            WorkflowInterruptedError: Always; the client has to send the request again.
         """
         raise WorkflowInterruptedError(self._workflow_id, "its body was read to be compared only")
 
     async def read_to_end(self) -> None:
-        """Do nothing: there is nothing left of it."""
+        """Do nothing: the body is spent."""
 
     def close(self) -> None:
-        """Do nothing: it is kept nowhere."""
+        """Do nothing: the body is stored nowhere."""
 
 
 class RefusedBody:
-    """A body that could not be read: what is around the middleware has refused it.
+    """A body that could not be read, as a middleware further out has refused it.
 
-    The app is told so where it asks for it, and answers as it does without a key. Nothing that it
-    answers without having asked is kept.
+    ``receive()`` raises the same error in the app, which responds as it does without a key. A
+    response that the app sends without having asked for the body is not stored.
 
     Args:
-        error: What ``receive()`` has raised.
+        error: The error that ``receive()`` has raised.
     """
 
     def __init__(self, error: Exception) -> None:
@@ -270,17 +272,17 @@ class RefusedBody:
         self._error = error
 
     def refusal(self) -> Exception:
-        """Return what to raise where the app is not asked: the key has a request already."""
+        """Return the error for a duplicate, which the app does not see."""
         if getattr(self._error, "status_code", None) == RequestTooLargeError.default_status:
             return RequestTooLargeError("the body is longer than is allowed here")
         return self._error
 
     async def receive(self) -> Message:
-        """Raise what ``receive()`` has raised."""
+        """Raise the error that ``receive()`` has raised."""
         raise self._error
 
     async def read_to_end(self) -> None:
-        """Do nothing: there is nothing to be had of it."""
+        """Do nothing: the body cannot be read."""
 
     def close(self) -> None:
-        """Do nothing: it is kept nowhere."""
+        """Do nothing: the body is stored nowhere."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable
 
-from asgi_durable.middleware.asgi import Headers, Message, Send
+from asgi_durable.middleware.asgi import HOP_BY_HOP, Headers, Message, Send
 
 __all__ = [
     "CONTENT_LENGTH",
@@ -22,25 +22,15 @@ CONTENT_LENGTH = b"content-length"
 
 REPLAYED_HEADER = b"idempotent-replayed"
 # What only concerns the connection, the moment or one client's session; and what the library adds.
-_NOT_KEPT = frozenset(
-    {
-        REPLAYED_HEADER,
-        b"connection",
-        b"date",
-        b"keep-alive",
-        b"proxy-authenticate",
-        b"proxy-connection",
-        b"server",
-        b"server-timing",
-        b"te",
-        b"traceparent",
-        b"tracestate",
-        b"trailer",
-        b"transfer-encoding",
-        b"upgrade",
-        b"x-request-id",
-    }
-)
+_NOT_KEPT = HOP_BY_HOP | {
+    REPLAYED_HEADER,
+    b"date",
+    b"server",
+    b"server-timing",
+    b"traceparent",
+    b"tracestate",
+    b"x-request-id",
+}
 # How much the sender may send still.
 _OF_RATE_LIMITS = (b"ratelimit", b"x-ratelimit-", b"x-rate-limit-")
 _COOKIE = b"set-cookie"

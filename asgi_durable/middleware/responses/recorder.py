@@ -10,10 +10,10 @@ from asgi_durable.engine.requests.claims import ResponseCommit
 from asgi_durable.errors import DurableError, DurableUsageError, StorageError
 from asgi_durable.middleware.asgi import Headers, Message, Send, header_values
 from asgi_durable.middleware.policies.policy import IdempotencyPolicy
-from asgi_durable.middleware.policies.retry_after import RETRY_AFTER, said_delay, whole_seconds
+from asgi_durable.middleware.policies.retry_after import RETRY_AFTER, response_delay, whole_seconds
 from asgi_durable.middleware.problem_context import current_problem_context
 from asgi_durable.middleware.problem_details import send_problem
-from asgi_durable.middleware.request_bodies.long_body import Pieces
+from asgi_durable.middleware.request_bodies.long_body import ChunkedBody
 from asgi_durable.middleware.request_bodies.replayed_body import ReplayedBody
 from asgi_durable.middleware.responses.headers import IGNORED, add_headers, encode_headers
 from asgi_durable.middleware.responses.server_sent_events import is_event_stream
@@ -49,8 +49,9 @@ class ResponseRecorder:
         send: Where the messages go.
         policy: Which answers are kept.
         added_headers: Put on the answer, in place of the app's own of the same names.
-        request_body: Read to its end before an answer is kept. Its ``may_tell`` is set once a
-            client that goes away may stop the app: its answer is not kept, or is committed.
+        request_body: Read to its end before an answer is kept. Its
+            ``may_report_disconnect`` is set once a client that goes away may stop the app: its
+            answer is not kept, or is committed.
 
     Attributes:
         complete: True once nothing more is to be sent than what is on its way.
@@ -73,9 +74,9 @@ class ResponseRecorder:
     ) -> None:
         self._request = request
         self._send = send
-        self._may_tell = request_body.may_tell
+        self._may_report_disconnect = request_body.may_report_disconnect
         self._request_body = request_body
-        self._request_pieces = request_body.pieces
+        self._request_pieces = request_body.chunks
         self._policy = policy
         self._added_headers = added_headers
         self._start: Message | None = None
@@ -125,11 +126,11 @@ class ResponseRecorder:
         """Answer with an error of the library's, unless the client has an answer already."""
         await self._end_pause()
         self.complete = True
-        self._may_tell.set()
+        self._may_report_disconnect.set()
         if not self.has_sent:
             self._start_sent = True
             headers = [*self._added_headers, *self._policy.links]
-            await send_problem(self._send, self._policy.restated(error), headers=headers)
+            await send_problem(self._send, self._policy.with_own_status(error), headers=headers)
 
     async def close(self) -> None:
         """Pass nothing on any more by itself: the app has ended."""
@@ -213,7 +214,7 @@ class ResponseRecorder:
         if piece:
             await stream.write(piece)
         if not stream.is_kept:
-            self._may_tell.set()
+            self._may_report_disconnect.set()
 
     async def _end_pause(self) -> None:
         if self._pause is not None:
@@ -257,7 +258,7 @@ class ResponseRecorder:
         if self._stream is None:
             await self._send_body(start, more=False)
         else:
-            self._may_tell.set()
+            self._may_report_disconnect.set()
             await self._stream.end()
 
     def _delay(self, start: Message) -> float:
@@ -267,9 +268,9 @@ class ResponseRecorder:
             return 0.0
         about = current_problem_context.get()
         # What the library itself tells a client, the app has not said.
-        if about is not None and about.is_told_when:
+        if about is not None and about.has_retry_time:
             return self.retry_delay
-        said = said_delay(self._policy, start.get("headers", ()))
+        said = response_delay(self._policy, start.get("headers", ()))
         return self.retry_delay if said is None else said
 
     async def _commit(self, start: Message, delay: float) -> None:
@@ -304,7 +305,7 @@ class ResponseRecorder:
             kept = encode_headers(headers, keeps_cookies=self._policy.keep_cookies)
         return kept, bytes(self._body) if self._is_kept else None
 
-    async def _read_request(self, pieces: Pieces) -> None:
+    async def _read_request(self, pieces: ChunkedBody) -> None:
         """Read what the app has left of a long request: only the whole has a fingerprint.
 
         Raises:
@@ -336,7 +337,7 @@ class ResponseRecorder:
             msg = "a single transaction is committed with its answer, which was sent in pieces"
             raise DurableUsageError(msg)
         if not self._is_kept or not more:
-            self._may_tell.set()
+            self._may_report_disconnect.set()
         try:
             await self._pass_body(start, more=more)
         except OSError:

@@ -72,7 +72,7 @@ async def send_stored_response(
             "location": locations[0].decode("latin-1") if locations else None,
         }
         if policy is not None:
-            policy.restated(error)
+            policy.with_own_status(error)
         status, headers, body = problem_response(error, members=members)
         headers += policy.links if policy is not None else []
     elif status not in _WITHOUT_BODY and len(headers) < len(kept):

@@ -11,10 +11,9 @@ import logging
 from collections.abc import Callable, Iterable, MutableMapping
 from typing import Any
 
-from asgi_durable.middleware.asgi import Scope, header_values
+from asgi_durable.middleware.asgi import Scope, header_values, request_name
 from asgi_durable.middleware.installing.placement import is_session
 from asgi_durable.middleware.policies.policy import IdempotencyPolicy
-from asgi_durable.middleware.request_name import request_name
 from asgi_durable.middleware.responses.headers import (
     REPLAYED_HEADER,
     decode_headers,

@@ -430,7 +430,7 @@ def test_a_keyed_order_costs_three_commits_besides_its_transaction(
         with written_statements(durable) as statements:
             client.post("/orders", json={"name": "a"}, headers=KEY)
 
-    # The claim; the child's start; the last step, both ends and the answer.
+    # The claim; the child's start; the last step, both ends and the response.
     assert statements.count("COMMIT") == 3
 
 

@@ -34,7 +34,7 @@ from asgi_durable_litestar import DurablePlugin, idempotent
 
 KEY = {"Idempotency-Key": "k"}
 
-# What most applications are written in: parameters that Litestar infers from their names.
+# Most applications let Litestar infer path parameters from their names.
 pytestmark = pytest.mark.filterwarnings(r"ignore:\[paths=")
 
 

@@ -31,7 +31,7 @@ pytestmark = pytest.mark.filterwarnings(r"ignore:\[paths=")
 
 
 class Shop:
-    """What the applications of all frameworks do."""
+    """The work that the applications of all frameworks do."""
 
     def __init__(self, durable: Durable) -> None:
         self.durable = durable
@@ -145,6 +145,6 @@ def test_a_client_that_is_not_entered_has_everything(database_url: str, framewor
     seen = order_and_follow(make_client(make_app(durable, shop)))
     asyncio.run(durable.engine.stop())
 
-    # A connection that an event loop has left behind would be told of now.
+    # A connection that an event loop has left behind would cause a warning now.
     gc.collect()
     assert seen == [1, 1, 2, "delivered 1"]

@@ -37,7 +37,7 @@ def in_pieces(client: TestClient, path: str, key: str, body: bytes) -> httpx.Res
 
 
 class InPieces:
-    """Hands on what is sent as one body, as the test client does, in pieces as a server does."""
+    """Splits a body that the test client sends at once into chunks, as a server does."""
 
     def __init__(self, app: ASGIApp) -> None:
         self.app = app
@@ -163,7 +163,7 @@ def test_what_receive_raises_is_answered_as_without_a_key(
         unkeyed = client.post("/", content=b"x")
         refused = client.post("/", content=b"x", headers=KEY)
         done = [client.post("/", content=b"body", headers=KEY) for _ in range(2)]
-        # There is an answer under the key, which a body that nobody knows does not get.
+        # The key has a stored response, which a request with an unknown body does not get.
         other = client.post("/", content=b"x", headers=KEY)
         ignored = client.post("/ignore", content=b"x", headers={"Idempotency-Key": "other"})
 
@@ -172,7 +172,7 @@ def test_what_receive_raises_is_answered_as_without_a_key(
     assert [a.status_code for a in done] == [200, 200]
     assert calls == [b"body"]
     assert other.status_code == (422 if is_installed else 413)
-    # Without a body there is no fingerprint, and without that no answer for ever.
+    # Without a body there is no fingerprint, and without a fingerprint no stored response.
     if not is_installed:
         assert (ignored.status_code, ignored.json()["code"]) == (503, "OUTCOME_UNKNOWN")
 

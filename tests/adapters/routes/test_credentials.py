@@ -1,4 +1,4 @@
-"""Whose answer a client gets, behind what the frameworks have for sessions and credentials."""
+"""Each client gets its own response, behind the frameworks' sessions and authentication."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ class Lines(logging.Handler):
 
 @pytest.fixture
 def told() -> Iterator[list[str]]:
-    """What the log has been told about sessions."""
+    """The log lines about sessions."""
     logger, kept = logging.getLogger(WATCHED), Lines()
     logger.addHandler(kept)
     yield kept.lines
@@ -180,7 +180,7 @@ def test_an_api_key_that_is_declared_and_not_looked_at_is_refused(
         without = client.post(path, headers=KEY)
 
     assert refused(by_ada)
-    # The app's own answer, which nobody else's goes before.
+    # The app's own response, not that of another client.
     assert without.status_code == 401
 
 
@@ -310,7 +310,7 @@ def test_parts_of_litestars_long_sessions_tell_them_apart(url: str) -> None:
     assert answers == ["paid by ada", "paid by bob"]
 
 
-# What the log says
+# Log lines
 
 
 class Customer(SimpleUser):

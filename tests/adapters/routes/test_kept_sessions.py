@@ -109,14 +109,14 @@ def test_a_retried_login_gets_its_session_where_cookies_are_kept(
         client.get("/browse")
         guest = dict(client.cookies)
         first = client.post("/login", headers=KEY)
-        # The answer got lost, and with it the cookie.
+        # The response got lost, and with it the cookie.
         client.cookies.clear()
         client.cookies.update(guest)
         again = client.post("/login", headers=KEY)
         session = client.get("/session").json()
         twice = client.post("/login", headers=KEY)
         unchanged = client.post("/stay_out", headers={"Idempotency-Key": "other"})
-        # Older Starlettes set the cookie with every answer.
+        # Older versions of Starlette set the cookie with every response.
         is_always_set = "set-cookie" in client.get("/session").headers
 
     assert first.status_code == again.status_code == 200

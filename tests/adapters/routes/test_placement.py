@@ -75,7 +75,7 @@ class Lines(logging.Handler):
 
 @pytest.fixture
 def told() -> Iterator[Callable[[], list[str]]]:
-    """What the log has been told of, in order."""
+    """The log lines, in order."""
     logger, kept = logging.getLogger("asgi_durable.middleware.installing.placement"), Lines()
     logger.addHandler(kept)
 

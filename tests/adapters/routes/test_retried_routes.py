@@ -165,7 +165,7 @@ def test_the_retry_is_answered_as_the_first_try_would_have_been(
     assert answers[1].headers["idempotent-replayed"] == "true"
     assert shop.charged == [7]
     assert last is shop or last.charged == []
-    # The framework's background task of the try that was answered; and the durable one, once.
+    # The framework's background task of the successful attempt; and the durable one, once.
     assert last.receipts.count(-7) == 1
     assert (shop.receipts + (last.receipts if restarts else [])).count(7) == 1
 
@@ -199,7 +199,7 @@ def test_a_workflow_below_the_routes_own_does_the_same_again(url: str) -> None:
 
     assert failed.status_code == 500
     assert (done.status_code, done.json(), done.headers.get("x-given")) == (202, 7, "1")
-    # Who attaches to a workflow by its id gets its result alone.
+    # A request that attaches to a workflow by its id only gets its result.
     assert (other.status_code, other.headers.get("x-given")) == (202, None)
     assert shop.charged == [7, 7]
 

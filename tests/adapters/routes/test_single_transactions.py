@@ -1,4 +1,4 @@
-"""Handlers of frameworks that are one transaction, which is committed with their answer."""
+"""Handlers of frameworks that are one transaction, committed together with their response."""
 
 from __future__ import annotations
 

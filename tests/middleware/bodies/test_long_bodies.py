@@ -1,4 +1,4 @@
-"""Keyed requests whose bodies are too long to be kept: handed on as they arrive, and compared."""
+"""Keyed requests with bodies too long for the memory: passed on as they arrive, and compared."""
 
 from __future__ import annotations
 
@@ -39,13 +39,13 @@ def url(database_url: str) -> str:
 
 
 class Sender(Exchange):
-    """A client that sends its body piece by piece, and may wait before the last one, or leave.
+    """A client that sends its body in chunks, and may wait or disconnect before the last one.
 
     Attributes:
-        asked: How many pieces the server has taken.
-        gate: Where it waits before a piece; open at first.
-        waits_with: How many pieces it has left then.
-        leaves: True to go away in its place.
+        asked: Number of chunks that the server has taken.
+        gate: The gate that it waits at before a chunk; open at first.
+        waits_with: Number of chunks that are left at the gate.
+        leaves: True to disconnect at the gate.
     """
 
     def __init__(self, chunks: list[bytes] | None = None) -> None:
@@ -74,7 +74,7 @@ class Upload:
     Attributes:
         calls: How often it was called.
         ran: The steps that have run.
-        fails: What it raises after the second step.
+        fails: The error that it raises after the second step.
         reads: False to leave the body alone.
     """
 
@@ -102,7 +102,7 @@ class Upload:
     async def post(
         self, chunks: list[bytes] | None = None, *, sender: Sender | None = None, **scope: Any
     ) -> Sender:
-        """Send a request, in pieces."""
+        """Send a request, in chunks."""
         sender = sender or Sender(chunks)
         await self.app(keyed(**scope), sender.receive, sender.send)
         return sender
@@ -237,7 +237,7 @@ async def test_memory_does_not_grow_with_the_body(url: str) -> None:
     assert max(peaks) < 1024 * 1024
 
 
-# What the app leaves of the body
+# Bodies that the app does not read to the end
 
 
 @pytest.mark.parametrize("how", ["answers", "fails for good"])
@@ -260,7 +260,7 @@ async def test_for_an_answer_that_is_not_kept_the_rest_is_not_awaited(url: str) 
     async with upload.durable:
         refused = await upload.post(sender=sender)
         upload.fails = None
-        # Any body: that of the first try was never known.
+        # Any body: that of the first attempt was never known.
         retry = await upload.post(OTHER)
         again, first = await upload.post(OTHER), await upload.post(LONG)
 
@@ -367,7 +367,7 @@ async def test_who_looks_later_is_told_only_when_the_body_is_there(url: str) -> 
     async with upload.durable:
         call = asyncio.create_task(upload.app(scope, sender.receive, sender.send))
         await sender.gate.reached.wait()
-        # It has every chance to be told too early.
+        # It has every chance to get a response too early.
         await asyncio.wait([call], timeout=0.1)
         early = list(sender.sent)
         sender.gate.open()
@@ -401,13 +401,13 @@ async def test_a_client_that_leaves_in_the_middle_may_come_back_with_any_body(
     sender = Sender()
     sender.leaves = True
     async with upload.durable:
-        # The app is told at once; what it raises is the server's to log, as ever.
+        # The app gets the disconnect at once; the server logs the app's error, as ever.
         await asyncio.gather(upload.post(sender=sender), return_exceptions=True)
         retry = await upload.post(OTHER)
         again = await upload.post(OTHER)
 
     assert (retry.status, again.body) == (200, retry.body)
-    # What the app made of the part is not recorded: the retry comes to something else.
+    # The result of a part of the body is not recorded: the retry has another one.
     assert upload.ran == ["begin", "keep 2801"]
 
 
@@ -459,7 +459,7 @@ async def test_the_client_of_a_long_body_may_still_stop_the_work_after_it(url: s
     async with upload.durable, asyncio.timeout(60):
         call = asyncio.create_task(upload.post(sender=sender))
         await sender.gate.reached.wait()
-        # Whoever watches the client has every chance to take a piece of the body.
+        # The task that watches the client has every chance to take a chunk of the body.
         await asyncio.wait([call], timeout=0.1)
         sender.gate.open()
         await gate.reached.wait()
@@ -535,7 +535,7 @@ async def test_a_body_is_not_given_again_to_a_request_that_is_begun_again(url: s
     assert (retry.body, here.calls) == (b"3500", 2)
 
 
-# What a body is kept in
+# The file of a body
 
 
 async def test_the_file_of_a_body_is_closed_whatever_becomes_of_it(

@@ -1,4 +1,4 @@
-"""Requests that are legal and seldom, and answers whose rows are damaged."""
+"""Requests that are legal and rare, and responses whose rows are damaged."""
 
 from __future__ import annotations
 
@@ -108,7 +108,7 @@ async def test_any_path_can_be_called_with_a_key(
 
     assert [a.status for a in answers] == [200, 200]
     assert seen == [path]
-    # What people read has no characters that end a line, or that no text can have.
+    # Names for people have no characters that end a line, or that no text can have.
     assert name.isprintable()
     assert name.startswith("POST /")
 

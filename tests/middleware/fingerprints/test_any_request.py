@@ -1,4 +1,4 @@
-"""Whatever clients and apps send: no error of our own making, and the same answer again."""
+"""Any messages of clients and apps: no error of our own making, and the same response again."""
 
 from __future__ import annotations
 

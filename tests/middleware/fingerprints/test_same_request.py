@@ -1,4 +1,4 @@
-"""What makes another request of one, and what is the same request in another spelling."""
+"""Changes that make another request, and other spellings of the same request."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Whose key it is: principals, cookies, authorities, and what is refused."""
+"""The sender of a key: principals, cookies, authorities, and refusals."""
 
 from __future__ import annotations
 
@@ -146,7 +146,7 @@ def test_a_shared_credential_does_not_hide_the_session() -> None:
     assert of("session=ada", BASIC) != of("session=ada", BEARER)
 
 
-# What is refused
+# Refusals
 
 
 API_KEYS = ApiKeys.at(

@@ -82,7 +82,7 @@ async def test_a_twin_is_refused_at_once_in_the_dialects_that_have_it_so(
 
 
 class Counting:
-    """Counts its calls and answers with their number."""
+    """Counts its calls and responds with their number."""
 
     def __init__(self) -> None:
         self.calls = 0

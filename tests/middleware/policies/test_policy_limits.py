@@ -317,7 +317,7 @@ async def test_a_key_that_is_wrong_is_refused_with_any_storage(till: Till) -> No
     assert till.seen == []
 
 
-# What the problems say
+# Problem responses
 
 
 async def test_a_problem_names_the_key_and_where_to_look(url: str) -> None:

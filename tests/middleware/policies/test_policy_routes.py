@@ -16,7 +16,7 @@ NEEDS_KEY_TO_PUT = IdempotencyPolicy(required=True, methods=frozenset({"PUT"}))
 
 
 class App:
-    """Counts its calls and answers with their number."""
+    """Counts its calls and responds with their number."""
 
     def __init__(self) -> None:
         self.calls = 0

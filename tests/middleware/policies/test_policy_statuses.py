@@ -1,4 +1,4 @@
-"""Statuses of the library's own answers, where a policy has others."""
+"""Statuses of the library's own responses, where a policy sets others."""
 
 from __future__ import annotations
 

@@ -10,7 +10,7 @@ import pytest
 from support.asgi import Exchange, answer, exchange, keyed
 
 from asgi_durable import Durable, DurableError, DurableUsageError, IdempotencyPolicy, RetryPolicy
-from asgi_durable.middleware.policies.retry_after import policys_delay, said_delay
+from asgi_durable.middleware.policies.retry_after import policy_delay, response_delay
 
 pytestmark = pytest.mark.anyio
 
@@ -20,8 +20,8 @@ EXPONENTIAL = RetryPolicy(initial_interval=2.0, backoff=3.0, max_interval=20.0, 
 
 def delay(value: str | None, policy: IdempotencyPolicy = POLICY, attempts: int = 1) -> float:
     headers = [] if value is None else [(b"Retry-After", value.encode("latin-1"))]
-    said = said_delay(policy, headers)
-    return policys_delay(policy, attempts) if said is None else said
+    said = response_delay(policy, headers)
+    return policy_delay(policy, attempts) if said is None else said
 
 
 def from_now(seconds: float) -> datetime.datetime:
@@ -79,7 +79,7 @@ def test_a_delay_that_cannot_be_meant_is_refused(wrong: float) -> None:
 
 
 class Flaky:
-    """An application that fails as it is told."""
+    """An application that fails as a test asks for."""
 
     def __init__(self, url: str, **policy: object) -> None:
         self.durable = Durable(url, idempotency=IdempotencyPolicy(**policy))

@@ -114,7 +114,7 @@ async def test_an_apps_own_500_is_sent_before_what_follows_it() -> None:
             sent.extend(exchanged.sent)
             raise
 
-    # Whoever calls the app may be handling an error of the library.
+    # The caller of the app may be handling an error of the library.
     with pytest.raises(LookupError):
         try:
             raise DurableError("outside")

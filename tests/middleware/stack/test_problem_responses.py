@@ -1,4 +1,4 @@
-"""What problem answers to keyed requests say: whose they are, and whether to come back."""
+"""Problem responses to keyed requests: their request, and whether to send it again."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def durable_with(url: str, **policy: object) -> Durable:
 
 
 def is_about_key(result: Exchange, code: str, *, run: int | None = 1) -> dict[str, Any]:
-    """Check that a problem answer has all members of one about a key, and return them."""
+    """Check that a problem response has all members of one about a key, and return them."""
     problem: dict[str, Any] = json.loads(result.body)
     (durable_id,) = result.headers("durable-id")
     assert problem["code"] == code
@@ -52,7 +52,7 @@ def is_about_key(result: Exchange, code: str, *, run: int | None = 1) -> dict[st
 
 
 async def raised(url: str, error: Exception, *, key: bool = True) -> Exchange:
-    """Return the answer where a handler raises."""
+    """Return the response where a handler raises."""
     durable, exchanged = durable_with(url), Exchange(b"")
 
     async def serve(scope, receive, send) -> None:
@@ -107,7 +107,7 @@ async def test_a_frameworks_handler_of_errors_says_so_as_well(url: str) -> None:
     assert is_about_key(result, "CLOSED")["retryable"] is True
 
 
-# Whose they are
+# The request of a response
 
 
 async def test_answers_about_a_twin_a_misuse_and_a_lost_answer(database_url: str) -> None:

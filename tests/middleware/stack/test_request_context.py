@@ -195,7 +195,7 @@ async def test_the_scope_has_the_context_too() -> None:
 
 
 async def baggage_of(*headers: str, keys: Iterable[str] = ("tenant", "plan")) -> str | None:
-    """Send a request with lines of baggage; return what may be kept of them."""
+    """Send a request with lines of baggage; return the part that may be recorded."""
     app = App()
     middleware = RequestContextMiddleware(app, baggage_keys=list(keys))
     await exchange(middleware, http_scope(headers=[("Baggage", line) for line in headers]))

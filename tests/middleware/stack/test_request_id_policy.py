@@ -30,7 +30,7 @@ REJECT = RequestIdPolicy(on_invalid="reject")
 
 
 class App:
-    """Counts its requests and answers them."""
+    """Counts its requests and responds to them."""
 
     def __init__(self) -> None:
         self.calls = 0
