@@ -49,7 +49,7 @@ def test_no_word_needs_to_be_read_twice(path: Path) -> None:
         '"""Reads a row. Who waits for it is told."""',
         "# The twin of a request.",
         "# It is kept for a day.",
-        "# In a database, SQLite say.",
+        "# In a database, say SQLite.",
     ],
 )
 def test_a_banned_word_is_found(tmp_path: Path, text: str) -> None:
