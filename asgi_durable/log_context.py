@@ -90,7 +90,7 @@ def _is_replayed(frame: Frame | None) -> bool:
         frame is not None
         and frame.run is not None
         and frame.step_name is None
-        and frame.run.is_replaying
+        and frame.run.log.is_replaying
     )
 
 

@@ -12,7 +12,7 @@ from fastapi.security import SecurityScopes
 
 import asgi_durable_starlette
 from asgi_durable import Durable
-from asgi_durable.engine.process.injected_parameters import filled_with
+from asgi_durable.engine.process.parameters import filled_with
 from asgi_durable_fastapi.openapi import describe_keys
 from asgi_durable_starlette import current_durable, current_request_context, idempotent
 

@@ -31,7 +31,7 @@ from asgi_durable import (
     IdempotencyPolicy,
     RequestContext,
 )
-from asgi_durable.engine.process.injected_parameters import filled_with
+from asgi_durable.engine.process.parameters import filled_with
 from asgi_durable.middleware.installing.bare_routes import refuse_bare_routes
 from asgi_durable.middleware.policies.policy_routes import RouterView, idempotent
 from asgi_durable.middleware.problem_details import problem_response

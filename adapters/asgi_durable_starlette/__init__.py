@@ -26,7 +26,7 @@ from asgi_durable import (
     DurableUsageError,
     IdempotencyMiddleware,
 )
-from asgi_durable.engine.process.injected_parameters import filled_with
+from asgi_durable.engine.process.parameters import filled_with
 from asgi_durable.middleware.installing.bare_routes import refuse_bare_routes
 from asgi_durable.middleware.installing.placement import class_of, classes_within
 from asgi_durable.middleware.policies.policy_routes import RouterView, idempotent

@@ -18,8 +18,8 @@ from asgi_durable.engine.process.definitions import (
 )
 from asgi_durable.engine.runs.call import WorkflowOptions
 from asgi_durable.engine.runs.frame import Frame, current_frame, enter_event_loop
-from asgi_durable.engine.runs.run_end import RunStopped
 from asgi_durable.engine.steps.sleep import checked_seconds
+from asgi_durable.engine.stopping import RunStopped
 from asgi_durable.errors import DurableUsageError, WorkflowInterruptedError
 
 __all__ = ["BlockingEngine", "Verb"]

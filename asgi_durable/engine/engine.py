@@ -18,7 +18,6 @@ from asgi_durable.engine.recorded_queries import RecordedQueries
 from asgi_durable.engine.requests.claims import Requests
 from asgi_durable.engine.runs.call import Call, WorkflowOptions
 from asgi_durable.engine.runs.frame import Frame, current_frame
-from asgi_durable.engine.runs.outbox import Outbox
 from asgi_durable.engine.runs.run import Run
 from asgi_durable.engine.steps.sleep import checked_seconds, plain_sleep, run_sleep
 from asgi_durable.engine.steps.step import run_step
@@ -115,7 +114,7 @@ class Engine(EngineLifecycle):
         run = self._calling_run(definition)
         if run is None:
             return self.start_workflow(definition, args, kwargs, WorkflowOptions())
-        outbox = run.outbox = run.outbox or Outbox(run)
+        outbox = run.open_outbox()
         number = outbox.next_number()
         call = Call(
             definition=definition,

@@ -223,7 +223,7 @@ def _mark_final(context: ProblemContext | None) -> None:
         context.is_resumable = False
     frame = current_frame.get()
     if frame is not None and frame.run is not None:
-        frame.run.has_final_answer = True
+        frame.run.mark_response_final()
 
 
 def _phrase(status_code: int) -> str:

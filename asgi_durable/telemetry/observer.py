@@ -74,7 +74,7 @@ class ObservedRun(Observed):
             until_us: When its first sleep ends; microseconds since 1970, UTC.
         """
 
-    def retry_here(self) -> str | None:
+    def continued(self) -> str | None:
         """Take note that it sleeps no more, if it did.
 
         Returns:

@@ -15,9 +15,9 @@ from asgi_durable.codec.typed.canonical import Canonical
 from asgi_durable.codec.types import function_hints
 from asgi_durable.codec.values import Values
 from asgi_durable.engine.process.function_values import FunctionValues
-from asgi_durable.engine.process.injected_parameters import InjectionRules
-from asgi_durable.engine.process.signatures import (
+from asgi_durable.engine.process.parameters import (
     IS_OPTIONAL,
+    InjectionRules,
     default_of,
     owner_parameter,
     require_function,

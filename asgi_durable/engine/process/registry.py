@@ -16,8 +16,8 @@ from asgi_durable.codec.typed.digests import ArgumentDigest, digest_of, digests_
 from asgi_durable.codec.values import Values
 from asgi_durable.concurrency.thread_pool import SyncFunctionPool
 from asgi_durable.engine.process.definitions import Definition, WorkflowDefinition
-from asgi_durable.engine.process.injected_parameters import InjectionRules
-from asgi_durable.engine.replay.results import read_error
+from asgi_durable.engine.process.parameters import InjectionRules
+from asgi_durable.engine.process.recorded_errors import read_error
 from asgi_durable.errors import DecodeError, DurableUsageError
 from asgi_durable.payloads import Payloads
 from asgi_durable.storage.records import WorkflowRecord

@@ -11,8 +11,9 @@ from asgi_durable.concurrency.backoff import Backoff, is_worth_logging
 from asgi_durable.engine.process.log_text import error_text, workflows_text
 from asgi_durable.engine.recovery.resumption import Resumption
 from asgi_durable.engine.runs.active_runs import ActiveRuns
-from asgi_durable.engine.runs.run import Run, Services
-from asgi_durable.engine.runs.run_end import Interrupted
+from asgi_durable.engine.runs.run import Run
+from asgi_durable.engine.runs.services import Services
+from asgi_durable.engine.stopping import Interrupted
 from asgi_durable.errors import StorageError
 from asgi_durable.storage.records import StoredRun, WorkflowRecord
 
@@ -81,7 +82,7 @@ class Recovery:
     def on_interrupted(self, run: Run, end: Interrupted) -> None:
         """Decide what to do about a run that ended without an outcome."""
         if end.is_released:
-            if run.children:
+            if run.log.children:
                 # A retry has reopened the failed children, and may not have called them again.
                 self.sweep_soon()
             return
@@ -97,7 +98,7 @@ class Recovery:
         if run.claimed.get():
             self._parked.pop(run.workflow_id, None)
         # Not `task.cancelling()`: a failed task group may leave that set (Python 3.11).
-        if run.is_loop_ending():
+        if run.stopping.is_loop_ending():
             # The event loop is shutting down; the next event loop to call the engine sweeps.
             self._wanted = True
         else:

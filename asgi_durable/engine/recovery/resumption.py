@@ -10,9 +10,10 @@ from collections.abc import Callable, Coroutine, Iterable, Sequence
 from typing import Any
 
 from asgi_durable.engine.runs.active_runs import ActiveRuns
-from asgi_durable.engine.runs.run import Run, Services
+from asgi_durable.engine.runs.run import Run
 from asgi_durable.engine.runs.run_end import RunEnd
 from asgi_durable.engine.runs.runner import WorkflowRunner
+from asgi_durable.engine.runs.services import Services
 from asgi_durable.errors import StorageUnavailableError, WorkflowInterruptedError
 from asgi_durable.storage.records import StoredRun, WorkflowRecord
 from asgi_durable.storage.writes import CancelWorkflow, OutcomeKind

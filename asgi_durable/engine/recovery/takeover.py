@@ -10,7 +10,8 @@ from collections.abc import Callable
 from asgi_durable.engine.process.log_text import workflows_text
 from asgi_durable.engine.recovery.own_workflows import PAGE_PAUSE_SECONDS, PAGE_SIZE, Recovery
 from asgi_durable.engine.recovery.resumption import Resumption
-from asgi_durable.engine.runs.run import Run, Services
+from asgi_durable.engine.runs.run import Run
+from asgi_durable.engine.runs.services import Services
 from asgi_durable.engine.runs.suspension import asleep_until_us
 from asgi_durable.errors import StorageError
 from asgi_durable.storage.protocol import Beat, Runnable
@@ -168,7 +169,7 @@ class Takeover:
             if not has_ended and not run.has_progressed:
                 # Invariant: durable before the next suspect begins. If the next one crashes the
                 # process, this one must not be blamed.
-                await run.commit(ClearCrashCount(run.workflow_id, run.executor_id))
+                await run.writes.commit(ClearCrashCount(run.workflow_id, run.executor_id))
 
 
 def _tasks(runs: list[Run]) -> list[asyncio.Task[None]]:

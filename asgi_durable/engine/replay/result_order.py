@@ -1,8 +1,8 @@
 """The order in which the code of a run sees its results: the same on every replay.
 
 Code may ask which of several calls ended first (``asyncio.wait(…, FIRST_COMPLETED)``,
-``asyncio.as_completed``). Each record has a time, later than those of all records before it. A
-replay hands recorded results out in the order of these times, one after the other, and lets the
+``asyncio.as_completed``). Each record has a time, later than the times of all records before it.
+A replay returns recorded results in the order of these times, one after the other, and lets the
 code react to each before the next. A first execution does the same where two calls end at almost
 the same moment.
 """
@@ -13,22 +13,16 @@ import asyncio
 import logging
 from collections import deque
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from asgi_durable.codec.values import Values
 from asgi_durable.errors import DecodeError
 from asgi_durable.storage.records import SLEEP, StepRecord, WorkflowRecord
 
-if TYPE_CHECKING:
-    from asgi_durable.engine.runs.run import Run
-
 __all__ = [
     "ResultOrder",
     "end_of_child",
     "end_of_sleep",
-    "expect_result_at",
-    "forget_result",
-    "in_turn",
     "latest_time_us",
     "recorded_order",
     "sleep_output",
@@ -36,18 +30,19 @@ __all__ = [
 
 logger = logging.getLogger(__name__)
 
-# Loop iterations that code gets to react to a result. `asyncio.wait` needs three, and each task
-# group, `gather` or task around it two more.
+# How many iterations of the event loop the code gets to react to a result. `asyncio.wait` needs
+# three, and each task group, `gather` or task around it two more.
 REACTION_ITERATIONS = 8
-# How long results wait for a recorded one that the code does not ask for.
+# How long results wait for a recorded result that the code does not ask for.
 LONGEST_WAIT_SECONDS = 1.0
 
 
 class ResultOrder:
-    """Hands out the results of one run, in the order of their times.
+    """Returns the results of one run in the order of their times.
 
     Args:
-        run: The run.
+        workflow_id: The run's workflow, for log lines.
+        loop: The run's event loop.
         recorded: Time and number of each result of earlier executions, in order.
     """
 
@@ -57,16 +52,23 @@ class ResultOrder:
         "_is_counting",
         "_iterations_left",
         "_last_task",
+        "_loop",
         "_recorded",
-        "_run",
         "_timer",
         "_waiting",
+        "_workflow_id",
     )
 
-    def __init__(self, run: Run, recorded: Iterable[tuple[int, int]] = ()) -> None:
-        self._run = run
+    def __init__(
+        self,
+        workflow_id: str,
+        loop: asyncio.AbstractEventLoop,
+        recorded: Iterable[tuple[int, int]] = (),
+    ) -> None:
+        self._workflow_id = workflow_id
+        self._loop = loop
         self._recorded = deque(recorded)
-        # Times of results that this execution has made, or knows will come, by their numbers.
+        # The times of results that this execution has made, or expects, by their numbers.
         self._due: dict[int, int] = {}
         self._waiting: dict[int, asyncio.Future[None]] = {}
         self._last_task: asyncio.Task[Any] | None = None
@@ -76,15 +78,15 @@ class ResultOrder:
         self._has_passed = False
 
     def expect(self, number: int, time_us: int) -> None:
-        """Let later results wait for one that has its time already."""
+        """Let later results wait for a result that has its time already."""
         self._due[number] = time_us
 
     def time_of(self, number: int) -> int | None:
-        """Return the time that a result of this execution has already, ``None`` if it has none."""
+        """Return the time that a result already has, ``None`` if it has none."""
         return self._due.get(number)
 
     def forget(self, number: int) -> None:
-        """Let nobody wait for a result: its call was cancelled, or nobody asks for it."""
+        """Let no result wait for this one: its call was cancelled, or its result is not used."""
         self._due.pop(number, None)
         self._waiting.pop(number, None)
         if self._recorded and self._recorded[0][1] == number:
@@ -94,20 +96,17 @@ class ResultOrder:
         self._count()
 
     def may_pass(self, number: int, time_us: int) -> bool:
-        """Tell whether a result may be handed out now, without waiting."""
+        """Tell whether a result may be returned now, without waiting."""
         first = self._first()
         if first is not None and first[1] != number and first < (time_us, number):
             return False
-        # The task that got the last result has reacted to it: it has come here since.
+        # The task that got the last result has reacted to it, as it asks for another one.
         return not self._iterations_left or asyncio.current_task() is self._last_task
 
     async def wait(self, number: int, time_us: int) -> None:
-        """Wait until all earlier results are handed out, and the code has reacted to them."""
+        """Wait until all earlier results are returned, and the code has reacted to them."""
         self._due.setdefault(number, time_us)
-        turn = self._waiting[number] = self._run.loop.create_future()
-        if self._run.sleeping is not None:
-            # A sleep may be over by the clock, and not know it yet.
-            self._run.sleeping.wake_until(time_us)
+        turn = self._waiting[number] = self._loop.create_future()
         self._count()
         try:
             await turn
@@ -115,19 +114,24 @@ class ResultOrder:
             self.forget(number)
             raise
 
-    def passed(self, number: int) -> None:
-        """Take note that a result is handed out to the current task."""
+    def passed(self, number: int, *, has_other_calls: bool) -> None:
+        """Record that a result is returned to the current task.
+
+        Args:
+            number: The number of its call.
+            has_other_calls: True if other calls of the run are under way.
+        """
         if self._recorded and self._recorded[0][1] == number:
             self._recorded.popleft()
         self._due.pop(number, None)
         self._has_passed = True
-        if self._recorded or self._due or self._run.has_other_calls:
+        if self._recorded or self._due or has_other_calls:
             self._last_task = asyncio.current_task()
             self._iterations_left = REACTION_ITERATIONS
             self._count()
 
     def end(self) -> None:
-        """Let everybody go: the run was stopped, and its code is to learn of it."""
+        """Let every waiting call continue: the run is stopped, and its code must see that."""
         self._recorded.clear()
         self._due.clear()
         self._last_task = None
@@ -138,10 +142,10 @@ class ResultOrder:
             _set(self._waiting.popitem()[1])
 
     def _first(self) -> tuple[int, int] | None:
-        """Return time and number of the earliest result that is not handed out yet."""
+        """Return the time and number of the earliest result that is not returned yet."""
         first = self._recorded[0] if self._recorded else None
         if self._due:
-            # A copy: transactions that are not async note their times in their threads.
+            # A copy: `def` transactions set their times in their threads.
             due = min((time_us, number) for number, time_us in list(self._due.items()))
             return due if first is None or due < first else first
         return first
@@ -149,7 +153,7 @@ class ResultOrder:
     def _count(self) -> None:
         if not self._is_counting and (self._waiting or self._iterations_left):
             self._is_counting = True
-            self._run.loop.call_soon(self._next_iteration)
+            self._loop.call_soon(self._next_iteration)
 
     def _next_iteration(self) -> None:
         self._is_counting = False
@@ -161,16 +165,16 @@ class ResultOrder:
         first = self._first()
         turn = self._waiting.pop(first[1], None) if first is not None else None
         if turn is not None:
-            # What it wakes comes to `passed` in the next iteration.
+            # The call that it wakes comes to `passed` in the next iteration.
             self._iterations_left = REACTION_ITERATIONS
             _set(turn)
             self._count()
         elif self._waiting and self._recorded and self._timer is None:
             self._has_passed = False
-            self._timer = self._run.loop.call_later(LONGEST_WAIT_SECONDS, self._give_up)
+            self._timer = self._loop.call_later(LONGEST_WAIT_SECONDS, self._give_up)
 
     def _give_up(self) -> None:
-        """Go on without an order, if the code does not ask for the result that comes next."""
+        """Continue without an order if the code does not ask for the result that comes next."""
         self._timer = None
         if not self._waiting or not self._recorded:
             return
@@ -178,54 +182,19 @@ class ResultOrder:
             logger.warning(
                 "Workflow %s: its code has not come to entry %d of its log, which was recorded "
                 "first; the results of its other calls come in any order from here on",
-                self._run.workflow_id,
+                self._workflow_id,
                 self._recorded[0][1],
             )
             self._recorded.clear()
         self._count()
 
 
-async def in_turn(run: Run, number: int, time_us: int) -> None:
-    """Wait until it is the turn of a call's result.
-
-    Args:
-        run: The run.
-        number: The call's place in the log.
-        time_us: Of its record.
-
-    Raises:
-        RunStopped: The run must not go on.
-    """
-    order = run.order
-    if order is None:
-        if not run.has_other_calls:
-            return
-        order = run.order = ResultOrder(run)
-    if not order.may_pass(number, time_us):
-        await order.wait(number, time_us)
-        run.refuse_if_stopped()
-    order.passed(number)
-
-
-def expect_result_at(run: Run, number: int, time_us: int) -> None:
-    """Let the results of later records wait for one that is not handed out at once."""
-    if run.order is None:
-        run.order = ResultOrder(run)
-    run.order.expect(number, time_us)
-
-
-def forget_result(run: Run, number: int) -> None:
-    """Let nobody wait for a call's result any more."""
-    if run.order is not None:
-        run.order.forget(number)
-
-
 def recorded_order(
     values: Values, steps: Iterable[StepRecord], children: Iterable[WorkflowRecord]
 ) -> list[tuple[int, int]]:
-    """Return time and number of each result in a log, in order.
+    """Return the time and number of each result in a log, in order.
 
-    A sleep has the time at which it ends.
+    The time of a sleep is when it ends.
     """
     order = [(_time_of(values, step), step.step_number) for step in steps if step.is_finished]
     order += [
@@ -245,23 +214,23 @@ def latest_time_us(steps: Iterable[StepRecord], children: Iterable[WorkflowRecor
 
 
 def end_of_child(child: WorkflowRecord) -> int:
-    """Return when a workflow has ended, by the clock of whoever has ended it.
+    """Return when a workflow ended, by the clock of the process that ended it.
 
-    That may be behind; but it was not before the call.
+    That clock may be behind; but the workflow did not end before it was called.
     """
     return max(child.created_at_us, child.updated_at_us)
 
 
 def sleep_output(values: Values, ahead_us: int) -> bytes:
-    """Return what the record of a sleep holds: how far its log is ahead of the clock.
+    """Return the output of a sleep's record: how far its log is ahead of the clock.
 
-    The sleep ends by the clock, and the order of results is that of the log.
+    The sleep ends by the clock; its place among the results follows the times of the log.
     """
     return values.write(ahead_us or None)[0]
 
 
 def end_of_sleep(values: Values, sleep: StepRecord) -> int:
-    """Return when a sleep ends, as times in its log are."""
+    """Return when a sleep ends, in the times of its log."""
     try:
         return sleep.finished_at_us + (values.read(sleep.output or b"null") or 0)
     except DecodeError:

@@ -37,10 +37,11 @@ from asgi_durable.engine.requests.response_commit import ResponseCommit
 from asgi_durable.engine.requests.response_streams import StreamDamagedError, StreamLog, Streams
 from asgi_durable.engine.requests.sealed_responses import opened_response
 from asgi_durable.engine.runs.active_runs import ActiveRuns, wait_for
-from asgi_durable.engine.runs.run import Run, Services
-from asgi_durable.engine.runs.run_end import CancelledElsewhereError, Interrupted, RunEnd
-from asgi_durable.engine.runs.spans import keep_span
+from asgi_durable.engine.runs.run import Run
+from asgi_durable.engine.runs.run_end import RunEnd
+from asgi_durable.engine.runs.services import Services
 from asgi_durable.engine.steps.single_transaction import SingleTransaction
+from asgi_durable.engine.stopping import CancelledElsewhereError, Interrupted
 from asgi_durable.engine.workflows.cancellation import Cancellation
 from asgi_durable.engine.workflows.result_waiters import ResultWaiters
 from asgi_durable.errors import (
@@ -303,7 +304,7 @@ class Requests:
             if self._services.application is not None:
                 msg = "single_transaction=True needs the step log in the application's database"
                 raise DurableUsageError(msg)
-            run.single_transaction = SingleTransaction(run, give_up_at)
+            run.limit_to(SingleTransaction(run, give_up_at))
         return run
 
     async def _outcome_of_claim(self, run: Run, fingerprint: str, rename_by: float) -> Claim | None:
@@ -330,17 +331,17 @@ class Requests:
 
     async def _drive(self, run: Run, handler: Handler, retention: Retention) -> RunEnd:
         if not await self._may_begin_unclaimed(run):
-            run.single_transaction = None
-            outcome = await run.commit(ClaimRequest(run.workflow))
+            run.lift_limit()
+            outcome = await run.writes.commit(ClaimRequest(run.workflow))
             if outcome.kind is OutcomeKind.CONFLICT and outcome.existing is not None:
                 refused = RefusedError(outcome.existing, outcome.response)
                 return Interrupted(refused, is_released=True)
-            run.check(outcome)
+            run.writes.check(outcome)
             if outcome.kind is OutcomeKind.RESUMED:
                 own_span = run.workflow.last_span
                 for stored in await self._services.storage.load_runs([run.workflow_id]):
                     run.load(stored)
-                keep_span(run, own_span)
+                run.record_span(own_span)
         stream = StreamLog(run, self._outcomes.wake)
         request = ResponseCommit(run, self._active, retention, stream)
         run.claimed.set(True)
@@ -351,7 +352,7 @@ class Requests:
             if run.single_transaction is not None:
                 await run.single_transaction.roll_back()
                 # Each refers to the other, and both are over.
-                run.single_transaction = None
+                run.lift_limit()
         if request.ending is not None:
             return request.ending
         return run.stopped or Interrupted(

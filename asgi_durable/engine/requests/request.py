@@ -9,7 +9,8 @@ from collections.abc import Callable, Sequence
 from asgi_durable.codec.sealing.sealer import REQUEST
 from asgi_durable.engine.process.settings import Retention
 from asgi_durable.engine.runs.call import kept_context
-from asgi_durable.engine.runs.run import Run, Services
+from asgi_durable.engine.runs.run import Run
+from asgi_durable.engine.runs.services import Services
 from asgi_durable.fast_dataclass import fast_dataclass
 from asgi_durable.storage.records import WorkflowRecord, WorkflowState
 

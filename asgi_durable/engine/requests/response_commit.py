@@ -7,17 +7,16 @@ import contextlib
 import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import replace
 
 from asgi_durable.engine.process.settings import Retention
-from asgi_durable.engine.replay.recorded_calls import unused_log
 from asgi_durable.engine.requests.redirects import redirect_writes
 from asgi_durable.engine.requests.request import note
 from asgi_durable.engine.requests.response_streams import StreamLog
 from asgi_durable.engine.requests.sealed_responses import sealed_response
 from asgi_durable.engine.runs.active_runs import ActiveRuns
 from asgi_durable.engine.runs.run import Run
-from asgi_durable.engine.runs.run_end import Completed, Interrupted, RunEnd, RunStopped
+from asgi_durable.engine.runs.run_end import Completed, RunEnd
+from asgi_durable.engine.stopping import Interrupted, RunStopped
 from asgi_durable.errors import StorageError, WorkflowInterruptedError
 from asgi_durable.storage.records import ResponseRecord, WorkflowState
 from asgi_durable.storage.writes import (
@@ -80,9 +79,9 @@ class ResponseCommit:
         return self._has_durable_log and self.has_recorded
 
     @property
-    def has_final_answer(self) -> bool:
+    def has_final_response(self) -> bool:
         """True once the handler has said that its answer is final, whatever its status."""
-        return self._run.has_final_answer
+        return self._run.has_final_response
 
     @property
     def attempts(self) -> int:
@@ -97,12 +96,12 @@ class ResponseCommit:
 
     def telling_of_stop(self, tell: Callable[[], None]) -> AbstractContextManager[None]:
         """Call *tell* once the engine begins to stop, while inside."""
-        return self._active.telling_of_drain(tell)
+        return self._active.calling_on_drain(tell)
 
     def give_up(self) -> None:
         """Make the next answer final, whatever is recorded."""
         self._is_given_up = True
-        self._run.has_final_answer = True
+        self._run.mark_response_final()
 
     def set_fingerprint(self, fingerprint: str) -> None:
         """Put the fingerprint, now that it is known, in the place of what stands for it.
@@ -113,10 +112,12 @@ class ResponseCommit:
         pending = run.workflow.fingerprint
         if run.closed or run.stopped is not None or pending is None:
             return
-        run.workflow = replace(run.workflow, fingerprint=fingerprint)
+        run.set_fingerprint(fingerprint)
         # A run that is stopped by that notices in what it writes next.
         with contextlib.suppress(RunStopped):
-            run.submit(SetFingerprint(run.workflow_id, run.executor_id, pending, fingerprint))
+            run.writes.submit(
+                SetFingerprint(run.workflow_id, run.executor_id, pending, fingerprint)
+            )
 
     async def finish(
         self,
@@ -153,7 +154,7 @@ class ResponseCommit:
             forgotten_at_us=forgotten_at_us,
             stream_end=stream_end,
         )
-        unused = None if self._is_given_up else unused_log(run)
+        unused = None if self._is_given_up else run.log.check_end()
         if unused is not None:
             raise unused.error
         sealer = run.services.registry.sealer
@@ -190,7 +191,7 @@ class ResponseCommit:
             await run.single_transaction.roll_back()
             if retry_at_us is not None:
                 # There is a row only where it has to be known that it is too soon.
-                run.submit(StartWorkflow(run.workflow))
+                run.writes.submit(StartWorkflow(run.workflow))
         # In any case: a COMMIT in SQL may have left a row.
         await self._commit(release)
         reason = "it failed and waits for its retry"
@@ -212,7 +213,7 @@ class ResponseCommit:
             await run.single_transaction.roll_back()
             outcome = DONE
         else:
-            outcome = await run.commit(ReleaseWorkflow(run.workflow_id, run.executor_id))
+            outcome = await run.writes.commit(ReleaseWorkflow(run.workflow_id, run.executor_id))
         # Else it is left to the next sweep.
         if outcome.kind is OutcomeKind.DONE:
             interrupted = WorkflowInterruptedError(run.workflow_id, "its client has gone")
@@ -239,7 +240,7 @@ class ResponseCommit:
         if run.single_transaction is not None:
             await run.single_transaction.roll_back()
         # Invariant: it is kept before the key is free. What is there already is left as it is.
-        await asyncio.gather(*(run.commit(write) for write in redirect))
+        await asyncio.gather(*(run.writes.commit(write) for write in redirect))
         if run.single_transaction is None:
             await self._commit(ForgetRequest(run.workflow_id, run.executor_id))
         reason = "it was refused before it began"
@@ -250,20 +251,20 @@ class ResponseCommit:
         """Make the answer durable, and with it what the request has done."""
         single = self._run.single_transaction
         if single is None:
-            self._has_durable_log = self._run.is_all_durable()
+            self._has_durable_log = self._run.writes.is_all_durable()
             await self._commit(end)
         elif single.is_held:
             await single.answer(end)
         else:
             # In one commit as well: it has not called its transaction, or that has failed.
-            self._run.submit(StartWorkflow(self._run.workflow))
+            self._run.writes.submit(StartWorkflow(self._run.workflow))
             await self._commit(end)
 
     async def _commit(self, write: Write) -> None:
         """Make a write durable, and all that was written before it."""
         try:
-            self._run.submit(write)
-            await self._run.settle()
+            self._run.writes.submit(write)
+            await self._run.writes.wait_durable()
         except RunStopped:
             stopped = self._run.stopped
             raise (stopped.error if stopped is not None else StorageError()) from None

@@ -11,7 +11,7 @@ from dataclasses import replace
 from asgi_durable.codec.sealing.sealer import PIECE, Sealer
 from asgi_durable.concurrency.backoff import Backoff
 from asgi_durable.engine.runs.run import Run
-from asgi_durable.engine.runs.run_end import RunStopped
+from asgi_durable.engine.stopping import RunStopped
 from asgi_durable.engine.workflows.result_waiters import ResultWaiters, Waiter
 from asgi_durable.errors import DecodeError, EncryptionKeyMissingError, StorageError
 from asgi_durable.storage.protocol import PAGE_BYTES, StepLog
@@ -69,7 +69,7 @@ class StreamLog:
     @property
     def is_stopped(self) -> bool:
         """True once nothing is recorded any more."""
-        return self._run.interruption() is not None
+        return self._run.stopping.check() is not None
 
     async def read(self, after: int) -> list[ChunkRecord]:
         """Return the next pieces that earlier executions have recorded; see ``StepLog``.
@@ -98,10 +98,10 @@ class StreamLog:
         run = self._run
         if run.closed:
             raise RunStopped
-        run.refuse_if_stopped()
+        run.stopping.raise_if_stopped()
         for piece in pieces:
-            run.submit(RecordChunk(self._sealed(piece), run.executor_id))
-        await run.settle()
+            run.writes.submit(RecordChunk(self._sealed(piece), run.executor_id))
+        await run.writes.wait_durable()
         self._on_grown(self.workflow_id)
 
     def _sealed(self, piece: ChunkRecord) -> ChunkRecord:

@@ -11,9 +11,10 @@ from asgi_durable.engine.requests.request_servers import RequestServers
 from asgi_durable.engine.requests.response_commit import ResponseCommit
 from asgi_durable.engine.requests.response_streams import StreamLog
 from asgi_durable.engine.runs.active_runs import ActiveRuns
-from asgi_durable.engine.runs.run import Run, Services
-from asgi_durable.engine.runs.run_end import Completed, Interrupted, RunEnd
-from asgi_durable.engine.runs.spans import keep_span, observed_run
+from asgi_durable.engine.runs.run import Run
+from asgi_durable.engine.runs.run_end import Completed, RunEnd
+from asgi_durable.engine.runs.services import Services
+from asgi_durable.engine.stopping import Interrupted
 from asgi_durable.errors import DecodeError, WorkflowInterruptedError
 
 __all__ = ["RecoveredRequests"]
@@ -53,8 +54,8 @@ class RecoveredRequests:
             await begin(Retention()).leave_for_retry()
         else:
             logger.info("Request %s goes on without its client", run.workflow_id)
-            with observed_run(run) as observed:
-                keep_span(run, observed.begin())
+            with run.observe() as observed:
+                run.record_span(observed.begin())
                 await server.resume(data, begin)
                 ending = requests[-1].ending if requests else None
                 if isinstance(ending, Completed):

@@ -12,17 +12,17 @@ from typing import Any, TypeVar
 
 from asgi_durable.concurrency.once import Once
 from asgi_durable.engine.process.log_text import workflows_text
-from asgi_durable.engine.replay.results import infrastructure_error_in
+from asgi_durable.engine.process.recorded_errors import infrastructure_error_in
 from asgi_durable.engine.runs.frame import Frame, current_frame
 from asgi_durable.engine.runs.run import Run
-from asgi_durable.engine.runs.run_end import (
+from asgi_durable.engine.runs.run_end import RunEnd
+from asgi_durable.engine.runs.suspension import asleep_until_us
+from asgi_durable.engine.stopping import (
     CancelledElsewhereError,
     Interrupted,
     OwnedElsewhereError,
-    RunEnd,
     RunStopped,
 )
-from asgi_durable.engine.runs.suspension import asleep_until_us
 from asgi_durable.errors import WorkflowInterruptedError
 
 __all__ = ["ActiveRuns", "wait_for"]
@@ -38,12 +38,13 @@ ResultT = TypeVar("ResultT")
 class ActiveRuns:
     """Owns the tasks of all runs.
 
-    Whoever waits for a run may be cancelled; the run's task is the engine's and goes on.
+    A caller that waits for a run may be cancelled; the run's task belongs to the engine, and
+    continues.
 
     Attributes:
-        on_interrupted: Told of every run that ended without an outcome.
-        on_lost: Told when a run went away with its event loop.
-        on_ended: Told of every run that is over, with or without an outcome.
+        on_interrupted: Called with every run that ended without an outcome.
+        on_lost: Called when a run was lost with its event loop.
+        on_ended: Called with every run that is over, with or without an outcome.
     """
 
     def __init__(self) -> None:
@@ -56,7 +57,7 @@ class ActiveRuns:
         self._cancelled: set[Run] = set()
         self._closed = False
         self._is_draining = False
-        self._told_of_drain: dict[Callable[[], None], asyncio.AbstractEventLoop] = {}
+        self._drain_callbacks: dict[Callable[[], None], asyncio.AbstractEventLoop] = {}
         # One method object for all tasks.
         self._on_task_done = self._on_done
 
@@ -64,21 +65,21 @@ class ActiveRuns:
         """Return the run of this workflow, ``None`` if this process has none."""
         run = self._runs.get(workflow_id)
         if run is not None and run.loop.is_closed():
-            # Its event loop went away without a word; what it recorded is in the log.
+            # Its event loop was closed without a shutdown; the records of the run are in the log.
             self.release(run)
             self.on_lost()
             return None
         return run
 
     def ids_of_others(self, executor_id: str) -> frozenset[str]:
-        """Return the ids of runs on behalf of any other executor; callable on any thread."""
+        """Return the ids of runs that write under any other name; callable on any thread."""
         return frozenset(
             run.workflow_id for run in list(self._runs.values()) if run.executor_id != executor_id
         )
 
     @contextmanager
     def watching_launches(self) -> Iterator[set[str]]:
-        """Give a set that gets the id of every run that is launched meanwhile."""
+        """Yield a set that collects the id of every run that is launched meanwhile."""
         launched: set[str] = set()
         self._launched.append(launched)
         try:
@@ -103,7 +104,7 @@ class ActiveRuns:
         Raises:
             WorkflowInterruptedError: The engine has stopped.
         """
-        # One step, as threads with event loops of their own may call at once.
+        # One atomic call, as threads with event loops of their own may launch at once.
         if self._closed or self._runs.setdefault(run.workflow_id, run) is not run:
             drive.close()
             if self._closed:
@@ -111,31 +112,31 @@ class ActiveRuns:
             return False
         for launched in self._launched:
             launched.add(run.workflow_id)
-        run.drive = drive
-        task = run.task = run.loop.create_task(self._supervise(run, drive), context=context)
+        task = run.loop.create_task(self._supervise(run, drive), context=context)
+        run.begin(task, drive)
         # The event loop itself holds tasks only weakly.
         self._tasks[task] = run
         task.add_done_callback(self._on_task_done)
         return True
 
     def release(self, run: Run) -> None:
-        """Let the workflow be attached to by its log; the run's task may have more to do."""
+        """Let calls attach to the workflow by its log; the run's task may have more to do."""
         if self._runs.get(run.workflow_id) is run:
             del self._runs[run.workflow_id]
 
     async def drain(self, timeout_seconds: float) -> None:
-        """Wait for the tasks of this event loop, then interrupt what still runs.
+        """Wait for the tasks of this event loop, then interrupt the runs that are left.
 
-        A run that is interrupted records nothing more; its workflow stays PENDING. Nobody waits
-        for one that sleeps: it has nothing to lose.
+        An interrupted run records nothing more; its workflow stays PENDING. A run that sleeps is
+        interrupted at once: it loses nothing.
         """
         clock = asyncio.get_running_loop().time
         give_up_at = clock() + timeout_seconds
         self._is_draining = True
         here = asyncio.get_running_loop()
-        for tell, loop in list(self._told_of_drain.items()):
+        for callback, loop in list(self._drain_callbacks.items()):
             if loop is here:
-                tell()
+                callback()
         try:
             for run in self._tasks_here().values():
                 self.on_asleep(run)
@@ -143,7 +144,7 @@ class ActiveRuns:
                 await asyncio.wait(tasks, timeout=left)
         finally:
             self._is_draining = False
-        # Again and again: a run that is interrupted may have launched another one.
+        # In a loop: an interrupted run may have launched another one.
         while tasks := self._tasks_here():
             interrupted = workflows_text(run.workflow for run in tasks.values())
             logger.info("Interrupted, to be continued: %s", interrupted)
@@ -154,29 +155,29 @@ class ActiveRuns:
                 self._abandon(task, tasks[task])
 
     @contextlib.contextmanager
-    def telling_of_drain(self, tell: Callable[[], None]) -> Iterator[None]:
-        """Call *tell* on this event loop once a drain begins, or now during one."""
-        self._told_of_drain[tell] = asyncio.get_running_loop()
+    def calling_on_drain(self, callback: Callable[[], None]) -> Iterator[None]:
+        """Call a function on this event loop when a drain begins, or now during one."""
+        self._drain_callbacks[callback] = asyncio.get_running_loop()
         try:
             if self._is_draining:
-                tell()
+                callback()
             yield
         finally:
-            del self._told_of_drain[tell]
+            del self._drain_callbacks[callback]
 
     def on_asleep(self, run: Run) -> None:
-        """Interrupt a run that sleeps, if the engine stops; what waits for it as well."""
+        """Interrupt a run that sleeps, and the runs it waits for, if the engine stops."""
         caller = run.caller
         if not self._is_draining or asleep_until_us(run) is None:
             return
-        # What it interrupts is its caller's to say: that may be busy with something else.
+        # Its caller decides if there is one, which may be busy with another call.
         if caller is None or caller.stopped is not None or caller.done.is_set():
             _interrupt_all(run)
 
     def drop_others(self, executor_id: str) -> None:
-        """Interrupt the runs on behalf of any other executor; callable on any thread.
+        """Interrupt the runs that write under any other name; callable on any thread.
 
-        They could record nothing more, and who waits for them is told of the new owner.
+        They could record nothing more, and their callers learn the new owner.
         """
         for run in list(self._tasks.values()):
             if run.executor_id != executor_id:
@@ -184,7 +185,7 @@ class ActiveRuns:
                     run.loop.call_soon_threadsafe(_drop, run, OwnedElsewhereError(run.workflow_id))
 
     def ids_with_callers(self) -> frozenset[str]:
-        """Return the ids of all runs and of those that called them; callable on any thread."""
+        """Return the ids of all runs and of their callers; callable on any thread."""
         workflows = [run.workflow for run in list(self._tasks.values())]
         callers = (workflow.parent_id for workflow in workflows if workflow.awaited)
         return frozenset(workflow.workflow_id for workflow in workflows).union(
@@ -192,7 +193,7 @@ class ActiveRuns:
         )
 
     def cancel(self, workflow_ids: Iterable[str]) -> None:
-        """Interrupt the runs of cancelled workflows, and of what they have called meanwhile.
+        """Interrupt the runs of cancelled workflows, and of those they have called meanwhile.
 
         Callable on any thread.
         """
@@ -207,30 +208,27 @@ class ActiveRuns:
             if run.workflow_id not in ids:
                 continue
             if run.loop is _running_loop():
-                # Now: it may be what cancels itself, and goes on without any await.
+                # Now: the run may be cancelling itself, and continue without any await.
                 self._cancel(run)
             else:
                 with contextlib.suppress(RuntimeError):  # its event loop has ended
                     run.loop.call_soon_threadsafe(self._cancel, run)
 
     def _cancel(self, run: Run) -> None:
-        # Once, however often it is told: its code may take its time to clean up.
+        # Once, however often it is cancelled: its code may need time to clean up.
         if run in self._cancelled or run.task not in self._tasks:
             return
         self._cancelled.add(run)
         _drop(run, CancelledElsewhereError(run.workflow_id))
-        run.loop.call_later(CANCEL_TIMEOUT_SECONDS, self._leave, run)
+        run.loop.call_later(CANCEL_TIMEOUT_SECONDS, self._leave_cancelled, run)
 
-    def _leave(self, run: Run) -> None:
-        """Let nobody wait for a cancelled run whose code does not end."""
+    def _leave_cancelled(self, run: Run) -> None:
+        """Publish the end of a cancelled run whose code does not end."""
         if run.stopped is None or run.done.is_set():
             return
         logger.warning("The run of cancelled workflow %s does not end", run.workflow_id)
         self.release(run)
-        # Invariant: not closed. What its code calls still is refused, and no plain call.
-        run.claimed.set(False)
-        run.ended.set(run.stopped)
-        run.done.set(run.stopped)
+        run.leave_unfinished(run.stopped)
         self.on_ended(run)
 
     def close(self) -> None:
@@ -242,13 +240,11 @@ class ActiveRuns:
         if run is None:
             return
         self._cancelled.discard(run)
-        # A task refers to its run, by its context: a circle that only the collector would free.
-        run.task = None
+        run.drop_task()
         if run.done.is_set():
             return
-        # Cancelled before its first turn: nothing of `_supervise` has run.
-        if run.drive is not None:
-            run.drive.close()
+        # Cancelled before its first turn: `_supervise` has not begun.
+        run.drop_drive()
         cancelled = WorkflowInterruptedError(run.workflow_id, "its task was cancelled")
         self._publish(run, run.stopped or Interrupted(cancelled, retry_here=True))
 
@@ -283,13 +279,13 @@ class ActiveRuns:
             if outage is not None:
                 run.stop(outage, retry_here=True)
             # RunStopped, perhaps in the exception group of a task group. Or a defect, or an
-            # exception that is nobody's to record: no outcome, and not to be tried again.
+            # exception that must not be recorded: no outcome, and no further attempt.
             if run.stopped is None and not isinstance(error, RunStopped):
                 logger.exception("The run of workflow %s failed", run.workflow_id)
                 reason = f"its code raised {type(error).__name__}"
                 run.stop(WorkflowInterruptedError(run.workflow_id, reason))
         finally:
-            # Nobody may wait for ever, however this ends.
+            # However this ends, the callers that wait must be woken.
             if ending is None:
                 cancelled = WorkflowInterruptedError(run.workflow_id, "its task was cancelled")
                 ending = run.stopped or Interrupted(cancelled, retry_here=True)
@@ -304,14 +300,14 @@ def _running_loop() -> asyncio.AbstractEventLoop | None:
 
 
 def _interrupt(run: Run) -> None:
-    # Invariant: stopped before cancelled. What its code does about the cancellation, in an
-    # `except` or a `finally`, is not recorded.
+    # Invariant: stopped before cancelled, so that nothing is recorded of what its code does in an
+    # `except` or a `finally`.
     run.stop(WorkflowInterruptedError(run.workflow_id, "the engine stops"))
     run.cancel()
 
 
 def _interrupt_all(run: Run) -> None:
-    """Interrupt a run and those that it waits for."""
+    """Interrupt a run and the runs that it waits for."""
     for awaited in run.awaited:
         _interrupt_all(awaited)
     _interrupt(run)
@@ -324,7 +320,7 @@ def _drop(run: Run, error: OwnedElsewhereError) -> None:
 
 
 async def wait_for(run: Run, signal: Once[ResultT], loop: asyncio.AbstractEventLoop) -> ResultT:
-    """Wait on *loop* for a signal of a run; cancelling the waiter does not touch the run.
+    """Wait on *loop* for a signal of a run; cancelling the waiter does not affect the run.
 
     The run may live on another event loop, where an application has no lifespan.
 

@@ -35,9 +35,9 @@ class WorkflowOptions:
     """How a workflow is called.
 
     Attributes:
-        workflow_id: Its id; one of its own with ``None``.
-        on_conflict: What a call with an id does where the workflow that has it was given other
-            arguments: it raises, or attaches to that workflow.
+        workflow_id: Its id; ``None`` for a new one.
+        on_conflict: Whether a call with an id raises, or attaches to the workflow that has the id,
+            where that workflow was called with other arguments.
 
     Raises:
         DurableUsageError: The id is empty, too long, not printable or reserved.
@@ -47,7 +47,7 @@ class WorkflowOptions:
     on_conflict: Literal["raise", "attach"] = "raise"
 
     def __post_init__(self) -> None:
-        """Refuse ids that could be a child's, or that break a log line."""
+        """Refuse ids that the id of a child could equal, or that break a log line."""
         if self.on_conflict not in ("raise", "attach"):
             msg = f"on_conflict is 'raise' or 'attach', got {self.on_conflict!r}"
             raise DurableUsageError(msg)
@@ -68,13 +68,16 @@ class WorkflowOptions:
 
 @fast_dataclass(kw_only=True)
 class Call:
-    """One call of a workflow: what, with which arguments, and from where.
+    """One call of a workflow.
 
     Attributes:
+        definition: The workflow.
+        args, kwargs: Its arguments.
+        options: Its options.
         loop: The event loop that the call runs on.
-        parent: The run that calls, with the place of the call in its log.
+        parent: The calling run, with the number of the call in its log.
         awaited: True for a call, False for a start in the background.
-        runs: Those that it has launched, of a workflow that takes injected parameters.
+        runs: The runs that the call has launched, if the workflow takes injected parameters.
     """
 
     definition: WorkflowDefinition
@@ -88,11 +91,11 @@ class Call:
 
 
 def kept_context(telemetry: TelemetrySource, caller: WorkflowRecord | None = None) -> str | None:
-    """Return the trace context of the current code, as a row has it.
+    """Return the trace context of the current code, as a workflow's row stores it.
 
     Args:
-        telemetry: Tells the trace, and which members of the baggage are kept.
-        caller: The workflow that the new one belongs to, which may go on without its request.
+        telemetry: Gives the trace, and which members of the baggage are stored.
+        caller: The workflow that the new one belongs to. It may continue without its request.
     """
     trace = telemetry.observer.trace_context()
     if trace is None and caller is not None:
@@ -105,7 +108,7 @@ def kept_context(telemetry: TelemetrySource, caller: WorkflowRecord | None = Non
     else:
         request = current_request.get()
         inherited = request.baggage if request is not None else None
-    # What the application has changed on the way counts.
+    # Members that the application has changed meanwhile count.
     members = parse_baggage(inherited, keys)
     changed = {
         key: value

@@ -1,4 +1,4 @@
-"""Whether a call under a given workflow id may attach to the workflow that has the id."""
+"""Decide whether a call with a workflow id may attach to the workflow that has the id."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ _MISSING = object()
 def find_conflict(
     call: Call, data: bytes, existing: WorkflowRecord
 ) -> WorkflowConflictError | None:
-    """Return the error of a call that means another run than the one that has its id.
+    """Return the error of a call whose id belongs to a workflow that it does not mean.
 
-    Only what can be compared is: where a recorded argument cannot be read any more, as its class
-    is gone, the call attaches.
+    Only readable arguments are compared: where a recorded argument cannot be read any more, as
+    its class was removed, the call attaches.
 
     Args:
         call: The call.
@@ -63,7 +63,7 @@ def _differing_parameters(
         wanted, existing = map(definition.values.read_arguments, (data, recorded))
         return tuple(_differing(definition, codec, wanted, existing))
     except Exception:
-        # A class of a recorded value is gone, or its `__eq__` fails: nothing can be told.
+        # The class of a recorded value was removed, or its `__eq__` fails: there is no comparison.
         return ()
 
 
@@ -83,7 +83,7 @@ def _differing(
 
 
 def _is_equal(codec: Codec, one: Any, other: Any) -> bool:
-    """Tell whether two values are the same, as far as the code of both has their members."""
+    """Tell whether two values are equal in the members that both have."""
     members = _members_of_both(one, other)
     if members is not None:
         return all(_is_equal(codec, *pair) for pair in members)
@@ -92,15 +92,15 @@ def _is_equal(codec: Codec, one: Any, other: Any) -> bool:
 
 
 def _members_of_both(one: Any, other: Any) -> Iterable[tuple[Any, Any]] | None:
-    """Return the pairs that decide; ``None`` where the values themselves do."""
+    """Return the pairs of members to compare; ``None`` to compare the values themselves."""
     if type(one) is not type(other):
         return None
     if dataclasses.is_dataclass(one) or is_pydantic_model(type(one)):
-        # A field with a default that is newer than the record is not there.
+        # A field with a default that is newer than the record is missing in it.
         members, others = getattr(one, "__dict__", {}), getattr(other, "__dict__", {})
         return [(members[name], others[name]) for name in members.keys() & others.keys()] or None
     if isinstance(one, dict) and one.keys() == other.keys():
-        # Their order is none of their meaning.
+        # Their order means nothing.
         return [(member, other[key]) for key, member in one.items()]
     if isinstance(one, (list, tuple)) and len(one) == len(other):
         return zip(one, other, strict=True)

@@ -1,4 +1,4 @@
-"""Where the current code runs: in which workflow, and inside which step."""
+"""The place of the current code: in which workflow it runs, and inside which step."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from dataclasses import field, replace
 from itertools import count
 from typing import TYPE_CHECKING, TypeVar
 
+from asgi_durable.engine.runs.run import Run
+from asgi_durable.engine.runs.services import Services
 from asgi_durable.errors import DurableUsageError
 from asgi_durable.fast_dataclass import fast_dataclass
 
 if TYPE_CHECKING:
     from sqlalchemy.ext.asyncio import AsyncSession
     from sqlalchemy.orm import Session
-
-    from asgi_durable.engine.runs.run import Run, Services
 
 __all__ = [
     "Frame",
@@ -36,13 +36,13 @@ class Frame:
     """A place in a run.
 
     Attributes:
-        services: Whose run, where several ``Durable`` live in one process.
+        services: The engine, as several ``Durable`` may live in one process.
         run: The workflow's run; ``None`` in a transaction outside any workflow.
         step_name: The step or transaction whose body runs; ``None`` between steps.
-        step_number: Its place in the log.
+        step_number: The number of that step in the log.
         session: The transaction's session.
-        in_thread: True for code that is not async: it cannot await what the engine does.
-        outgoing: Numbers the requests to others of this attempt, from 0.
+        in_thread: True for code that is not async, and cannot await the engine's calls.
+        outgoing: Numbers the outgoing requests of this attempt, from 0.
     """
 
     services: Services
@@ -59,7 +59,7 @@ current_frame: ContextVar[Frame | None] = ContextVar("asgi_durable_current_frame
 
 @contextmanager
 def entered(frame: Frame) -> Iterator[None]:
-    """Let the code inside know where it runs."""
+    """Make a frame the current one for the code inside."""
     token = current_frame.set(frame)
     try:
         yield
@@ -76,17 +76,17 @@ def call_in_thread(function: Callable[[], ResultT]) -> ResultT:
 
 
 def enter_event_loop() -> None:
-    """Let the code from here on await the engine's calls, though a sync function began it."""
+    """Let the code from here on await the engine's calls, although a sync function began it."""
     frame = current_frame.get()
     if frame is not None:
         current_frame.set(replace(frame, in_thread=False))
 
 
 def begin_attempt() -> None:
-    """Count from the start again, as the current step is tried again.
+    """Number outgoing requests from 0 again, as the current step is attempted again.
 
-    A new place, not a new count at the old one: that may be in use still, by what an attempt has
-    left behind.
+    It replaces the frame instead of changing it: tasks that the last attempt left behind may
+    still use the old one.
     """
     frame = current_frame.get()
     if frame is not None:
@@ -94,7 +94,7 @@ def begin_attempt() -> None:
 
 
 def current_session(frame: Frame | None) -> AsyncSession | Session:
-    """Return the session of the transaction that a place belongs to.
+    """Return the session of the transaction that a frame belongs to.
 
     Raises:
         DurableUsageError: It belongs to none.

@@ -3,37 +3,52 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING
 
 from asgi_durable.codec.typed.digests import ArgumentDigest
-from asgi_durable.engine.replay.recorded_calls import recorded_step
-from asgi_durable.engine.replay.result_order import forget_result
+from asgi_durable.engine.process.registry import Registry
+from asgi_durable.engine.replay.run_log import RunLog
+from asgi_durable.engine.stopping import StopSignal
 from asgi_durable.errors import WorkflowInterruptedError
 from asgi_durable.storage.records import StepRecord, WorkflowRecord
 
-if TYPE_CHECKING:
-    from asgi_durable.engine.runs.run import Run
-
-__all__ = ["Outbox", "start_of"]
+__all__ = ["Outbox"]
 
 
 class Outbox:
-    """What a run will start: nothing at all, unless it ends well.
+    """The workflows that a run will start, if it ends well; none otherwise.
 
-    Each start has a place in the run's log, so that a replay which leaves the log is noticed. A
-    place is recorded no sooner than something follows it: alone it does not count as recorded.
+    Each start has a number in the run's log, so that a replay which leaves the log is noticed. A
+    start is recorded no sooner than another call follows it: alone it does not count as a record.
 
     Args:
-        run: Whose end it is.
+        log: The run's log.
+        stopping: The run's stop signal.
+        registry: Encodes the records of the starts.
+        executor_id: The name that the run writes under.
 
     Attributes:
-        places_held: How many places are given out and not recorded.
+        places_held: How many numbers are taken and not recorded.
     """
 
-    __slots__ = ("_is_closed", "_is_durable", "_run", "_starts", "_unrecorded", "places_held")
+    __slots__ = (
+        "_executor_id",
+        "_is_closed",
+        "_is_durable",
+        "_log",
+        "_registry",
+        "_starts",
+        "_stopping",
+        "_unrecorded",
+        "places_held",
+    )
 
-    def __init__(self, run: Run) -> None:
-        self._run = run
+    def __init__(
+        self, log: RunLog, stopping: StopSignal, registry: Registry, executor_id: str
+    ) -> None:
+        self._log = log
+        self._stopping = stopping
+        self._registry = registry
+        self._executor_id = executor_id
         self._starts: list[WorkflowRecord] = []
         self._unrecorded: list[StepRecord] = []
         self._is_closed = False
@@ -46,65 +61,57 @@ class Outbox:
         return not self._starts
 
     def next_number(self) -> int:
-        """Give out the next place in the run's log; nothing is recorded for it yet."""
-        number = self._run.calls
-        self._run.calls += 1
-        self._run.note_settled()
+        """Take the next number in the run's log; nothing is recorded for it yet."""
+        number = self._log.next_number()
+        self._log.finish_call()
         self.places_held += 1
         return number
 
     def add(self, workflow: WorkflowRecord) -> None:
-        """Take a workflow in that is called at a place of the log.
+        """Add a workflow, whose ``parent_step`` is its number in the log.
 
         Raises:
-            NonDeterministicWorkflowError: Something else is recorded there.
-            WorkflowInterruptedError: The run's end is on its way already.
-            RunStopped: The run must not go on.
+            NonDeterministicWorkflowError: Another call is recorded there.
+            WorkflowInterruptedError: The run's end is being committed already.
+            RunStopped: The run must not continue.
         """
-        run, number = self._run, workflow.parent_step or 0
-        run.refuse_if_stopped()
+        log, number = self._log, workflow.parent_step or 0
+        self._stopping.raise_if_stopped()
         if self._is_closed:
-            raise WorkflowInterruptedError(run.workflow_id, "its end is being committed")
-        name, digest = start_of(run, workflow)
-        if recorded_step(run, number, name, digest) is None:
-            output = run.services.registry.values.write(workflow.workflow_id)[0]
-            step = run.step_record(number, name, digest.value, output=output, error=None)
-            self._unrecorded.append(step)
+            raise WorkflowInterruptedError(log.workflow_id, "its end is being committed")
+        name, digest = self.recorded_as(workflow)
+        if log.step_at(number, name, digest) is None:
+            output = self._registry.values.write(workflow.workflow_id)[0]
+            self._unrecorded.append(log.new_record(number, name, digest.value, output=output))
         else:
-            # It is over with its call, whatever else is under way.
-            forget_result(run, number)
-        # Whose commit it is, whatever the process is called meanwhile.
-        self._starts.append(replace(workflow, executor_id=run.executor_id))
+            # The call is over at once, whatever else is under way.
+            log.forget_result(number)
+        # The run's name, even if the process changes its own meanwhile: the run commits this.
+        self._starts.append(replace(workflow, executor_id=self._executor_id))
 
-    def record_places(self) -> None:
-        """Submit the records of the places so far, as another one follows them.
+    def recorded_as(self, workflow: WorkflowRecord) -> tuple[str, ArgumentDigest]:
+        """Return the name of a start in the log, and the digest of its input."""
+        digest = self._registry.digest_of_input(workflow)
+        return f"durable.background {workflow.name}", digest
 
-        Raises:
-            RunStopped: The run must not go on, or is over.
-        """
+    def take_unrecorded(self) -> list[StepRecord]:
+        """Return the records to submit, once, as another call follows them."""
         self.places_held = 0
         unrecorded, self._unrecorded = self._unrecorded, []
-        for step in unrecorded:
-            self._run.submit_step(step)
+        return unrecorded
 
     def close(self) -> tuple[WorkflowRecord, ...]:
-        """Return what is to be started with the run's end, and take no more in."""
+        """Return the workflows to start with the run's end, and accept no more."""
         self._is_closed = True
         return tuple(self._starts)
 
     def on_committed(self) -> None:
-        """Take note that the run's end is durable, and with it the starts."""
+        """Record that the run's end is durable, and the starts with it."""
         self._is_durable = True
 
     def take(self) -> list[WorkflowRecord]:
-        """Return what is started and not running yet, once."""
+        """Return the workflows that are started and do not run yet, once."""
         if not self._is_durable:
             return []
         starts, self._starts = self._starts, []
         return starts
-
-
-def start_of(run: Run, workflow: WorkflowRecord) -> tuple[str, ArgumentDigest]:
-    """Return what the place of a start is called in the log, and the digest of its input."""
-    digest = run.services.registry.digest_of_input(workflow)
-    return f"durable.background {workflow.name}", digest

@@ -1,4 +1,4 @@
-"""What every run of one engine shares."""
+"""The parts that all runs of one engine share."""
 
 from __future__ import annotations
 
@@ -19,12 +19,20 @@ __all__ = ["Services"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Services:
-    """What every run of one engine shares.
+    """The parts that all runs of one engine share.
 
     Attributes:
-        application: The application's own database; ``None`` where it is the step log's.
-        sleepers: Told of runs that do nothing but sleep.
-        spool: Where the bodies of duplicates are counted that are kept on the disk.
+        storage: The step log.
+        application: The application's own database; ``None`` if it is the database of the step
+            log.
+        committer: Commits the writes of all runs in batches.
+        registry: The decorated functions.
+        guards: Tell whether an event loop is ending.
+        executor: The name that this process writes under.
+        storage_retry_seconds: How long a failing storage is retried.
+        sleepers: Reports runs that do nothing but sleep.
+        spool: Counts the bodies of duplicate requests that are on the disk.
+        telemetry: Observes the engine's work.
     """
 
     storage: Storage

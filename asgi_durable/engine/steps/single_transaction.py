@@ -1,4 +1,4 @@
-"""A request that is one database transaction: its claim, the application's rows, its answer."""
+"""A request that is one database transaction: its claim, the application's rows, its response."""
 
 from __future__ import annotations
 
@@ -7,14 +7,16 @@ import threading
 import time
 from collections.abc import Callable, Coroutine, Mapping
 from contextlib import AsyncExitStack, ExitStack
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 from asgi_durable.concurrency.thread_pool import SyncFunctionPool
 from asgi_durable.engine.process.definitions import TransactionDefinition
+from asgi_durable.engine.process.recorded_errors import infrastructure_error_in
 from asgi_durable.engine.process.storage_retry import retry_while_unavailable
-from asgi_durable.engine.replay.results import infrastructure_error_in, named
 from asgi_durable.engine.runs.frame import Frame, entered
-from asgi_durable.engine.runs.run_end import OwnedElsewhereError, RunStopped
+from asgi_durable.engine.runs.run import Run
+from asgi_durable.engine.steps.transaction_records import log_name
+from asgi_durable.engine.stopping import OwnedElsewhereError, RunStopped
 from asgi_durable.errors import DurableUsageError, StorageUnavailableError
 from asgi_durable.request_errors import RequestInProgressError
 from asgi_durable.storage.transaction_port import (
@@ -26,21 +28,18 @@ from asgi_durable.storage.transaction_port import (
 )
 from asgi_durable.storage.writes import FinishWorkflow, is_same_end
 
-if TYPE_CHECKING:
-    from asgi_durable.engine.runs.run import Run
-
 __all__ = ["SingleTransaction"]
 
 
 class SingleTransaction:
-    """The only transaction of a request, open from its call to the request's answer.
+    """The only transaction of a request, open from its call to the request's response.
 
-    Nothing of the request is durable before its answer is, so there is nothing to resume, and
-    nobody has to wait for the end of a lease: who asks again begins anew, or finds the answer.
+    Nothing of the request is durable before its response is. So there is nothing to resume, and
+    a retry does not wait for the end of a lease: it begins anew, or finds the response.
 
     Args:
-        run: The request's.
-        wait_until: For how long a twin's transaction is waited for, by ``time.monotonic``.
+        run: The request's run.
+        wait_until: How long to wait for the transaction of a duplicate, by ``time.monotonic``.
     """
 
     def __init__(self, run: Run, wait_until: float) -> None:
@@ -54,23 +53,24 @@ class SingleTransaction:
 
     @property
     def is_held(self) -> bool:
-        """True while there is something to commit with the answer."""
+        """True while there is something to commit with the response."""
         return self._held is not None
 
     def call(
         self, definition: TransactionDefinition, args: tuple[Any, ...], kwargs: Mapping[str, Any]
     ) -> Coroutine[Any, Any, Any]:
-        """Call the transaction; a coroutine that returns its result, committed with the answer.
+        """Call the transaction.
+
+        Returns:
+            A coroutine that returns its result, which is committed with the response.
 
         Raises:
-            DurableUsageError: There was one before.
+            DurableUsageError: It was called before.
         """
         if self._is_called:
             raise self.refusal()
         self._is_called = True
-        number = self._run.calls
-        self._run.calls += 1
-        return self._call(definition, number, args, kwargs)
+        return self._call(definition, self._run.log.next_number(), args, kwargs)
 
     def refusal(self) -> DurableUsageError:
         """Return the error of a call that the request cannot make."""
@@ -80,14 +80,14 @@ class SingleTransaction:
         )
 
     async def answer(self, end: FinishWorkflow) -> None:
-        """Commit what is held together with the request's answer.
+        """Commit the transaction together with the request's response.
 
         Raises:
             StorageError: It is not known to be committed.
-            WorkflowInterruptedError: The request is not this executor's.
+            WorkflowInterruptedError: This executor does not own the request.
         """
-        # Invariant: what the code of a run does that was stopped is not committed.
-        stopped = self._run.interruption()
+        # Invariant: nothing is committed that the code of a stopped run did.
+        stopped = self._run.stopping.check()
         if stopped is not None:
             raise stopped.error
         held = self._take()
@@ -99,13 +99,13 @@ class SingleTransaction:
             await self._stop_as_taken()
             raise OwnedElsewhereError(end.workflow_id) from error
         except StorageUnavailableError:
-            # Its commit may have been done all the same.
+            # Its commit may have succeeded all the same.
             found = await self._run.services.storage.get_workflow(end.workflow_id)
             if found is None or not is_same_end(found, end):
                 raise
 
     async def roll_back(self) -> None:
-        """Take back what is held, if anything is; nothing is from then on."""
+        """Roll back the transaction, if it is open; it cannot be called after that."""
         held = self._take()
         if held is not None:
             await held.roll_back()
@@ -119,20 +119,23 @@ class SingleTransaction:
     ) -> Any:
         definition.prepare()
         run = self._run
-        run.refuse_if_stopped()
+        run.stopping.raise_if_stopped()
         function = definition.function if definition.is_async else definition.call_decorated
         body = functools.partial(function, *args, **kwargs)
         observer = run.services.telemetry.observer
         with observer.step(run.workflow, definition.name, number, kind="transaction"):
             try:
                 opening = functools.partial(self._open, definition, number, body)
+                named = functools.partial(log_name, run, definition.name)
                 return await retry_while_unavailable(
-                    opening, run.services.storage_retry_seconds, lambda: named(run, definition.name)
+                    opening,
+                    run.services.storage_retry_seconds,
+                    named,
                 )
             except SlotTakenError:
                 raise await self._stop_as_taken() from None
             except SlotBusyError:
-                busy = RequestInProgressError("another process is at it; try again")
+                busy = RequestInProgressError("another process handles it; try again")
                 raise run.stop(busy) from None
             except Exception as error:
                 outage = infrastructure_error_in(error)
@@ -141,10 +144,10 @@ class SingleTransaction:
                 raise run.stop(outage, retry_here=True) from error
 
     async def _stop_as_taken(self) -> RunStopped:
-        """Stop the run, as what has the request tells what becomes of it; return what to raise."""
+        """Stop the run, as another one owns the request; return the exception to raise."""
         run, services = self._run, self._run.services
         if await services.storage.get_workflow(run.workflow_id) is None:
-            # A dead executor claims nothing; the process goes on as another one soon.
+            # A dead executor claims nothing; the process continues under another name soon.
             await services.executor.wait_until_renamed(
                 run.executor_id, services.storage_retry_seconds
             )
@@ -193,19 +196,19 @@ class SingleTransaction:
         return RequestSlot(workflow=self._run.workflow, wait_seconds=wait_seconds)
 
     def _normal(self, definition: TransactionDefinition, value: object) -> Any:
-        """Return a result as it would come back from the log, as a recorded one does."""
+        """Return a result as it would come back from the log."""
         return definition.values.write_result(value)[1]
 
     def _hold(self, held: _Held) -> None:
-        """Keep a transaction open for the answer.
+        """Keep a transaction open for the response.
 
         Raises:
-            RunStopped: There will be none. A thread is not stopped with the run it works for.
+            RunStopped: There will be no response. A thread is not stopped together with its run.
         """
         with self._guard:
             if self._is_over or self._run.stopped is not None:
                 raise RunStopped
-            # From here on it is not the caller's to end, whatever becomes of that.
+            # From here on the caller's context does not end it, whatever happens there.
             held.keep()
             self._held = held
 
@@ -217,13 +220,13 @@ class SingleTransaction:
 
 
 class _Held(Protocol):
-    """An open transaction, and the context that ends it."""
+    """An open transaction, and the exit stack that ends it."""
 
     def keep(self) -> None:
-        """Take the context over from the block that has opened it."""
+        """Take the exit stack over from the block that opened it."""
 
     async def answer(self, end: FinishWorkflow) -> None:
-        """Write the answer, and commit."""
+        """Write the response, and commit."""
 
     async def roll_back(self) -> None:
         """Roll back."""

@@ -10,24 +10,18 @@ from typing import Any
 from asgi_durable.codec.typed.digests import ArgumentDigest
 from asgi_durable.concurrency.home_loop import require_asyncio
 from asgi_durable.engine.process.definitions import TransactionDefinition
-from asgi_durable.engine.process.storage_retry import retry_while_given_up, retry_while_unavailable
-from asgi_durable.engine.replay.recorded_calls import (
-    recorded_step,
-    refuse_other_step,
-    replayed,
-    tell_of_replay,
-)
-from asgi_durable.engine.replay.result_order import expect_result_at, forget_result, in_turn
-from asgi_durable.engine.replay.results import (
+from asgi_durable.engine.process.recorded_errors import (
     decoded_failure,
     encode_error,
     infrastructure_error_in,
-    named,
 )
+from asgi_durable.engine.process.storage_retry import retry_while_given_up, retry_while_unavailable
 from asgi_durable.engine.runs.frame import Frame, entered
-from asgi_durable.engine.runs.run import Run, Services
-from asgi_durable.engine.runs.run_end import OwnedElsewhereError
-from asgi_durable.engine.steps.transaction_records import transaction_records
+from asgi_durable.engine.runs.run import Run
+from asgi_durable.engine.runs.services import Services
+from asgi_durable.engine.steps.recorded_result import recorded_result, warn_of_lost_effects
+from asgi_durable.engine.steps.transaction_records import log_name, transaction_records
+from asgi_durable.engine.stopping import OwnedElsewhereError
 from asgi_durable.errors import DurableUsageError, StorageUnavailableError
 from asgi_durable.storage.records import StepRecord
 from asgi_durable.storage.transaction_port import SlotTakenError
@@ -42,21 +36,21 @@ async def run_plain_transaction(
     args: tuple[Any, ...],
     kwargs: Mapping[str, Any],
 ) -> Any:
-    """Run a transaction that no step log has a place for; inside another it joins that one."""
+    """Run a transaction outside of the step log; inside another transaction it joins that one."""
     require_asyncio()
     if frame is not None and frame.session is not None:
         if definition.is_async != hasattr(frame.session, "sync_session"):
             raise _other_session(definition, frame)
         return await definition.function(*args, **kwargs)
-    # Its requests to others are the surrounding step's.
-    frame = frame or Frame(services, None)
-    place = replace(frame, services=services, step_name=definition.name)
+    # Its outgoing requests belong to the surrounding step.
+    outer = frame or Frame(services, None)
+    inner = replace(outer, services=services, step_name=definition.name)
     database, level = services.application or services.storage, definition.isolation_level
 
     def in_thread() -> Any:
         with (
             database.blocking_transaction(None, isolation_level=level) as transaction,
-            entered(replace(place, session=transaction.session, in_thread=True)),
+            entered(replace(inner, session=transaction.session, in_thread=True)),
         ):
             return definition.call_decorated(*args, **kwargs)
 
@@ -64,7 +58,7 @@ async def run_plain_transaction(
         if not definition.is_async:
             return await definition.thread.run(in_thread)
         async with database.transaction(None, isolation_level=level) as transaction:
-            with entered(replace(place, session=transaction.session, in_thread=False)):
+            with entered(replace(inner, session=transaction.session, in_thread=False)):
                 return await definition.function(*args, **kwargs)
 
     return await retry_while_given_up(
@@ -82,14 +76,14 @@ async def run_transaction(
     """Return a transaction's recorded result, or run it and commit both together."""
     definition.prepare()
     digest = run.services.registry.digest(definition, args, kwargs)
-    recorded = recorded_step(run, number, definition.name, digest)
+    recorded = run.log.step_at(number, definition.name, digest)
     if recorded is not None:
-        tell_of_replay(run, definition)
-        return await replayed(run, definition, recorded)
+        warn_of_lost_effects(run, definition)
+        return await recorded_result(run, definition, recorded)
 
-    # Invariant: what came before is durable before this body has its side effects; and
-    # nothing of this run waits in the committer while the transaction holds the write lock.
-    await run.settle()
+    # Invariant: the earlier calls are durable before this body has its side effects, and no
+    # write of this run waits in the committer while the transaction holds the write lock.
+    await run.writes.wait_durable()
     function = definition.function if definition.is_async else definition.call_decorated
     body = functools.partial(function, *args, **kwargs)
     transaction = _Transaction(run, definition, number, digest, body)
@@ -98,38 +92,37 @@ async def run_transaction(
         try:
             return await _commit(run, transaction)
         except BaseException:
-            forget_result(run, number)
+            run.log.forget_result(number)
             raise
 
 
 async def _commit(run: Run, transaction: _Transaction) -> Any:
     """Commit a transaction, or its failure; return its result, or raise its error."""
     try:
-        step = await transaction.with_patience(transaction.commit)
+        step = await transaction.retry(transaction.commit)
     except Exception as error:
         step = await _failed(run, transaction, error)
         if step.error is not None:
-            transaction.place.add_to_log(step)
-            await in_turn(run, step.step_number, step.finished_at_us)
-            run.note_settled()
-            raise decoded_failure(run, step.error, error) from None
-    refuse_other_step(run, step, transaction.name, transaction.digest)
-    transaction.place.add_to_log(step)
-    return await replayed(run, transaction.definition, step)
+            transaction.records.add_to_log(step)
+            await run.log.finish_in_turn(step.step_number, step.finished_at_us)
+            raise decoded_failure(run.services.registry.values, step.error, error) from None
+    run.log.check_step(step, transaction.name, transaction.digest)
+    transaction.records.add_to_log(step)
+    return await recorded_result(run, transaction.definition, step)
 
 
 async def _failed(run: Run, transaction: _Transaction, error: Exception) -> StepRecord:
-    """Return the record of a failure, or of the success that somebody else was first with.
+    """Return the record of a failure, or of a success that was recorded before it.
 
-    Its rows are rolled back; the error is recorded once, by itself.
+    The transaction's rows are rolled back; the error is recorded once, by itself.
 
     Raises:
-        RunStopped: The failure is the database's, not the transaction's.
+        RunStopped: The database failed, not the transaction.
     """
     try:
         if infrastructure_error_in(error) is not None:
             raise error
-        return await transaction.with_patience(lambda: transaction.fail(error))
+        return await transaction.retry(lambda: transaction.fail(error))
     except Exception as failure:
         outage = infrastructure_error_in(failure)
         if outage is None:
@@ -139,7 +132,7 @@ async def _failed(run: Run, transaction: _Transaction, error: Exception) -> Step
 
 
 class _Transaction:
-    """One call of a transaction that has a place in a run's log."""
+    """One call of a transaction that has a number in a run's log."""
 
     def __init__(
         self,
@@ -149,7 +142,7 @@ class _Transaction:
         digest: ArgumentDigest,
         body: Callable[[], Any],
     ) -> None:
-        self.place = transaction_records(run, number)
+        self.records = transaction_records(run, number)
         self.name = definition.name
         self.digest = digest
         self._run = run
@@ -159,42 +152,42 @@ class _Transaction:
         self._may_be_recorded = run.workflow.attempts > 1
         self._attempts = 0
 
-    async def with_patience(self, once: Callable[[], Awaitable[StepRecord]]) -> StepRecord:
-        """Do it, again while the database is unavailable; return the record at the place."""
+    async def retry(self, once: Callable[[], Awaitable[StepRecord]]) -> StepRecord:
+        """Call *once*, again while the database is unavailable; return the recorded step."""
 
         async def attempt() -> StepRecord:
             try:
                 return await once()
             except SlotTakenError as error:
-                found = await self.place.find()
+                found = await self.records.find()
                 if found is not None:
                     return found
                 raise OwnedElsewhereError(self._run.workflow_id) from error
             except StorageUnavailableError:
-                # Its commit may have been done all the same.
+                # Its commit may have succeeded all the same.
                 self._may_be_recorded = True
                 raise
 
         run = self._run
         return await retry_while_unavailable(
-            attempt, run.services.storage_retry_seconds, lambda: named(run, self.definition.name)
+            attempt, run.services.storage_retry_seconds, lambda: log_name(run, self.definition.name)
         )
 
     async def commit(self) -> StepRecord:
         """Run the body and commit its rows with its record."""
         run, definition = self._run, self.definition
         if self._may_be_recorded:
-            found = await self.place.find_early()
+            found = await self.records.find_early()
             if found is not None:
                 return found
         self._attempts += 1
         if self._attempts > 1:
-            # Others do not wait for the body: its result gets another time.
-            forget_result(run, self._number)
+            # Other results do not wait for the body: its result gets another time.
+            run.log.forget_result(self._number)
             run.services.telemetry.observer.attempt_begins(self._attempts)
         if not definition.is_async:
             return await definition.thread.run(self._commit_in_thread)
-        async with self.place.open(definition.isolation_level) as transaction:
+        async with self.records.open(definition.isolation_level) as transaction:
             frame = Frame(run.services, run, definition.name, self._number, transaction.session)
             with entered(frame):
                 value = await self._body()
@@ -204,7 +197,7 @@ class _Transaction:
 
     def _commit_in_thread(self) -> StepRecord:
         run, definition = self._run, self.definition
-        with self.place.open_blocking(definition.isolation_level) as transaction:
+        with self.records.open_blocking(definition.isolation_level) as transaction:
             session = transaction.session
             with entered(
                 Frame(run.services, run, definition.name, self._number, session, in_thread=True)
@@ -215,25 +208,26 @@ class _Transaction:
         return step
 
     def _success(self, value: object) -> StepRecord:
-        # Invariant: before its rows commit. What is recorded with them can be read back.
+        # Invariant: before its rows commit, so that what is recorded with them can be read back.
         output, _ = self.definition.values.write_result(value)
         # A body that was interrupted and returns all the same is rolled back.
-        self._run.refuse_if_stopped()
+        self._run.stopping.raise_if_stopped()
         return self._record(output=output, error=None)
 
     async def fail(self, error: Exception) -> StepRecord:
-        """Make a failure the only outcome that there can be."""
+        """Make a failure the only possible outcome, and return its record."""
         encoded = encode_error(self._run.services.registry.values, error)
         step = self._record(output=None, error=encoded)
-        await self.place.commit_failure(step)
+        await self.records.commit_failure(step)
         return step
 
     def _record(self, *, output: bytes | None, error: bytes | None) -> StepRecord:
-        step = self._run.step_record(
+        log = self._run.log
+        step = log.new_record(
             self._number, self.name, self.digest.value, output=output, error=error
         )
-        # What ends while this is committed comes after it.
-        expect_result_at(self._run, self._number, step.finished_at_us)
+        # Calls that end while this is committed come after it.
+        log.expect_result(self._number, step.finished_at_us)
         return step
 
 

@@ -1,4 +1,4 @@
-"""Where a transaction's record goes: into the step log, or beside the application's data."""
+"""The record of a transaction: in the step log, or beside the application's data."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from contextlib import AbstractAsyncContextManager, AbstractContextManager
 from typing import Protocol
 
 from asgi_durable.engine.runs.run import Run
-from asgi_durable.engine.runs.run_end import OwnedElsewhereError
+from asgi_durable.engine.stopping import OwnedElsewhereError
 from asgi_durable.storage.records import StepRecord
 from asgi_durable.storage.transaction_port import (
     ApplicationDatabase,
@@ -17,17 +17,23 @@ from asgi_durable.storage.transaction_port import (
     StoredTransaction,
 )
 
-__all__ = ["SameDatabase", "SeparateDatabase", "TransactionRecords", "transaction_records"]
+__all__ = [
+    "SameDatabase",
+    "SeparateDatabase",
+    "TransactionRecords",
+    "log_name",
+    "transaction_records",
+]
 
 
 class TransactionRecords(Protocol):
-    """The place in a run's log that one transaction fills."""
+    """Commits and finds the record of one transaction of a run."""
 
     def open(self, isolation_level: str | None) -> AbstractAsyncContextManager[StoredTransaction]:
         """Open the transaction; its record will commit with it.
 
         Raises:
-            SlotTakenError: Something is recorded at the place, or the run does not own it.
+            SlotTakenError: Its number is recorded already, or the run does not own the workflow.
         """
 
     def open_blocking(
@@ -36,32 +42,37 @@ class TransactionRecords(Protocol):
         """Do the same in the calling thread."""
 
     async def find_early(self) -> StepRecord | None:
-        """Return what is recorded at the place where only a look there can tell."""
+        """Return the record, where only a query can tell before the transaction opens."""
 
     async def find(self) -> StepRecord | None:
-        """Return what is recorded at the place already, ``None`` for nothing.
+        """Return the record, ``None`` if there is none.
 
         Raises:
-            OwnedElsewhereError: Whatever it is, it is another executor's.
+            OwnedElsewhereError: Another executor owns the workflow.
         """
 
     async def commit_failure(self, step: StepRecord) -> None:
-        """Make sure that nobody commits the transaction after its failure is recorded.
+        """Make sure that no process commits the transaction after its failure is recorded.
 
         Raises:
-            SlotTakenError: Something is recorded at the place.
+            SlotTakenError: Its number is recorded already.
         """
 
     def add_to_log(self, step: StepRecord) -> None:
         """Submit the record to the step log, unless it is there.
 
         Raises:
-            RunStopped: The run must not go on, or is over.
+            RunStopped: The run must not continue, or is over.
         """
 
 
+def log_name(run: Run, transaction: str) -> str:
+    """Return how log lines name a transaction of a run."""
+    return f"The transaction {transaction!r} of workflow {run.workflow_id} ({run.workflow.name})"
+
+
 def transaction_records(run: Run, number: int) -> TransactionRecords:
-    """Return the place of a run's transaction with this number."""
+    """Return where the record of a run's transaction goes."""
     application = run.services.application
     if application is None:
         return SameDatabase(run, number)
@@ -88,7 +99,7 @@ class SameDatabase:
         return storage.blocking_transaction(self._slot, isolation_level=isolation_level)
 
     async def find_early(self) -> StepRecord | None:
-        # Opening the transaction checks it.
+        # Opening the transaction checks that.
         return None
 
     async def find(self) -> StepRecord | None:
@@ -101,11 +112,11 @@ class SameDatabase:
         raise OwnedElsewhereError(run.workflow_id)
 
     async def commit_failure(self, step: StepRecord) -> None:
-        # The step log itself refuses whoever comes late.
+        # The step log itself refuses a late commit.
         del step
 
     def add_to_log(self, step: StepRecord) -> None:
-        self._run.has_progressed = True
+        self._run.mark_progress()
         if step.error is not None:
             self._run.submit_step(step)
 
@@ -114,7 +125,7 @@ class SeparateDatabase:
     """The application has a database of its own; the record goes there, and then to the log.
 
     Invariant: the first record there decides. A process that dies between the two commits
-    leaves a record that the next execution finds; one that comes late finds it as well.
+    leaves a record that the next execution finds; a late process finds it as well.
     """
 
     def __init__(self, run: Run, number: int, database: ApplicationDatabase) -> None:

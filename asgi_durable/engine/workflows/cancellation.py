@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 from asgi_durable.engine.process.settings import Retention
 from asgi_durable.engine.runs.active_runs import ActiveRuns
-from asgi_durable.engine.runs.run import Services
+from asgi_durable.engine.runs.services import Services
 from asgi_durable.engine.workflows.result_waiters import ResultWaiters
 from asgi_durable.errors import StorageError, StorageUnavailableError, WorkflowNotFoundError
 from asgi_durable.storage.records import ResponseRecord

@@ -10,32 +10,22 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from typing import Any, NoReturn
+from typing import Any
 
 from asgi_durable.engine.process.definitions import WorkflowDefinition
-from asgi_durable.engine.replay.recorded_calls import (
-    NOTHING,
-    diverged,
-    recorded_child,
-    refuse_other_child,
-    refuse_other_step,
-    unused_log,
-)
-from asgi_durable.engine.replay.result_order import end_of_child, forget_result, in_turn
-from asgi_durable.engine.replay.results import decode_recorded, infrastructure_error_in
+from asgi_durable.engine.process.recorded_errors import infrastructure_error_in
+from asgi_durable.engine.replay.result_order import end_of_child
+from asgi_durable.engine.replay.run_log import END_OF_LOG
 from asgi_durable.engine.runs.call import Call
 from asgi_durable.engine.runs.conflicts import find_conflict
 from asgi_durable.engine.runs.frame import Frame, current_frame
-from asgi_durable.engine.runs.outbox import Outbox, start_of
-from asgi_durable.engine.runs.run import Run, Services
-from asgi_durable.engine.runs.run_end import (
-    Completed,
-    Interrupted,
-    RunStopped,
-    finished,
-    refuse_cancelled,
-)
+from asgi_durable.engine.runs.outbox import Outbox
+from asgi_durable.engine.runs.pending_writes import PendingWrites
+from asgi_durable.engine.runs.run import Run
+from asgi_durable.engine.runs.run_end import Completed, completed, raise_if_cancelled
 from asgi_durable.engine.runs.runner import refuse_missing_injected
+from asgi_durable.engine.runs.services import Services
+from asgi_durable.engine.stopping import RunStopped
 from asgi_durable.engine.workflows.result_waiters import ResultWaiters
 from asgi_durable.errors import (
     DecodeError,
@@ -65,65 +55,57 @@ class EndedRun(Run):
         caller: The run that called the workflow; this one stops with it.
     """
 
-    has_ended = True
-
-    __slots__ = ("_caller",)
-
     def __init__(self, services: Services, stored: StoredRun, caller: Run) -> None:
-        super().__init__(services, stored.workflow, caller.loop, executor_id=caller.executor_id)
+        super().__init__(
+            services,
+            stored.workflow,
+            caller.loop,
+            executor_id=caller.executor_id,
+            replays_for=caller,
+        )
         self.load(stored)
-        self._caller = caller
-        self.outbox = _EndedOutbox(self)
+        self.writes = _RefusedWrites(services, self)
+        self.outbox = _RecordedStarts(self.log, self.stopping, services.registry, self.executor_id)
 
-    @property
-    def is_replaying(self) -> bool:
-        """True."""
-        return True
 
-    def refuse_other_start(self, workflow: WorkflowRecord) -> None:
-        """Raise if something else than the start of this workflow is recorded at its place.
+class _RefusedWrites(PendingWrites):
+    """The writes of an ended workflow: there are none."""
 
-        The place need not be recorded: the last starts of a workflow are in the commit of its
-        end alone. The workflow itself is there, unless it is deleted by now.
-        """
-        number = workflow.parent_step or 0
-        step = self.steps.get(number)
-        if step is not None:
-            refuse_other_step(self, step, *start_of(self, workflow))
-        elif number in self.children:
-            definition = self.services.registry.workflow(workflow.name)
-            recorded_child(self, number, definition, workflow.input or b"{}")
-        forget_result(self, number)
+    __slots__ = ("_log",)
+
+    def __init__(self, services: Services, run: Run) -> None:
+        super().__init__(run.workflow_id, services.committer, run.loop, run.stopping)
+        self._log = run.log
 
     def submit(self, write: Write) -> None:
-        """Refuse a write."""
-        self._refuse(write)
+        raise self._refused(write)
 
     async def commit(self, write: Write) -> Outcome:
-        """Refuse a write."""
-        self._refuse(write)
+        raise self._refused(write)
 
-    def _refuse(self, write: Write) -> NoReturn:
-        raise diverged(self, self.calls, NOTHING, f"for {type(write).__name__}")
-
-    def interruption(self) -> Interrupted | None:
-        """Return why the run must not go on, ``None`` if it may."""
-        if self.stopped is None and (stopped := self._caller.interruption()) is not None:
-            self.stop(stopped.error, retry_here=stopped.retry_here)
-        return self.stopped
+    def _refused(self, write: Write) -> Exception:
+        return self._log.divergence(self._log.calls, END_OF_LOG, f"for {type(write).__name__}")
 
 
-class _EndedOutbox(Outbox):
-    """Of an ended workflow: what it started was started with its end."""
+class _RecordedStarts(Outbox):
+    """The starts of an ended workflow, which were committed with its end."""
 
-    __slots__ = ("_ended",)
-
-    def __init__(self, run: EndedRun) -> None:
-        super().__init__(run)
-        self._ended = run
+    __slots__ = ()
 
     def add(self, workflow: WorkflowRecord) -> None:
-        self._ended.refuse_other_start(workflow)
+        """Raise if another call than the start of this workflow is recorded at its number.
+
+        The number need not be recorded: the last starts of a workflow are in the commit of its
+        end alone. Then the started workflow is there, unless it was deleted since.
+        """
+        log, number = self._log, workflow.parent_step or 0
+        step = log.steps.get(number)
+        if step is not None:
+            log.check_step(step, *self.recorded_as(workflow))
+        elif number in log.children:
+            definition = self._registry.workflow(workflow.name)
+            log.child_at(number, definition, workflow.input or b"{}")
+        log.forget_result(number)
 
 
 class Reruns:
@@ -162,7 +144,7 @@ class Reruns:
             retry_here = infrastructure_error_in(failure) is not None
             raise parent.stop(failure, retry_here=retry_here) from failure
         # What the application makes of a cancellation is not what counts.
-        parent.refuse_if_stopped()
+        parent.stopping.raise_if_stopped()
 
     async def _load(self, parent: Run, workflow_id: str) -> StoredRun:
         try:
@@ -180,7 +162,7 @@ class Reruns:
             return await call.loop.create_task(_call(run, call.definition, arguments))
         except asyncio.CancelledError:
             current = asyncio.current_task()
-            if run.interruption() is not None or (current is not None and current.cancelling()):
+            if run.stopping.check() is not None or (current is not None and current.cancelling()):
                 raise
             return WorkflowInterruptedError(workflow_id, "its code raised CancelledError")
         finally:
@@ -194,20 +176,19 @@ class Reruns:
         record = await self._called(call, parent, number)
         if record is None:
             raise parent.stop(WorkflowInterruptedError(parent.workflow_id, "a row is gone"))
-        ending = finished(record)
+        ending = completed(record)
         if not record.is_final:
             ending = await self._outcomes.wait(record.workflow_id, in_run=True)
-        await in_turn(parent, number, end_of_child(record))
-        parent.note_settled()
-        refuse_cancelled(ending, record.workflow_id)
+        await parent.log.finish_in_turn(number, end_of_child(record))
+        raise_if_cancelled(ending, record.workflow_id)
         if is_repeated(call, ending):
             await self.repeat(call, parent, number, record.workflow_id)
-        return decode_recorded(parent, call.definition, ending.output, ending.error)
+        return parent.log.outcome(call.definition, ending.output, ending.error)
 
     async def start(self, call: Call, parent: EndedRun, number: int) -> str:
         """Return the id of a workflow that was started."""
         record = await self._called(call, parent, number)
-        parent.note_settled()
+        parent.log.finish_call()
         return record.workflow_id if record is not None else call.options.workflow_id or ""
 
     async def _called(self, call: Call, parent: EndedRun, number: int) -> WorkflowRecord | None:
@@ -217,9 +198,9 @@ class Reruns:
         if definition.unrecorded:
             refuse_missing_injected(call)
         if workflow_id is None:
-            return recorded_child(parent, number, definition, data)
+            return parent.log.child_at(number, definition, data)
         # It may be another one's, and is not in the log then.
-        refuse_other_child(parent, number, definition.name, workflow_id)
+        parent.log.check_child(number, definition.name, workflow_id)
         record = await self._services.storage.get_workflow(workflow_id)
         conflict = find_conflict(call, data, record) if record is not None else None
         if conflict is not None:
@@ -248,14 +229,14 @@ async def _call(
     outage = infrastructure_error_in(raised) if raised is not None else None
     if outage is not None:
         return outage
-    stopped = run.interruption() or (unused_log(run) if raised is None else None)
+    stopped = run.stopping.check() or (run.log.check_end() if raised is None else None)
     if stopped is not None:
         return stopped.error
     if raised is None or isinstance(raised, RunStopped):
         return None
     failure = NonDeterministicWorkflowError(
         run.workflow_id,
-        run.calls,
+        run.log.calls,
         recorded="its success",
         called=f"nothing, and raises {type(raised).__name__}: {raised}",
     )

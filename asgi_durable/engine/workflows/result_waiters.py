@@ -12,9 +12,9 @@ from contextlib import contextmanager
 from asgi_durable.concurrency.backoff import Backoff
 from asgi_durable.engine.recovery.own_workflows import Recovery
 from asgi_durable.engine.runs.active_runs import ActiveRuns, wait_for
-from asgi_durable.engine.runs.run import Run, Services
-from asgi_durable.engine.runs.run_end import Completed, finished
-from asgi_durable.engine.runs.suspension import sleeping_of
+from asgi_durable.engine.runs.run import Run
+from asgi_durable.engine.runs.run_end import Completed, completed
+from asgi_durable.engine.runs.services import Services
 from asgi_durable.errors import (
     StorageUnavailableError,
     WorkflowInterruptedError,
@@ -71,7 +71,7 @@ class ResultWaiters:
                 record = await self._read(workflow_id)
                 if record.is_final:
                     self._services.registry.prepare()
-                    return finished(record)
+                    return completed(record)
                 self._refuse_parked(record, in_run=in_run)
                 self.ask(record)
                 await waiter.wait(backoff.next())
@@ -92,7 +92,7 @@ class ResultWaiters:
                 with contextlib.suppress(TimeoutError):
                     async with asyncio.timeout(timeout_seconds):
                         if run.loop is asyncio.get_running_loop():
-                            await sleeping_of(run).change(run.ended)
+                            await run.sleeps().wait_for_change(run.ended)
                         else:
                             await wait_for(run, run.ended, asyncio.get_running_loop())
                 return

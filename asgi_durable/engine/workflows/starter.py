@@ -4,28 +4,20 @@ from __future__ import annotations
 
 import time
 from collections.abc import Coroutine
-from dataclasses import replace
 from typing import Any
 
 from asgi_durable.concurrency.backoff import Backoff
 from asgi_durable.context import current_request
-from asgi_durable.engine.replay.recorded_calls import recorded_child, refuse_other_child
-from asgi_durable.engine.replay.result_order import end_of_child, forget_result, in_turn
-from asgi_durable.engine.replay.results import decode_recorded
+from asgi_durable.engine.replay.result_order import end_of_child
 from asgi_durable.engine.runs.active_runs import ActiveRuns, wait_for
 from asgi_durable.engine.runs.call import Call, kept_context
 from asgi_durable.engine.runs.conflicts import find_conflict
 from asgi_durable.engine.runs.outbox import Outbox
-from asgi_durable.engine.runs.run import Run, Services
-from asgi_durable.engine.runs.run_end import (
-    Completed,
-    Interrupted,
-    OwnedElsewhereError,
-    RunEnd,
-    finished,
-    refuse_cancelled,
-)
+from asgi_durable.engine.runs.run import Run
+from asgi_durable.engine.runs.run_end import Completed, RunEnd, completed, raise_if_cancelled
 from asgi_durable.engine.runs.runner import WorkflowRunner, refuse_missing_injected
+from asgi_durable.engine.runs.services import Services
+from asgi_durable.engine.stopping import Interrupted, OwnedElsewhereError
 from asgi_durable.engine.workflows.rerun import EndedRun, Reruns, is_repeated
 from asgi_durable.engine.workflows.result_waiters import ResultWaiters
 from asgi_durable.errors import (
@@ -83,12 +75,13 @@ class Workflows:
         workflow_id = call.options.workflow_id
         if workflow_id is not None:
             if call.parent is not None:
-                refuse_other_child(*call.parent, definition.name, workflow_id)
+                parent, number = call.parent
+                parent.log.check_child(number, definition.name, workflow_id)
             return await self._claim(call, data, workflow_id)
         if call.parent is None:
             return self._start_fresh(call, data, new_id())
         parent, number = call.parent
-        child = recorded_child(parent, number, definition, data)
+        child = parent.log.child_at(number, definition, data)
         if child is None:
             # Invariant: the parent's log is all in memory, so no such child exists yet.
             return self._start_fresh(call, data, child_workflow_id(parent.workflow_id, number))
@@ -127,11 +120,10 @@ class Workflows:
             except Exception as error:
                 # Not the child's outcome, so nothing that the parent's code may go on with.
                 raise parent.stop(error, retry_here=True) from error
-        await in_turn(parent, number, _time_of_end(parent, number, begun))
-        parent.note_settled()
+        await parent.log.finish_in_turn(number, _time_of_end(parent, number, begun))
         if isinstance(ending, Completed):
-            refuse_cancelled(ending, begun.workflow_id)
-            return decode_recorded(parent, call.definition, ending.output, ending.error)
+            raise_if_cancelled(ending, begun.workflow_id)
+            return parent.log.outcome(call.definition, ending.output, ending.error)
         if isinstance(ending.error, WorkflowConflictError):
             raise ending.error
         raise parent.stop(ending.error, retry_here=ending.retry_here)
@@ -185,20 +177,19 @@ class Workflows:
 
     async def _outcome(self, call: Call, begun: Run | WorkflowRecord) -> RunEnd:
         if isinstance(begun, WorkflowRecord):
-            return finished(begun)
+            return completed(begun)
         if call.parent is None or begun.loop is not call.parent[0].loop:
             return await wait_for(begun, begun.done, call.loop)
-        parent = call.parent[0]
-        begun.caller, parent.awaited = parent, (*parent.awaited, begun)
+        parent, number = call.parent
+        parent.add_awaited(begun)
         try:
             # The parent may see the outcome before it is durable, but must not act on it sooner.
             ending = await wait_for(begun, begun.ended, call.loop)
         except BaseException:
-            forget_result(*call.parent)
+            parent.log.forget_result(number)
             raise
         finally:
-            begun.caller = None
-            parent.awaited = tuple(run for run in parent.awaited if run is not begun)
+            parent.remove_awaited(begun)
         if isinstance(ending, Completed):
             parent.depend_on(begun)
         return ending
@@ -256,7 +247,7 @@ class Workflows:
         """Begin a call whose end nobody waits for."""
         begun = await self.begin(call)
         if call.parent is not None:
-            call.parent[0].note_settled()
+            call.parent[0].log.finish_call()
         return begun
 
     def value_of(self, ending: RunEnd, workflow_id: str) -> Any:
@@ -267,7 +258,7 @@ class Workflows:
         """
         if isinstance(ending, Interrupted):
             raise ending.error
-        refuse_cancelled(ending, workflow_id)
+        raise_if_cancelled(ending, workflow_id)
         return self._services.registry.outcome(ending.name, ending.output, ending.error)
 
     async def _join_recorded(self, call: Call, child: WorkflowRecord) -> Run | WorkflowRecord:
@@ -298,7 +289,7 @@ class Workflows:
         # Launched before its start is submitted, so that it runs before the committer does:
         # a workflow without steps then starts and ends in one commit.
         self._active.launch(run, self._runner.fresh(run, call))
-        run.submit(StartWorkflow(run.workflow))
+        run.writes.submit(StartWorkflow(run.workflow))
         return run
 
     async def _claim(self, call: Call, data: bytes, workflow_id: str) -> Run | WorkflowRecord:
@@ -326,13 +317,8 @@ class Workflows:
 
     def _new_run(self, call: Call, data: bytes, workflow_id: str) -> Run:
         record = self._new_record(call, data, workflow_id)
-        observed = self._services.telemetry.observer.run(record, entries=0)
-        # In the very row that is inserted: no write of its own, and none that can get lost.
-        span = observed.begin()
-        if span is not None:
-            record = replace(record, last_span=span)
         run = Run(self._services, record, call.loop, executor_id=record.executor_id)
-        run.observed = observed
+        run.begin_span()
         return self._launched_by(call, run)
 
     def _new_record(self, call: Call, data: bytes, workflow_id: str) -> WorkflowRecord:
@@ -369,8 +355,7 @@ def _time_of_end(parent: Run, number: int, begun: Run | WorkflowRecord) -> int:
     """Return when what a parent waited for has ended, as times in the parent's log are."""
     if isinstance(begun, WorkflowRecord):
         return end_of_child(begun)
-    known = parent.order.time_of(number) if parent.order is not None else None
-    return known or parent.next_time_us()
+    return parent.log.expected_time_us(number) or parent.log.next_time_us()
 
 
 def _is_owned_elsewhere(ending: RunEnd) -> bool:

@@ -12,8 +12,9 @@ from functools import partial
 from asgi_durable.concurrency.once import wait_for_first
 from asgi_durable.engine.requests.claims import Claimed, ResponseCommit
 from asgi_durable.engine.runs.run import Run
-from asgi_durable.engine.runs.run_end import Interrupted, RunEnd, RunStopped
-from asgi_durable.engine.runs.suspension import asleep_until_us, seconds_until, sleeping_of
+from asgi_durable.engine.runs.run_end import RunEnd
+from asgi_durable.engine.runs.suspension import asleep_until_us, seconds_until
+from asgi_durable.engine.stopping import Interrupted, RunStopped
 from asgi_durable.errors import DurableError, WorkflowInterruptedError
 from asgi_durable.middleware.asgi import ASGIApp, Headers, Message, Scope, Send, request_name
 from asgi_durable.middleware.connection import Connection
@@ -305,7 +306,7 @@ class RequestAttempt:
             is_long = end_us is not None and seconds_until(end_us) > longest_sleep
             if is_long and not self._client.answer_begun.is_set():
                 return None
-            await sleeping_of(run).change(run.done, withheld)
+            await run.sleeps().wait_for_change(run.done, withheld)
         return run.done.get()
 
     async def _answer(self, error: Exception) -> None:

@@ -323,7 +323,7 @@ class ResponseRecorder:
         return self._request.has_recorded or bool(self._recorded)
 
     def _is_final(self, status: int) -> bool:
-        if self._request.has_final_answer:
+        if self._request.has_final_response:
             return True
         if status in _ASKS_AGAIN:
             return self._has_recorded

@@ -73,7 +73,7 @@ class RunSpans(Work, ObservedRun):
         return self
 
     def failed(self, error: Exception) -> None:
-        self.retry_here()
+        self.continued()
         mark_failed(self.span, error)
 
     def replayed(self) -> None:
@@ -84,7 +84,7 @@ class RunSpans(Work, ObservedRun):
                 self.span.add_event("durable.replayed", {"durable.replay.duration": seconds})
 
     def ended(self, outcome: str) -> None:
-        self.retry_here()
+        self.continued()
         # Where it has called nothing new.
         self.replayed()
         self._outcome = outcome
@@ -99,7 +99,7 @@ class RunSpans(Work, ObservedRun):
             self.span.set_attribute("durable.outcome", WorkflowState.SUSPENDED.value)
             self.span.end()
 
-    def retry_here(self) -> str | None:
+    def continued(self) -> str | None:
         if self._is_over or self._since is None:
             return None
         self._waited += time.perf_counter() - self._since

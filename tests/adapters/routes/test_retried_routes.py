@@ -311,11 +311,11 @@ def test_the_log_tells_what_the_replay_of_a_step_leaves_out(
     told = [
         r.getMessage()
         for r in caplog.records
-        if r.name == "asgi_durable.engine.replay.recorded_calls"
+        if r.name == "asgi_durable.engine.steps.recorded_result"
     ]
     assert len(told) == 1
     assert "'create'" in told[0]
-    assert "to response is missing in the answer" in told[0]
+    assert "to response is missing in the response" in told[0]
 
 
 def test_what_a_dependency_gives_gets_the_same_again(url: str) -> None:

@@ -36,7 +36,7 @@ def url(database_url: str) -> str:
 def is_all_durable(durable: Durable) -> bool:
     frame = durable.engine.frame()
     assert frame is not None
-    return frame.run is not None and frame.run.is_all_durable()
+    return frame.run is not None and frame.run.writes.is_all_durable()
 
 
 class Shop:

@@ -23,7 +23,7 @@ from asgi_durable import (
 from asgi_durable.codec.exceptions.stored_responses import is_kind_of, stand_in
 from asgi_durable.codec.sealing.sealer import Sealer
 from asgi_durable.codec.values import Values
-from asgi_durable.engine.replay.results import encode_error
+from asgi_durable.engine.process.recorded_errors import encode_error
 from asgi_durable.middleware.problem_details import problem_response
 from asgi_durable.payloads import Payloads
 

@@ -9,7 +9,7 @@ import pytest
 from asgi_durable import DurableError, EncodeError, JsonCodec, RemoteError
 from asgi_durable.codec.sealing.sealer import Sealer
 from asgi_durable.codec.values import Values
-from asgi_durable.engine.replay.results import encode_error
+from asgi_durable.engine.process.recorded_errors import encode_error
 from asgi_durable.payloads import Payloads
 
 

@@ -1,8 +1,6 @@
-"""Outcomes on their way into the log and back."""
+"""Errors that are recorded, and read again."""
 
 from __future__ import annotations
-
-from typing import TYPE_CHECKING, Any
 
 from asgi_durable.codec.exceptions.codec import ROOMS, Room, forget_traceback, within
 from asgi_durable.codec.exceptions.stored_responses import pack_answer, stand_in
@@ -16,16 +14,10 @@ from asgi_durable.errors import (
     WorkflowInterruptedError,
 )
 
-if TYPE_CHECKING:
-    from asgi_durable.engine.process.definitions import Definition
-    from asgi_durable.engine.runs.run import Run
-
 __all__ = [
-    "decode_recorded",
     "decoded_failure",
     "encode_error",
     "infrastructure_error_in",
-    "named",
     "read_error",
 ]
 
@@ -33,7 +25,7 @@ __all__ = [
 def encode_error(values: Values, error: Exception) -> bytes:
     """Return an error as bytes, whatever it holds.
 
-    One that is too large is recorded without some of it: first attributes, in the end most of
+    An error that is too large loses parts of its record: first attributes, in the end most of
     its message.
     """
     for room in ROOMS:
@@ -54,7 +46,7 @@ def _stand_in_of(error: Exception) -> RemoteError:
 
 
 def _whole(text: str) -> str:
-    """Return a text without halves of characters, which no codec has to take."""
+    """Return a text without lone surrogates, which a codec need not accept."""
     return text.encode("utf-8", "replace").decode("utf-8")
 
 
@@ -62,42 +54,24 @@ def _encoded_within(room: Room, values: Values, error: Exception) -> bytes | Non
     try:
         with within(room):
             return values.write_error(error)
-    except Exception:  # a smaller record may do, or one of a stand-in
+    except Exception:  # a smaller record may succeed, or the record of a stand-in
         return None
 
 
-def decoded_failure(run: Run, encoded: bytes, failure: Exception) -> Exception:
+def decoded_failure(values: Values, encoded: bytes, failure: Exception) -> Exception:
     """Return an error as a replay will see it, with the traceback of its first appearance."""
-    error = run.services.registry.values.read_error(encoded)
+    error = values.read_error(encoded)
     forget_traceback(error)
-    # Past the class's own, as everything else of a recorded error.
+    # Not through the class's own method: nothing of a recorded error runs its code.
     return Exception.with_traceback(error, failure.__traceback__)
 
 
-def decode_recorded(
-    run: Run, definition: Definition, output: bytes | None, error: bytes | None
-) -> Any:
-    """Return what a call of a function has left in a run's log, or raise the error that it did.
-
-    Invariant: a record that this process cannot read is no outcome of the workflow's. The
-    run stops, and code that knows the record's classes goes on with it.
-    """
-    try:
-        if error is None:
-            return definition.values.read_result(output)
-        what = f"{definition.kind} {definition.name!r}"
-        failure = read_error(run.services.registry.values, what, error)
-    except DecodeError as damage:
-        raise run.stop(damage) from damage
-    raise failure
-
-
 def read_error(values: Values, what: str, data: bytes) -> Exception:
-    """Return the error that a call has ended with.
+    """Return the recorded error of a call.
 
     Args:
-        values: The engine's.
-        what: What was called, for messages.
+        values: Reads recorded values.
+        what: The function that was called, for messages.
         data: The error, encoded.
 
     Raises:
@@ -111,7 +85,7 @@ def read_error(values: Values, what: str, data: bytes) -> Exception:
 
 
 def infrastructure_error_in(error: BaseException) -> Exception | None:
-    """Return the error, or the one in a group, that says nothing about the application's work.
+    """Return the storage error or interruption that an error is, or holds as a group.
 
     Invariant: such an error is never recorded as an outcome.
     """
@@ -122,8 +96,3 @@ def infrastructure_error_in(error: BaseException) -> Exception | None:
         if found is not None:
             return found
     return None
-
-
-def named(run: Run, transaction: str) -> str:
-    """Name a transaction of a run for the log."""
-    return f"The transaction {transaction!r} of workflow {run.workflow_id} ({run.workflow.name})"
