@@ -216,7 +216,7 @@ def latest_time_us(steps: Iterable[StepRecord], children: Iterable[WorkflowRecor
 def end_of_child(child: WorkflowRecord) -> int:
     """Return when a workflow ended, by the clock of the process that ended it.
 
-    That clock may be behind; but the workflow did not end before it was called.
+    The clock may be behind, but the workflow did not end before its call.
     """
     return max(child.created_at_us, child.updated_at_us)
 

@@ -22,7 +22,7 @@ __all__ = ["END_OF_LOG", "CallListener", "RunLog"]
 
 # The log of a first execution.
 _NO_ENTRIES: Mapping[int, Any] = MappingProxyType({})
-# What the log of an ended workflow holds after its last entry, for messages.
+# Stands in messages for the call after the last entry of an ended workflow.
 END_OF_LOG = "nothing, as the workflow has ended"
 
 

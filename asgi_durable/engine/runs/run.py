@@ -266,7 +266,7 @@ class Run:
             self._drive.close()
 
     def leave_unfinished(self, ending: RunEnd) -> None:
-        """Publish an ending although the body still runs.
+        """Publish how the run ends although its body still runs.
 
         Invariant: the run is not closed. Calls that its code still makes are refused, instead of
         being plain calls outside of any run.
@@ -283,7 +283,7 @@ class Run:
         self.ended.set(ending)
 
     def finish(self, ending: RunEnd) -> None:
-        """Publish the ending, which is durable."""
+        """Publish how the run ended, now that this is durable."""
         self.end(ending)
         self.done.set(ending)
 

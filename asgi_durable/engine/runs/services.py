@@ -23,11 +23,10 @@ class Services:
 
     Attributes:
         storage: The step log.
-        application: The application's own database; ``None`` if it is the database of the step
-            log.
+        application: The application's own database; ``None`` if it shares that of the step log.
         committer: Commits the writes of all runs in batches.
         registry: The decorated functions.
-        guards: Tell whether an event loop is ending.
+        guards: Tell whether an event loop shuts down.
         executor: The name that this process writes under.
         storage_retry_seconds: How long a failing storage is retried.
         sleepers: Reports runs that do nothing but sleep.

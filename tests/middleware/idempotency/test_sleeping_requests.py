@@ -118,4 +118,4 @@ async def test_a_client_that_leaves_may_end_the_sleep_of_a_thread(url: str) -> N
 def _sleeps(durable: Durable) -> bool:
     running = durable.engine._running
     assert running is not None
-    return any(run.sleeping and run.sleeping.sleeps for run in running.active._runs.values())
+    return any(run.sleeping and run.sleeping.ends_us() for run in running.active._runs.values())
