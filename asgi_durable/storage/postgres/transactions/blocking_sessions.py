@@ -46,19 +46,21 @@ class PostgresBlockingSessions:
             engine.dispose()
 
     @contextmanager
-    def connect(self) -> Iterator[sa.Connection]:
-        """Give a connection whose transaction has not begun.
+    def connect(self, isolation_level: str | None) -> Iterator[sa.Connection]:
+        """Yield a connection whose transaction has not begun.
 
         Raises:
-            DurableUsageError: psycopg is not installed.
-            StorageError: The database failed, here or in what was done with the connection.
+            DurableUsageError: psycopg is not installed, or there is no such isolation level.
+            StorageError: The database failed, here or in the code that used the connection.
         """
-        name = self._database.name
+        level, name = checked_isolation_level(isolation_level), self._database.name
         try:
             connection = self._given_engine().connect()
         except (sa.exc.SQLAlchemyError, OSError) as error:
             raise unavailable_error(error, name) from error
         try:
+            if level is not None:
+                connection.execution_options(isolation_level=level)
             yield connection
         except Exception as error:
             failure = application_error(error, name, is_lost=_is_lost(connection))
@@ -71,12 +73,9 @@ class PostgresBlockingSessions:
     @contextmanager
     def begin(self, isolation_level: str | None) -> Iterator[sa.Connection]:
         """See :class:`asgi_durable.storage.application.BlockingSessions`."""
-        level = checked_isolation_level(isolation_level)
-        with self.connect() as connection:
-            if level is not None:
-                connection.execution_options(isolation_level=level)
-            # The driver's BEGIN comes with the first statement: at once, so that it can be
-            # told whether the transaction goes on.
+        with self.connect(isolation_level) as connection:
+            # The driver's BEGIN comes with the first statement. It is sent at once, so that the
+            # driver knows from here on whether the transaction is open.
             with self.our_own_statements():
                 connection.exec_driver_sql("SELECT")
             yield connection

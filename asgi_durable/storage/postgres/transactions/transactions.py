@@ -2,31 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
 import sqlalchemy as sa
-from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession, AsyncTransaction
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession
 
-from asgi_durable.errors import DurableUsageError
-from asgi_durable.storage.application import SESSION_OPTIONS, ended_behind_the_session
+from asgi_durable.storage.application import SESSION_OPTIONS
 from asgi_durable.storage.postgres.connections.database import PostgresDatabase
-from asgi_durable.storage.postgres.rows import (
-    PostgresNames,
-    step_values,
-    workflow_values,
+from asgi_durable.storage.postgres.rows import PostgresNames
+from asgi_durable.storage.postgres.transactions.open_transactions import (
+    Openings,
+    OpenRequestTransaction,
+    OpenStepTransaction,
 )
 from asgi_durable.storage.postgres.transactions.sessions import PostgresSessions
-from asgi_durable.storage.postgres.transactions.slots import (
-    RequestStatements,
-    SlotStatements,
-    answer_values,
-    claiming,
-    request_taken,
-    slot_taken,
-    whole_milliseconds,
-)
 from asgi_durable.storage.records import StepRecord
 from asgi_durable.storage.transaction_port import RequestSlot, StepSlot
 from asgi_durable.storage.writes import FinishWorkflow
@@ -34,109 +25,49 @@ from asgi_durable.storage.writes import FinishWorkflow
 __all__ = ["PostgresRequestTransaction", "PostgresTransaction", "PostgresTransactions"]
 
 
-class _OpenTransaction:
-    """A transaction, and the application's session in it."""
-
-    def __init__(
-        self,
-        sessions: PostgresSessions,
-        connection: AsyncConnection,
-        transaction: AsyncTransaction,
-        session: AsyncSession,
-    ) -> None:
-        self.session = session
-        self._sessions = sessions
-        self._connection = connection
-        self._transaction = transaction
-        self._has_begun = False
-        # The driver's BEGIN comes with the first statement, which is this savepoint's.
-        sa.event.listen(session.sync_session, "after_begin", self._note_begin)
-
-    async def flush(self) -> None:
-        """Write what the session holds, so that ours can be written after it."""
-        raw = await self._connection.get_raw_connection()
-        driver: Any = raw.driver_connection
-        if not self._transaction.is_active or (self._has_begun and not driver.is_in_transaction()):
-            # There is no savepoint left to go back to, which the session would trip over.
-            await self._connection.invalidate()
-            raise ended_behind_the_session()
-        await self.session.commit()
-
-    def _note_begin(self, *_: object) -> None:
-        self._has_begun = True
-
-
-class PostgresTransaction(_OpenTransaction):
+class PostgresTransaction:
     """See :class:`asgi_durable.storage.transaction_port.StoredTransaction`."""
 
     def __init__(
-        self,
-        sessions: PostgresSessions,
-        connection: AsyncConnection,
-        transaction: AsyncTransaction,
-        session: AsyncSession,
-        record: tuple[str, StepSlot] | None,
+        self, connection: AsyncConnection, session: AsyncSession, opened: OpenStepTransaction
     ) -> None:
-        super().__init__(sessions, connection, transaction, session)
-        self._record = record
+        self.session = session
+        self._connection = connection
+        self._opened = opened
 
     async def record(self, step: StepRecord) -> None:
-        if self._record is None:
-            msg = "this transaction has no place in a step log"
-            raise DurableUsageError(msg)
-        statement, slot = self._record
-        # Invariant: the application's rows are flushed before the record, and both are in the
-        # transaction that `PostgresTransactions.transaction` commits.
-        await self.flush()
-        values = (slot.executor_id, *step_values(step))
-        with self._sessions.our_own_statements():
-            result = await self._connection.exec_driver_sql(statement, values)
-        if result.rowcount != 1:
-            raise slot_taken(slot)
+        await self._connection.run_sync(lambda _: self._opened.record(step))
 
 
-class PostgresRequestTransaction(_OpenTransaction):
+class PostgresRequestTransaction:
     """See :class:`asgi_durable.storage.transaction_port.RequestTransaction`."""
 
     def __init__(
-        self,
-        sessions: PostgresSessions,
-        connection: AsyncConnection,
-        transaction: AsyncTransaction,
-        session: AsyncSession,
-        answering: tuple[RequestStatements, RequestSlot],
+        self, connection: AsyncConnection, session: AsyncSession, opened: OpenRequestTransaction
     ) -> None:
-        super().__init__(sessions, connection, transaction, session)
-        self._statements, self._slot = answering
-        # With the claim.
-        self._has_begun = True
+        self.session = session
+        self._connection = connection
+        self._opened = opened
+
+    async def flush(self) -> None:
+        await self._connection.run_sync(lambda _: self._opened.flush())
 
     async def answer(self, end: FinishWorkflow) -> None:
-        # Again: what was read of an object meanwhile may have begun something.
-        await self.flush()
-        values = answer_values(end)
-        with self._sessions.our_own_statements():
-            for start in end.starts:
-                row = workflow_values(start)
-                await self._connection.exec_driver_sql(self._statements.start, row)
-            result = await self._connection.exec_driver_sql(self._statements.answer, values)
-        if result.rowcount != 1:
-            raise request_taken(self._slot)
+        await self._connection.run_sync(lambda _: self._opened.answer(end))
 
 
 class PostgresTransactions:
     """Opens the application's transactions.
 
     Args:
-        database: Where to.
-        names: The tables' names.
+        database: The database.
+        names: The names of the tables.
     """
 
     def __init__(self, database: PostgresDatabase, names: PostgresNames) -> None:
-        self._database = database
         self._sessions = PostgresSessions(database)
-        self._statements = SlotStatements(names)
-        self._request_statements = RequestStatements(names)
+        driver = AsyncpgDriver(prepares=database.prepared_statements)
+        self._openings = Openings(driver, names, database=database.name)
 
     async def open(self) -> None:
         """Make ready for any number of event loops."""
@@ -152,13 +83,10 @@ class PostgresTransactions:
     ) -> AsyncIterator[PostgresTransaction]:
         """See ``Transactions.transaction``."""
         async with self._sessions.connect(isolation_level) as connection:
-            if slot is not None:
-                with self._sessions.our_own_statements():
-                    await self._check_slot(connection, slot)
-            transaction = await connection.begin()
+            await connection.run_sync(self._openings.begin, slot)
             async with AsyncSession(connection, **SESSION_OPTIONS) as session:
-                record = (self._statements.record, slot) if slot is not None else None
-                yield PostgresTransaction(self._sessions, connection, transaction, session, record)
+                opened = self._openings.step_transaction(*_blocking(connection, session), slot)
+                yield PostgresTransaction(connection, session, opened)
                 await session.commit()
             await self._sessions.commit(connection)
 
@@ -167,35 +95,54 @@ class PostgresTransactions:
         self, slot: RequestSlot, isolation_level: str | None
     ) -> AsyncIterator[PostgresRequestTransaction]:
         """See ``Transactions.request_transaction``."""
-        statements = self._request_statements
         async with self._sessions.connect(isolation_level) as connection:
-            transaction = await connection.begin()
-            with self._sessions.our_own_statements(), claiming(slot):
-                values = (whole_milliseconds(slot), *workflow_values(slot.workflow))
-                claimed = await connection.exec_driver_sql(statements.claim, values)
-            if claimed.one().inserted != 1:
-                raise request_taken(slot)
+            await connection.run_sync(self._openings.begin_request, slot)
             async with AsyncSession(connection, **SESSION_OPTIONS) as session:
-                answering = (statements, slot)
-                yield PostgresRequestTransaction(
-                    self._sessions, connection, transaction, session, answering
-                )
+                opened = self._openings.request_transaction(*_blocking(connection, session), slot)
+                yield PostgresRequestTransaction(connection, session, opened)
                 await session.commit()
             await self._sessions.commit(connection)
 
-    async def _check_slot(self, connection: AsyncConnection, slot: StepSlot) -> None:
-        """Check the place, before the transaction begins.
 
-        Not in it: what a SERIALIZABLE transaction reads of our tables would bring it into
-        conflict with those of other workflows.
-        """
-        raw = await connection.get_raw_connection()
-        driver: Any = raw.driver_connection
-        values = (slot.executor_id, slot.workflow_id, slot.step_number)
-        if self._database.prepared_statements:
-            is_free = await driver.fetchval(self._statements.check, *values)
-        else:
+class AsyncpgDriver:
+    """See :class:`asgi_durable.storage.postgres.transactions.open_transactions.Driver`.
+
+    Args:
+        prepares: False behind a pooler that cannot hold prepared statements.
+    """
+
+    def __init__(self, *, prepares: bool) -> None:
+        self._prepares = prepares
+
+    def execute(self, connection: sa.Connection, statement: str, values: Sequence[object]) -> int:
+        return connection.exec_driver_sql(statement, tuple(values)).rowcount
+
+    def fetch_row(
+        self, connection: sa.Connection, statement: str, values: Sequence[object]
+    ) -> Sequence[Any]:
+        return connection.exec_driver_sql(statement, tuple(values)).one()
+
+    def fetch_value(
+        self, connection: sa.Connection, statement: str, values: Sequence[object]
+    ) -> Any:
+        async def fetch(driver: Any) -> Any:
+            if self._prepares:
+                return await driver.fetchval(statement, *values)
             async with driver.transaction():
-                is_free = await driver.fetchval(self._statements.check, *values)
-        if not is_free:
-            raise slot_taken(slot)
+                return await driver.fetchval(statement, *values)
+
+        adapted: Any = connection.connection.dbapi_connection
+        return adapted.run_async(fetch)
+
+    def is_in_transaction(self, connection: sa.Connection) -> bool:
+        driver: Any = connection.connection.driver_connection
+        return bool(driver.is_in_transaction())
+
+
+def _blocking(connection: AsyncConnection, session: AsyncSession) -> tuple[sa.Connection, Any]:
+    """Return what SQLAlchemy wraps for async code, to be used inside of ``run_sync`` alone."""
+    blocking = connection.sync_connection
+    if blocking is None:
+        msg = "the connection is not open"
+        raise RuntimeError(msg)
+    return blocking, session.sync_session
