@@ -1,4 +1,4 @@
-"""Django, with the stack around it. It refuses lifespans, which the stack answers."""
+"""Django, with the stack around it. It refuses lifespans, which the stack handles."""
 
 from __future__ import annotations
 

@@ -46,7 +46,7 @@ def start(port: int) -> subprocess.Popen[bytes]:
 
 
 def place_order(port: int) -> tuple[bytes, Any]:
-    """Place an order with a key; return the body and the headers of the answer."""
+    """Place an order with a key; return the body and the headers of the response."""
     request = urllib.request.Request(
         f"http://127.0.0.1:{port}/orders",
         data=json.dumps(ORDER).encode(),
@@ -57,7 +57,7 @@ def place_order(port: int) -> tuple[bytes, Any]:
 
 
 def main() -> None:
-    """Order, kill the service, and order again: the same answer, and one order."""
+    """Order, kill the service, and order again: the same response, and one order."""
     import asgi_durable
 
     location = Path(asgi_durable.__file__)

@@ -1,4 +1,4 @@
-"""What ``import asgi_durable`` gives, and what it does not load."""
+"""The names of ``import asgi_durable``, and the packages that it does not load."""
 
 from __future__ import annotations
 

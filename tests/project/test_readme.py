@@ -1,4 +1,4 @@
-"""What the README shows is what there is."""
+"""The README shows the library as it is."""
 
 from __future__ import annotations
 

@@ -1,9 +1,8 @@
-"""Applications whose answers come in pieces, each produced when a test allows it.
+"""Applications whose responses come in chunks, each produced when a test allows it.
 
 ``starlette`` and ``raw`` do the same below ``/events`` and ``/download``, and ``recorded`` records
-streams. Below ``/control``,
-outside of the library, a test allows pieces of an answer, and reads what was noted about it.
-The database is that of ``ASGI_DURABLE_URL``.
+streams. Below ``/control``, outside of the library, a test allows chunks of a response, and reads
+the events of its producer. The database is that of ``ASGI_DURABLE_URL``.
 """
 
 from __future__ import annotations
@@ -26,10 +25,10 @@ from asgi_durable.middleware.asgi import ASGIApp, Receive, Scope, Send
 
 
 class Stream:
-    """An answer in pieces.
+    """A response in chunks.
 
     Attributes:
-        noted: What has happened so far, in order.
+        noted: The events so far, in order.
     """
 
     def __init__(self) -> None:
@@ -39,7 +38,7 @@ class Stream:
         self._changed = asyncio.Event()
 
     def allow(self, pieces: int) -> None:
-        """Let so many pieces be produced, counted from the first."""
+        """Allow this many chunks, counted from the first."""
         self._allowed = pieces
         self._changed.set()
 
@@ -49,7 +48,7 @@ class Stream:
         self._changed.set()
 
     async def pieces(self, kind: str) -> AsyncIterator[bytes]:
-        """Produce the pieces that the test allows."""
+        """Produce the chunks that the test allows."""
         for number in range(PIECES):
             while number >= self._allowed:
                 self._changed.clear()
@@ -65,7 +64,7 @@ streams: defaultdict[str, Stream] = defaultdict(Stream)
 
 
 async def answer_by_starlette(request: Request) -> StreamingResponse:
-    """Answer in pieces; notes each time it is told that the client has gone."""
+    """Respond in chunks; note each time the client is reported as disconnected."""
     kind, stream = request.path_params["kind"], streams[request.path_params["name"]]
     await request.body()
 
@@ -119,7 +118,7 @@ def controlled(app: ASGIApp) -> ASGIApp:
     return serve
 
 
-# Nothing is passed on because of a pause: that would hide what is kept back.
+# A pause passes nothing on: that would hide chunks that are held back.
 NEVER_SECONDS = 3600.0
 policy = IdempotencyPolicy(max_response_body=MAX_RESPONSE_BODY, stream_after=NEVER_SECONDS)
 durable = Durable(idempotency=policy)

@@ -1,4 +1,4 @@
-"""Answers that come in pieces, through the whole stack, on the servers that people use."""
+"""Responses that come in chunks, through the whole stack, on the servers that people use."""
 
 from __future__ import annotations
 
@@ -52,13 +52,13 @@ def server(
 
 
 class Client:
-    """A client of one streamed answer, and who allows its pieces; all of them at the end.
+    """A client of one streamed response, which also allows its chunks; all of them at the end.
 
     Args:
         http: Sends its requests.
         url: The server.
-        method: Of the request.
-        kind: Of the answer.
+        method: The request's method.
+        kind: The kind of response.
         has_key: True for a request with a key.
     """
 
@@ -79,7 +79,7 @@ class Client:
         await self.allow(PIECES)
 
     async def allow(self, pieces: int) -> None:
-        """Let so many pieces be produced."""
+        """Allow this many chunks."""
         (await self._http.get(self._control_url, params={"allow": pieces})).raise_for_status()
 
     async def noted(self) -> list[str]:
@@ -89,13 +89,13 @@ class Client:
 
     @asynccontextmanager
     async def streaming(self) -> AsyncIterator[tuple[httpx.Response, AsyncIterator[bytes]]]:
-        """Send the request; give the answer's start, and its body as it comes."""
+        """Send the request; yield the response's start, and its body as it comes."""
         sending = self._http.stream(*self._request, headers=self._headers)
         async with asyncio.timeout(TIMEOUT_SECONDS), sending as response:
             yield response, response.aiter_raw()
 
     async def send(self) -> httpx.Response:
-        """Send the request, and read the whole answer."""
+        """Send the request, and read the whole response."""
         async with self.streaming() as (response, _):
             await response.aread()
             return response
@@ -108,12 +108,12 @@ async def http() -> AsyncIterator[httpx.AsyncClient]:
 
 
 async def read_piece_by_piece(client: Client, kind: str, *, allowed: int) -> None:
-    """Send the request; allow each piece when the ones before have arrived, and no sooner.
+    """Send the request; allow each chunk when the ones before have arrived, and no sooner.
 
     Args:
-        client: Sends it.
-        kind: Of the answer.
-        allowed: How many pieces are allowed at once, at first.
+        client: Sends the request.
+        kind: The kind of response.
+        allowed: How many chunks are allowed at once, at first.
     """
     await client.allow(allowed)
     async with client.streaming() as (response, chunks):
@@ -123,7 +123,7 @@ async def read_piece_by_piece(client: Client, kind: str, *, allowed: int) -> Non
             await client.allow(pieces)
             while len(body) < len(whole(kind, pieces)):
                 body += await anext(chunks)
-            # What was not allowed was not produced; and nobody was told anything false.
+            # No chunk was produced before it was allowed, and no false event was reported.
             if pieces < PIECES:
                 assert await client.noted() == COMPLETE[:pieces]
         assert [chunk async for chunk in chunks] == []
@@ -132,7 +132,7 @@ async def read_piece_by_piece(client: Client, kind: str, *, allowed: int) -> Non
 
 
 async def is_gone(client: Client) -> None:
-    """Send the request again: it was carried out, its answer was not kept."""
+    """Send the request again: it was carried out, and its response was not stored."""
     again = await client.send()
     problem = again.json()
     assert again.status_code == problem["status"] == 410

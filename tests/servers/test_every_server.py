@@ -1,4 +1,4 @@
-"""What every server's requests get of the stack: those without a key, and those with one."""
+"""Requests with a key, and without one, on every server."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ TIMEOUT_SECONDS = 60.0
 ID = {"X-Request-ID": "r1"}
 KEY = {"Idempotency-Key": "k"}
 ON_ASYNCIO = [name for name in ALL_SERVERS if name != "hypercorn_on_trio"]
-# uvicorn ends itself with the signal that it was told to stop by.
+# uvicorn ends itself with the signal that stopped it.
 CLEAN_ENDS = {0, -signal.SIGTERM}
 
 

@@ -27,6 +27,6 @@ def test_a_server_ends_if_its_application_cannot_start(
         # Some take connections before they start the application.
         server.start()
 
-    # Invariant: it is not told to end; what is served would run until the test gives up.
+    # Invariant: nothing stops the server; one that serves would run until the test gives up.
     assert server.wait() not in (None, -signal.SIGKILL)
     assert "no such setting" in server.log

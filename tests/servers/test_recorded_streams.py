@@ -17,7 +17,7 @@ from support.processes.asgi_servers import ASGI_SERVERS, ASGIServer
 pytestmark = pytest.mark.anyio
 
 TIMEOUT_SECONDS = 60.0
-# As many as are sent at once, where only long answers are streamed.
+# As many chunks as are sent at once, where only long responses are streamed.
 BEGUN = {"events": 1, "download": 6}
 
 
@@ -37,7 +37,7 @@ def server(
 
 
 class Answers:
-    """The answers to one request, however often it is sent."""
+    """The responses to one request, however often it is sent."""
 
     def __init__(self, http: httpx.AsyncClient, url: str, kind: str, stack: AsyncExitStack) -> None:
         self._http = http
@@ -47,13 +47,13 @@ class Answers:
         self._control_url = f"{url}/control/{self._name}"
 
     async def control(self, what: str = "") -> list[str]:
-        """Allow pieces, or let the app fail; return what has happened in it."""
+        """Allow chunks, or let the app fail; return the app's events."""
         answer = await self._http.get(f"{self._control_url}?{what}")
         noted: list[str] = answer.json()
         return noted
 
     async def send(self) -> tuple[httpx.Response, AsyncIterator[bytes]]:
-        """Send the request; give the answer's start, and its body as it comes."""
+        """Send the request; yield the response's start, and its body as it comes."""
         sending = self._http.stream("POST", self._url, headers={"Idempotency-Key": self._name})
         response = await self._stack.enter_async_context(sending)
         return response, response.aiter_raw()

@@ -16,7 +16,7 @@ pytestmark = pytest.mark.anyio
 
 TIMEOUT_SECONDS = 60.0
 HEADERS = b"Host: localhost\r\nContent-Length: 0\r\nIdempotency-Key: k\r\n"
-# uvicorn ends itself with the signal that it was told to stop by.
+# uvicorn ends itself with the signal that stopped it.
 CLEAN_ENDS = {0, -signal.SIGTERM}
 
 

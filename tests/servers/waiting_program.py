@@ -1,4 +1,4 @@
-"""An application whose handler waits for its client to leave, if ``WAITS`` is set, and answers.
+"""An application whose handler responds; with ``WAITS`` it waits for its client to leave first.
 
 The database is that of ``ASGI_DURABLE_URL``.
 """

@@ -31,12 +31,12 @@ def http_scope(
 
 
 class Exchange:
-    """One request and what the app answers.
+    """One request, and the messages of the app's response.
 
     Attributes:
-        sent: The app's messages, without the end of a request whose client has gone: that is for
-            middlewares alone, and servers drop it.
-        disconnected: Set it to let the client go away.
+        sent: The app's messages, without the end of a request whose client has disconnected:
+            only middlewares see that, and servers drop it.
+        disconnected: Set it to let the client disconnect.
     """
 
     def __init__(self, body: bytes = b"", *, chunks: list[bytes] | None = None) -> None:
@@ -72,7 +72,7 @@ class Exchange:
 
     @property
     def is_complete(self) -> bool:
-        """True if the answer is one start and bodies of which only the last one is final."""
+        """True if the response is one start, and bodies of which only the last one is final."""
         bodies = [m for m in self.sent if m["type"] == "http.response.body"]
         more = [m.get("more_body", False) for m in bodies]
         return len(self._starts()) == 1 and more == [True] * (len(more) - 1) + [False]
@@ -86,10 +86,10 @@ class Exchange:
 
 
 class GoneExchange(Exchange):
-    """One on a server whose ``send()`` raises once the client has gone, as ASGI 2.4 has it.
+    """A request to a server whose ``send()`` raises after the client has disconnected (ASGI 2.4).
 
     Attributes:
-        refused: The messages that it raised about.
+        refused: The messages for which it raised.
     """
 
     def __init__(self, body: bytes = b"") -> None:
@@ -135,7 +135,7 @@ async def answer(
     status: int = 200,
     headers: Iterable[tuple[bytes, bytes]] = ((b"content-type", b"text/plain"),),
 ) -> None:
-    """Answer with one body."""
+    """Respond with one body."""
     await send({"type": "http.response.start", "status": status, "headers": list(headers)})
     await send({"type": "http.response.body", "body": body})
 

@@ -8,11 +8,11 @@ from typing import Any
 
 
 class Cancelled:
-    """Awaits something, and cancels the task at one of the places where that waits.
+    """Awaits some work, and cancels the task at one of the places where the work waits.
 
     Args:
-        work: What is awaited.
-        place: At which place, counted from 1.
+        work: The work.
+        place: The place to cancel at, counted from 1.
         and_after: True to cancel it at all places after that as well.
     """
 

@@ -108,7 +108,7 @@ def note_calls(durable: Durable, method: str) -> list[tuple[Any, ...]]:
 
 
 async def until(condition: Callable[[], Any]) -> Any:
-    """Ask again until the answer is true, and return it."""
+    """Call a function until its result is true, and return it."""
     async with asyncio.timeout(PATIENCE_SECONDS):
         while True:
             answer = condition()
@@ -143,7 +143,7 @@ async def result_of(durable: Durable, workflow_id: str) -> Any:
 
 
 async def kill(durable: Durable) -> None:
-    """End an executor as SIGKILL would: locks and connections are gone, and nobody is told.
+    """End an executor as SIGKILL would: its locks and connections end, without any message.
 
     Its runs are interrupted, so it must have been made with ``drain_timeout=0.0``.
     """
@@ -156,8 +156,8 @@ async def kill(durable: Durable) -> None:
 async def declared_dead(durable: Durable) -> AsyncIterator[None]:
     """Let others find an executor dead, as if its process had been stopped with SIGSTOP.
 
-    Inside, it is dead and does not know it; at the end its heartbeat goes on. Another
-    executor has to live.
+    Inside, it is dead and does not know it; at the end its heartbeat continues. Another
+    executor must be alive.
     """
     executor, storage = executor_of(durable), storage_of(durable)
     stopped, retry_here = threading.Event(), threading.Event()
@@ -225,4 +225,4 @@ def _query_file(path: str, sql: str) -> list[tuple[Any, ...]]:
 
 
 async def _nothing(*_: object) -> None:
-    """Nobody is told."""
+    """Send no message."""

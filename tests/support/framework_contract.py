@@ -1,4 +1,4 @@
-"""What a framework without an adapter gets by ``durable.wrap``: the same tests for each."""
+"""The contract of ``durable.wrap`` with frameworks without an adapter: the same tests for each."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ KEY = {"Idempotency-Key": "k"}
 
 
 class Orders:
-    """What the handlers of all frameworks do."""
+    """The orders of a shop, which the handlers of all frameworks place."""
 
     def __init__(self, durable: Durable) -> None:
         self.durable = durable
@@ -32,7 +32,7 @@ class Orders:
         self._charge = charge
 
     async def place(self, item: str) -> dict[str, Any]:
-        """Charge for an item; fail after that on the first try of a broken one."""
+        """Charge for an item; fail after that on the first attempt at a broken one."""
         number = await self._charge(item)
         self.tried.append(item)
         if item == "broken" and self.tried.count(item) == 1:
@@ -41,9 +41,9 @@ class Orders:
 
 
 class FrameworkContract:
-    """The tests; a framework's class says how its application is made.
+    """The tests; a framework's class makes its application.
 
-    It answers ``POST /orders/{item}`` with what ``Orders.place`` returns.
+    The application responds to ``POST /orders/{item}`` with the result of ``Orders.place``.
     """
 
     # False for a framework that serves nothing before it has had its lifespan.

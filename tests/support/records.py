@@ -81,7 +81,7 @@ def success(workflow_id: str = "w", output: bytes = b"9", **fields: Any) -> Fini
 
 
 def response(workflow_id: str = "r", body: bytes | None = b"body", **fields: Any) -> ResponseRecord:
-    """Return an answer."""
+    """Return a response."""
     values: dict[str, Any] = {
         "status_code": 201,
         "headers": b"[]",

@@ -15,7 +15,7 @@ from asgi_durable.codec.exceptions.codec import RecordedTraceback
 __all__ = ["difference", "differences"]
 
 MISSING = object()
-# What the library keeps on an exception that it has recorded.
+# Attributes that the library sets on an exception that it has recorded.
 OF_THE_LIBRARY = ("durable_traceback", "__notes__")
 
 

@@ -11,7 +11,7 @@ PATIENCE_SECONDS = 60.0
 
 
 async def in_thread(function: Callable[..., Any], *args: Any) -> Any:
-    """Call a function in a thread, while the event loop goes on."""
+    """Call a function in a thread, while the event loop continues."""
     return await asyncio.to_thread(function, *args)
 
 

@@ -118,7 +118,7 @@ KINDS = {
 
 @dataclass(frozen=True)
 class Class:
-    """What one version of the code has."""
+    """One version of the code."""
 
     fields: tuple[Field, ...]
     name: str = "Order"
@@ -157,12 +157,12 @@ def as_field(kind: Kind, version: Version) -> Iterator[Version]:
 
 @dataclass(frozen=True)
 class Change:
-    """What differs between two versions.
+    """A difference between two versions.
 
     Attributes:
-        given: The fields of the value that the first one makes.
-        expected: Those of the value that the second one sees, without those with defaults; the
-            same ones if that is ``None``.
+        given: The fields of the value that the first version makes.
+        expected: The fields of the value that the second version reads, without those with
+            defaults; ``None`` for the same ones.
     """
 
     before: Class
@@ -430,7 +430,7 @@ async def leave(code: Code) -> None:
 
 
 async def finish(code: Code) -> None:
-    """Go on with it to its end; fail at once where it cannot go on."""
+    """Continue the workflow to its end; fail at once where it cannot continue."""
     with _warnings() as warnings:
         async with code.durable as durable:
             result = asyncio.create_task(result_of(durable, ID))
@@ -459,9 +459,9 @@ def warnings_in(caplog: pytest.LogCaptureFixture) -> list[str]:
 
 
 async def stays_parked(durable: Durable, caplog: pytest.LogCaptureFixture) -> str:
-    """Wait until the workflow cannot go on; return the one warning about it.
+    """Wait until the workflow cannot continue; return the one warning about it.
 
-    It stays as it is, and nothing more is said of it, while its process looks for work again.
+    It stays as it is, without further log lines, while its process looks for work again.
     """
     await until(lambda: warnings_in(caplog))
     looks = asyncio.create_task(beats(durable, 3))

@@ -1,4 +1,4 @@
-"""What a decorated function looks like to who asks."""
+"""Decorated functions, as code that inspects them sees them."""
 
 from __future__ import annotations
 

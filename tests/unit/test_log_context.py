@@ -36,7 +36,7 @@ class Lines(logging.Handler):
 
 @pytest.fixture
 def lines() -> Iterator[Lines]:
-    """What is logged as ``shop``, with its context."""
+    """Return the records of the logger ``shop``, with their context."""
     handler = Lines()
     handler.addFilter(DurableLogFilter())
     LOGGER.addHandler(handler)

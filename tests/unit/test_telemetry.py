@@ -1,4 +1,4 @@
-"""Where spans, figures and log lines go."""
+"""The destinations of spans, metrics and log lines."""
 
 from __future__ import annotations
 

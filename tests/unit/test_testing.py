@@ -1,4 +1,4 @@
-"""What users' tests get, as their tests use it."""
+"""The package's support for users' tests, used as they use it."""
 
 from __future__ import annotations
 

@@ -26,7 +26,7 @@ PATHS = ("/steps", "/child/work")
 
 @asynccontextmanager
 async def killing_workers(service: Service, seed: int) -> AsyncIterator[list[int]]:
-    """Kill whichever worker answers, again and again; give the killed ones."""
+    """Kill the worker that responds, again and again; return the killed ones."""
     moments = random.Random(seed)
     killed: list[int] = []
     is_over = asyncio.Event()
@@ -50,7 +50,7 @@ async def killing_workers(service: Service, seed: int) -> AsyncIterator[list[int
 
 
 async def pid_of_a_worker(url: str) -> int:
-    """Ask on a new connection, so that any worker may answer."""
+    """Send a request on a new connection, so that any worker may respond."""
     while True:
         with suppress(httpx.TransportError):
             async with httpx.AsyncClient(timeout=30.0) as client:

@@ -1,4 +1,4 @@
-"""A Postgres that is away for longer than the storage's patience lasts."""
+"""A Postgres that is away for longer than the storage's retry timeout."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ pytestmark = [pytest.mark.anyio, pytest.mark.measures_time]
 PATIENCE_SECONDS = 1.0
 OUTAGE_SECONDS = 3.0
 REQUESTS = 10
-# What a retry waits for at most: the database is back, and the process is connected again.
+# How long a retry waits at most: the database is back, and the process is connected again.
 LONGEST_RECOVERY_SECONDS = 10.0
 
 

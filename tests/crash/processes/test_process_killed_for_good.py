@@ -1,4 +1,4 @@
-"""One of two processes is killed and never comes back: the other one goes on with its work."""
+"""One of two processes is killed and never comes back: the other one continues its work."""
 
 from __future__ import annotations
 

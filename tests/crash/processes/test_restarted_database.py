@@ -55,7 +55,7 @@ async def test_ten_crashes_under_load_lose_nothing_double_nothing_and_fail_nothi
 
 
 async def assert_that_the_last_takes_work_over(service: Service) -> None:
-    """Kill the first server; the other one still notices and goes on with its work."""
+    """Kill the first server; the other one still notices and continues its work."""
     first, last = service.servers
     names = [f"w{number}" for number in range(WORKFLOWS)]
     async with httpx.AsyncClient(timeout=30.0) as client:

@@ -31,7 +31,7 @@ def service(tmp_path: Path, url: str) -> Iterator[Service]:
 async def stop_outside_of_a_write(service: Service, server: Server) -> None:
     """Stop a process, but not while it has the write lock of a SQLite file.
 
-    Nobody else can write then until it goes on, or ends.
+    No other process can write then until it continues, or ends.
     """
     server.pause()
     while await service.is_locked():
@@ -64,7 +64,7 @@ async def test_its_late_record_is_refused_and_its_caller_gets_the_next_owners_an
         call = asyncio.ensure_future(client.post(f"{stopped.url}/run/gated", json={"name": "w"}))
         await until_noted(service, (0, stopped.pid), (1, stopped.pid))
         await stop_outside_of_a_write(service, stopped)
-        # The lease ends, and the other one goes on with the second step.
+        # The lease ends, and the other one continues with the second step.
         await until_noted(service, (0, stopped.pid), (1, stopped.pid), (1, other.pid))
         service.open_gate()
         await until_finished(service)

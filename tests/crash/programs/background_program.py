@@ -46,7 +46,7 @@ async def notify(item: str) -> None:
 
 
 async def order(request: Request) -> JSONResponse:
-    """Let something be done in the background, and answer."""
+    """Start work in the background, and respond."""
     item = (await request.json())["item"]
     await durable.background(notify, item)
     return JSONResponse({"done": await pack(item)}, 201)

@@ -163,19 +163,19 @@ async def run(request: Request) -> JSONResponse:
 
 
 async def child(request: Request) -> JSONResponse:
-    """Answer a request with a key by a workflow."""
+    """Handle a keyed request by a workflow."""
     function, arguments = await called(request)
     return JSONResponse(await function(*arguments.values()))
 
 
 async def steps(request: Request) -> JSONResponse:
-    """Answer a request with a key by steps and a transaction of its own."""
+    """Handle a keyed request by steps and a transaction of its own."""
     arguments = await request.json()
     return JSONResponse(await take_pauses(**arguments))
 
 
 async def gate(request: Request) -> JSONResponse:
-    """Answer a request with a key by a step that waits at the gate."""
+    """Handle a keyed request by a step that waits at the gate."""
     arguments = await request.json()
     return JSONResponse([await pass_gate(), await insert(arguments["name"])])
 
@@ -186,7 +186,7 @@ async def called(request: Request) -> tuple[Any, dict[str, Any]]:
 
 
 async def plain(_: Request) -> JSONResponse:
-    """Answer at once, without the database."""
+    """Respond at once, without the database."""
     return JSONResponse({"pid": os.getpid()})
 
 

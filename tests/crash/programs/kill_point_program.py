@@ -1,4 +1,4 @@
-"""A program that dies at a place it is told: run by ``test_kill_points``.
+"""A program that dies at a chosen place: run by ``test_kill_points``.
 
 Arguments: the folder for the database and the ledger; the point to die at, or ``-``.
 """

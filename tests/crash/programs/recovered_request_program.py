@@ -1,4 +1,4 @@
-"""A service whose requests go on without their client: for ``test_recovered_requests``.
+"""A service whose requests continue without their client: for ``test_recovered_requests``.
 
 Environment:
     ASGI_DURABLE_URL: The database.
@@ -40,7 +40,7 @@ async def ship(reservation: str) -> str:
 
 
 async def order(request: Request) -> JSONResponse:
-    """Call two steps; the answer is made of what they return, and of the request."""
+    """Call two steps; the response is made of their results, and of the request."""
     item = (await request.json())["item"]
     shipment = await ship(await reserve(item))
     points.reach("answer")

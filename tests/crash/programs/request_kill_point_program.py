@@ -1,4 +1,4 @@
-"""A service that dies at a place it is told: served for ``test_request_kill_points``.
+"""A service that dies at a chosen place: served for ``test_request_kill_points``.
 
 Environment:
     ASGI_DURABLE_URL: The database.
@@ -60,7 +60,7 @@ async def ship(reservation: str) -> str:
 
 
 async def order(request: Request) -> JSONResponse:
-    """Call two steps and a transaction; the answer is made of all that they return."""
+    """Call two steps and a transaction; the response is made of their results."""
     item = (await request.json())["item"]
     reservation = await reserve(item)
     number = await insert(item)
@@ -72,7 +72,7 @@ async def order(request: Request) -> JSONResponse:
 
 
 async def sell(request: Request) -> JSONResponse:
-    """Call a transaction alone, which the answer is committed with."""
+    """Call a transaction alone, which the response is committed with."""
     item = (await request.json())["item"]
     points.reach("step before the sale")
     number = await insert(item)

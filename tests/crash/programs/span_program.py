@@ -1,4 +1,4 @@
-"""A program that dies in a step where it is told to: run by ``test_spans_across_a_crash``.
+"""A program that dies in a chosen step: run by ``test_spans_across_a_crash``.
 
 Arguments: the folder for the database and the spans; ``start``, ``keyed`` or ``go on``; the step
 to die in, or ``-``.
@@ -84,7 +84,7 @@ async def handle(scope, receive, send) -> None:
 
 
 async def main() -> None:
-    """Send a request, or go on with the workflow."""
+    """Send a request, or continue the workflow."""
     app = durable.wrap(handle)
     async with durable:
         if WHAT != "go on":

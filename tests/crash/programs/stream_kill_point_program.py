@@ -1,10 +1,10 @@
-"""A service of one stream that dies at a place it is told: served for ``test_killed_streams``.
+"""A service of one stream that dies at a chosen place: served for ``test_killed_streams``.
 
 Environment:
     ASGI_DURABLE_URL: The database.
     KILL_POINT_LEDGER: The file that says which places this process has reached.
     KILL_AT: The place to die at; none if it is missing.
-    VOICE: What the events begin with, but for the first one. The first process has a low one.
+    VOICE: The beginning of the events, but for the first one. The first process has a low one.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""A recorded stream whose process is killed at every commit: its client ends up with one answer."""
+"""A recorded stream whose process is killed at every commit: its client ends up with one response."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def program(
 
 
 async def until_killed(url: str) -> bytes:
-    """Send the request to a process that dies; return what came of the answer."""
+    """Send the request to a process that dies; return the part of the response that came."""
     body = b""
     async with httpx.AsyncClient(timeout=60.0) as client:
         with pytest.raises(httpx.TransportError):

@@ -25,7 +25,7 @@ WITHOUT_LIFESPAN = ("--lifespan", "off")
 
 
 async def part_of(server: Server) -> bytes:
-    """Send the request to a process that dies; return what came of the answer."""
+    """Send the request to a process that dies; return the part of the response that came."""
     body = b""
     async with httpx.AsyncClient(timeout=60.0) as http:
         with pytest.raises(httpx.TransportError):

@@ -1,4 +1,4 @@
-"""A request whose process is killed goes on in another one, without its client."""
+"""A request whose process is killed continues in another one, without its client."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ class Service:
         assert await asyncio.to_thread(server.wait) == -signal.SIGKILL
 
     async def is_answered(self) -> None:
-        """Wait until the request has an answer in the database."""
+        """Wait until the request has a response in the database."""
 
         async def done() -> bool:
             return [state for state, _ in await query(self._url, STATES)] == ["SUCCESS"]
@@ -104,7 +104,7 @@ async def test_each_process_that_it_kills_goes_on_where_the_one_before_was(
     assert response.headers["idempotent-replayed"] == "true"
     assert service.places("second") == ["step reserve", "step ship"]
     assert service.places("third") == ["step ship", "answer"]
-    # The last step's record is committed with the answer.
+    # The last step's record is committed with the response.
     assert service.places("last") == ["step ship", "answer"]
 
 

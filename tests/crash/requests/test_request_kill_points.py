@@ -22,15 +22,15 @@ pytestmark = [
 ]
 
 ORDER = ("/orders", {"json": {"item": "book"}})
-# Longer than what is kept of a body.
+# Longer than the part of a body that is stored.
 UPLOAD = ("/uploads", {"content": b"0123456789abcdef" * 320 * 1024})
 SALE = ("/sales", {"json": {"item": "book"}})
 KEY = "k"
 # The claim, the first step, the transaction, and the last step with the end.
 FEWEST_COMMITS = 4
 AT_ONCE = 4
-# What is about the moment, the try, or the database, each of which has a secret that ids are made
-# with, and not about the request.
+# Headers about the moment, the attempt, or the database (each has its own secret for ids), and
+# not about the request.
 FRESH_HEADERS = frozenset({b"date", b"durable-id", b"idempotent-replayed", b"x-request-id"})
 
 # A path, and what is sent there, as a client takes it.
@@ -39,7 +39,7 @@ Sent = tuple[str, dict[str, Any]]
 
 @dataclass(frozen=True)
 class Answer:
-    """What a client gets, without what is fresh in every answer."""
+    """A response, without the headers that differ in every response."""
 
     status: int
     headers: list[tuple[bytes, bytes]]
@@ -47,7 +47,7 @@ class Answer:
 
     @classmethod
     def of(cls, response: httpx.Response) -> Answer:
-        """Return the answer of a response; lines of one header stay in order."""
+        """Return the lasting parts of a response; lines of one header stay in order."""
         lines = [(name.lower(), value) for name, value in response.headers.raw]
         kept = [line for line in lines if line[0] not in FRESH_HEADERS]
         return cls(response.status_code, sorted(kept, key=lambda line: line[0]), response.content)
@@ -58,7 +58,7 @@ class Ended:
     """How a request has ended, whatever happened to its processes.
 
     Attributes:
-        answer: What its client got.
+        answer: The response that its client got.
         rows: The rows of its transaction.
         repeated: The steps that were recorded, and ran again.
     """

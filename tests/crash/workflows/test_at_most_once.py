@@ -83,7 +83,7 @@ class Process:
         self._ledger = folder / "ledger"
 
     def run(self, kill_at: str = "-") -> str:
-        """Return what the program prints; it is killed where it is told to."""
+        """Return the output of the program, which is killed at a chosen place."""
         done = subprocess.run(
             [sys.executable, "-c", PROGRAM, self._url, str(self._ledger), kill_at],
             capture_output=True,

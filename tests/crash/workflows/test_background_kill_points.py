@@ -1,4 +1,4 @@
-"""A process that is killed at the commit of an answer with which something is started."""
+"""A process that is killed at the commit of a response that starts a workflow."""
 
 from __future__ import annotations
 

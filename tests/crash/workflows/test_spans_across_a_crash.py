@@ -60,6 +60,6 @@ def test_the_retry_of_a_request_that_was_killed_is_linked_to_the_first_try(tmp_p
     assert reserve["name"] == "durable.step reserve"
     assert trees(after) == [("POST", [("durable.step charge", [])])]
     (retry,) = [span for span in after if span["name"] == "POST"]
-    # The first try's span died with its process; what it has called tells its id.
+    # The span of the first attempt died with its process; the spans below it name its id.
     first = reserve["parent"]
     assert (retry["run"], retry["links"]) == (2, {"origin": first, "previous": first})

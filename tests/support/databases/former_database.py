@@ -35,7 +35,7 @@ async def create_version_1(url: str, *requests: tuple[WorkflowRecord, ResponseRe
 
 
 def finished(workflow_id: str, **fields: Any) -> tuple[WorkflowRecord, ResponseRecord]:
-    """Return a request that was finished an hour ago and is kept for another one."""
+    """Return a request that was finished an hour ago and expires in another one."""
     now_us = time.time_ns() // 1000
     values = {
         "state": WorkflowState.SUCCESS,

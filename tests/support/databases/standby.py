@@ -20,7 +20,7 @@ class StandbyServer(PostgresServer):
     """A copy of a running server that gets all that this one commits.
 
     Args:
-        primary: Whom it follows, until it is promoted.
+        primary: The server that it follows until it is promoted.
     """
 
     def __init__(self, primary: PostgresServer) -> None:
@@ -44,7 +44,7 @@ class StandbyServer(PostgresServer):
         assert (await fetch(self.url, "SELECT pg_promote()"))[0][0], "it was not promoted"
 
     def url_of_both(self) -> str:
-        """The URL of whichever of the two takes writes."""
+        """The URL that reaches the one of the two servers that accepts writes."""
         hosts = [urlsplit(server.url).netloc for server in (self._primary, self)]
         user, _, _ = hosts[0].rpartition("@")
         netloc = ",".join(host.rpartition("@")[2] for host in hosts)

@@ -1,4 +1,4 @@
-"""What a Postgres server of our own says that it has executed."""
+"""The log of the statements that a Postgres server of the tests has executed."""
 
 from __future__ import annotations
 

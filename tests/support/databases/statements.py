@@ -1,4 +1,4 @@
-"""What the step log's own connection executes."""
+"""The statements on the step log's own connection."""
 
 from __future__ import annotations
 

@@ -73,7 +73,7 @@ POSTGRES: dict[str, Any] = {
 
 
 async def until(condition: Callable[[], Awaitable[T]]) -> T:
-    """Ask again until the answer is true, and return it."""
+    """Call a function until its result is true, and return it."""
     async with asyncio.timeout(PATIENCE_SECONDS):
         while not (answer := await condition()):
             await asyncio.sleep(POLL_SECONDS)

@@ -61,17 +61,17 @@ ALL_SERVERS: dict[str, Command] = {
     **ASGI_SERVERS,
     **{command.__name__: command for command in (daphne, hypercorn_on_trio)},
 }
-# What tests of some servers need, and other tests do without.
+# Packages that only the tests of some servers need.
 NEEDED = {"daphne": "daphne", "hypercorn_on_trio": "trio"}
 
 
 class ASGIServer(Server):
-    """Serves an app by one of the servers; the app may import what tests support.
+    """Serves an app by one of the servers; the app may import the tests' ``support``.
 
-    Used as a context manager it is told to stop at the end.
+    As a context manager it stops the server at the end.
 
     Args:
-        name: Which one of ``ALL_SERVERS``.
+        name: One of ``ALL_SERVERS``.
         folder: Working directory: databases and logs go there.
         app: As all servers take it.
         app_dir: Where the app is imported from.

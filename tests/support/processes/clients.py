@@ -8,7 +8,8 @@ import httpx
 
 GIVE_UP_AFTER_SECONDS = 240.0
 PAUSE_SECONDS = 0.05
-# What a client may see while a server dies, is down, or still works on the first try.
+# Statuses and errors that a client may see while a server dies, is down, or still works on the
+# first attempt.
 RETRIED_STATUSES = frozenset({409, 500, 502, 503})
 
 

@@ -28,7 +28,7 @@ from support.processes.server import Server
 GIVE_UP_AFTER_SECONDS = 100.0
 PAUSE_SECONDS = 0.2
 POLL_SECONDS = 0.02
-# What a client may see while processes die, stop and take over from each other.
+# Statuses and errors that a client may see while processes die, stop and take over.
 RETRIED_STATUSES = frozenset({409, 503})
 
 T = TypeVar("T")
@@ -39,10 +39,10 @@ class Entry:
     """A line of the ledger: a step's body has begun.
 
     Attributes:
-        at: When, by ``time.time()``.
-        workflow_id: Whose step.
-        step: Its number.
-        pid: Which process.
+        at: The time, by ``time.time()``.
+        workflow_id: The step's workflow.
+        step: The step's number.
+        pid: The process.
     """
 
     at: float
@@ -53,11 +53,11 @@ class Entry:
 
 @dataclass(frozen=True)
 class Takeover:
-    """A workflow went on in another process.
+    """A workflow that continued in another process.
 
     Attributes:
-        workflow_id: Which one.
-        seconds: From the end of the one process to the next step in the other one.
+        workflow_id: The workflow.
+        seconds: The time from the end of the one process to the next step in the other one.
     """
 
     workflow_id: str
@@ -179,9 +179,9 @@ class Service:
         return [step for step, count in self._recorded.items() if counts[step] != count]
 
     async def takeovers(self) -> list[Takeover]:
-        """Return which functions went on in another process after theirs had ended.
+        """Return the functions that continued in another process after theirs had ended.
 
-        Not which requests: those wait for their clients to ask again.
+        Requests are left out: they wait for the retries of their clients.
         """
         by_workflow: dict[str, list[Entry]] = {}
         for entry in self.ledger():
@@ -211,7 +211,7 @@ class Service:
 async def until(
     condition: Callable[[], Awaitable[T]], *, seconds: float = GIVE_UP_AFTER_SECONDS
 ) -> T:
-    """Ask again until the answer is true, and return it."""
+    """Call a function until its result is true, and return it."""
     async with asyncio.timeout(seconds):
         while not (answer := await condition()):
             await asyncio.sleep(POLL_SECONDS)
@@ -221,9 +221,9 @@ async def until(
 async def post_anywhere(
     client: httpx.AsyncClient, urls: Iterable[str], path: str, *, key: str, **sent: Any
 ) -> httpx.Response:
-    """Send a keyed POST until it is answered, to one server after the other.
+    """Send a keyed POST to one server after the other until there is a response.
 
-    What is sent is given as to the client.
+    The arguments are those of the client.
     """
     async with asyncio.timeout(GIVE_UP_AFTER_SECONDS):
         for url in itertools.cycle(urls):

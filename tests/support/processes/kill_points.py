@@ -15,11 +15,11 @@ from asgi_durable.storage.writes import Outcome, Write
 
 
 class KillPoints:
-    """Notes which places are reached, and kills the process at the one that it is told.
+    """Writes down the places that the process reaches, and kills it at one of them.
 
     Args:
-        ledger: The file for the notes.
-        kill_at: The place; one that there is not, to live on.
+        ledger: The file to write to.
+        kill_at: The place to die at; a place that does not exist to survive.
     """
 
     def __init__(self, ledger: Path, kill_at: str) -> None:

@@ -21,7 +21,7 @@ class Load:
     """Keyed requests, one after the other from many clients at once, until it is over.
 
     Attributes:
-        answers: What each was answered, by its name.
+        answers: The response to each, by its name.
     """
 
     def __init__(self, service: Service, seed: int) -> None:
@@ -45,7 +45,7 @@ class Load:
                 await asyncio.gather(*tasks)
 
     async def until_answered_after(self, at: float) -> None:
-        """Wait for an answer after a moment, by ``time.monotonic()``."""
+        """Wait for a response after a moment, by ``time.monotonic()``."""
 
         async def is_answered() -> bool:
             return bool(self._answered_at) and self._answered_at[-1] > at
@@ -53,7 +53,7 @@ class Load:
         await until(is_answered)
 
     def seconds_to_next_answer(self, at: float) -> float:
-        """Return how long the first answer after a moment took."""
+        """Return how long the first response after a moment took."""
         return min(answered_at for answered_at in self._answered_at if answered_at > at) - at
 
     async def _ask(self, client: httpx.AsyncClient) -> None:

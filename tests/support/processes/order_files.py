@@ -1,4 +1,4 @@
-"""What the order service has left in its folder, read without the library."""
+"""The files of the order service, read without the library."""
 
 from __future__ import annotations
 

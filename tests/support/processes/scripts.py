@@ -1,4 +1,4 @@
-"""An application whose answers are written down, call by call."""
+"""An application whose responses are scripted, call by call."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ ID = re.compile(rb"id: [0-9a-f]+-([0-9]+)\n")
 
 
 class Script:
-    """Answers its n-th call with the n-th script, and later ones with the last.
+    """Responds to its n-th call with the n-th script, and to later calls with the last one.
 
     Args:
-        scripts: What is sent, piece by piece; where it waits; what it raises.
-        media_type: Of the answers.
-        statuses: Those of the answers, if they are not all 200.
+        scripts: The chunks to send, the places to wait at, and the exception to raise.
+        media_type: The media type of the responses.
+        statuses: The statuses of the responses, if they are not all 200.
 
     Attributes:
         calls: How often it was called.
@@ -76,7 +76,7 @@ def without_ids(body: bytes) -> bytes:
 
 
 def offsets(body: bytes) -> list[int]:
-    """Return what the added ids say, in order."""
+    """Return the data of the events that were added, in order."""
     return [int(offset) for offset in ID.findall(body)]
 
 
@@ -86,7 +86,7 @@ def last_id(body: bytes) -> str:
 
 
 class Client:
-    """What a client makes of events: those that stand, in order.
+    """A client of events, and the events that it accepts, in order.
 
     Attributes:
         seen: The last id that it has seen.

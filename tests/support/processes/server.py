@@ -59,7 +59,7 @@ class Server:
 
     @property
     def log(self) -> str:
-        """What the server has printed so far."""
+        """The lines that the server has printed so far."""
         return (self._folder / "server.log").read_text()
 
     @property
@@ -110,7 +110,7 @@ class Server:
         self._process.send_signal(signal.SIGSTOP)
 
     def resume(self) -> None:
-        """Let the server go on after :meth:`pause`."""
+        """Let the server continue after :meth:`pause`."""
         assert self._process is not None
         self._process.send_signal(signal.SIGCONT)
 

@@ -1,1 +1,1 @@
-"""What tests read of spans, metrics and exports."""
+"""Spans, metrics and exports for tests to read."""

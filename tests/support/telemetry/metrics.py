@@ -1,4 +1,4 @@
-"""Figures kept in memory."""
+"""Metrics in memory."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from asgi_durable import Telemetry
 
 
 class Figures:
-    """A meter provider whose figures are kept.
+    """A meter provider whose metrics stay in memory.
 
     Attributes:
         telemetry: For a ``Durable`` that uses the provider.

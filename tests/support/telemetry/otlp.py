@@ -23,7 +23,7 @@ class Receiver:
     """An OTLP/HTTP receiver on a port of this machine.
 
     Attributes:
-        bodies: What was sent to each path.
+        bodies: The request bodies, by path.
     """
 
     def __init__(self) -> None:

@@ -1,4 +1,4 @@
-"""Spans kept in memory, and the trees that they form."""
+"""Spans in memory, and the trees that they form."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ Tree = tuple[str, list[Any]]
 
 
 class Spans:
-    """A tracer provider whose spans are kept.
+    """A tracer provider whose spans stay in memory.
 
     Args:
-        sampler: Of the provider; all are kept by default.
+        sampler: The provider's sampler; all spans are sampled by default.
         options: More arguments of ``Telemetry``.
 
     Attributes:
@@ -44,7 +44,7 @@ class Spans:
     def trees(self) -> list[Tree]:
         """Return the names of all spans: each with its children, in the order of their starts.
 
-        What has its parent elsewhere is a root as well.
+        A span whose parent is elsewhere is a root as well.
         """
         return trees_of(
             [(s.name, span_id(s), s.parent.span_id if s.parent else 0) for s in self.ended]
