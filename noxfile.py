@@ -1,4 +1,4 @@
-"""What is checked before a change lands; ``nox`` alone runs what every change has to pass."""
+"""The checks of a change; ``nox`` alone runs those that every change has to pass."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ if PYENV.is_dir():
     os.environ["PATH"] = os.pathsep.join([os.environ["PATH"], *folders])
 
 
-# Processes are started by the hundred: where nothing is kept each compiles all that it imports.
+# Tests start processes by the hundred: without a bytecode cache each compiles all its imports.
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 
 # uv shall trust whom the system trusts, as pip does; the second name is the older one.
@@ -62,8 +62,8 @@ def is_here(python: str) -> bool:
 
 HERE = [python for python in PYTHONS if is_here(python)] or PYTHONS[:1]
 ABSENT = [python for python in PYTHONS if python not in HERE]
-# What differs between Pythons differs between the oldest and the newest one. Whole processes are
-# tried on the newest: they have a part of everything.
+# A difference between Pythons shows between the oldest and the newest one. The tests of whole
+# processes run on the newest: they have a part of everything.
 OLDEST, NEWEST = HERE[0], HERE[-1]
 
 nox.needs_version = ">=2024.10.9"
@@ -107,7 +107,7 @@ def tests(session: nox.Session) -> None:
 def crash(session: nox.Session) -> None:
     """Run the tests that kill processes; those that measure times one after the other."""
     session.install("-e", ".[fastapi]", *GROUPS["test"])
-    # What was asked for may be of one kind alone.
+    # The chosen tests may be of one kind alone.
     fine = [SUCCESS, NO_TESTS] if session.posargs else [SUCCESS]
     for options in (
         ("-m", "measures_time"),

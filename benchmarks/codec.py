@@ -1,7 +1,7 @@
 """Microseconds that values take on their way into the log and back, beside plain libraries.
 
 Each value is written and read once: a first run writes it and gets it back, a replay reads it.
-What describes itself is what an unannotated function's result is written as.
+"Self-describing" is the form in which an unannotated function's result is written.
 
     python -m benchmarks.codec [--short] [--json FOLDER]
 """

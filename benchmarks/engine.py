@@ -73,13 +73,13 @@ def measure_all(
 
 def warm_up(worker: Worker, steps: int, seconds: float) -> None:
     """Let connections, caches and statements come into being."""
-    # Who cannot do it fails in the cells, where it is noted.
+    # A contestant that cannot do it fails in its cells, where that is noted.
     with contextlib.suppress(WorkerError):
         worker.call("measure", steps=steps, concurrency=WARM_UP_CONCURRENCY, seconds=seconds)
 
 
 def print_samples(database: str, cells: Sequence[Cell], samples: Samples) -> None:
-    """Print a table for each figure, and the ratios to who matters."""
+    """Print a table for each measurement, and the ratios to the contestants that matter."""
     columns = [f"{steps} st, c{concurrency}" for steps, concurrency in cells]
     for figure, title in FIGURES.items():
         rows = [

@@ -1,4 +1,4 @@
-"""What becomes of speed and memory as a table fills and workflows wait.
+"""Speed and memory as a table fills and workflows wait.
 
 First, one-step workflows at concurrency 16 with many finished ones in the table, beside an
 empty one; then many workflows that wait inside a step, what memory each takes, and how fast

@@ -1,7 +1,7 @@
 """Requests per second of apps under uvicorn, with our middlewares, others', and with none.
 
 Each app has a uvicorn process of its own, with one worker; the client is a process as well.
-All are measured in turn, round by round. What answers with anything but 200 is noted.
+All are measured in turn, round by round. A response other than 200 is noted.
 
     python -m benchmarks.http [--short] [--json FOLDER] [--only fastapi]
 """
@@ -119,7 +119,7 @@ def measure(client: Worker, target: Target, connections: int, seconds: float) ->
     """Put load on a server.
 
     Raises:
-        WorkerError: The client failed, or an answer was not 200.
+        WorkerError: The client failed, or a response was not 200.
     """
     cpu_before = cpu_seconds_of(target.pid)
     found = client.call(
@@ -141,7 +141,7 @@ def measure_all(targets: Sequence[Target], chosen: Any, notes: Notes) -> Samples
     samples: Samples = {}
     with Worker(CLIENT, "") as client:
         for target in targets:
-            # Who cannot do it fails below, where it is noted.
+            # A contestant that cannot do it fails below, where that is noted.
             with contextlib.suppress(WorkerError):
                 measure(client, target, 16, WARM_UP_SECONDS)
         for connections in chosen.connections:
@@ -151,7 +151,7 @@ def measure_all(targets: Sequence[Target], chosen: Any, notes: Notes) -> Samples
                 except WorkerError as error:
                     label = f"{target.label} ({target.database}), {target.kind}, one round"
                     notes.leave_out(f"{label} at {connections} connections", str(error))
-                    # A place without figures: ratios are taken round by round.
+                    # An empty place: ratios are taken round by round.
                     found = {}
                 samples.setdefault((target, connections), []).append(found)
     return samples

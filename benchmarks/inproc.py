@@ -1,8 +1,8 @@
 """Microseconds that each middleware adds to a request, called directly: no server, no socket.
 
-A request is a scope of the usual size and a body of a few bytes; the app inside answers at
-once. What is printed is processor time of the whole process, threads included, less that of
-the bare app in the same round.
+A request is a scope of the usual size and a body of a few bytes; the app inside responds at
+once. The table has the processor time of the whole process, threads included, less that of the
+bare app in the same round.
 
     python -m benchmarks.inproc [--short] [--json FOLDER]
 """

@@ -21,7 +21,7 @@ from benchmarks.support.workers import Worker, WorkerError, open_workers
 
 SETTINGS = {
     "shared_preload_libraries": "pg_stat_statements",
-    # What clients send, and not what functions in the server run for them.
+    # The statements of clients, and not those that functions in the server run for them.
     "pg_stat_statements.track": "top",
     "pg_stat_statements.max": "10000",
 }

@@ -1,1 +1,1 @@
-"""What is measured: the library, its peers, and hand-written code that is the limit."""
+"""The contestants: the library, its peers, and hand-written code as the limit."""

@@ -118,7 +118,7 @@ class _Connected(RawContestant):
         await Durable(self._url).migrate()
         for _ in range(self.connections):
             connection = await asyncpg.connect(self._url)
-            # What the driver has to ask about types, it asks now.
+            # The driver asks the server about types now, and not during the measurement.
             await connection.fetch(ASK_TYPES, *([] for _ in ARRAY_TYPES))
             self._idle.append(connection)
 

@@ -1,6 +1,6 @@
 """The rows that the library writes for a workflow, made by hand, and when they are committed.
 
-What writes them is a limit and no library: replay, retries, types, digests, fences, ownership,
+The code that writes them is a limit and no library: replay, retries, types, digests, fences, ownership,
 cancellation and context are left out.
 """
 
@@ -31,7 +31,7 @@ def columns(table: Table) -> tuple[str, ...]:
 WORKFLOW_COLUMNS, STEP_COLUMNS = columns(tables.workflows), columns(tables.steps)
 END_COLUMNS = ("state", "output", "updated_at_us", "workflow_id")
 
-# What a new row has in each column, but for its id, its input and its times.
+# The columns of a new row, but for its id, its input and its times.
 _NEW: dict[str, Any] = {
     "name": "work",
     "state": "PENDING",
@@ -55,7 +55,7 @@ _STEP_ID = STEP_COLUMNS.index("workflow_id")
 
 @dataclass(slots=True)
 class Writes:
-    """What one workflow has to commit at one moment."""
+    """The rows that one workflow has to commit at one moment."""
 
     start: Row | None = None
     step: Row | None = None

@@ -1,4 +1,4 @@
-"""Who can take part, on which database, and what has to be installed for it."""
+"""The contestants, their databases, and the packages that they need."""
 
 from __future__ import annotations
 

@@ -19,13 +19,13 @@ STATUS, HEADERS = (
 
 
 class Order(BaseModel):
-    """What requests send."""
+    """The JSON body of the requests."""
 
     number: int
 
 
 async def answer(scope: dict[str, Any], receive: Any, send: Any) -> None:
-    """Answer every request, as the raw app of all others."""
+    """Respond to every request, as the raw app of all others."""
     if scope["type"] == "lifespan":
         await receive()
         await send({"type": "lifespan.startup.complete"})

@@ -1,4 +1,4 @@
-"""What DBOS has instead of keyed requests: a workflow whose id is the key."""
+"""DBOS, which has a workflow with the key as its id instead of keyed requests."""
 
 from __future__ import annotations
 

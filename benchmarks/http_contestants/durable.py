@@ -24,12 +24,12 @@ def request_context() -> ASGIApp:
 
 
 def problem_details() -> ASGIApp:
-    """The error answers."""
+    """The error responses."""
     return ProblemDetailsMiddleware(answer)
 
 
 def lifespan() -> ASGIApp:
-    """What starts and stops the engine."""
+    """The lifespan, which starts and stops the engine."""
     return LifespanMiddleware(answer, Durable(database_url()).engine)
 
 

@@ -1,4 +1,4 @@
-"""Idemkit: the answer is kept, what the app does inside is not."""
+"""Idemkit: it stores the response, and nothing of what the app does inside."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the apps of the HTTP benchmark are told, and what they are."""
+"""The parameters of the HTTP benchmark's apps, and the parts that they are made of."""
 
 from __future__ import annotations
 

@@ -39,10 +39,10 @@ class App:
     """An app in a server of its own.
 
     Attributes:
-        name: In the table.
-        factory: What makes it.
+        name: Its name in the table.
+        factory: Makes the app.
         kinds: The requests; see ``http_client``.
-        database: What it needs; ``None`` for nothing.
+        database: The database that it needs; ``None`` for none.
         needs: The packages of a peer.
         is_short: True if it is in the short run as well.
     """

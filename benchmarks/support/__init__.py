@@ -1,1 +1,1 @@
-"""What all benchmarks share: workers, databases, tables of figures."""
+"""Shared by all benchmarks: workers, databases, tables."""

@@ -21,7 +21,7 @@ __all__ = ["DATABASES", "Databases", "databases", "fetch", "free_port"]
 
 SQLITE, POSTGRES = "sqlite", "postgres"
 DATABASES = (SQLITE, POSTGRES)
-# What a server has when nobody changes it: an acknowledged commit survives a loss of power.
+# The server's defaults: an acknowledged commit survives a loss of power.
 DURABLE_SETTINGS = {
     "fsync": "on",
     "full_page_writes": "on",

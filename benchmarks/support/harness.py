@@ -1,4 +1,4 @@
-"""What the benchmarks share: options, medians and ratios, tables, and the machine's name."""
+"""Shared by the benchmarks: options, medians and ratios, tables, and the machine's name."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ CellT = TypeVar("CellT")
 
 
 class Notes:
-    """What was left out, and why; it is printed and written beside the figures."""
+    """The contestants left out, and why; printed and written beside the results."""
 
     def __init__(self) -> None:
         self.left_out: dict[str, str] = {}
@@ -87,7 +87,7 @@ def in_turn(contestants: Sequence[CellT], rounds: int) -> Iterator[tuple[int, Ce
 
 
 def median_of(samples: Iterable[Mapping[str, float]], name: str) -> float | None:
-    """Return the median of a figure, ``None`` where nothing was measured."""
+    """Return the median of some values, ``None`` where nothing was measured."""
     values = [sample[name] for sample in samples if name in sample]
     return statistics.median(values) if values else None
 
@@ -105,7 +105,7 @@ def median_ratio(
 
 
 def number(value: float | None) -> str:
-    """Return a figure with the digits that count."""
+    """Return a number with the digits that count."""
     if value is None:
         return "-"
     if 0 < abs(value) < 0.095:
@@ -120,7 +120,7 @@ def print_table(
     columns: Sequence[str],
     rows: Iterable[tuple[str, Sequence[float | str | None]]],
 ) -> None:
-    """Print a table in Markdown; figures are shortened."""
+    """Print a table in Markdown; numbers are shortened."""
     print(f"\n| {title} | {' | '.join(columns)} |")
     print("|---" * (len(columns) + 1) + "|")
     for name, cells in rows:
@@ -129,7 +129,7 @@ def print_table(
 
 
 def write_json(folder: Path | None, script: str, results: object, notes: Notes) -> None:
-    """Write figures with the machine they are of; nothing where no folder was given."""
+    """Write results with the machine they are of, if there is a folder to write to."""
     if folder is None:
         return
     folder.mkdir(parents=True, exist_ok=True)
@@ -148,7 +148,7 @@ def version_of(distribution: str) -> str | None:
 
 
 def machine() -> dict[str, object]:
-    """Return what figures depend on besides the code."""
+    """Return the conditions that results depend on besides the code."""
     return {
         "cores": os.cpu_count(),
         "processor": _cpu_model(),

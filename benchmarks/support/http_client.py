@@ -19,7 +19,7 @@ LATEST_ANSWER_SECONDS = 120.0
 
 
 class Client:
-    """Sends requests over kept connections, on each the next one when one is answered."""
+    """Sends requests over persistent connections, each when the one before has its response."""
 
     def __init__(self, _: str) -> None:
         self._count = 0
@@ -95,12 +95,12 @@ class _Sender(asyncio.Protocol):
         self._transport = transport
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Fail whoever waits."""
+        """Fail the waiting request."""
         if self._done is not None and not self._done.done():
             self._done.set_exception(ConnectionError(f"the server hung up: {exc}"))
 
     def data_received(self, data: bytes) -> None:
-        """Send the next request once an answer is complete."""
+        """Send the next request once a response is complete."""
         self._received += data
         size = _size_of_answer(self._received)
         if size is None:
@@ -144,7 +144,7 @@ def _request(key: str | None) -> bytes:
 
 
 def _size_of_answer(received: bytes) -> int | None:
-    """Return how many bytes the answer has, ``None`` while it is not all here."""
+    """Return how many bytes the response has, ``None`` while it is incomplete."""
     end = received.find(b"\r\n\r\n") + 4
     if end < 4:
         return None

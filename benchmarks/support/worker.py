@@ -1,4 +1,4 @@
-"""The process of one contestant: takes orders as lines of JSON, and answers in the same way.
+"""The process of one contestant: takes orders as lines of JSON, and responds in the same way.
 
 python -m benchmarks.support.worker MODULE:CLASS URL
 """
@@ -28,10 +28,10 @@ async def measure(
     """Run workflows from some callers at once, each its next one when the last is through.
 
     Args:
-        contestant: Whose.
-        steps: Of each workflow.
+        contestant: The contestant that runs them.
+        steps: How many steps each workflow has.
         concurrency: How many callers.
-        seconds: For how long new ones are begun.
+        seconds: How long new ones are begun.
         count: How many to run instead, if not 0.
     """
     latencies: list[float] = []
@@ -68,7 +68,7 @@ async def measure(
 
 
 def rss_bytes() -> int:
-    """Return the memory that the process holds, after what is garbage is gone."""
+    """Return the memory that the process holds after a garbage collection."""
     gc.collect()
     with open("/proc/self/statm") as file:  # noqa: PTH123
         return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
@@ -111,7 +111,7 @@ async def serve(contestant: Any, answers: Any) -> None:
 
 def main() -> None:
     """Run the contestant that the arguments name."""
-    # Nothing that a contestant prints may come between the answers.
+    # Nothing that a contestant prints may come between the responses.
     answers = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)
     logging.basicConfig(level=logging.WARNING)

@@ -30,10 +30,10 @@ class WorkerError(Exception):
 
 
 class Worker:
-    """A process that runs one contestant on one database, and does what it is told.
+    """A process that runs one contestant on one database, order by order.
 
     Args:
-        entry: Which contestant.
+        entry: The contestant.
         url: Its database.
         environment: More variables for the process.
     """
@@ -59,16 +59,16 @@ class Worker:
         return self._process.pid
 
     def call(self, what: str, *, within: float = ANSWER_SECONDS, **arguments: object) -> Any:
-        """Have something done and return the answer.
+        """Send an order and return the response.
 
         Raises:
-            WorkerError: The contestant failed, or did not answer in time.
+            WorkerError: The contestant failed, or did not respond in time.
         """
         self.send(what, **arguments)
         return self.receive(within)
 
     def send(self, what: str, **arguments: object) -> None:
-        """Have something done; :meth:`receive` returns the answer."""
+        """Send an order; :meth:`receive` returns the response."""
         assert self._process.stdin is not None
         line = json.dumps({"what": what, "arguments": arguments})
         try:
@@ -78,7 +78,7 @@ class Worker:
             raise WorkerError(self._last_words()) from error
 
     def receive(self, within: float = ANSWER_SECONDS) -> Any:
-        """Return the answer to what was sent."""
+        """Return the response to the last order."""
         assert self._process.stdout is not None
         with selectors.DefaultSelector() as selector:
             selector.register(self._process.stdout, selectors.EVENT_READ)
@@ -133,10 +133,10 @@ def open_workers(
     """Start contestants; those that cannot be started are noted and left out.
 
     Args:
-        entries: Who.
+        entries: The contestants.
         urls: A database for each, by name.
-        notes: Who was left out, and why.
-        where: Of what the note is, ``"postgres"`` say.
+        notes: Collects the contestants left out, and why.
+        where: The place for the note, for example ``"postgres"``.
     """
     workers: list[Worker] = []
     try:

@@ -1,4 +1,4 @@
-"""What the tests of the answers run on: each framework, on each database."""
+"""Each framework, on each database, for the tests of the table of responses."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 @pytest.fixture
 def framework(request: pytest.FixtureRequest) -> str:
-    """What the application is made with."""
+    """The framework that the application is made with."""
     name: str = request.param
     return name
 

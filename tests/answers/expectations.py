@@ -1,4 +1,4 @@
-"""What all answers of a kind have in common, whatever the row."""
+"""Checks that hold for all responses of a kind, in every row of the table."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from support.asgi import Exchange
 __all__ = ["is_failure", "is_own", "is_problem", "is_replay", "is_unmarked"]
 
 MARKS = ("durable-id", "idempotency-key", "idempotent-replayed", "idempotency-status")
-# Headers of the application's that belong to its answer; others concern the moment.
+# Headers of the application that belong to its response; others concern the moment.
 KEPT = ("content-type", "content-length", "location", "etag")
 
 
 def is_unmarked(result: Exchange, status: int) -> None:
-    """Check that the application has answered, and nobody has put anything on its answer."""
+    """Check that the response is the application's, with nothing added by the library."""
     assert result.status == status
     assert [name for name in MARKS if result.headers(name)] == []
     assert result.is_complete
@@ -38,12 +38,12 @@ def is_failure(result: Exchange, status: int) -> None:
 
 
 def is_replay(result: Exchange, first: Exchange, *, key: str | None = "k") -> None:
-    """Check that a first answer was given again, byte for byte, and marked as such.
+    """Check that the first response was sent again, byte for byte, and marked as such.
 
     Args:
-        result: The later answer.
+        result: The later response.
         first: The first one.
-        key: That of the later request, ``None`` if it had none.
+        key: The key of the later request, ``None`` if it had none.
     """
     assert (result.status, result.body) == (first.status, first.body)
     assert [result.headers(name) for name in KEPT] == [first.headers(name) for name in KEPT]
@@ -59,7 +59,7 @@ def is_replay(result: Exchange, first: Exchange, *, key: str | None = "k") -> No
 def is_problem(
     result: Exchange, status: int, code: str, *, retryable: bool, has_page: bool = True
 ) -> dict[str, Any]:
-    """Check that an answer is of problem details, and return them."""
+    """Check that a response has problem details, and return them."""
     problem: dict[str, Any] = json.loads(result.body)
     assert (result.status, problem["status"], problem["code"]) == (status, status, code)
     assert problem["type"] == f"urn:asgi-durable:problem:{code.lower().replace('_', '-')}"

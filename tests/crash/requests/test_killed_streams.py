@@ -1,4 +1,4 @@
-"""A recorded stream whose process is killed at every commit: its client ends up with one response."""
+"""A recorded stream whose process is killed at every commit: one response."""
 
 from __future__ import annotations
 

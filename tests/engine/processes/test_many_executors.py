@@ -248,7 +248,7 @@ async def test_a_wait_for_an_owner_without_a_run_does_not_run_hot(
     assert len(reads) <= 10
 
 
-# What a workflow makes of another one elsewhere
+# Workflows that another executor runs
 
 
 class Family:
@@ -329,7 +329,7 @@ async def test_a_start_that_the_storage_fails_is_no_outcome_of_who_starts_it(
         storage: Any = storage_of(second)
 
         async def fail_once(*args: Any) -> Any:
-            # What it is asked for after the step is its record and the child.
+            # The writes after the step are its record and the child.
             delattr(storage, method)
             failures.append(method)
             raise StorageUnavailableError
@@ -671,7 +671,7 @@ def test_an_event_loop_that_ends_leaves_no_connection_behind(postgres_url: str) 
     asyncio.run(serve())
     asyncio.run(serve())
     asyncio.run(worker.engine.stop())
-    # What is open still is a warning now, and that is an error.
+    # A connection that is still open is a warning now, and so an error.
     gc.collect()
 
 

@@ -39,13 +39,13 @@ OTHER = "v1:bb"
 
 
 class Desk(Durable):
-    """Answers requests, and says in each answer how many there were.
+    """Responds to requests with their number.
 
     Attributes:
-        calls: How many there were.
-        size: Of an answer's body, at least.
+        calls: How many requests there were.
+        size: The least size of a response's body.
         begins_child: True if each starts a workflow that waits at the gate.
-        is_failing: True if no answer is given.
+        is_failing: True if there is no response.
     """
 
     def __init__(self, url: str, **limits: float) -> None:
@@ -65,7 +65,7 @@ class Desk(Durable):
     async def send(
         self, kept: Retention = LONG, *, fingerprint: str = "v1:aa", wait_seconds: float = 0.0
     ) -> bytes | Claim:
-        """Send a request; return its answer's body, or why there is none."""
+        """Send a request; return the response's body, or why there is none."""
         request = Request(
             workflow_id="r",
             name="POST /",
@@ -100,7 +100,7 @@ async def desk(database_url: str) -> AsyncIterator[Desk]:
         yield desk
 
 
-# What a key is worth
+# The lifetime of a key
 
 
 async def test_an_answer_is_kept_from_its_completion_on(desk: Desk) -> None:

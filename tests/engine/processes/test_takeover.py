@@ -1,4 +1,4 @@
-"""Taking over: what stopped and dead executors leave is gone on with by those that live."""
+"""Taking over: live executors continue the workflows of stopped and dead ones."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ class Parcel:
     number: int
 
 
-# Who is gone
+# Executors that stopped or died
 
 
 async def test_what_a_stopped_executor_left_goes_on_elsewhere_without_a_call(url: str) -> None:
@@ -74,7 +74,7 @@ async def test_a_stop_is_told_to_the_others_at_once(postgres_url: str) -> None:
         async with first:
             await first.begin("w")
             await beats(second, 1)
-            # From now on the second one looks around only when it is told to.
+            # From now on the second one looks for dead executors only when the test calls it.
             storage_of(second).beat_interval_seconds = LONG_SECONDS
             executor_of(second).beat_soon()
             await beats(second, 1)
@@ -119,7 +119,7 @@ async def test_an_executor_takes_over_what_was_left_before_it_started(url: str) 
         assert await result_of(second, "w1") == await result_of(second, "w2") == [0, 1, 2]
 
 
-# Who cannot run it
+# Executors without the function
 
 
 async def test_a_workflow_is_left_for_a_process_that_knows_its_function(url: str) -> None:
@@ -192,7 +192,7 @@ async def test_what_this_code_cannot_run_is_left_to_code_that_can(
         assert await result_of(new.durable, "w") == 5
 
 
-# Who was declared dead and lives
+# Executors that were declared dead and live
 
 
 async def test_an_executor_that_was_declared_dead_goes_on_as_another(url: str) -> None:
@@ -335,7 +335,7 @@ async def test_a_process_that_was_declared_dead_may_take_its_own_workflow_again(
         assert first.began.count(("w", 0)) == 1
 
 
-# What goes wrong meanwhile
+# Failures meanwhile
 
 
 @pytest.mark.parametrize("method", ["take_over", "load_runs"])
@@ -348,7 +348,7 @@ async def test_a_takeover_that_the_storage_fails_is_made_up_for(url: str, method
             failures: list[str] = []
 
             async def fail_once(*args: Any, **kwargs: Any) -> Any:
-                # What was asked for is done, but its answer gets lost.
+                # The write is done, but its response gets lost.
                 delattr(storage, method)
                 await getattr(storage, method)(*args, **kwargs)
                 failures.append(method)
@@ -405,7 +405,7 @@ async def test_a_stop_during_a_takeover_leaves_all_to_others(url: str) -> None:
         assert await result_of(third, "w1") == await result_of(third, "w2") == [0, 1, 2]
 
 
-# Who kills its process
+# Workflows that kill their process
 
 
 async def crash_with(url: str, *workflow_ids: str, **options: Any) -> None:
@@ -437,7 +437,7 @@ async def test_what_kills_its_processes_again_and_again_is_set_aside(url: str) -
 
         assert status.status == "RETRIES_EXCEEDED"
         assert isinstance(status.error, RecoveryAttemptsExceededError)
-        # It is final: another call is told the same.
+        # It is final: another call gets the same.
         with pytest.raises(RecoveryAttemptsExceededError):
             await last.options(workflow_id="w").run_workflow(last.work)
     assert last.began == []
@@ -512,7 +512,7 @@ async def test_the_neighbours_of_a_workflow_that_kills_its_process_are_not_blame
     worker = Worker(url, waits=True, max_recovery_attempts=1)
     async with worker:
         await worker.is_at_gate("a")
-        # Closed for the next one before "a" goes on: that may be there as soon as "a" is done.
+        # Closed for the next one before "a" continues: that one may come as soon as "a" is done.
         gate, worker.gate = worker.gate, Gate()
         gate.open()
         await result_of(worker, "a")

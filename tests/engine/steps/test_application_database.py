@@ -181,7 +181,7 @@ async def test_a_failure_is_recorded_once_and_its_rows_are_rolled_back(durable: 
 async def test_of_twins_the_first_commits_and_the_other_takes_its_result(durable: Durable) -> None:
     """Another execution committed while this one was in the body of the transaction.
 
-    Not on SQLite, which has one writer: a twin has committed before, or comes after.
+    Not on SQLite, which has one writer: a duplicate has committed before, or comes after.
     """
 
     @durable.transaction

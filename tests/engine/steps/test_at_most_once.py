@@ -40,12 +40,12 @@ async def paid() -> str:
 
 
 class Process:
-    """An executor that pays at most once, and where that was interrupted looks what has happened.
+    """An executor that pays at most once, and looks what happened where that was interrupted.
 
     Args:
         url: The database.
-        pay: What the step does.
-        look: What is done by the step that looks.
+        pay: The body of the step that pays.
+        look: The body of the step that looks.
 
     Attributes:
         ran: The steps whose bodies have begun here.
@@ -233,21 +233,21 @@ async def test_an_infrastructure_error_in_its_body_is_no_outcome(
     async with process.durable:
         with pytest.raises(StorageUnavailableError):
             await process.run(process.order)
-        # The same process goes on with it.
+        # The same process continues it.
         assert await result_of(process.durable, "w") == LOOKED
 
     assert process.ran == ["pay", "look"]
 
 
 class Commits:
-    """Fails the commit of the first outcome of ``pay``, which is made all the same.
+    """Fails the commit of the first outcome of ``pay``, which takes place all the same.
 
     Args:
-        process: It is started.
-        is_late: True if it is made once *gate* is open, and not at once.
+        process: A started executor.
+        is_late: True if the commit takes place once *gate* is open, and not at once.
 
     Attributes:
-        late: What became of it.
+        late: The outcome of the late commit.
         before_next: Called before the next outcome of ``pay`` is committed.
     """
 

@@ -140,5 +140,5 @@ async def test_a_step_that_runs_at_most_once_costs_one_commit_more(durable: Dura
     with written_statements(durable) as statements:
         await work()
 
-    # What came before it is written with its beginning: three steps, the end, no more.
+    # The earlier records are written with its beginning: three steps, the end, no more.
     assert statements.count("COMMIT") == 4

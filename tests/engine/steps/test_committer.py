@@ -1,4 +1,4 @@
-"""Group commit: batches, order, patience."""
+"""Group commit: batches, order, retry timeout."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ pytestmark = pytest.mark.anyio
 
 
 class Log:
-    """A step log that notes the batches, and fails where it is told to."""
+    """A step log that collects the batches, and fails at chosen ones."""
 
     def __init__(self, *failures: Exception | None) -> None:
         self.batches: list[list[Write]] = []

@@ -18,11 +18,11 @@ URL = "https://pay.example/charges"
 
 
 class Service:
-    """A payment service that notes the keys that it gets.
+    """A payment service that collects the keys of its requests.
 
     Args:
-        durable: Whose hook its clients have.
-        fails: How many requests are answered as if it were down.
+        durable: Its clients use the hook of this one.
+        fails: How many requests fail as if the service were down.
     """
 
     def __init__(self, durable: Durable, *, fails: int = 0) -> None:

@@ -140,7 +140,7 @@ async def test_what_is_left_of_it_is_slept_after_a_restart(
         pass_time(LONG_SECONDS)
         assert await result_of(second.durable, "w") == "after"
 
-    # What was recorded counts, not what the code says now.
+    # The recorded end counts, not the seconds in the code of today.
     assert await ends_of_sleeps(url) == [ends_at]
     assert (first.ran, second.ran) == (["before"], ["after"])
 
@@ -266,7 +266,7 @@ async def test_its_status_is_suspended_while_it_sleeps(url: str) -> None:
         gate.open()
         await until(lambda: is_asleep(here))
 
-        # Elsewhere only what a workflow itself has recorded can be told.
+        # Other processes know only the sleeps that the workflow itself has recorded.
         assert await statuses("w") == ["SUSPENDED", "PENDING"]
         assert await statuses(child_workflow_id("w", 1)) == ["SUSPENDED", "SUSPENDED"]
 
@@ -412,7 +412,7 @@ async def test_a_thread_sleeps_durably_as_well(url: str) -> None:
 async def test_who_sleeps_is_not_blamed_for_its_processes_crashes(
     url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # Who only sleeps has shown already that it ends no process; it need not do so for long.
+    # A workflow that only sleeps has shown already that it ends no process.
     monkeypatch.setattr(takeover, "SUSPECT_SECONDS", LONG_SECONDS)
     monkeypatch.setattr(takeover, "LONGEST_SUSPECT_SECONDS", LONG_SECONDS)
     processes = [Process(url) for _ in range(5)]

@@ -22,8 +22,8 @@ PID = sa.text("SELECT pg_backend_pid()")
 GONE, BLOCKED = "gone", "blocked"
 # Where a transaction's record goes.
 RECORDS = ("asgi_durable_transactions", "asgi_durable_steps")
-# What a transaction runs, and the code that the server ends it with. What is longer than a limit
-# is so by far: it ends by the limit alone.
+# The statement of a transaction, and the code that the server ends it with. A statement that is
+# longer than a limit is so by far: only the limit ends it.
 LIMITS = {
     "a lock that is not waited for": (["SELECT * FROM goods FOR UPDATE NOWAIT"], "55P03"),
     "lock_timeout": (["SET LOCAL lock_timeout = '20ms'", "UPDATE goods SET number = 9"], "55P03"),

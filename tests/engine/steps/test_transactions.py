@@ -339,7 +339,7 @@ async def test_many_transactions_at_once_all_commit(durable: Durable, effects) -
 async def test_the_losing_twin_stops_and_shows_nothing(durable: Durable, effects) -> None:
     """Another executor took the workflow over while this one was in the transaction's place.
 
-    Who waits is given what the other one made of it.
+    The waiting caller gets the outcome of the other executor.
     """
     gate = Gate()
     after = []

@@ -18,7 +18,7 @@ pytestmark = pytest.mark.anyio
 
 
 async def executed(url: str, spans: Spans, *, waits: bool = True) -> None:
-    """Begin a workflow, or go on with it; leave it in its step if it waits there."""
+    """Begin a workflow, or continue it; leave it in its step if it waits there."""
     async with Worker(url, waits=waits, telemetry=spans.telemetry) as worker:
         if waits and not await exists(worker):
             await worker.begin("w")

@@ -1,4 +1,4 @@
-"""What the log says, once each: of the engine's life, and of what did not go well."""
+"""Log lines, once each: about the engine's life, and about failures."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is counted and timed for a meter provider."""
+"""The counters and durations that a meter provider gets."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a request's baggage has that may be kept is there again after a restart."""
+"""The allowed members of a request's baggage are there again after a restart."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ KEPT = {"tenant": "a b", "plan": "pro"}
 
 
 class Seen:
-    """What the code of a workflow, and of its step, has of the baggage."""
+    """Return the baggage that the code of a workflow, and of its step, sees."""
 
     def __init__(self) -> None:
         self.baggage: list[dict[str, str]] = []
@@ -77,7 +77,7 @@ def shop(url: str, telemetry: Telemetry | None = None) -> tuple[Durable, Gate, S
 async def leave(
     url: str, headers: list[tuple[str, str]], telemetry: Telemetry | None = None
 ) -> Any:
-    """Start the workflow in a request, and stop in its step; return what its row has kept."""
+    """Start the workflow in a request, and stop in its step; return the baggage in its row."""
     first, gate, _, app = shop(url, telemetry)
     async with first:
         await exchange(app, http_scope(headers=headers))
@@ -86,7 +86,7 @@ async def leave(
 
 
 async def go_on(url: str) -> Seen:
-    """Go on as another process; return what the code has seen."""
+    """Continue as another process; return the baggage that the code has seen."""
     second, gate, seen, _ = shop(url)
     gate.open()
     async with second:
@@ -204,7 +204,7 @@ async def test_what_a_workflow_has_changed_of_its_baggage_is_current_in_its_step
     async with durable:
         await exchange(durable.wrap(handle), http_scope(headers=BAGGAGE))
 
-    # That of the request is the current one, all of it.
+    # The request's whole baggage is the current one.
     assert seen.current == [{"user": "ann", **KEPT, "tenant": "new"}]
     assert seen.baggage == [KEPT]
 

@@ -1,4 +1,4 @@
-"""One span of the whole life of a workflow, made by whoever ends it."""
+"""One span of the whole life of a workflow, made by the process that ends it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Waiting is not a span: a run that is suspended has none, and goes on in another one."""
+"""Waiting is not a span: a suspended run has no span, and continues in another one."""
 
 from __future__ import annotations
 
@@ -189,7 +189,7 @@ async def test_a_run_is_suspended_when_all_its_branches_sleep(url: str, clock: C
     first, second, third = runs(spans, "branches")
     assert outcomes([first, second, third]) == ["SUSPENDED", "SUSPENDED", "SUCCESS"]
     own = ("own", [])
-    # What follows the branches is below the span that is open by then, as are spans of users.
+    # Calls after the branches are below the span that is open by then, as are spans of users.
     assert spans.trees() == [
         ("caller", [("durable.run branches", [])]),
         ("durable.run branches", [ran("one"), own]),

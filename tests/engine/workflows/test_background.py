@@ -40,12 +40,12 @@ def is_all_durable(durable: Durable) -> bool:
 
 
 class Shop:
-    """A request handler and a workflow that both have something done in the background.
+    """A request handler and a workflow that both start work in the background.
 
     Attributes:
-        notified: For whom the background workflow has run.
-        gate: Where that waits.
-        status: Of the handler's answer; none, and it raises.
+        notified: The arguments that the background workflow has run with.
+        gate: The gate at which that workflow waits.
+        status: The status of the handler's response; it raises if there is none.
     """
 
     def __init__(self, durable: Durable) -> None:
@@ -293,7 +293,7 @@ async def test_a_call_that_would_block_the_event_loop_is_refused(shop: Shop) -> 
 
 @pytest.mark.parametrize("now", ["nothing", "another", "step"])
 async def test_code_that_left_its_log_is_told(durable: Durable, now: str) -> None:
-    """What followed it does not run in its place."""
+    """Workflows that it started do not run in its place."""
     shop, tries = Shop(durable), []
 
     async def handle(scope, receive, send) -> None:

@@ -46,7 +46,7 @@ def url(database_url: str) -> str:
 
 
 async def is_cancelled(durable: Durable, workflow_id: str = "w") -> None:
-    """Check that whoever waits for a workflow is told that it was cancelled."""
+    """Check that a caller that waits for a workflow gets the error of its cancellation."""
     handle = await durable.retrieve_workflow(workflow_id)
     with pytest.raises(WorkflowCancelledError, match=f"'{workflow_id}' was cancelled") as raised:
         await handle.get_result(timeout=PATIENCE_SECONDS)
@@ -312,7 +312,7 @@ async def test_a_transaction_in_its_body_commits_nothing(url: str) -> None:
         await durable.options(workflow_id="w").start_workflow(work)
         await gate.reached.wait()
         if url.startswith("sqlite"):
-            # It holds the file: whoever cancels waits for its end, and it is first.
+            # It holds the file: the cancellation waits for its end, and it is first.
             cancelling = asyncio.ensure_future(durable.cancel_workflow("w"))
             done, _ = await asyncio.wait([cancelling], timeout=0.2)
             assert not done

@@ -239,7 +239,7 @@ async def test_async_code_runs_them_in_threads_of_the_engines(durable: Durable) 
 
     @durable.step
     def step(number: int) -> int:
-        # Passed only if all of them run at once, while the event loop goes on.
+        # Passed only if all of them run at once, while the event loop continues.
         barrier.wait()
         threads.add(threading.get_ident())
         return number + (durable.step_id or 0)
@@ -367,7 +367,7 @@ async def test_what_was_stopped_before_a_thread_came_to_it_never_begins(url: str
     assert seen == ["first"]
 
 
-# What is refused at decoration
+# Refusals at decoration
 
 
 async def test_a_timeout_is_for_async_functions(durable: Durable) -> None:

@@ -1,4 +1,4 @@
-"""Replay: what is recorded never runs again, and code that left its log is told so."""
+"""Replay: recorded calls never run again, and code that left its log gets an error."""
 
 from __future__ import annotations
 

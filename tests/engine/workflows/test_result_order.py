@@ -28,7 +28,7 @@ class Race:
     """Two steps of which the one that is called last ends first, and a step that waits.
 
     Attributes:
-        seen: What the code saw, in each execution.
+        seen: The results that the code saw, by execution.
     """
 
     def __init__(self, url: str) -> None:

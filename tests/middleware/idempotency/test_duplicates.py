@@ -1,4 +1,4 @@
-"""The same keyed request, several times at once: the twins wait for the first one's answer."""
+"""The same keyed request, several times at once: the duplicates wait for the first response."""
 
 from __future__ import annotations
 

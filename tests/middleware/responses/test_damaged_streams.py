@@ -1,4 +1,4 @@
-"""Recorded streams whose rows were damaged: who reads them is told, and nobody reads for ever."""
+"""Recorded streams whose rows were damaged: readers get an error, and none reads for ever."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def damage(request: pytest.FixtureRequest) -> str:
 
 
 class Pieces(Script):
-    """Sends events of which each is recorded as a piece of its own."""
+    """Sends events, each of which is recorded as a chunk of its own."""
 
     def __init__(self, *items: Item, then: Sequence[Item] | None = None) -> None:
         script: list[Item] = []
@@ -60,14 +60,14 @@ class Pieces(Script):
         self._gates = [item for item in script if isinstance(item, Gate)]
 
     async def passed_by(self, exchanged: Exchange, pieces: int) -> None:
-        """Let so many pieces be sent, one after the other."""
+        """Let this many chunks be sent, one after the other."""
         for number, gate in enumerate(self._gates[:pieces], start=1):
             await until(lambda number=number: exchanged.body.count(b"data: ") >= number)
             gate.open()
 
 
 def errors(caplog: pytest.LogCaptureFixture) -> list[str]:
-    """Return what the log says of answers; the rows themselves are named once besides."""
+    """Return the log lines about responses; the rows themselves have one line besides."""
     return [
         record.getMessage()
         for record in caplog.records

@@ -41,7 +41,7 @@ class Reader:
     """Reads a stream as the protocol has it.
 
     Attributes:
-        offset: Where it goes on.
+        offset: Where it continues.
     """
 
     def __init__(self, app, first: Exchange) -> None:

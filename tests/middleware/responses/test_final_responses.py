@@ -1,4 +1,4 @@
-"""Which answers of a handler stand for ever."""
+"""The responses of a handler that are final."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Streams that are recorded piece by piece: whole for retries, followed by twins."""
+"""Streams that are recorded chunk by chunk: whole for retries, followed by duplicates."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def url(database_url: str) -> str:
 
 
 async def pieces_of(durable: Durable, exchanged: Exchange) -> list[bytes]:
-    """Return what is recorded of an answer's body."""
+    """Return the recorded part of a response's body."""
     (workflow_id,) = exchanged.headers("durable-id")
     found = [piece async for piece in all_pieces(durable, workflow_id)]
     return [piece.data for piece in found if piece.cut_to is None]

@@ -1,4 +1,4 @@
-"""Answers whose bodies come in pieces: passed on where there are pauses, and recorded whole."""
+"""Responses whose bodies come in chunks: passed on in pauses, and recorded whole."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ SOON, NEVER = 0.0, 1000.0
 
 
 def durable_at(url: str, stream_after: float = SOON, **settings: object) -> Durable:
-    """Return an instance that passes pieces on after so many seconds."""
+    """Return an instance that passes chunks on after this many seconds."""
     policy = IdempotencyPolicy(stream_after=stream_after, **settings)
     return Durable(url, idempotency=policy, drain_timeout=0.0)
 
@@ -35,10 +35,10 @@ async def piece(send, body: bytes, *, more: bool = True) -> None:
 
 
 class Pieces:
-    """Answers ``ab`` in two pieces, with a pause between them until its gate opens.
+    """Responds with ``ab`` in two chunks, with a pause between them until its gate opens.
 
     Attributes:
-        fails: What is raised after the pause.
+        fails: The error that is raised after the pause.
     """
 
     def __init__(self) -> None:
@@ -174,7 +174,7 @@ async def test_a_piece_waits_for_the_one_that_is_on_its_way(url: str) -> None:
         call = asyncio.create_task(durable.wrap(app)(keyed(), exchanged.receive, send))
         await slow.reached.wait()
         app.gate.open()
-        # As long as the client does not take the first piece, the second one does not pass it.
+        # As long as the client does not take the first chunk, the second one does not pass it.
         await asyncio.wait([call], timeout=0.1)
         waiting = exchanged.body
         slow.open()
@@ -199,7 +199,7 @@ async def test_an_app_that_fails_in_the_middle_of_its_body_is_tried_again(
         app.fails = None
         again = await exchange(wrapped, keyed())
 
-    # A part is never taken for the whole: the server, which is told, breaks the connection.
+    # A part is never taken for the whole: the server gets an error, and breaks the connection.
     assert exchanged.body == (b"a" if stream_after == SOON else b"")
     assert not any(message.get("more_body") is False for message in exchanged.sent)
     assert (again.body, again.headers("idempotent-replayed"), app.calls) == (b"ab", [], 2)
@@ -297,7 +297,7 @@ async def test_nothing_is_passed_on_once_the_app_has_failed(url: str) -> None:
 
 
 class ServerError(Exception):
-    """What a server raises about a message."""
+    """The error of a server about a message."""
 
 
 @pytest.mark.parametrize("retry_here", [True, False])

@@ -1,4 +1,4 @@
-"""Recorded streams whose request is interrupted: they go on, and what differs is taken back."""
+"""Recorded streams of interrupted requests: they continue, and differing chunks are replaced."""
 
 from __future__ import annotations
 
@@ -332,7 +332,7 @@ async def test_nobody_ever_takes_two_versions_for_one(sqlite_url: str, seed: int
     for _ in range(6):
         names = names[: chance.randrange(len(names) + 1)]
         names += "".join(chance.choice("xyz") for _ in range(chance.randrange(4)))
-        # One chunk or several, which makes other pieces.
+        # One chunk of the source or several, which makes other recorded chunks.
         pieces = [b"".join(events(names))] if chance.random() < 0.3 else events(names)
         scripts.append([*pieces, BROKEN])
     scripts.append([*events(names + "end")])

@@ -135,7 +135,7 @@ async def test_a_stream_that_was_begun_is_finished_without_its_client(
 
     assert (retry.body, retry.headers("idempotent-replayed")) == (b"ab", ["true"])
     assert (stream.ends, stream.mails) == (["whole"], ["sent"])
-    # Once is enough to know that it has gone.
+    # Once is enough to know that it is disconnected.
     assert len(getattr(exchanged, "refused", [])) <= 1
 
 
@@ -145,7 +145,7 @@ async def test_a_stream_behind_an_accepted_request_is_finished(url: str, version
     durable, stream, exchanged = Durable(url, idempotency=policy), Stream(), Exchange(b"")
 
     async def respond(scope, receive, send) -> None:
-        # Not before the client was told where to look.
+        # Not before the client got the address of the status.
         await exchanged.answer_began.wait()
         await stream.respond()(scope, receive, send)
 

@@ -1,4 +1,4 @@
-"""What libpq is told of a database that asyncpg knows by its DSN."""
+"""The parameters of libpq for a database that asyncpg knows by its DSN."""
 
 from __future__ import annotations
 

@@ -314,7 +314,7 @@ async def test_a_process_that_was_killed_is_missing_before_anybody_declares_it_d
 
 
 class Inbox:
-    """What an executor was sent; filled on any thread."""
+    """The messages of an executor; filled on any thread."""
 
     def __init__(self) -> None:
         self.messages: list[str] = []

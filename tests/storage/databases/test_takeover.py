@@ -70,7 +70,7 @@ async def test_what_was_released_is_taken_over_and_is_no_crash(
     taken = found.workflow
     assert (taken.executor_id, taken.attempts, taken.crashes) == (EXECUTOR, 2, 0)
     assert await kinds(other, record(step(), OTHER)) == [FENCED]
-    # When that was is not kept.
+    # The time of that is not stored.
     assert found.free_seconds is None
 
 

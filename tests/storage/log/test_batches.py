@@ -88,7 +88,7 @@ async def test_a_thousand_mixed_writes_are_one_batch(storage: Storage) -> None:
 async def test_writes_that_belong_together_are_applied_in_order_across_workflows(
     storage: Storage,
 ) -> None:
-    # Interleaved as runs that go on at the same time submit them.
+    # Interleaved, as concurrent runs submit them.
     writes: list[Write] = [StartWorkflow(workflow(f"w{n}")) for n in range(20)]
     writes += [record(step(f"w{n}", number)) for number in range(5) for n in range(20)]
     writes += [success(f"w{n}") for n in range(20)]

@@ -1,4 +1,4 @@
-"""The contract of ``StepLog`` for requests: claims, retries and answers."""
+"""The contract of ``StepLog`` for requests: claims, retries and responses."""
 
 from __future__ import annotations
 
@@ -390,7 +390,7 @@ async def fingerprint_of(storage: Storage, workflow_id: str = "r") -> str | None
 async def test_a_fingerprint_is_set_later(storage: Storage) -> None:
     await storage.commit([ClaimRequest(request(fingerprint=PENDING))])
 
-    # Again: its answer may have got lost.
+    # Again: its response may have got lost.
     for _ in range(2):
         assert await kinds(storage, SET) == [DONE]
         assert await fingerprint_of(storage) == "v1:aa"
@@ -443,7 +443,7 @@ async def test_a_retry_takes_the_place_of_a_fingerprint_that_was_never_known(
     assert await kinds(storage, ClaimRequest(request(fingerprint=fingerprint))) == [RESUMED]
 
     assert await fingerprint_of(storage) == fingerprint
-    # Who had it before is late.
+    # The former owner is late.
     late = SetFingerprint("r", OTHER, PENDING, "v1:aa")
     assert await kinds(other, late) == [FENCED]
     assert await kinds(storage, SET) == [FENCED]

@@ -28,7 +28,7 @@ LONG_AGO = 1000
 def answered(
     workflow_id: str = "r", expires_at_us: int = LONG_AGO, forgotten_at_us: int | None = None
 ) -> list[Write]:
-    """Return the writes of a request of one step, and its answer."""
+    """Return the writes of a request of one step, and of its response."""
     answer = response(
         workflow_id,
         expires_at_us=expires_at_us,
@@ -152,7 +152,7 @@ async def test_what_nobody_has_swept_in_time_leaves_no_tombstone(storage: Storag
     assert await rows_of(storage, "r") == set()
 
 
-# Requests that nobody goes on with
+# Requests that no process continues
 
 
 async def test_a_request_that_waits_for_its_retry_for_too_long_is_forgotten(
@@ -189,7 +189,7 @@ async def test_the_limit_is_for_both_kinds_together(storage: Storage) -> None:
     assert await rows_of(storage, "over", "released") == {"released"}
 
 
-# What still runs
+# Workflows that still run
 
 
 async def test_a_request_stays_while_anything_below_it_is_not_finished(storage: Storage) -> None:

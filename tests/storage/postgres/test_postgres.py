@@ -1,4 +1,4 @@
-"""What only Postgres has: schemas, roles, a server to reach, and isolation levels."""
+"""Features of Postgres alone: schemas, roles, a server to reach, and isolation levels."""
 
 from __future__ import annotations
 
@@ -240,7 +240,7 @@ async def test_a_name_that_cannot_be_resolved_is_named() -> None:
         await PostgresStorage("postgresql://nowhere.invalid/orders").open()
 
 
-# What it costs
+# Costs
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""What a Postgres URL can say of connections: all are made so, the log's and the application's."""
+"""Connection options in a Postgres URL: they hold for the step log and the application."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ NewDurable = Callable[[str], Durable]
 PASSWORD = "hush-3f9c61d2b07e"
 WRONG_PASSWORD = "loud-91b0c2e4d7a5"
 ROLES = ("anybody", "encrypted", "certified", "secret")
-# Who may connect, and how: `all` does not stand for the replication that standbys need.
+# Roles that may connect, and how: `all` does not include the replication that standbys need.
 ACCESS = """
 local all anybody trust
 host all,replication postgres 127.0.0.1/32 trust

@@ -245,7 +245,7 @@ async def test_a_takeover_without_an_answer_leaves_nothing_that_nobody_runs(
         )
 
     async def check(number: int) -> None:
-        # What it is not told of it finds among its own.
+        # Workflows that no message names are found among its own.
         assert f"w{number}" in await proxied.list_pending(EXECUTOR, after="", limit=1000)
 
     await cut_at_each_reply(proxy, work, check=check)
@@ -360,7 +360,7 @@ async def test_nothing_acknowledged_is_lost_when_the_server_restarts(
     async def write(writer: int) -> None:
         for number in itertools.takewhile(lambda _: not is_over.is_set(), itertools.count()):
             start = StartWorkflow(workflow(f"{writer}-{number}"))
-            # Repeated as it is: the answer may have got lost, and not the commit.
+            # Repeated as it is: the response may have got lost, and not the commit.
             assert await until_available(lambda start=start: kinds(storage, start)) == [DONE]
             done.append(start.workflow.workflow_id)
 

@@ -1,4 +1,4 @@
-"""What a Postgres URL says beside the server: its driver, the pool, a name, files."""
+"""Settings in a Postgres URL beside the server: the driver, the pool, a name, files."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Connections whose other end is silent: a statement that runs goes on, any other one fails."""
+"""Connections whose other end is silent: a running statement continues, any other one fails."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ pytestmark = pytest.mark.anyio
 Use = Callable[[AsyncConnection], Awaitable[object]]
 Read = Callable[[AsyncConnection, Callable[[], None]], Awaitable[object]]
 
-# For how long a statement waits unasked. Not shorter: a machine under load must answer in it.
+# How long a statement waits without an inquiry. A machine under load must respond within it.
 WAIT_SECONDS = 0.5
 LOCK = 4711
 MANY_ROWS = sa.text("SELECT repeat('x', 1000) FROM generate_series(1, CAST(:rows AS int))")
@@ -174,7 +174,7 @@ async def test_connections_that_fell_silent_in_the_pool_are_closed_all_the_same(
         await sessions.close()
 
 
-# What must not be cut
+# Statements that must not be ended
 
 
 @asynccontextmanager

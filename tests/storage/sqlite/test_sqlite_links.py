@@ -22,7 +22,7 @@ pytestmark = pytest.mark.anyio
 
 TIMEOUT_SECONDS = 60
 
-# Says that it has begun, and goes on when it is told to; each beginning is a line.
+# Prints a line at each beginning, and continues when its input has a line.
 PROGRAM = """
 import asyncio, sys
 from asgi_durable import Durable
@@ -57,7 +57,7 @@ asyncio.run(main())
 
 
 class Process:
-    """A process with an engine, which ends when it is told to go on."""
+    """A process with an engine, which ends when its input has a line."""
 
     def __init__(self, file: Path, folder: Path, role: str) -> None:
         command = [sys.executable, "-c", PROGRAM, f"sqlite:///{file}", str(folder), role]

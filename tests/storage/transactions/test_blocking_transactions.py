@@ -247,7 +247,7 @@ async def test_an_open_transaction_holds_up_no_event_loop(storage: Storage) -> N
 
     working = asyncio.ensure_future(in_thread(work))
     await in_thread(opened.wait, 60)
-    # Waits for its turn where there is one writer; the event loop goes on either way.
+    # Waits for its turn where there is one writer; the event loop continues either way.
     inserting = asyncio.ensure_future(in_thread(insert, storage, None))
     assert await storage.get_workflow("w") is not None
     go_on.set()

@@ -96,7 +96,7 @@ async def test_a_transaction_that_is_cancelled_leaves_its_lock_at_once(
     async def check() -> None:
         if new_storage.one_writer:
             assert await is_free()
-        # A server learns a moment later that its client has gone.
+        # A server notices a moment later that its client has disconnected.
         await until(is_free)
 
     assert await cancel_at_each_await(lambda: body(storage), check, and_after=and_after) > 3

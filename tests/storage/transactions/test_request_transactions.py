@@ -245,7 +245,7 @@ async def test_a_transaction_that_was_ended_behind_the_session_is_refused(
             await transaction.answer()
 
     assert await storage.get_response("r") is None
-    # What a COMMIT leaves behind is no request that is over.
+    # A COMMIT in SQL leaves no finished request behind.
     left = await storage.get_workflow("r")
     assert left == (request() if end == "COMMIT" else None)
 

@@ -114,7 +114,7 @@ async def test_a_thread_waits_for_its_turn_and_not_for_the_file(sqlite_url: str)
     async with storage.transaction(None):
         writing = asyncio.create_task(asyncio.to_thread(write))
         await waiters(storage._turn, 1)
-        # Longer than the file's own patience.
+        # Longer than the file's own timeout.
         await asyncio.sleep(0.05)
     assert await writing == "written"
     await storage.close()

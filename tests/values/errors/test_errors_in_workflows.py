@@ -1,4 +1,4 @@
-"""What a workflow catches is the same on its first run and on a replay elsewhere."""
+"""A workflow catches the same error on its first run and on a replay elsewhere."""
 
 from __future__ import annotations
 

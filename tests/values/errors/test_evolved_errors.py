@@ -193,7 +193,7 @@ async def test_a_finished_workflow_s_error_may_have_another_name(url: str) -> No
 @pytest.mark.parametrize("kind", ["dataclass", "model", "namedtuple"])
 @pytest.mark.parametrize("change", ["a field with a default is added", "a field is gone"])
 async def test_an_attribute_is_of_today_s_class(url: str, kind: str, change: str) -> None:
-    """What a step returns or takes is known, and an error may have it as an attribute."""
+    """A class that a step returns or takes is known, and an error may have it as an attribute."""
 
     def failing(code: Code) -> Defined:
         code.step("return", code.make, **{"return": code.version.hint})

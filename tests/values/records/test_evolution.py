@@ -1,4 +1,4 @@
-"""What was recorded by one version of an application's code, and read by the next one."""
+"""Values that one version of an application's code recorded, and the next one reads."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ WITH_DEFAULT_GONE = Change(
 )
 WITH_DEFAULT_NOW = Change(BEFORE, Class((N, Field("name", "str", "'a'"))))
 NUMBERS = [Field(name, "int") for name in ("a", "b", "c")]
-# One in the middle is gone, and the others have changed places.
+# One in the middle was removed, and the others have changed places.
 OTHER_FIELDS = Change(
     Class(tuple(NUMBERS)),
     Class((NUMBERS[2], NUMBERS[0])),
@@ -175,7 +175,7 @@ async def test_an_argument_of_any_kind_is_the_one_that_is_recorded(url: str, kin
 
 
 async def test_another_argument_is_another_one_still(url: str, caplog) -> None:
-    """What is left out of a digest are defaults, not what differs from them."""
+    """A digest leaves out defaults, and no value that differs from them."""
     change = Change(
         BEFORE, Class((N, NAME, Field("x", "str", "'x'"))), expected={"n": 1, "name": "a", "x": "y"}
     )

@@ -1,4 +1,4 @@
-"""What a step's caller gets on the first run is what it gets on a replay, in every part."""
+"""A step's caller gets the same on the first run and on a replay, in every part."""
 
 from __future__ import annotations
 
@@ -226,7 +226,7 @@ FITTING: dict[str, tuple[Any, Callable[[], Any]]] = {
     "attrs": (Parcel, lambda: Parcel(1.5, Address("Elm"))),
 }
 
-# What the hint does not say is kept as it is all the same.
+# A detail that the hint does not name is recorded as it is all the same.
 WRONG: dict[str, tuple[Any, Callable[[], Any]]] = {
     "none for str": (str, lambda: None),
     "str for none": (None, lambda: "a"),
@@ -280,7 +280,7 @@ class Run:
         waits: True if each workflow waits for ever once it has both.
 
     Attributes:
-        seen: What it was given, and has got, by case; or what was raised instead.
+        seen: The argument and the result, by case; or the error instead.
     """
 
     def __init__(self, url: str, *, waits: bool) -> None:
@@ -288,7 +288,7 @@ class Run:
         self.seen: dict[str, Any] = {}
         self._waits = waits
         self._held: set[str | None] = set()
-        # What the annotations of some cases do not name.
+        # Classes that the annotations of some cases do not name.
         for cls in (Special, Line, Point, Colour, Tone):
             self.durable.register_type(cls)
         self._hold = self.durable.step(name="hold")(self._wait)
@@ -307,7 +307,7 @@ class Run:
             await until(lambda: self._held | self._refused() == CASES.keys())
 
     async def finish(self) -> None:
-        """Go on with all of them."""
+        """Continue all of them."""
         async with self.durable:
             await until(lambda: self.seen.keys() == CASES.keys())
 
@@ -340,7 +340,7 @@ class Run:
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], dict[str, Any]]:
-    """What the workflows of all cases have seen, in their first run and in a replay."""
+    """Return what the workflows of all cases saw, in their first run and in a replay."""
     url = f"sqlite:///{tmp_path_factory.mktemp('runs')}/test.db"
     first, replay = Run(url, waits=True), Run(url, waits=False)
     asyncio.run(first.begin())

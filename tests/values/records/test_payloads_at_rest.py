@@ -1,4 +1,4 @@
-"""With encryption keys nothing of values, requests and answers can be read in the database."""
+"""With encryption keys no value, request or response can be read in the database."""
 
 from __future__ import annotations
 
@@ -272,7 +272,7 @@ async def test_with_a_new_key_everything_goes_on_and_is_answered_again(
         assert exchanged.headers("durable-id") == first[path].headers("durable-id")
         assert exchanged.headers("idempotent-replayed") == ["true"]
     assert other.status == 422
-    # It went on without its client, with all that its client had sent.
+    # It continued without its client, with all that its client had sent.
     assert (recovered.status, recovered.headers("idempotent-replayed")) == (201, ["true"])
     for name in ("body", "query", "header", "answer"):
         assert SECRETS[name].encode() in recovered.body
@@ -483,7 +483,7 @@ async def test_an_interrupted_stream_goes_on_after_a_rotation(url: str, before: 
     assert without_ids(second.body) == b"".join(events)
     assert replay.body == second.body
     assert whole.calls == 1
-    # What was recorded with the old key was confirmed, and not replaced.
+    # The record with the old key was confirmed, and not replaced.
     assert cuts == [(-1,)]
 
 

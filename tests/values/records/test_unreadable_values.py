@@ -1,4 +1,4 @@
-"""What today's code cannot read: the workflow waits for code that can, and one line says why."""
+"""Values that today's code cannot read: the workflow waits for other code; one line says why."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ CHANGES = {"a required field is added": REQUIRED, "a field has another type": OT
 # The name of the function whose value it is, by place.
 NAMES = {place: "work" if place == "a workflow's input" else "make" for place in READING_PLACES}
 SOME_KINDS = ["dataclass", "model"]
-# What is said of what to do: a default, a type, the former code, a registration.
+# The remedies in messages: a default, a type, the former code, a registration.
 REMEDIES = ("default", "type", "register")
 
 
@@ -250,7 +250,7 @@ async def test_an_input_that_does_not_fit_the_parameters_waits(
         assert await result_of(durable, "w") == 1
 
 
-# Annotations and classes that are gone
+# Annotations and classes that were removed
 
 
 @pytest.mark.parametrize("place", READING_PLACES)
@@ -331,7 +331,7 @@ async def test_a_registered_class_that_requires_more_is_waited_for(
 
 
 def application(code: Code) -> Any:
-    """Return an app whose handler makes the value in a step, and answers after another one."""
+    """Return an app whose handler makes the value in a step, and responds after another one."""
     make = code.step("make", code.make, **{"return": code.version.hint})
 
     async def serve(_scope, _receive, send) -> None:

@@ -78,7 +78,7 @@ class Order(BaseModel):
     tags: set[str] = set()
 
 
-# Of `object` nothing can be told.
+# The hint `object` says nothing.
 st.register_type_strategy(
     Order, st.builds(Order, price=st.none() | st.decimals(allow_nan=False, allow_infinity=False))
 )
@@ -116,7 +116,7 @@ HINTS: list[Any] = [
     Leaf | None,
     Leaf | Tree,
 ]
-# What a caller may return whatever the hint says.
+# Values that a caller may return whatever the hint says.
 ANYTHING = st.recursive(
     st.none()
     | st.booleans()

@@ -219,7 +219,7 @@ def test_a_default_that_cannot_be_made_is_a_decode_error() -> None:
         read_as(Today, recorded(Order(1)))
 
 
-# What is written, byte by byte.
+# The recorded bytes.
 FORMER_ROWS: dict[str, tuple[type, bytes, Callable[[], object]]] = {
     "dataclass": (
         Order,

@@ -1,4 +1,4 @@
-"""What JSON has itself takes a short way, and is written as it always was."""
+"""Plain JSON values take a short way, and are written as they always were."""
 
 from __future__ import annotations
 

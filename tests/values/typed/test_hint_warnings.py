@@ -1,4 +1,4 @@
-"""What is said about annotations: once for each function, and only where somebody should act."""
+"""Warnings about annotations: once for each function, and only where a remedy is due."""
 
 from __future__ import annotations
 
