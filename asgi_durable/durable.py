@@ -15,6 +15,7 @@ from asgi_durable.engine.process.registry import Registry
 from asgi_durable.engine.process.settings import Limits, positive_seconds
 from asgi_durable.engine.runs.call import WorkflowOptions
 from asgi_durable.errors import DurableUsageError
+from asgi_durable.log_context import DurableLogFilter
 from asgi_durable.middleware.asgi import ASGIApp, Scope
 from asgi_durable.middleware.idempotency.middleware import IdempotencyMiddleware
 from asgi_durable.middleware.installing.bare_routes import refuse_bare_routes
@@ -129,6 +130,7 @@ class Durable(Decorators, CurrentContext, AwaitableVerbs):
         self.request_ids = request_ids or RequestIdPolicy()
         self.application_url = application_url
         self.telemetry = telemetry or Telemetry()
+        self.telemetry.filter_exported_logs(DurableLogFilter())
         # Relative paths start here, even if the working directory changes before the start.
         self._folder = working_folder()
         self._refuse_two_databases_in_one_transaction()

@@ -10,6 +10,7 @@ from typing import Any
 from asgi_durable.context import current_request
 from asgi_durable.engine.runs.frame import Frame, current_frame
 from asgi_durable.ids import principal_hash
+from asgi_durable.telemetry.otel.trace_context import current_span_ids
 
 __all__ = ["DurableLogFilter", "DurableLogProcessor"]
 
@@ -98,7 +99,7 @@ def _fields_of(frame: Frame | None) -> dict[str, str | int | None]:
     run = frame.run if frame is not None else None
     request = current_request.get()
     request_id = request.request_id if request is not None else None
-    trace_id, span_id = _span_ids()
+    trace_id, span_id = current_span_ids() or (None, None)
     return {
         "request_id": run.workflow.request_id if run is not None else request_id,
         "workflow_id": run.workflow_id if run is not None else None,
@@ -108,12 +109,3 @@ def _fields_of(frame: Frame | None) -> dict[str, str | int | None]:
         "trace_id": trace_id,
         "span_id": span_id,
     }
-
-
-def _span_ids() -> tuple[str | None, str | None]:
-    # Without OpenTelemetry's API there is no current span.
-    trace = sys.modules.get("opentelemetry.trace")
-    context = trace.get_current_span().get_span_context() if trace is not None else None
-    if context is None or not context.is_valid:
-        return None, None
-    return f"{context.trace_id:032x}", f"{context.span_id:016x}"

@@ -1,11 +1,16 @@
-"""W3C baggage: the members that an application lets its workflows keep."""
+"""W3C baggage: the members that an application lets its workflows store.
+
+Its own reader and writer of the header, as OpenTelemetry's propagator reads ``+`` as a blank, which
+the specification does not, and leaves the properties of a member in its value.
+"""
 
 from __future__ import annotations
 
 import re
-import sys
 from collections.abc import Collection, Iterable, Mapping
 from urllib.parse import quote, unquote
+
+from opentelemetry import baggage
 
 from asgi_durable.errors import DurableUsageError
 
@@ -21,23 +26,23 @@ __all__ = [
     "with_baggage",
 ]
 
-# A row of the step log has it: far less than the 8192 that the specification lets a header have.
+# It is stored in a row of the step log, so far less than the 8192 bytes that a header may have.
 MAX_BAGGAGE_BYTES = 1024
 
 _KEY = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 _VALUE = re.compile(r"[\x21\x23-\x2b\x2d-\x3a\x3c-\x5b\x5d-\x7e]*")
-# What may stand for itself, besides letters and digits; "%" may not.
+# Characters that need no percent-encoding, besides letters and digits.
 _SAFE = "!#$&'()*+-./:<=>?@[]^_`{|}~"
 _BLANKS = " \t"
-# Before the baggage in what a workflow keeps: neither traceparent nor tracestate can have it.
+# Stands between the trace and the baggage that a workflow stores: neither can contain it.
 _SEPARATOR = "\n"
 
 
 def baggage_keys(keys: Iterable[str]) -> frozenset[str]:
-    """Return the keys of members that may be kept.
+    """Return the keys of members that workflows may store.
 
     Raises:
-        DurableUsageError: One is no key, or the keys are one string.
+        DurableUsageError: A key is invalid, or the keys are one string.
     """
     if isinstance(keys, str):
         msg = f"baggage keys are several strings, as in [{keys!r}]; got one"
@@ -57,7 +62,7 @@ def parse_baggage(text: str | None, keys: Collection[str] | None = None) -> dict
 
     Args:
         text: The header; several lines of it are joined by commas before.
-        keys: Those that are wanted, ``None`` for all.
+        keys: The keys of the wanted members, ``None`` for all.
 
     Source:
         W3C Baggage, section 3.3.1.
@@ -73,46 +78,44 @@ def parse_baggage(text: str | None, keys: Collection[str] | None = None) -> dict
 
 
 def format_baggage(members: Mapping[str, str]) -> str | None:
-    """Return members as a ``baggage``: as many as fit into 1 kB, in their order, each whole."""
-    kept: list[str] = []
+    """Return a ``baggage`` header with as many members as fit into 1 kB, in their order."""
+    parts: list[str] = []
     room = MAX_BAGGAGE_BYTES
     for key, value in members.items():
         member = f"{key}={quote(value, safe=_SAFE, errors='replace')}"
-        needed = len(member) + bool(kept)
+        needed = len(member) + bool(parts)
         if needed <= room:
-            kept.append(member)
+            parts.append(member)
             room -= needed
-    return ",".join(kept) or None
+    return ",".join(parts) or None
 
 
 def current_members(keys: Collection[str]) -> dict[str, str]:
-    """Return the members of OpenTelemetry's current baggage, where an application uses it."""
-    baggage = sys.modules.get("opentelemetry.baggage")
-    found = baggage.get_all() if baggage is not None else {}
-    return {key: str(value) for key, value in found.items() if key in keys}
+    """Return the wanted members of OpenTelemetry's current baggage."""
+    return {key: str(value) for key, value in baggage.get_all().items() if key in keys}
 
 
 def has_properties(found: object, value: str) -> bool:
-    """Tell whether a member of OpenTelemetry's baggage is a value with properties behind it.
+    """Tell whether a member of OpenTelemetry's baggage is a value followed by its properties.
 
-    Its propagator leaves them in the value.
+    OpenTelemetry's propagator leaves the properties in the value.
     """
     return isinstance(found, str) and found.startswith(f"{value};")
 
 
-def with_baggage(trace: str | None, baggage: str | None) -> str | None:
-    """Return what a workflow keeps: the trace, and after a line break the baggage if any."""
-    return trace if baggage is None else f"{trace or ''}{_SEPARATOR}{baggage}"
+def with_baggage(trace: str | None, header: str | None) -> str | None:
+    """Return the text that a workflow stores: the trace, a line break, and the baggage if any."""
+    return trace if header is None else f"{trace or ''}{_SEPARATOR}{header}"
 
 
-def trace_of(kept: str | None) -> str | None:
-    """Return the trace of what a workflow keeps."""
-    return kept.partition(_SEPARATOR)[0] or None if kept is not None else None
+def trace_of(stored: str | None) -> str | None:
+    """Return the trace in the text that a workflow stores."""
+    return stored.partition(_SEPARATOR)[0] or None if stored is not None else None
 
 
-def baggage_of(kept: str | None) -> str | None:
-    """Return the baggage of what a workflow keeps."""
-    return kept.partition(_SEPARATOR)[2] or None if kept is not None else None
+def baggage_of(stored: str | None) -> str | None:
+    """Return the baggage in the text that a workflow stores."""
+    return stored.partition(_SEPARATOR)[2] or None if stored is not None else None
 
 
 def _halves(pair: str) -> tuple[str, str, str]:

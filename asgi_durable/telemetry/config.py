@@ -1,73 +1,66 @@
-"""Where spans, figures and log lines go: the application's own providers, and OTLP endpoints."""
+"""The destinations of spans, metrics and log lines: the application's providers, OTLP endpoints."""
 
 from __future__ import annotations
 
+import logging
 import os
 import re
-import sys
 import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from importlib import import_module
 from importlib.util import find_spec
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+from opentelemetry.metrics import MeterProvider
+from opentelemetry.trace import TracerProvider
 
 from asgi_durable.errors import DurableUsageError
-from asgi_durable.log_context import DurableLogFilter
 from asgi_durable.telemetry.baggage import baggage_keys as checked_keys
 from asgi_durable.telemetry.observer import NO_OBSERVER, Observer
-
-if TYPE_CHECKING:
-    from opentelemetry.metrics import MeterProvider
-    from opentelemetry.trace import TracerProvider
-
-    from asgi_durable.telemetry.otel.providers import Outlets
-    from asgi_durable.telemetry.otel.server_spans import ServerSpans
+from asgi_durable.telemetry.otel.providers import Outlets, open_outlets
+from asgi_durable.telemetry.otel.server_spans import ServerSpans
 
 __all__ = ["Telemetry"]
 
-_PROVIDERS = "asgi_durable.telemetry.otel.providers"
 _EXPORTER = "opentelemetry.exporter.otlp.proto.http"
-# By which the API makes providers of its own accord.
 _EXCLUDED_URLS = "OTEL_PYTHON_EXCLUDED_URLS"
-_VARIABLES = ("OTEL_PYTHON_TRACER_PROVIDER", "OTEL_PYTHON_METER_PROVIDER")
 
 
 class Telemetry:
-    """Traces, figures and logs by OpenTelemetry.
+    """Traces, metrics and logs by OpenTelemetry.
 
-    Without any argument spans and figures go to the providers that the application has set, if
-    it has, before its first request or workflow; nothing is loaded or set up otherwise. The
-    application's providers are never replaced.
+    Without any argument, spans and metrics go to the providers that the application has set before
+    its first request or workflow. If there are none, nothing is set up. The application's
+    providers are never replaced.
 
     Args:
-        otlp_traces_endpoints: OTLP/HTTP endpoints that spans are exported to,
-            ``http://localhost:4318/v1/traces`` say: those of the application's provider as
-            well; ours alone where it has none. They need the extra ``otel``.
+        otlp_traces_endpoints: OTLP/HTTP endpoints that spans are exported to, for example
+            ``http://localhost:4318/v1/traces``: all spans of the application's provider, or the
+            library's alone if there is none. They need the extra ``otel``.
         otlp_logs_endpoints: The same for log records.
-        log_names: The loggers whose records are exported; ours alone by default.
-        tracer_provider: In the place of the global one.
-        meter_provider: In the place of the global one.
-        continue_trace: For how many seconds after its start a workflow that is resumed without
-            a call, after a crash say, goes on in the trace that it was started in, as a child
-            of the same span; ``math.inf`` for always. Later, so by default always, its run is
-            the root of a trace of its own, linked to that span. As long as a tail sampler
-            waits, 300 say, lets a quick recovery read as one trace.
-        baggage_keys: Keys of the W3C ``baggage`` of requests that their workflows keep, 1 kB of
-            it at most, to be handed on after a restart too. None by default: baggage may hold
-            personal data, and what is kept is in the database as long as the workflow.
-        excluded_urls: Regular expressions; a request whose URL (``https://shop.example/health``,
-            without the query) one of them is found in has no SERVER span of ours and is in no
-            figure of ours. By default those of the variable ``OTEL_PYTHON_EXCLUDED_URLS``,
-            between commas. What an instrumentation of OpenTelemetry around the application
-            excludes is excluded here as well.
-        request_attributes: Returns attributes of the application's own for the SERVER span of a
-            request, from its ASGI scope; called when the request is answered.
+        log_names: The loggers whose records are exported; the library's alone by default.
+        tracer_provider: Used in place of the global one.
+        meter_provider: Used in place of the global one.
+        continue_trace: How many seconds after its start a workflow that is resumed without a call,
+            for example after a crash, continues the trace that it was started in, as a child of
+            the same span; ``math.inf`` for always. Later, so by default always, its run is the
+            root of a trace of its own, linked to that span. With the time that a tail sampler
+            waits, for example 300, a quick recovery reads as one trace.
+        baggage_keys: Keys of the W3C ``baggage`` of requests that their workflows store, 1 kB at
+            most, and pass on after a restart too. None by default: baggage may hold personal
+            data, and it stays in the database as long as the workflow.
+        excluded_urls: Regular expressions. A request has no SERVER span and no metric of the
+            library if one of them is found in its URL (``https://shop.example/health``, without the
+            query). By default they are those of the variable ``OTEL_PYTHON_EXCLUDED_URLS``,
+            between commas. Requests that an instrumentation of OpenTelemetry around the
+            application excludes are excluded here as well.
+        request_attributes: Returns attributes of the application for the SERVER span of a request,
+            from its ASGI scope; called when the response is complete.
         summary_span: True for one more span for each workflow and keyed request that ends, from
             its start to its end: ``durable.workflow {name}``, a root.
 
     Raises:
-        DurableUsageError: There are endpoints, and the extra is not installed; or a number of
-            seconds is none; or a key is none; or an expression is none.
+        DurableUsageError: There are endpoints, and the extra is not installed; or the seconds, a
+            key or an expression are invalid.
     """
 
     def __init__(
@@ -84,9 +77,9 @@ class Telemetry:
         request_attributes: Callable[[Mapping[str, Any]], Mapping[str, Any]] | None = None,
         summary_span: bool = False,
     ) -> None:
-        self.otlp_traces_endpoints = tuple(otlp_traces_endpoints)
-        self.otlp_logs_endpoints = tuple(otlp_logs_endpoints)
-        self.log_names = tuple(log_names)
+        self.otlp_traces_endpoints: Sequence[str] = tuple(otlp_traces_endpoints)
+        self.otlp_logs_endpoints: Sequence[str] = tuple(otlp_logs_endpoints)
+        self.log_names: Sequence[str] = tuple(log_names)
         self.tracer_provider = tracer_provider
         self.meter_provider = meter_provider
         self.continue_trace = _seconds(continue_trace)
@@ -94,6 +87,7 @@ class Telemetry:
         self.excluded_urls = _expression(excluded_urls)
         self.request_attributes = request_attributes
         self.summary_span = summary_span
+        self.log_filter: logging.Filter | None = None
         if self._exports and not _is_installed(_EXPORTER):
             msg = "OTLP endpoints need the extra: pip install 'asgi-durable[otel]'"
             raise DurableUsageError(msg)
@@ -103,16 +97,20 @@ class Telemetry:
         self._observer: Observer = NO_OBSERVER
         self._server_spans: ServerSpans | None = None
 
+    def filter_exported_logs(self, log_filter: logging.Filter) -> None:
+        """Let exported log records pass a filter, which adds their workflow and step."""
+        self.log_filter = log_filter
+
     @property
     def observer(self) -> Observer:
-        """Who is told of the engine's work."""
+        """Observes the engine's work."""
         if not self._is_decided:
             self._decide()
         return self._observer
 
     @property
     def server_spans(self) -> ServerSpans | None:
-        """What opens the spans of requests and takes their times; ``None`` where nothing does."""
+        """Opens the spans of requests and takes their times; ``None`` without any provider."""
         if not self._is_decided:
             self._decide()
         return self._server_spans
@@ -122,12 +120,12 @@ class Telemetry:
         return bool(self.otlp_traces_endpoints or self.otlp_logs_endpoints)
 
     def start(self) -> None:
-        """Set up the exporters that are asked for; else providers are looked for when needed."""
+        """Start the exporters, if there are endpoints; else the first use looks for providers."""
         if self._exports:
             self._decide()
 
     async def close(self) -> None:
-        """Export what is left, in a limited time; the next use begins anew."""
+        """Export the remaining spans and records, in a limited time; the next use begins anew."""
         with self._lock:
             outlets, self._outlets = self._outlets, None
             self._is_decided = False
@@ -139,26 +137,15 @@ class Telemetry:
         with self._lock:
             if self._is_decided:
                 return
-            if self._may_be_wanted():
-                # Loaded by name: who does not use it does not have it installed either.
-                self._outlets = import_module(_PROVIDERS).open_outlets(self, DurableLogFilter())
-                self._observer = self._outlets.observer
-                self._server_spans = self._outlets.server_spans
-            # Invariant: set last. Who sees it set sees all the rest.
+            self._outlets = open_outlets(self)
+            self._observer = self._outlets.observer
+            self._server_spans = self._outlets.server_spans
+            # Invariant: set last. A thread that sees it set sees all the rest.
             self._is_decided = True
-
-    def _may_be_wanted(self) -> bool:
-        if self._exports or self.tracer_provider is not None or self.meter_provider is not None:
-            return True
-        # Who has set a global provider has loaded the API.
-        is_loaded = "opentelemetry.trace" in sys.modules or "opentelemetry.metrics" in sys.modules
-        return is_loaded or any(
-            name in os.environ and _is_installed("opentelemetry.trace") for name in _VARIABLES
-        )
 
 
 def _seconds(value: object) -> float:
-    # Not NaN, which is not less than anything either.
+    # Not NaN, for which every comparison is false.
     if isinstance(value, bool) or not isinstance(value, int | float) or not value >= 0:
         msg = f"continue_trace is a number of seconds, 0 or more, got {value!r}"
         raise DurableUsageError(msg)
@@ -166,7 +153,7 @@ def _seconds(value: object) -> float:
 
 
 def _expression(urls: Iterable[str] | None) -> re.Pattern[str] | None:
-    """Return one expression for all that is excluded, ``None`` for nothing."""
+    """Return one expression for all excluded URLs, ``None`` if there are none."""
     if urls is None:
         urls = os.environ.get(_EXCLUDED_URLS, "").split(",")
     elif isinstance(urls, str):

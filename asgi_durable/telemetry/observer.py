@@ -1,4 +1,4 @@
-"""The port between the engine and whoever makes spans and figures of its work."""
+"""The port between the engine and the code that makes spans and metrics of its work."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ __all__ = [
     "current_request_span",
 ]
 
-# The span of the request being handled, whoever has opened it.
+# The span of the current request, opened by the library or by an instrumentation.
 current_request_span: ContextVar[Any] = ContextVar(
     "asgi_durable_current_request_span", default=None
 )
 
 
 class Observed:
-    """A piece of work that nobody looks at, as a block; an exception out of it is its failure."""
+    """Observes a step or a run, and does nothing; an exception out of the block is a failure."""
 
     __slots__ = ()
 
@@ -45,7 +45,7 @@ class Observed:
 
 
 class ObservedRun(Observed):
-    """One execution of a workflow that nobody looks at.
+    """Observes one execution of a workflow, and does nothing.
 
     Attributes:
         span: The execution's span, ``None`` where there is none.
@@ -57,36 +57,36 @@ class ObservedRun(Observed):
     def begin(self) -> str | None:
         """Start its span where the workflow is called, before its row is written.
 
-        The block need not be entered after that: then nothing is seen of the span.
+        The block need not be entered after that: then the span is not exported.
 
         Returns:
-            The span's trace context as a workflow keeps it, ``None`` if nothing is recorded.
+            The span's trace context as a workflow stores it, ``None`` if nothing is recorded.
         """
         return None
 
     def replayed(self) -> None:
-        """Take note that its code has come to the end of its log, and goes on from there."""
+        """Its code has come to the end of its log, and continues from there."""
 
     def suspended(self, until_us: int) -> None:
-        """Take note that it sleeps from now on, unless it does already.
+        """It sleeps from now on, unless it does already.
 
         Args:
             until_us: When its first sleep ends; microseconds since 1970, UTC.
         """
 
     def continued(self) -> str | None:
-        """Take note that it sleeps no more, if it did.
+        """It does not sleep any more, if it did.
 
         Returns:
-            The trace context of the span that begins with it, as of :meth:`begin`.
+            The trace context of the span that begins now, as of :meth:`begin`.
         """
         return None
 
     def failed(self, error: Exception) -> None:
-        """Take note of what the workflow has raised."""
+        """The workflow has raised an error."""
 
     def ended(self, outcome: str) -> None:
-        """Take note of how it ended: with the workflow's state, else it is interrupted."""
+        """It ended with the workflow's state; otherwise it is interrupted."""
 
 
 _UNSEEN = Observed()
@@ -94,12 +94,12 @@ UNSEEN_RUN = ObservedRun()
 
 
 class Observer:
-    """Is told of the engine's work. This one looks away; it is the base of those that do not."""
+    """Observes the engine's work. This one does nothing; it is the base of the others."""
 
     def trace_context(self) -> str | None:
-        """Return the trace context of the current code, as a workflow keeps it.
+        """Return the trace context of the current code, as a workflow stores it.
 
-        Where nobody makes spans it is the one that the request's client has sent.
+        Without a tracer it is the one that the request's client has sent.
         """
         request = current_request.get()
         return request.trace_context if request is not None else None
@@ -118,35 +118,35 @@ class Observer:
         return UNSEEN_RUN
 
     def step(self, workflow: WorkflowRecord, name: str, number: int, *, kind: str) -> Observed:
-        """Return a block for a step that really runs, all its attempts included.
+        """Return a block for a step whose body runs, all its attempts included.
 
         Args:
-            workflow: Whose step.
-            name: The step's.
-            number: Its place in the log.
+            workflow: The step's workflow.
+            name: The step's name.
+            number: The step's number in the log.
             kind: ``step`` or ``transaction``.
         """
         return _UNSEEN
 
     def step_is_tried_again(self, name: str, error: Exception) -> None:
-        """Take note that an attempt of the current step failed and is not the last one."""
+        """An attempt of the current step failed, and is not the last one."""
 
     def attempt_begins(self, number: int) -> None:
-        """Take note that another attempt of the current step begins; the first has number 1."""
+        """Another attempt of the current step begins; the first has number 1."""
 
     def committed(self, writes: int, seconds: float) -> None:
-        """Take note of one commit of so many writes, and of how long it took."""
+        """One commit of several writes took some seconds."""
 
     def taken_over(self, workflow: WorkflowRecord, *, lag_seconds: float) -> None:
-        """Take note that another executor's workflow goes on here.
+        """Another executor's workflow continues here.
 
         Args:
-            workflow: Which one.
-            lag_seconds: Since it was free, to the beginning of the execution.
+            workflow: The workflow.
+            lag_seconds: The time from when it was free to the beginning of the execution.
         """
 
     def workflow_ended(self, workflow: WorkflowRecord, outcome: str) -> None:
-        """Take note of the outcome of a workflow, now that it is durable.
+        """A workflow has an outcome, which is durable.
 
         Args:
             workflow: Its row, as of its last execution.
@@ -154,7 +154,7 @@ class Observer:
         """
 
     def lease_lost(self) -> None:
-        """Take note that this process was declared dead, and goes on as another executor."""
+        """This process was declared dead, and continues as another executor."""
 
     def request_claimed(
         self,
@@ -163,14 +163,15 @@ class Observer:
         *,
         waited_seconds: float | None = None,
     ) -> None:
-        """Take note of what became of the claim of the request that is being handled.
+        """The current request was claimed, or its key has been claimed before.
 
         Args:
             outcome: ``executed``, ``resumed``, ``replayed``, ``waited``, ``conflict``,
                 ``mismatch`` or ``expired``.
-            workflow: The workflow that has the key; ``None`` if it is another request's. Of one
-                that is resumed the last span is that of the execution before.
-            waited_seconds: For how long it has waited for its twin, ``None`` if it has not.
+            workflow: The workflow that has the key; ``None`` if the key belongs to another request.
+                The last span of a resumed workflow is that of the execution before.
+            waited_seconds: How long the request has waited for its duplicate, ``None`` if it
+                has not.
         """
 
 
@@ -178,25 +179,25 @@ NO_OBSERVER = Observer()
 
 
 class TelemetrySource(Protocol):
-    """Where the engine's observer comes from, and the life of what it needs."""
+    """Gives the engine its observer, and owns the exporters behind it."""
 
     @property
     def observer(self) -> Observer:
-        """Who is told of the engine's work from now on."""
+        """Observes the engine's work from now on."""
 
     @property
     def baggage_keys(self) -> frozenset[str]:
-        """Keys of the W3C baggage that workflows keep."""
+        """Keys of the W3C baggage that workflows store."""
 
     def start(self) -> None:
-        """Get ready, where that takes more than looking for providers."""
+        """Start the exporters, if there are any."""
 
     async def close(self) -> None:
-        """Export what is left."""
+        """Export the remaining spans and records."""
 
 
 class NoTelemetry:
-    """Nobody looks."""
+    """Observes nothing."""
 
     observer = NO_OBSERVER
     baggage_keys: frozenset[str] = frozenset()

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Generator, MutableMapping
 from typing import Protocol
 
 from asgi_durable.engine.runs.frame import Frame
 from asgi_durable.ids import step_key
+from asgi_durable.telemetry.otel.trace_context import current_span_ids, propagated_headers
 
 __all__ = ["DONE", "OutgoingRequest", "add_key", "add_trace"]
 
@@ -60,14 +60,12 @@ def add_trace(request: OutgoingRequest, trace: str | None, baggage: str | None) 
     Args:
         request: The request.
         trace: ``traceparent``, and after a space ``tracestate``; used if there is no current span.
-        baggage: The header ``baggage``; used if OpenTelemetry adds none.
+        baggage: The header ``baggage``; used if the propagators add none.
     """
     if "traceparent" in request.headers:
         return
-    carrier: dict[str, str] = {}
-    if "opentelemetry.propagate" in sys.modules:
-        sys.modules["opentelemetry.propagate"].inject(carrier)
-    if trace is not None and not _is_in_span():
+    carrier = propagated_headers()
+    if trace is not None and current_span_ids() is None:
         carrier["traceparent"], _, state = trace.partition(" ")
         if state:
             carrier["tracestate"] = state
@@ -76,9 +74,3 @@ def add_trace(request: OutgoingRequest, trace: str | None, baggage: str | None) 
     for name, value in carrier.items():
         if name not in request.headers:
             request.headers[name] = value
-
-
-def _is_in_span() -> bool:
-    # Without OpenTelemetry's API there is no current span.
-    trace = sys.modules.get("opentelemetry.trace")
-    return trace is not None and trace.get_current_span().get_span_context().is_valid

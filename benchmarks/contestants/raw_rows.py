@@ -1,7 +1,7 @@
 """The rows that the library writes for a workflow, made by hand, and when they are committed.
 
-The code that writes them is a limit and no library: replay, retries, types, digests, fences, ownership,
-cancellation and context are left out.
+The code that writes them is a limit and no library: replay, retries, types, digests, fences,
+ownership, cancellation and context are left out.
 """
 
 from __future__ import annotations

@@ -169,7 +169,7 @@ async def test_an_endpoint_that_does_not_answer_does_not_keep_the_stop(
         async with durable:
             await exchange(app, http_scope())
 
-        assert "does not answer" in caplog.text
+        assert "does not respond" in caplog.text
         # The thread that exports ends when the connection does.
         connection, _ = silent.accept()
         connection.close()

@@ -1,1 +1,1 @@
-"""Spans and figures by OpenTelemetry; loaded only where the application uses it."""
+"""Spans and metrics by OpenTelemetry."""

@@ -1,4 +1,4 @@
-"""The current span of a workflow's code, whichever of its spans is open."""
+"""The current span of a workflow's code, which stands for the one that is open."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""OTLP exporters of our own; they need the SDK, the extra ``otel``."""
+"""The library's own OTLP exporters; they need the SDK, the extra ``otel``."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ __all__ = ["Exporters"]
 
 logger = logging.getLogger(__name__)
 
-# How long a stop waits for endpoints that do not answer.
+# How long a stop waits for endpoints that do not respond.
 CLOSE_SECONDS = 5.0
 
 
@@ -38,10 +38,10 @@ class Exporters:
     def export_traces(
         self, provider: AnyTracerProvider | None, endpoints: Sequence[str]
     ) -> AnyTracerProvider:
-        """Export a provider's spans; return it, or one of our own if there is none.
+        """Export a provider's spans; return it, or a new provider if there is none.
 
         Raises:
-            DurableUsageError: It takes no processors: it is not the SDK's.
+            DurableUsageError: It is not a provider of the SDK, and accepts no processors.
         """
         if provider is None:
             own = TracerProvider(shutdown_on_exit=False)
@@ -62,7 +62,7 @@ class Exporters:
         return provider
 
     def export_logs(
-        self, endpoints: Sequence[str], names: Sequence[str], log_filter: logging.Filter
+        self, endpoints: Sequence[str], names: Sequence[str], log_filter: logging.Filter | None
     ) -> None:
         """Export the records of some loggers and of those below them."""
         provider = LoggerProvider(shutdown_on_exit=False)
@@ -71,7 +71,8 @@ class Exporters:
                 BatchLogRecordProcessor(OTLPLogExporter(endpoint=endpoint))
             )
         handler = OtelLogHandler(provider)
-        handler.addFilter(log_filter)
+        if log_filter is not None:
+            handler.addFilter(log_filter)
         for name in names:
             exported = logging.getLogger(name)
             exported.addHandler(handler)
@@ -79,31 +80,31 @@ class Exporters:
         self._closing.append(provider.shutdown)
 
     async def close(self) -> None:
-        """Export what is left and stop; endpoints that do not answer are not waited for long."""
+        """Export the rest and stop; endpoints that do not respond are not waited for long."""
         loop, closed = asyncio.get_running_loop(), asyncio.Event()
 
         def close_all() -> None:
             for close in self._closing:
                 try:
                     close()
-                except Exception:  # the others are closed all the same
+                except Exception:  # the others must be closed all the same
                     logger.exception("Telemetry cannot be closed")
             try:
                 loop.call_soon_threadsafe(closed.set)
             except RuntimeError:
                 logger.debug("The event loop has ended meanwhile")
 
-        # A thread that neither the event loop's end nor the process's end waits for.
+        # A daemon thread: neither the end of the event loop nor that of the process waits for it.
         threading.Thread(target=close_all, name="asgi-durable-telemetry", daemon=True).start()
         try:
             async with asyncio.timeout(CLOSE_SECONDS):
                 await closed.wait()
         except TimeoutError:
-            logger.warning("An OTLP endpoint does not answer; spans or log records are lost")
+            logger.warning("An OTLP endpoint does not respond; spans or log records are lost")
 
 
 class _Removable(SpanProcessor):
-    """A processor that can be taken from its provider again, which has no way to do that."""
+    """A processor that can be switched off, as a provider cannot remove its processors."""
 
     def __init__(self, processor: SpanProcessor) -> None:
         self._processor: SpanProcessor | None = processor

@@ -43,7 +43,7 @@ _SECRETS = frozenset(
         "xgoogsignature",
     }
 )
-# What stands between the parts of a nested name: `user[password]`, `user.password`.
+# The separators in a nested name: `user[password]`, `user.password`.
 _BETWEEN_PARTS = re.compile(r"[\[\].]+")
 
 

@@ -11,7 +11,7 @@ from opentelemetry._logs import LoggerProvider, SeverityNumber
 __all__ = ["OtelLogHandler"]
 
 _EXCEPTION_FORMAT = logging.Formatter()
-# What every record has, and what we translate ourselves.
+# Attributes that every record has, and those that this module translates.
 _KNOWN = frozenset(vars(logging.makeLogRecord({}))) | {
     "message",
     "asctime",
@@ -36,7 +36,7 @@ class OtelLogHandler(logging.Handler):
         self._provider = provider
 
     def emit(self, record: logging.LogRecord) -> None:
-        # What exporters log about themselves would go round in circles.
+        # Records of the exporters themselves would be exported in an endless loop.
         if record.name.startswith("opentelemetry"):
             return
         try:

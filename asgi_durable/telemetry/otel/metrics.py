@@ -1,4 +1,4 @@
-"""Figures of the engine's work."""
+"""The metrics of the engine's work."""
 
 from __future__ import annotations
 

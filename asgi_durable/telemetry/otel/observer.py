@@ -1,4 +1,4 @@
-"""The observer that makes spans and figures of the engine's work."""
+"""The observer that makes spans and metrics of the engine's work."""
 
 from __future__ import annotations
 
@@ -26,18 +26,18 @@ from asgi_durable.telemetry.otel.trace_context import format_trace_context, pars
 __all__ = ["OtelObserver", "mark_failed", "name_of"]
 
 _COMMIT = {"durable.store.operation": "commit"}
-# Outcomes of a claim that another execution's work is the answer to, or part of it.
+# Outcomes of a claim whose response is another execution's work, or partly so.
 _LINKED = frozenset({"resumed", "replayed", "waited", "conflict"})
 
 
 class OtelObserver(Observer):
-    """Makes spans where there is a tracer, and figures where there are instruments.
+    """Makes spans if there is a tracer, and metrics if there are instruments.
 
     Args:
         tracer: Makes the spans.
         metrics: The instruments.
-        continue_trace: For how many seconds after a workflow's start a run that nobody calls
-            goes on in the trace of that start.
+        continue_trace: How many seconds after a workflow's start a run without a caller continues
+            the trace of that start.
         summary_span: True if each workflow that ends has a span of its whole life.
     """
 
@@ -54,8 +54,8 @@ class OtelObserver(Observer):
         self._continue_trace = continue_trace
         self._summary_span = summary_span
 
-    def goes_on_in_its_trace(self, workflow: WorkflowRecord) -> bool:
-        """Tell whether a run that nobody calls belongs to the trace of the workflow's start."""
+    def continues_its_trace(self, workflow: WorkflowRecord) -> bool:
+        """Tell whether a run without a caller belongs to the trace of the workflow's start."""
         limit = self._continue_trace
         return limit > 0 and time.time() - workflow.created_at_us / 1e6 <= limit
 
@@ -115,10 +115,10 @@ class OtelObserver(Observer):
         waited_seconds: float | None = None,
     ) -> None:
         if self.metrics is not None:
-            figures = {"idempotency.outcome": outcome}
-            self.metrics.idempotency_requests.add(1, figures)
+            attributes = {"idempotency.outcome": outcome}
+            self.metrics.idempotency_requests.add(1, attributes)
             if waited_seconds is not None:
-                self.metrics.idempotency_waits.record(waited_seconds, figures)
+                self.metrics.idempotency_waits.record(waited_seconds, attributes)
         span: Span = current_request_span.get() or get_current_span()
         if not span.is_recording():
             return
@@ -174,9 +174,9 @@ class _Step(Work):
                 self.span.set_attribute("durable.outcome", outcome)
         seconds = self._leave()
         if self._observer.metrics is not None:
-            figures = {
+            attributes = {
                 "durable.step.name": self._name,
                 "durable.step.kind": self._kind,
                 "durable.outcome": outcome,
             }
-            self._observer.metrics.step_duration.record(seconds, figures)
+            self._observer.metrics.step_duration.record(seconds, attributes)

@@ -1,4 +1,4 @@
-"""Finding the application's providers, and making exporters of our own where asked for."""
+"""Finds the application's providers, and starts exporters if there are endpoints."""
 
 from __future__ import annotations
 
@@ -21,16 +21,17 @@ __all__ = ["Outlets", "Wishes", "open_outlets"]
 
 _SCOPE = "asgi_durable"
 _EXPORTERS = "asgi_durable.telemetry.otel.exporters"
-# The API does not tell whether a meter provider is set.
+# The API has no public way to tell whether a meter provider is set.
 _UNSET_METER_PROVIDER = "_ProxyMeterProvider"
 
 
 class Wishes(Protocol):
-    """What an application asks for; a :class:`~asgi_durable.telemetry.config.Telemetry`."""
+    """The application's settings: a :class:`~asgi_durable.telemetry.config.Telemetry`."""
 
     otlp_traces_endpoints: Sequence[str]
     otlp_logs_endpoints: Sequence[str]
     log_names: Sequence[str]
+    log_filter: logging.Filter | None
     tracer_provider: TracerProvider | None
     meter_provider: MeterProvider | None
     continue_trace: float
@@ -39,12 +40,12 @@ class Wishes(Protocol):
 
 
 class Outlets:
-    """Where spans and figures go.
+    """The destinations of spans and metrics.
 
     Attributes:
-        observer: Told of the engine's work.
-        server_spans: Opens the spans of requests and takes their times, ``None`` where there
-            are neither.
+        observer: Observes the engine's work.
+        server_spans: Opens the spans of requests and takes their times, ``None`` without any
+            provider.
     """
 
     def __init__(
@@ -71,39 +72,40 @@ class Outlets:
             self.server_spans = ServerSpans(tracer, times, wishes.request_attributes)
 
     async def close(self) -> None:
-        """Export what is left, in a limited time."""
+        """Export the rest, in a limited time."""
         if self._exporters is not None:
             await self._exporters.close()
 
 
-def open_outlets(wishes: Wishes, log_filter: logging.Filter) -> Outlets:
-    """Return where spans and figures go, with exporters started that are asked for.
+def open_outlets(wishes: Wishes) -> Outlets:
+    """Return the destinations of spans and metrics, and start exporters if there are endpoints.
 
     Raises:
-        DurableUsageError: The application's provider takes no exporters.
+        DurableUsageError: The application's provider accepts no exporters.
     """
     tracer_provider = wishes.tracer_provider or _global_tracer_provider()
     exporters = None
     if wishes.otlp_traces_endpoints or wishes.otlp_logs_endpoints:
+        # Loaded by name: it needs the SDK, which is an extra.
         exporters = import_module(_EXPORTERS).Exporters()
         if wishes.otlp_traces_endpoints:
             tracer_provider = exporters.export_traces(tracer_provider, wishes.otlp_traces_endpoints)
         if wishes.otlp_logs_endpoints:
-            exporters.export_logs(wishes.otlp_logs_endpoints, wishes.log_names, log_filter)
+            exporters.export_logs(wishes.otlp_logs_endpoints, wishes.log_names, wishes.log_filter)
     meter_provider = wishes.meter_provider or _global_meter_provider()
     return Outlets(tracer_provider, meter_provider, exporters, wishes)
 
 
 def _global_tracer_provider() -> TracerProvider | None:
     found = trace.get_tracer_provider()
-    is_nobodys = isinstance(found, (trace.ProxyTracerProvider, trace.NoOpTracerProvider))
-    return None if is_nobodys else found
+    is_unset = isinstance(found, (trace.ProxyTracerProvider, trace.NoOpTracerProvider))
+    return None if is_unset else found
 
 
 def _global_meter_provider() -> MeterProvider | None:
     found = metrics.get_meter_provider()
-    is_nobodys = (
+    is_unset = (
         isinstance(found, metrics.NoOpMeterProvider)
         or type(found).__name__ == _UNSET_METER_PROVIDER
     )
-    return None if is_nobodys else found
+    return None if is_unset else found

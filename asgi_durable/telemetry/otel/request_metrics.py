@@ -70,11 +70,12 @@ class RequestTime:
 
 
 def _is_timed(scope: MutableMapping[str, Any], current: Span) -> bool:
-    """Tell whether what is around us takes a request's time.
+    """Tell whether an instrumentation around the application measures the request's time.
 
-    FastAPI says so in the scope. Of others there is but their span: one of this process that
-    does not record is a request's that is not sampled. A recording one is somebody else's, of a
-    client in this process say: the callers have found that it is no request's.
+    FastAPI's marks the scope. Of other ones only their span is visible: a span of this process
+    that does not record belongs to a request that is not sampled. A recording span belongs to
+    other code, for example a client in this process: the callers have found that it belongs to
+    no request.
     """
     if scope.get(_IS_TIMED) or scope.get(_FASTAPI) is not None:
         return True

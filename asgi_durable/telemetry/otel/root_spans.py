@@ -1,4 +1,4 @@
-"""Spans of workflows that nobody calls: roots, or in the trace of the workflow's start."""
+"""Spans of workflows without a caller: roots, or part of the trace of the workflow's start."""
 
 from __future__ import annotations
 
@@ -23,18 +23,18 @@ __all__ = ["Before", "before"]
 
 @dataclass(frozen=True, slots=True)
 class Before:
-    """What was before an execution.
+    """The spans before an execution.
 
     Attributes:
         origin: The span in which the workflow was started.
-        previous: That of the execution before.
+        previous: The span of the execution before.
     """
 
     origin: SpanContext | None
     previous: SpanContext | None
 
     def links(self, parent_id: int = 0) -> list[Link]:
-        """Return the links to it; none to the origin where that is the parent itself."""
+        """Return the links to these spans; none to the origin if that is the parent itself."""
         named = (("origin", self.origin), ("previous", self.previous))
         return [
             Link(context, {"durable.link": name})
@@ -49,28 +49,28 @@ class Before:
         is_root: bool = True,
         context: Context | None = None,
     ) -> Span:
-        """Start a root that is linked to it; recorded if that was.
+        """Start a root span that is linked to these spans; it is recorded if they were.
 
         Args:
-            start_span: A tracer's, with all arguments but ``context`` and ``links``.
-            is_root: False if it goes on in the origin's trace instead.
-            context: What else is in the span's context; the current one by default.
+            start_span: A tracer's method, with all arguments but ``context`` and ``links``.
+            is_root: False if the span continues the origin's trace instead.
+            context: The context to add the span to; the current one by default.
         """
         anchor = self.origin or self.previous
         if anchor is not None and not anchor.trace_flags.sampled:
             return NonRecordingSpan(anchor)
         if anchor is None or is_root:
-            nobody = set_span_in_context(INVALID_SPAN, context)
-            span = start_span(context=nobody, links=self.links())
+            no_parent = set_span_in_context(INVALID_SPAN, context)
+            span = start_span(context=no_parent, links=self.links())
             if anchor is None or span.is_recording():
                 return span
-            # The sampler would drop a new trace. In its origin's it has decided to record.
+            # The sampler would drop a new trace. It has decided to record the origin's trace.
         within = set_span_in_context(NonRecordingSpan(anchor), context)
         return start_span(context=within, links=self.links(anchor.span_id))
 
 
 def before(workflow: WorkflowRecord) -> Before:
-    """Return what its row tells of a workflow's past."""
+    """Return the spans of a workflow's past, as its row names them."""
     return Before(
         parse_trace_context(workflow.trace_context), parse_trace_context(workflow.last_span)
     )

@@ -6,7 +6,7 @@ import time
 from datetime import UTC, datetime
 from functools import partial
 from types import TracebackType
-from typing import TYPE_CHECKING, Self
+from typing import Self
 
 from opentelemetry.context import Context, get_current
 from opentelemetry.trace import Span, SpanContext, StatusCode, Tracer, get_current_span
@@ -17,15 +17,13 @@ from asgi_durable.telemetry.otel.execution_span import ExecutionSpan
 from asgi_durable.telemetry.otel.root_spans import Before, before
 from asgi_durable.telemetry.otel.span_base import (
     INTERRUPTED,
+    SpanMaker,
     Work,
     attributes_of,
     is_unsampled,
     mark_failed,
 )
 from asgi_durable.telemetry.otel.trace_context import format_trace_context, parse_trace_context
-
-if TYPE_CHECKING:
-    from asgi_durable.telemetry.otel.observer import OtelObserver
 
 __all__ = ["RunSpans", "make_summary"]
 
@@ -44,14 +42,14 @@ class RunSpans(Work, ObservedRun):
         "_waited",
     )
 
-    def __init__(self, observer: OtelObserver, workflow: WorkflowRecord, entries: int) -> None:
+    def __init__(self, observer: SpanMaker, workflow: WorkflowRecord, entries: int) -> None:
         super().__init__(observer, workflow)
         self._entries = entries
         self._outcome = INTERRUPTED
-        # Where the workflow is called, or nowhere.
+        # The context of the workflow's call, or of no call.
         self._context: Context | None = None
         self._first: Span | None = None
-        # When it was suspended, and for how many seconds it was before that.
+        # When it was suspended, and how many seconds it had been suspended before that.
         self._since: float | None = None
         self._waited = 0.0
         self._is_over = False
@@ -85,7 +83,7 @@ class RunSpans(Work, ObservedRun):
 
     def ended(self, outcome: str) -> None:
         self.continued()
-        # Where it has called nothing new.
+        # If it has made no new call.
         self.replayed()
         self._outcome = outcome
 
@@ -124,11 +122,11 @@ class RunSpans(Work, ObservedRun):
             self._waited += time.perf_counter() - self._since
         seconds = self._leave() - self._waited
         if self._observer.metrics is not None:
-            figures = {
+            attributes = {
                 "durable.workflow.name": self._workflow.name,
                 "durable.outcome": self._outcome,
             }
-            self._observer.metrics.run_duration.record(max(0.0, seconds), figures)
+            self._observer.metrics.run_duration.record(max(0.0, seconds), attributes)
 
     def _start(self, tracer: Tracer) -> Span | None:
         """Start a child of the current span, linked to what was before."""
@@ -143,20 +141,20 @@ class RunSpans(Work, ObservedRun):
         if caller.is_valid:
             span = start_span(links=past.links(caller.span_id))
         else:
-            is_root = not self._observer.goes_on_in_its_trace(self._workflow)
+            is_root = not self._observer.continues_its_trace(self._workflow)
             span = past.start(start_span, is_root=is_root)
         return ExecutionSpan(span) if span.is_recording() else span
 
     def _start_again(self, tracer: Tracer, previous: SpanContext) -> Span:
         """Start the span after a suspension: below a caller that is a run, else on its own.
 
-        Any other caller, a request say, has not been suspended as well: below its span this one
-        would be part of a trace that is held open for as long as the workflow waits.
+        Any other caller, for example a request, was not suspended with the workflow: below its
+        span this one would keep a trace open for as long as the workflow waits.
         """
         past = before(self._workflow)
         origin = past.origin
         if origin is not None and not origin.trace_flags.sampled:
-            # It was decided anew where this execution was called.
+            # The call of this execution has decided anew.
             origin = None
         past = Before(origin, previous)
         start_span = partial(
@@ -166,7 +164,7 @@ class RunSpans(Work, ObservedRun):
         if isinstance(caller, ExecutionSpan) and caller.is_recording():
             links = past.links(caller.get_span_context().span_id)
             return start_span(context=self._context, links=links)
-        is_root = not self._observer.goes_on_in_its_trace(self._workflow)
+        is_root = not self._observer.continues_its_trace(self._workflow)
         return past.start(start_span, is_root=is_root, context=self._context)
 
     @property
@@ -175,7 +173,7 @@ class RunSpans(Work, ObservedRun):
 
 
 def _text_of(span: Span | None) -> str | None:
-    """Return the context of a span that is recorded, as a workflow keeps it."""
+    """Return the context of a recorded span, as a workflow stores it."""
     if span is None or not span.is_recording():
         return None
     context = span.get_span_context()

@@ -59,7 +59,7 @@ class ServerSpans:
         self._tracer = tracer
         self._times = times
         self._hook = hook
-        # The headers that say where a trace goes on, and the two that attributes are read from.
+        # The headers of the propagators, and the two that attributes are read from.
         fields = get_global_textmap().fields
         self._context_headers = {name.lower().encode("latin-1"): name for name in fields}
         self._wanted = frozenset({b"host", b"user-agent", *self._context_headers})
@@ -107,21 +107,21 @@ class ServerSpans:
         attributes = request_attributes(scope, method, host)
         if user_agent is not None:
             attributes["user_agent.original"] = user_agent
-        # What is opened around us has decided already, and has read the headers.
+        # The instrumentation around the application has decided already, and has read the headers.
         is_within = get_current_span(around).get_span_context().is_valid and not is_anothers
         is_first = bool(carrier) and not is_within
         return attributes, extract(carrier, around) if is_first else around
 
 
 class ServerSpan:
-    """The span of one request, ours or the framework's, and its time.
+    """The span of one request, the library's or the framework's, and its time.
 
     Args:
-        span: The span, ``None`` where there is none.
-        name: What it is called as long as its route is not known.
-        hook: Returns attributes of the application's own.
-        context: The one in which our own is the current span, ``None`` for theirs.
-        time: Takes the time, ``None`` where nobody wants it, or somebody else takes it.
+        span: The span, ``None`` if there is none.
+        name: Its name as long as the route is not known.
+        hook: Returns attributes of the application.
+        context: The context with the library's span, ``None`` for the framework's.
+        time: Takes the time, ``None`` without a meter, or if an instrumentation takes it.
     """
 
     __slots__ = (
@@ -168,7 +168,7 @@ class ServerSpan:
             detach(self._context_token)
 
     def answered(self, status: int) -> None:
-        """Take note of the answer's status."""
+        """Set the response's status."""
         self._status = status
 
     def failed(self, error: Exception) -> None:
@@ -183,13 +183,15 @@ class ServerSpan:
     def describe(
         self, scope: MutableMapping[str, Any], find_route: RouteFinder | None = None
     ) -> None:
-        """Say what is known of the request once it is answered: its route and status.
+        """Set the route and the status of the request, once its response is known.
 
-        Before the last part of the response is sent: a span of somebody else's may end with it.
+        Called before the last part of the response is sent: the span of an instrumentation may
+        end with it.
 
         Args:
-            scope: The request's.
-            find_route: Returns the route of a request that no router has seen: a replay, say.
+            scope: The request's scope.
+            find_route: Returns the route of a request that no router has seen, for example of a
+                replay.
         """
         if self._is_described:
             return

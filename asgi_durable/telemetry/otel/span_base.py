@@ -1,24 +1,45 @@
-"""What spans of runs and steps have in common."""
+"""The base of the spans of runs and steps."""
 
 from __future__ import annotations
 
 import time
 from contextvars import Token
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 from opentelemetry.context import Context, attach, detach
-from opentelemetry.trace import Span, StatusCode, set_span_in_context
+from opentelemetry.trace import Span, StatusCode, Tracer, set_span_in_context
 
 from asgi_durable.storage.records import WorkflowRecord
 from asgi_durable.telemetry.observer import Observed
-from asgi_durable.telemetry.otel.trace_context import with_kept_baggage
+from asgi_durable.telemetry.otel.metrics import Metrics
+from asgi_durable.telemetry.otel.trace_context import with_stored_baggage
 
-if TYPE_CHECKING:
-    from asgi_durable.telemetry.otel.observer import OtelObserver
-
-__all__ = ["INTERRUPTED", "Work", "attributes_of", "is_unsampled", "mark_failed", "name_of"]
+__all__ = [
+    "INTERRUPTED",
+    "SpanMaker",
+    "Work",
+    "attributes_of",
+    "is_unsampled",
+    "mark_failed",
+    "name_of",
+]
 
 INTERRUPTED = "INTERRUPTED"
+
+
+class SpanMaker(Protocol):
+    """The observer that runs and steps make their spans with."""
+
+    @property
+    def tracer(self) -> Tracer | None:
+        """Makes the spans."""
+
+    @property
+    def metrics(self) -> Metrics | None:
+        """The instruments."""
+
+    def continues_its_trace(self, workflow: WorkflowRecord) -> bool:
+        """Tell whether a run without a caller belongs to the trace of the workflow's start."""
 
 
 class Work(Observed):
@@ -26,7 +47,7 @@ class Work(Observed):
 
     __slots__ = ("_began", "_observer", "_token", "_workflow", "span")
 
-    def __init__(self, observer: OtelObserver, workflow: WorkflowRecord) -> None:
+    def __init__(self, observer: SpanMaker, workflow: WorkflowRecord) -> None:
         self._observer = observer
         self._workflow = workflow
         self._token: Token[Context] | None = None
@@ -34,9 +55,9 @@ class Work(Observed):
         self.span: Any = None
 
     def _enter(self, span: Span | None) -> None:
-        """Let the span be the current one; of one that does not record only its context counts."""
+        """Make the span the current one; of a span that does not record only the context counts."""
         context = set_span_in_context(span) if span is not None else None
-        context = with_kept_baggage(self._workflow.trace_context, context)
+        context = with_stored_baggage(self._workflow.trace_context, context)
         if context is not None:
             self._token = attach(context)
         if span is not None:
@@ -53,7 +74,7 @@ class Work(Observed):
 
 
 def attributes_of(workflow: WorkflowRecord) -> dict[str, str | int]:
-    """Return what every span of a workflow says of it."""
+    """Return the attributes of every span of a workflow."""
     attributes: dict[str, str | int] = {
         "durable.workflow.id": workflow.workflow_id,
         "durable.workflow.name": workflow.name,
@@ -65,7 +86,7 @@ def attributes_of(workflow: WorkflowRecord) -> dict[str, str | int]:
 
 
 def mark_failed(span: Span | None, error: Exception) -> None:
-    """Let a span say that it failed, and why."""
+    """Mark a span as failed, with the error."""
     if span is not None:
         span.record_exception(error)
         span.set_attribute("error.type", name_of(error))
@@ -73,7 +94,7 @@ def mark_failed(span: Span | None, error: Exception) -> None:
 
 
 def is_unsampled(span: Span) -> bool:
-    """Tell whether it is decided that nothing below a span is recorded."""
+    """Tell whether nothing below a span is recorded."""
     context = span.get_span_context()
     return context.is_valid and not context.trace_flags.sampled and not span.is_recording()
 

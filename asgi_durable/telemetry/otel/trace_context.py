@@ -1,19 +1,43 @@
-"""Span contexts as a workflow keeps them: W3C ``traceparent``, a space, ``tracestate``."""
+"""Traces as workflows store them, and as OpenTelemetry has them.
+
+The text of a trace is its W3C ``traceparent``, and after a space its ``tracestate`` if it has one.
+"""
 
 from __future__ import annotations
 
-from opentelemetry.baggage import get_baggage, set_baggage
+from opentelemetry import baggage, propagate, trace
 from opentelemetry.context import Context
 from opentelemetry.trace import SpanContext, TraceFlags, TraceState
 
 from asgi_durable.telemetry.baggage import baggage_of, has_properties, parse_baggage, trace_of
 from asgi_durable.telemetry.trace_headers import MAX_TRACE_STATE_CHARACTERS, parse_traceparent
 
-__all__ = ["format_trace_context", "parse_trace_context", "with_kept_baggage"]
+__all__ = [
+    "current_span_ids",
+    "format_trace_context",
+    "parse_trace_context",
+    "propagated_headers",
+    "with_stored_baggage",
+]
+
+
+def current_span_ids() -> tuple[str, str] | None:
+    """Return the trace id and the span id of the current span; ``None`` if there is no span."""
+    context = trace.get_current_span().get_span_context()
+    if not context.is_valid:
+        return None
+    return trace.format_trace_id(context.trace_id), trace.format_span_id(context.span_id)
+
+
+def propagated_headers() -> dict[str, str]:
+    """Return the headers that the application's propagators add to an outgoing request."""
+    carrier: dict[str, str] = {}
+    propagate.inject(carrier)
+    return carrier
 
 
 def format_trace_context(context: SpanContext) -> str | None:
-    """Return a span's context as text, ``None`` if it is no span's."""
+    """Return the text of a span's context, ``None`` if it belongs to no span."""
     if not context.is_valid:
         return None
     sampled = "01" if context.trace_flags & TraceFlags.SAMPLED else "00"
@@ -23,11 +47,11 @@ def format_trace_context(context: SpanContext) -> str | None:
 
 
 def parse_trace_context(text: str | None) -> SpanContext | None:
-    """Return the span context of a text, ``None`` for anything else."""
-    trace = trace_of(text)
-    if trace is None:
+    """Return the span context of a stored trace, ``None`` if the text is none."""
+    stored = trace_of(text)
+    if stored is None:
         return None
-    first, _, state = trace.partition(" ")
+    first, _, state = stored.partition(" ")
     traceparent = parse_traceparent(first)
     if traceparent is None:
         return None
@@ -41,18 +65,18 @@ def parse_trace_context(text: str | None) -> SpanContext | None:
     )
 
 
-def with_kept_baggage(kept: str | None, context: Context | None) -> Context | None:
-    """Return a context with the baggage of a workflow, where that is not there already.
+def with_stored_baggage(stored: str | None, context: Context | None) -> Context | None:
+    """Return a context with the baggage of a workflow, as far as it does not have it already.
 
     Args:
-        kept: The workflow's trace context, as its row has it.
-        context: What is added to; ``None`` for the current one.
+        stored: The workflow's trace context, as its row has it.
+        context: The context to add to; ``None`` for the current one.
 
     Returns:
         The same *context* if nothing is missing.
     """
-    for key, value in parse_baggage(baggage_of(kept)).items():
-        found = get_baggage(key, context)
+    for key, value in parse_baggage(baggage_of(stored)).items():
+        found = baggage.get_baggage(key, context)
         if found is None or has_properties(found, value):
-            context = set_baggage(key, value, context)
+            context = baggage.set_baggage(key, value, context)
     return context
