@@ -80,12 +80,12 @@ class JsonCodec:
 
         Args:
             hint: A class, or a type hint that names classes.
-            name: What a class is recorded as; where it lives by default.
-            aliases: What it was recorded as before.
+            name: The name that a class is recorded under; its module and name by default.
+            aliases: Names that it was recorded under before.
 
         Raises:
             DurableUsageError: There is a name or an alias, and the hint is no recordable class,
-                or a name is another class's.
+                or a name belongs to another class.
         """
         if name is None and not aliases:
             self.types.register(hint)
@@ -98,7 +98,7 @@ class JsonCodec:
 
     def encode(self, value: object) -> bytes:
         """See :meth:`Codec.encode`."""
-        # What most functions return costs nothing.
+        # The hints of most functions cost nothing.
         if value is None:
             return b"null"
         if type(value) is int and -_INT64 <= value < _INT64:
@@ -167,7 +167,7 @@ class JsonCodec:
 
     def _pack_object(self, value: Any, kind: type, levels: int) -> Any:
         if isinstance(value, BaseException):
-            # What can be packed of an exception is: it may hold locks and sockets.
+            # As much of an exception is packed as is possible: it may hold locks and sockets.
             def pack(member: Any) -> Any:
                 return self._pack(member, levels)
 
@@ -239,7 +239,7 @@ class JsonCodec:
 
 
 class _Unpackers(dict[str, Callable[[Unpack, dict[str, Any]], Any]]):
-    """What unpacks a tagged value, by its tag."""
+    """Return the functions that unpack tagged values, by tag."""
 
     def __missing__(self, tag: object) -> Any:
         msg = f"a recorded value is of an unknown kind, {tag!r}"

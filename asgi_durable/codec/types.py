@@ -1,4 +1,4 @@
-"""What classes are, and which of them type hints name."""
+"""Kinds of classes, and the classes that type hints name."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ _KINDS: dict[str, Callable[[type], bool]] = {
 
 def named_classes(hint: object) -> Iterator[type]:
     """Yield the classes that a hint names; those that their members name are not looked at."""
-    # Kept by identity: hints need not be hashable, and aliases may name themselves.
+    # Compared by identity: hints need not be hashable, and aliases may name themselves.
     seen: dict[int, object] = {}
     waiting = [hint]
     while waiting:
@@ -132,7 +132,7 @@ def _parts_of(hint: object) -> list[object]:
     if isinstance(hint, type) and typing.is_typeddict(hint):
         return resolved_hints(hint)
     parts = [typing.get_origin(hint), *typing.get_args(hint)]
-    # What a `NewType` and a `TypeAliasType` stand for.
+    # The type behind a `NewType` or a `TypeAliasType`.
     for name in ("__supertype__", "__value__"):
         try:
             parts.append(getattr(hint, name, None))

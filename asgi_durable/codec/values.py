@@ -167,8 +167,8 @@ class Values:
                 described[name] = value
                 misfits[name] = error
         data = self._arguments(typed, plain, described)
-        told = {name: misfit for name, misfit in misfits.items() if _counts(misfit, data)}
-        return self._seal(data), told
+        counting = {name: misfit for name, misfit in misfits.items() if _counts(misfit, data)}
+        return self._seal(data), counting
 
     def _arguments(
         self, typed: list[bytes], plain: list[bytes], described: dict[str, Any]
@@ -293,11 +293,11 @@ class Values:
 
 
 def _counts(misfit: MisfitError | None, data: bytes) -> bool:
-    """Tell whether it matters that a value describes itself, as it names classes.
+    """Tell whether it matters that a value is recorded with the names of its classes.
 
     Args:
-        misfit: Why it does; ``None`` if there is no reason.
-        data: What describes itself.
+        misfit: Why it is; ``None`` if there is no reason.
+        data: The value in its self-describing form.
     """
     return misfit is not None and (misfit.is_wrong or _NAMES_A_CLASS in data)
 

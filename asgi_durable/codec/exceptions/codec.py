@@ -1,10 +1,10 @@
-"""How exceptions are written into the step log and come back.
+"""Writes exceptions into the step log, and reads them again.
 
-They are stored as class, message, arguments, attributes, cause, notes and traceback text, a
-``DurableError`` with what it says to HTTP clients. The traceback's text comes back as a note, so
-whatever prints the exception shows where it was raised. What cannot be rebuilt with its class and
-its message comes back as ``RemoteError``; an attribute that cannot be recorded is not set, and a
-note names it.
+They are recorded as class, message, arguments, attributes, cause, notes and traceback text, and a
+``DurableError`` with its HTTP response. The traceback's text comes back as a note, so any code that
+prints the exception shows where it was raised. An exception that cannot be rebuilt with its class
+and its message comes back as ``RemoteError``; an attribute that cannot be recorded is not set, and
+a note names it.
 """
 
 from __future__ import annotations

@@ -1,8 +1,9 @@
 """Requests and responses of HTTP clients that exceptions hold, as plain data.
 
-Of a response status, headers, a bounded body and the time that it took are kept, of a request
-method and URL. Credentials are not: no header of a request, no ``Set-Cookie``, no user name and
-password of a URL. No client is imported here; its classes are found where it is loaded.
+The record of a response has its status, headers, a bounded body and the time that it took, that of
+a request its method and URL. It has no credentials: no header of a request, no ``Set-Cookie``, no
+user name and password of a URL. No client is imported here; its classes are found where the
+application has loaded it.
 """
 
 from __future__ import annotations

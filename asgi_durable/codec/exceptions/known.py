@@ -34,7 +34,7 @@ def names_credentials(error: BaseException) -> bool:
 
 
 def prepared_attributes(error: BaseException) -> dict[str, Any]:
-    """Return an exception's attributes, those of well-known classes so that they can be kept."""
+    """Return an exception's attributes; those of well-known classes in a form to record."""
     attributes = dict(attributes_of(error))
     for name in base_names(type(error)):
         prepare = _PREPARED.get(name)

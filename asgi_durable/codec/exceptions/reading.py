@@ -125,10 +125,10 @@ class ExceptionReader:
         return self.rebuild(cls, form) if "r" in packed else self._former(cls, form)
 
     def _former(self, cls: type, form: Packed) -> BaseException | None:
-        """Rebuild what an earlier version has recorded, which has not tried that.
+        """Rebuild an exception that an earlier version recorded without rebuilding it once.
 
-        That version compared the messages when it read the record. So does this one, where it
-        runs no code of the application's.
+        The earlier version compared the messages when it read the record. This one does the same
+        where that runs no code of the application.
         """
         bare = self.rebuild(cls, {"a": form["a"][:], "s": {}})
         if bare is None:

@@ -1,4 +1,4 @@
-"""What a ``DurableError`` says to HTTP clients, kept where its class cannot be rebuilt."""
+"""The HTTP response of a ``DurableError``, recorded for the case that its class is removed."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from asgi_durable.errors import (
 
 __all__ = ["is_kind_of", "pack_answer", "stand_in"]
 
-# Of these a client is told otherwise than of the rest, whatever the class that is made of them.
+# Errors of these classes have a response of their own kind, whatever subclass they are.
 _KINDS = {
     cls.__name__: cls
     for cls in (
@@ -28,10 +28,10 @@ _KINDS = {
 
 
 def pack_answer(error: DurableError) -> dict[str, Any]:
-    """Return what the answer to an error is made of, as JSON values.
+    """Return the parts of an error's response, as JSON values.
 
-    Its class may compute any of it, and may fail to: then only status and code are kept, or
-    what the base class would say.
+    Its class may compute any of them, and may fail: then only the status and the code are
+    recorded, or those of the base class.
     """
     # A class may have left out the base's constructor.
     packed: dict[str, Any] = {
@@ -53,13 +53,13 @@ def pack_answer(error: DurableError) -> dict[str, Any]:
 
 
 def stand_in(type_name: str, message: str, answer: object) -> RemoteError:
-    """Return what stands for an error, and is answered as that was.
+    """Return an error that stands for another one, and has the same response.
 
     Args:
-        type_name: Where its class lived.
+        type_name: The module and name of the error's class.
         message: Its text.
-        answer: What :func:`pack_answer` has returned; absent for other exceptions. What is
-            not of its form is left out.
+        answer: The result of :func:`pack_answer`; empty for other exceptions. Members of another
+            form are left out.
     """
     error = RemoteError(type_name, message)
     if not isinstance(answer, dict):

@@ -1,4 +1,4 @@
-"""What an exception says of members that the log could not keep."""
+"""Notes of an exception about members that could not be recorded."""
 
 from __future__ import annotations
 

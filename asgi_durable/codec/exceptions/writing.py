@@ -1,7 +1,7 @@
-"""How exceptions are written into the step log.
+"""Writes exceptions into the step log.
 
-What is written has been rebuilt once: an exception that would not come back with its class and
-its message is recorded as one that comes back as ``RemoteError``, with the reason as a note.
+Each exception is rebuilt once before it is written: one that would not come back with its class
+and its message is recorded so that it comes back as ``RemoteError``, with the reason as a note.
 """
 
 from __future__ import annotations
@@ -119,7 +119,7 @@ class ExceptionWriter:
         """Return an exception as JSON values.
 
         Exceptions in its arguments and attributes, and its causes, are packed as well, down to
-        a few levels: they may refer to each other. Below that only type and message are kept.
+        a few levels: they may refer to each other. Below that only type and message are recorded.
         """
         level = _level.get()
         token = _level.set(level + 1)

@@ -66,7 +66,7 @@ class DiskCipher(Protocol):
 
 
 class Keyring:
-    """Encrypts with the first key, and decrypts with whichever a record names.
+    """Encrypts with the first key, and decrypts with the key that a record names.
 
     Args:
         keys: The configured keys, at least one.
@@ -90,7 +90,7 @@ class Keyring:
         Args:
             form: One byte that :meth:`decrypt` gives back.
             data: The bytes.
-            purpose: What they are recorded as; only the same one decrypts them.
+            purpose: The kind of record; only the same kind decrypts them.
         """
         key, salt = self.keys[0], os.urandom(_SALT_BYTES)
         header = _VERSION + form + key.id + salt
@@ -123,7 +123,7 @@ class Keyring:
         return header[1:2], bytes(plain)
 
     def disk_cipher(self) -> DiskCipher:
-        """Return what encrypts one temporary file, with a key that is kept nowhere else."""
+        """Return a cipher for one temporary file, with a key that is stored nowhere else."""
         return _Counter()
 
 

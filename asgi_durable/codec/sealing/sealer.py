@@ -1,8 +1,8 @@
-"""What becomes of encoded bytes before they are recorded: size limit, compression, encryption.
+"""Prepares encoded bytes for the record: size limit, compression, encryption.
 
-Encoded values never begin with a letter and a colon, so what was done to them is told by the first
-two bytes: ``z:`` zlib, ``s:`` zstd, ``e:`` encrypted. Bodies, chunks and the like may begin with
-anything, and have a marker in front of that; without the marker they are as they were given.
+Encoded values never begin with a letter and a colon, so the first two bytes say how they were
+sealed: ``z:`` zlib, ``s:`` zstd, ``e:`` encrypted. Bodies, chunks and the like may begin with any
+bytes, and have a marker in front of these two; without the marker they are not sealed.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from asgi_durable.payloads import Payloads
 
 __all__ = ["BODY", "ERROR", "HEADERS", "PIECE", "REQUEST", "VALUE", "Sealer"]
 
-# What bytes are recorded as: encrypted as one of these, they do not decrypt as another.
+# Kinds of records: bytes that are encrypted as one of them do not decrypt as another.
 VALUE, ERROR, REQUEST = b"value", b"error", b"request"
 HEADERS, BODY, PIECE = b"response headers", b"response body", b"piece"
 
@@ -23,7 +23,7 @@ HEADERS, BODY, PIECE = b"response headers", b"response body", b"piece"
 _MARKER = b"\xffdurable"
 _AS_IS, _PLAIN = b"p", b"-"
 _SEALED = frozenset({b"z:", b"s:", b"e:"})
-# What was written under a larger limit can be read up to this size.
+# Records that were written under a larger limit can be read up to this size.
 _LONGEST_BYTES = 64 * 1024 * 1024
 
 
@@ -69,11 +69,11 @@ class Sealer:
         Args:
             data: The value, in a form that does not begin with a letter and a colon which mean
                 something here.
-            purpose: What it is recorded as.
+            purpose: The kind of record.
 
         Raises:
-            PayloadTooLargeError: It is larger than the limit. An error never is, as it has to be
-                recorded: whoever encodes it leaves out what is too much.
+            PayloadTooLargeError: It is larger than the limit. An error never is, as it must be
+                recorded: its encoder leaves out the parts that do not fit.
         """
         if len(data) > self.max_size and purpose is not ERROR:
             msg = (
@@ -102,7 +102,7 @@ class Sealer:
 
         Args:
             data: The bytes.
-            purpose: What they are recorded as.
+            purpose: The kind of record.
             may_compress: False where they are compressed already.
         """
         sealed = data if self._is_plain else self._sealed(data, purpose, may_compress=may_compress)

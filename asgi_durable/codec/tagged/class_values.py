@@ -28,7 +28,7 @@ def content_of(value: Any, cls: Any) -> tuple[str, object]:
     """
     tag = kind_of(cls)
     if tag is None:
-        # A class that was mapped, say, after it had been registered.
+        # For example, a class that was mapped after it had been registered.
         raise UnrecordableError(cls, ": it is no dataclass, enum, named tuple or model any more")
     return tag, _CONTENTS[tag](value, cls)
 
@@ -39,8 +39,8 @@ def rebuild(tag: str, cls: type, content: Any, names: Any = None) -> Any:
     Args:
         tag: The kind that the class had.
         cls: The class.
-        content: What the value is rebuilt from.
-        names: The names of a named tuple's members; versions before have not recorded them.
+        content: The recorded content of the value.
+        names: The names of a named tuple's members; earlier versions did not record them.
 
     Raises:
         DecodeError: It has a member that the class lacks, or the other way round.
@@ -142,7 +142,7 @@ def _rebuild_named_tuple(cls: Any, members: Any) -> Any:
     fields, defaults = cls._fields, getattr(cls, "_field_defaults", {})
     if type(members) is not dict:
         if len(_checked(members, list, cls)) > len(fields):
-            # Which one is gone cannot be told: their names were not recorded.
+            # Which one was removed is unknown: their names were not recorded.
             msg = f"more members of {_path_of(cls)} are recorded than its {len(fields)} fields"
             raise DecodeError(msg)
         members = dict(zip(fields, members, strict=False))

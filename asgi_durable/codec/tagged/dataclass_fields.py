@@ -1,4 +1,4 @@
-"""What the values of a dataclass are made of, and those of an attrs class or a Struct."""
+"""The fields of dataclasses, attrs classes and Structs."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ class Fields:
 
     Attributes:
         names: Their names, in their order.
-        name_set: The same, in none.
-        defaults: What makes the default of those that have one.
-        obstacle: Why its values cannot be rebuilt, ``None`` if they can.
+        name_set: The same names, as a set.
+        defaults: The functions that make the defaults, by name.
+        obstacle: Why the values of the class cannot be rebuilt, ``None`` if they can.
     """
 
     names: tuple[str, ...]
@@ -75,7 +75,7 @@ def _fields_of_attrs(cls: Any) -> Fields:
         factory = getattr(field.default, "factory", None)
         if factory is not None and not field.default.takes_self:
             defaults[field.name] = factory
-        # Its way to say that there is none.
+        # This value stands for no default.
         elif factory is None and repr(field.default) != "NOTHING":
             defaults[field.name] = _constant(field.default)
     names = tuple(field.name for field in cls.__attrs_attrs__)

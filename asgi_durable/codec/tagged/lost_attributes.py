@@ -12,7 +12,7 @@ from asgi_durable.codec.tagged.unrecordable import ORM_ADVICE, UnrecordableError
 
 __all__ = ["refuse_lost_attributes"]
 
-# What `Box[int](1)` is made by.
+# The type of `Box[int]`, whose call makes `Box[int](1)`.
 _OF_TYPING = {"__orig_class__"}
 _METHODS = (FunctionType, classmethod, staticmethod)
 
@@ -20,10 +20,10 @@ _METHODS = (FunctionType, classmethod, staticmethod)
 def refuse_lost_attributes(value: Any, cls: type, fields: AbstractSet[str]) -> None:
     """Refuse a value with attributes that are no fields.
 
-    What a ``cached_property`` keeps is none of them: it is computed again when it is asked for.
+    The value of a ``cached_property`` is accepted: it is computed again when code asks for it.
 
     Raises:
-        UnrecordableError: It has one.
+        UnrecordableError: The value has such an attribute.
     """
     state = getattr(value, "__dict__", None)
     if state and not state.keys() <= fields:

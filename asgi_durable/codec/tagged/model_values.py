@@ -1,7 +1,7 @@
-"""How pydantic models are taken apart for the step log, and rebuilt without their validators.
+"""Takes pydantic models apart for the step log, and rebuilds them without their validators.
 
-What is recorded is pydantic's own pickling state, read by pydantic's own method: which fields
-were set, extra values and private attributes are in it.
+The record is pydantic's own pickling state, read by pydantic's own method. It has the names of the
+fields that were set, extra values and private attributes.
 """
 
 from __future__ import annotations

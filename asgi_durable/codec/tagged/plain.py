@@ -104,7 +104,7 @@ def _is_plain_dict(value: dict[Any, Any], levels: int) -> bool:
         kind = type(item)
         if type(key) is not str:
             return False
-        # What most values are made of takes no call.
+        # The types of most values take no call.
         if kind in _SCALARS or (kind is int and _LOWEST_INT <= item <= _HIGHEST_INT):
             continue
         if not is_plain(item, levels):

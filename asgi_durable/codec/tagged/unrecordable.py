@@ -1,4 +1,4 @@
-"""What is said of a value that cannot be recorded: which it is, where, and what to do."""
+"""Messages about a value that cannot be recorded: which it is, where, and the remedy."""
 
 from __future__ import annotations
 
@@ -37,8 +37,8 @@ def unrecordable_message(error: UnrecordableError, path: str) -> str:
     """Return the message of an error about a value that cannot be recorded.
 
     Args:
-        error: What is wrong with it.
-        path: Where the value is.
+        error: The reason.
+        path: The place of the value.
     """
     return f"{_path_of(error.kind)} at {path} cannot be recorded{error.advice}"
 

@@ -95,7 +95,7 @@ def zone_name(zone: Any) -> str:
 
 
 def _given_name(zone: Any) -> dict[str, str]:
-    # What the offset was made of: it and, where it was given, a name.
+    # The arguments that the offset was made with: itself and, if it has one, its name.
     arguments = zone.__getinitargs__()
     return {"tzname": arguments[1]} if len(arguments) > 1 else {}
 

@@ -1,7 +1,7 @@
 """Reads and writes values of one type hint, as JSON that names no class.
 
-The hint decides, as it is now: a field that is new and has a default gets it, one that is gone
-is ignored, and a class may have another name or module.
+The hint of today decides: a new field with a default gets it, a removed one is ignored, and a class
+may have another name or module.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ _AS_TEXT = (pathlib.PurePath, ipaddress.IPv4Address, ipaddress.IPv6Address)
 # The first version that reads models by the names of their fields, whatever their aliases.
 _PYDANTIC_VERSION = (2, 11)
 _NO_FORM = "has no form in JSON"
-_NO_FORM_OF_PART = f"a part of it {_NO_FORM}, a time zone or NaN say"
+_NO_FORM_OF_PART = f"a part of it {_NO_FORM}, for example a time zone or NaN"
 _DESCRIBED = (Counter, OrderedDict, defaultdict, deque)
 # Begins what was written of models with fields that nobody has set.
 _WITH_FIELDS = b'{"~":['
@@ -47,11 +47,11 @@ MAX_SHOWN_CHARACTERS = 200
 
 
 class MisfitError(Exception):
-    """A value would not come back through its hint as what it is.
+    """A value would not come back through its hint as it is.
 
     Attributes:
-        reason: What about it.
-        is_wrong: True if the hint is wrong; False if JSON has no form for what it says.
+        reason: The reason.
+        is_wrong: True if the hint is wrong; False if JSON has no form for such a value.
     """
 
     def __init__(self, reason: str, *, is_wrong: bool = True) -> None:
@@ -185,7 +185,7 @@ class _MsgspecAdapter:
 
 
 class _PydanticAdapter:
-    """Of a hint with pydantic models; which of their fields were set is kept too."""
+    """Adapts a hint with pydantic models; it also records which of their fields were set."""
 
     form = b"t:"
 
@@ -266,7 +266,7 @@ def _refused(value: Any, error: Exception, cls: object) -> MisfitError:
     shown = _shown(error)
     if isinstance(error, UnicodeEncodeError) or _has_no_form(value):
         return MisfitError(_NO_FORM_OF_PART, is_wrong=False)
-    # Of a class that is not read by hints, `Counter` say; members of it are not looked at.
+    # For a class that is not read by hints, for example `Counter`; its members are not inspected.
     is_right = type(value) is cls and type(value) in _DESCRIBED
     return MisfitError(shown, is_wrong=not is_right and _NO_FORM not in shown)
 

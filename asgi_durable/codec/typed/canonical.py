@@ -1,7 +1,7 @@
-"""What arguments mean, as JSON: the same for code that has changed in ways that do not count.
+"""The meaning of arguments, as JSON, which stays the same when code changes in allowed ways.
 
-Two calls mean the same whose arguments have equal members, whatever their classes are called.
-What has its default is left out, so that a default which is added changes nothing.
+Two calls mean the same if their arguments have equal members, whatever the names of their classes.
+A member with its default value is left out, so that an added default changes nothing.
 """
 
 from __future__ import annotations
@@ -61,10 +61,10 @@ class Canonical:
 
     Args:
         describe: Returns a value of a class that is not known here as bytes, or raises.
-        calls_factories: True to leave out what is equal to what a function makes as a default,
-            too. That function is the application's, and is called for it.
+        calls_factories: True to leave out values that equal the result of a default factory, too.
+            The factory is the application's function, and is called for that.
         kept: Fields and parameters that are not left out, as if they had no default.
-        left_out: What was left out is put in here.
+        left_out: Collects the fields and parameters that were left out.
     """
 
     describe: Callable[[object], bytes]
@@ -291,7 +291,7 @@ def _of_attrs(field: Any) -> _Default:
     factory = getattr(field.default, "factory", None)
     if factory is not None:
         return _Default(factory=factory)
-    # Its way to say that there is none.
+    # This value stands for no default.
     return _Default(_EMPTY if repr(field.default) == "NOTHING" else field.default)
 
 

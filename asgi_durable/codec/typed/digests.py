@@ -11,12 +11,12 @@ DIGEST_BYTES = 16
 
 
 class ArgumentDigest:
-    """What is recorded of a call's arguments, 16 bytes.
+    """The digest of a call's arguments, 16 bytes.
 
     Args:
-        value: What is recorded now.
-        others: Returns what may be recorded of the same arguments: by a former version, with
-            another key, or by code without a default that it has now.
+        value: The digest that is recorded now.
+        others: Returns other digests that may be recorded for the same arguments: by a former
+            version, with another key, or by code without a default that it has now.
     """
 
     __slots__ = ("_others", "value")

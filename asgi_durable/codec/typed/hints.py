@@ -1,4 +1,4 @@
-"""What type hints are made of: the classes that they name, those of their members included."""
+"""Finds the classes that type hints name, with those of their members."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ def is_open(hint: object) -> bool:
 
 
 def is_union(hint: object) -> bool:
-    """Tell whether a hint is one of several, ``X | None`` say."""
+    """Tell whether a hint is a union, for example ``X | None``."""
     return typing.get_origin(hint) is typing.Union or type(hint).__name__ == "UnionType"
 
 

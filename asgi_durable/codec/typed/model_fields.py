@@ -25,9 +25,9 @@ def set_fields_of(value: object) -> SetFields:
 
 
 def restore_set_fields(value: Any, fields: SetFields) -> Any:
-    """Say of models which of their fields were set, and return them.
+    """Mark the fields of models that were set, and return the models.
 
-    What is not there any more, in the code of today, is left out.
+    Fields that the code of today does not have any more are left out.
     """
     for path, names in fields:
         model = _follow(value, path)

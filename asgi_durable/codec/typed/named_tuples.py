@@ -18,7 +18,7 @@ from asgi_durable.codec.types import is_named_tuple, is_pydantic_model
 
 __all__ = ["NamedFields"]
 
-# What becomes of the JSON of one hint, as names if True, by place if False.
+# Converts the JSON of one hint: members by name if True, by place if False.
 Turn = Callable[[Any, bool], Any]
 
 _PATH = re.compile(r"\$[^`]*")
