@@ -29,7 +29,7 @@ from asgi_durable.middleware.idempotency.keyed_body import KeyedBody
 from asgi_durable.middleware.idempotency.prefer import preferences
 from asgi_durable.middleware.idempotency.refusal_errors import refusal_error
 from asgi_durable.middleware.idempotency.server_recovery import encode_request
-from asgi_durable.middleware.idempotency.status_pages import StatusPages, send_accepted
+from asgi_durable.middleware.idempotency.status_pages import StatusPages, accepted_response
 from asgi_durable.middleware.policies.policy import IdempotencyPolicy
 from asgi_durable.middleware.problem_context import ProblemContext, current_problem_context
 from asgi_durable.middleware.problem_details import send_problem
@@ -337,7 +337,8 @@ class KeyedRequest:
         headers = [*self._response_headers, *self._location]
         if self._wanted.respond_async:
             headers.append((b"preference-applied", b"respond-async"))
-        await send_accepted(self._send, workflow_id, headers, sleeps_until_us=sleeps_until_us)
+        response = accepted_response(workflow_id, headers, sleeps_until_us=sleeps_until_us)
+        await response(self._scope, self._connection.receive, self._send)
 
     async def _begin_answer(self) -> None:
         """Get ready for an answer that the app is not asked for."""
