@@ -21,7 +21,7 @@ from asgi_durable.middleware.asgi import (
     request_name,
 )
 from asgi_durable.middleware.connection import Connection
-from asgi_durable.middleware.idempotency.attempt import RequestAttempt
+from asgi_durable.middleware.idempotency.attempt import Client, RequestAttempt
 from asgi_durable.middleware.policies.policy_routes import PolicyRoutes
 
 __all__ = ["ResumedRequest", "ServingApp", "encode_request"]
@@ -135,9 +135,12 @@ class ServingApp:
             await request.leave_for_retry()
             return
         attempt = RequestAttempt(
-            self._app, policy, Connection(scope, _receive_nothing, _send_nowhere), body, []
+            self._app,
+            policy,
+            Connection(scope, _receive_nothing, _drop),
+            body,
+            Client(_drop, is_detached=True),
         )
-        attempt.has_no_client()
         await attempt.handle(begin(policy.final_retention))
 
 
@@ -193,5 +196,5 @@ async def _receive_nothing() -> Message:
     return {"type": "http.disconnect"}
 
 
-async def _send_nowhere(_message: Message) -> None:
+async def _drop(_message: Message) -> None:
     """Drop a message: the client is disconnected, and its retry gets the committed response."""

@@ -301,11 +301,6 @@ class IdempotencyPolicy:
         tombstone = self.tombstone_retention if self.on_expired == "reject" else 0.0
         return Retention(self.retention, tombstone)
 
-    @property
-    def duplicates_wait(self) -> float:
-        """Seconds for which a duplicate waits."""
-        return self.max_wait if self.dialect == "default" else 0.0
-
     def with_own_status(self, error: DurableError) -> DurableError:
         """Set the status that this policy gives to an error, and return the error."""
         error.status_code = self.status_by_code.get(error.code, error.status_code)

@@ -209,7 +209,7 @@ async def test_what_the_app_raises_later_is_logged(
         logged = await until(lambda: [r for r in caplog.records if "POST" in r.getMessage()])
 
     assert [(record.levelno, bool(record.exc_info)) for record in logged] == [(logging.ERROR, True)]
-    assert logged[0].getMessage().endswith("(POST /orders) failed; its client has gone")
+    assert logged[0].getMessage().endswith("(POST /orders) failed; its client has disconnected")
 
 
 async def test_what_the_app_has_raised_before_is_raised_to_the_server(

@@ -11,7 +11,7 @@ from support.interruption import Gate
 
 from asgi_durable import Durable
 from asgi_durable.engine.requests import duplicates as counted
-from asgi_durable.middleware.idempotency.prefer import preferences
+from asgi_durable.middleware.idempotency.waiting import preferences
 from asgi_durable.middleware.policies.policy import IdempotencyPolicy
 
 pytestmark = pytest.mark.anyio
