@@ -117,9 +117,7 @@ class ComparedRequest:
         )
 
     def _takes_long(self, body: bytes) -> bool:
-        is_compressed = any(
-            name.lower() == b"content-encoding" for name, _ in self._scope["headers"]
-        )
+        is_compressed = b"content-encoding" in [name.lower() for name, _ in self._scope["headers"]]
         return is_compressed or len(body) > MAX_BYTES_ON_LOOP
 
 

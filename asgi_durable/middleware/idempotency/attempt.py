@@ -180,8 +180,9 @@ class RequestAttempt:
             added_headers=[*headers, (REPLAYED_HEADER, b"true")] if is_exhausted else headers,
             request_body=self._body,
         )
-        recorder.seen = last_event_id(self._scope)
         recorder.retry_delay = delay
+        if policy.stream == "record":
+            recorder.seen = last_event_id(self._scope)
         if policy.keep_cookies and "session" in self._scope:
             recorder.session = SessionChanges(self._scope)
         return recorder

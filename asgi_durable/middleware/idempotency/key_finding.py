@@ -13,7 +13,7 @@ from asgi_durable.middleware.policy_functions import verify_request
 from asgi_durable.middleware.request_bodies.replayed_body import PeekedBody, too_large
 from asgi_durable.request_errors import KeyMalformedError, KeyMissingError, PolicyFailedError
 
-__all__ = ["FoundKey", "find_key", "may_have_key"]
+__all__ = ["FoundKey", "find_key"]
 
 
 @fast_dataclass()
@@ -30,11 +30,6 @@ class FoundKey:
     key: bytes | None
     receive: Receive
     is_unknown: bool = False
-
-
-def may_have_key(scope: Scope, policy: IdempotencyPolicy) -> bool:
-    """Tell whether a request may have a key: a key that is in no header has to be searched for."""
-    return policy.header is None or policy.header in [key.lower() for key, _ in scope["headers"]]
 
 
 async def find_key(
@@ -96,16 +91,18 @@ async def _accepted_key(
     if key is None and policy.required:
         msg = f"this request needs a key in {source.place}"
         raise KeyMissingError(msg)
-    if key is not None and not _is_accepted(key, policy.validate_key):
-        msg = "this key is not accepted here"
-        raise KeyMalformedError(msg)
+    if key is not None and policy.validate_key is not None:
+        _validate(key, policy.validate_key)
     return key
 
 
-def _is_accepted(key: bytes, validate_key: Callable[[str], bool] | None) -> bool:
+def _validate(key: bytes, validate_key: Callable[[str], bool]) -> None:
     try:
-        return validate_key is None or validate_key(key.decode("ascii"))
+        is_valid = validate_key(key.decode("ascii"))
     except DurableError:
         raise
     except Exception as error:
         raise PolicyFailedError.of(error, "validate_key") from error
+    if not is_valid:
+        msg = "this key is not accepted here"
+        raise KeyMalformedError(msg)

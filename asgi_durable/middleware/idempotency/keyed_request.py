@@ -26,7 +26,7 @@ from asgi_durable.engine.requests.request_ids import former_workflow_id
 from asgi_durable.engine.runs.suspension import asleep_until_us
 from asgi_durable.errors import DurableError, EncryptionKeyMissingError, StorageError
 from asgi_durable.ids import new_id
-from asgi_durable.middleware.asgi import ASGIApp, Headers, header_values, request_name
+from asgi_durable.middleware.asgi import ASGIApp, Headers, request_name
 from asgi_durable.middleware.connection import Connection
 from asgi_durable.middleware.idempotency.attempt import AttemptOutcome, Client, RequestAttempt
 from asgi_durable.middleware.idempotency.keyed_body import KeyedBody
@@ -127,7 +127,8 @@ class KeyedRequest:
         """Return the request as the engine claims it; ``None`` if it has its response already."""
         header = self._policy.header
         if header is not None:
-            self._key_header = [(header, header_values(self._scope["headers"], header)[0])]
+            lines = self._scope["headers"]
+            self._key_header = [(header, value) for name, value in lines if name.lower() == header]
             self._client.response_headers = [*self._key_header]
         self._problem_context.members["idempotency_key"] = key.decode("ascii")
         try:

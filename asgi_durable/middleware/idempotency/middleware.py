@@ -17,7 +17,7 @@ from asgi_durable.engine.requests.request_servers import RequestServers
 from asgi_durable.errors import DurableError
 from asgi_durable.middleware.asgi import ASGIApp, Receive, Scope, Send, make_rereadable
 from asgi_durable.middleware.connection import Connection
-from asgi_durable.middleware.idempotency.key_finding import FoundKey, find_key, may_have_key
+from asgi_durable.middleware.idempotency.key_finding import FoundKey, find_key
 from asgi_durable.middleware.idempotency.keyed_request import KeyedRequest
 from asgi_durable.middleware.idempotency.server_recovery import ServingApp
 from asgi_durable.middleware.idempotency.status_pages import StatusPages
@@ -123,7 +123,7 @@ class IdempotencyMiddleware:
         except DurableError as error:
             await send_problem(send, error)
             return
-        if policy is None or not (policy.required or may_have_key(scope, policy)):
+        if policy is None or not (policy.required or _may_have_key(scope, policy)):
             await self.app(scope, receive, send)
         else:
             await self._serve_covered(scope, receive, send, policy)
@@ -166,3 +166,8 @@ class IdempotencyMiddleware:
             await request.serve(found.key)
         except ClientDisconnectedError:
             await end_without_client(send)
+
+
+def _may_have_key(scope: Scope, policy: IdempotencyPolicy) -> bool:
+    """Tell whether a request may have a key: a key that is in no header has to be searched for."""
+    return policy.header is None or policy.header in [name.lower() for name, _ in scope["headers"]]
