@@ -1,4 +1,4 @@
-"""A server's call ends once its client is known to have gone, and the work goes on without it."""
+"""The server's call of a disconnected client ends, and the work continues without it."""
 
 from __future__ import annotations
 
@@ -58,11 +58,11 @@ class Watched(Exchange):
 
 
 class Shop:
-    """An application that asks whether its client is there, waits at a gate, and answers.
+    """An application that asks whether its client is there, waits at a gate, and responds.
 
     Attributes:
         gate: Where it waits.
-        ended: What it has done behind it.
+        ended: The work that it has done after the gate.
     """
 
     def __init__(self, url: str, policy: IdempotencyPolicy | None = None, **options: object):
@@ -80,7 +80,7 @@ class Shop:
 
 
 async def until_gone(request: Request, gate: Gate) -> None:
-    """Ask again and again whether the client has gone, until a gate opens."""
+    """Ask again and again whether the client has disconnected, until a gate opens."""
     waiting = asyncio.create_task(gate.wait())
     while not waiting.done():
         assert not await request.is_disconnected()
@@ -276,7 +276,7 @@ async def test_the_span_ends_with_the_call(url: str) -> None:
 
 
 class Stream:
-    """An answer of Starlette's in pieces, which listens to its client; it waits between them."""
+    """A streaming response of Starlette's, which listens to its client and waits between chunks."""
 
     def __init__(self, url: str, media_type: str, policy: IdempotencyPolicy) -> None:
         self.durable = Durable(url, idempotency=policy)

@@ -1,4 +1,4 @@
-"""The same keyed request, several times at once: the twins wait for the first one's answer."""
+"""Duplicates of a running keyed request: they wait for its response."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Keyed requests on a raw ASGI app: claim, answer, replay, resume."""
+"""Keyed requests on a raw ASGI app: claim, response, replay, resume."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ Handle = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 
 class App:
-    """Counts its calls and answers with their number, or as a test wants it."""
+    """Counts its calls and responds with their number, or as a test wants it."""
 
     def __init__(self, handle: Handle | None = None) -> None:
         self.calls = 0
@@ -361,7 +361,7 @@ async def test_a_request_cut_off_by_a_restart_goes_on_with_its_retry(url: str) -
     result = await cut_off
     assert (result.status, result.headers("retry-after")) == (503, ["1"])
     async with durable:
-        # A request goes on with its client only: nobody else has its credentials.
+        # Only its client resumes a request: nobody else has its credentials.
         again = await exchange(wrapped, keyed(), b"{}")
 
     assert (again.status, again.body) == (200, b"ab")

@@ -1,4 +1,4 @@
-"""What is logged of a keyed request: a line for each change of its state."""
+"""The log of a keyed request: a line for each change of its state."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """The life of a keyed request as a model, all of whose interleavings are tried.
 
 Two processes serve up to three sendings of one request. Its handler runs a transaction, then a
-step with an effect outside, and answers with what the step returned. Processes crash, leases run
+step with an effect outside, and responds with the step's result. Processes crash, leases run
 out (of a process that is only slow as well), and the handler fails once. Each rule can be taken
 out, and then something has to break: else it would not be one.
 """
@@ -18,13 +18,13 @@ PROCESSES = 2
 
 @dataclass(frozen=True)
 class Rules:
-    """What keeps a request from being done twice, lost or stuck.
+    """Rules that keep a request from being done twice, lost or stuck.
 
     Attributes:
         fence: Only the owner of the row changes it, or its log.
         kept_log: A failure leaves the log as it is.
         expiry: A row whose owner's lease has run out is free.
-        committed_first: An answer is committed before it is sent.
+        committed_first: A response is committed before it is sent.
     """
 
     fence: bool = True
@@ -39,9 +39,9 @@ class Attempt:
 
     Attributes:
         run: Which claim of the row it is.
-        at: What comes next: transaction, effect, record, commit, send.
+        at: The next thing to do: transaction, effect, record, commit, send.
         transacted: True if the log said so when it was read, or it was done since.
-        value: What the step returned.
+        value: The step's result.
     """
 
     run: int
@@ -93,7 +93,7 @@ def successors(world: World, rules: Rules) -> Iterator[World]:
 
 
 def served(world: World, process: int, rules: Rules) -> World:
-    """A sending arrives: it is answered, told to come back, or claims the row."""
+    """A sending arrives: it gets a response or a request to come back, or it claims the row."""
     if world.row == "DONE":
         assert world.answer is not None
         return replace(world, shown=world.shown | {world.answer})
@@ -201,7 +201,7 @@ def test_no_rule_can_be_left_out(rules: Rules, problem: str) -> None:
 
 
 def test_a_durable_log_makes_an_answer_safe_before_it_is_committed() -> None:
-    # What is shown although its commit failed: the retry comes to the same answer.
+    # A response that is sent although its commit failed: the retry comes to the same one.
     _, found = explore(Rules(committed_first=False))
 
     assert found == set()

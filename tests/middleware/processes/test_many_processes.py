@@ -1,4 +1,4 @@
-"""Keyed requests on several processes: any of them goes on with what another one began."""
+"""Keyed requests on several processes: any of them resumes what another one began."""
 
 from __future__ import annotations
 
@@ -96,7 +96,7 @@ def is_problem(result: Exchange, status: int, code: str) -> bool:
     return (result.status, problem["status"], problem["code"]) == (status, status, code)
 
 
-# Answers
+# Responses
 
 
 async def test_an_answer_given_elsewhere_is_sent_again_byte_for_byte(url: str) -> None:
@@ -142,7 +142,7 @@ async def test_twins_on_all_processes_at_once_run_once(url: str) -> None:
     assert sorted(shops[0].ran + shops[1].ran) == sorted(RAN)
 
 
-# Going on elsewhere
+# Resuming elsewhere
 
 
 async def killed_at_the_gate(shop: Shop) -> None:
@@ -288,7 +288,7 @@ async def test_a_new_request_on_a_process_that_was_declared_dead_is_not_lost(url
 
 
 class Client:
-    """What a framework gives to every handler anew."""
+    """A resource that a framework makes anew for every handler."""
 
 
 def injected_child(

@@ -1,4 +1,4 @@
-"""Requests with ``recover="server"``: they go on without their client."""
+"""Requests with ``recover="server"``: they are resumed without their client."""
 
 from __future__ import annotations
 
