@@ -42,6 +42,9 @@ class ComparedRequest:
     ) -> None:
         self._scope = scope
         self._configured = configured
+        self._is_application_own = configured is not None and not isinstance(
+            configured, JsonMembers
+        )
         self._merges_slashes = merges_slashes
         self._keyed = keyed
         self._body: bytes | None = None
@@ -106,10 +109,6 @@ class ComparedRequest:
         if is_former(stored):
             return FormerHash(self._scope)
         return RequestHash(self._scope, merges_slashes=self._merges_slashes)
-
-    @property
-    def _is_application_own(self) -> bool:
-        return self._configured is not None and not isinstance(self._configured, JsonMembers)
 
     def _fingerprint_of_meaning(self, body: bytes) -> str:
         return request_fingerprint(

@@ -140,7 +140,7 @@ class IdempotencyMiddleware:
         except DurableError as error:
             await send_problem(send, policy.with_own_status(error), headers=policy.links)
             return
-        except Exception as error:  # raised by a middleware around this one, for the body
+        except Exception as error:  # raised around this one, while the body is read
             found = FoundKey(None, RefusedBody(error).receive, is_unknown=True)
         receive = found.receive
         if found.key is None or requests is None:
