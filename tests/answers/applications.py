@@ -28,11 +28,11 @@ METHODS = ["GET", "HEAD", "OPTIONS", "POST", "PUT", "PATCH", "DELETE"]
 
 @dataclass(frozen=True, kw_only=True)
 class Reply:
-    """What a handler answers, whatever its framework calls that.
+    """A handler's response, whatever its framework calls that.
 
     Attributes:
-        pieces: Of the body, if it is streamed.
-        background: Called after the answer.
+        pieces: The chunks of the body, if it is streamed.
+        background: Called after the response.
     """
 
     status: int
@@ -51,8 +51,8 @@ def build(framework: str, handle: Handle, durable: Durable) -> ASGIApp:
 
     Args:
         framework: One of :data:`FRAMEWORKS`.
-        handle: What the handler does.
-        durable: Its requests are kept there.
+        handle: The handler's work.
+        durable: The instance that stores its requests.
     """
     return FRAMEWORKS[framework](handle, durable)
 
@@ -124,7 +124,7 @@ def _litestar(handle: Handle, durable: Durable) -> ASGIApp:
     return durable.wrap(
         litestar.Litestar(
             [endpoint],
-            # It answers every error itself, and nobody outside learns of it.
+            # It responds to every error itself, and does not pass errors on.
             exception_handlers={DurableError: _litestar_problem},
             openapi_config=None,
             logging_config=None,

@@ -35,12 +35,12 @@ __all__ = [
     "sold",
 ]
 
-# What an order does, and in which order.
+# The steps of an order, in their order.
 ALL = ["reserve", "ship", "save"]
 
 
 class Breakdown(Exception):  # noqa: N818  no word of the library's
-    """What a handler raises; some frameworks raise it again, some do not."""
+    """An error of a handler; some frameworks raise it again, some do not."""
 
 
 def _opened() -> Gate:
@@ -51,24 +51,24 @@ def _opened() -> Gate:
 
 @dataclass(kw_only=True)
 class Script:
-    """What the handler does; a test may change it between two tries of a request.
+    """The work of the handler; a test may change it between two attempts of a request.
 
     Attributes:
-        refusal: Status that is answered before anything is done.
+        refusal: Status of a response that is sent before anything is done.
         is_plain: True to do nothing durable.
-        first: What the first step is called with.
+        first: The argument of the first step.
         fails_at: Steps that raise.
         ships_once: True if the step ``ship`` runs at most once.
-        finds_out: True to go on with a step of its own where that was interrupted.
-        gate: Where the step ``ship`` waits, or a plain handler.
+        finds_out: True to continue with another step if ``ship`` was interrupted.
+        gate: The gate at which the step ``ship`` waits, or a plain handler.
         sleeps: Seconds for which the handler sleeps after ``ship``.
-        at_end: Called before the answer.
-        error: Raised in place of the answer.
-        status: Of the answer.
-        headers: Added to the answer's.
-        media_type: Of the answer.
-        pieces: Of a streamed body.
-        late_error: Raised by a background task, after the answer.
+        at_end: Called before the response.
+        error: Raised in place of a response.
+        status: The response's status.
+        headers: Added to the response.
+        media_type: The response's media type.
+        pieces: The chunks of a streamed body.
+        late_error: Raised by a background task, after the response.
     """
 
     refusal: int | None = None
@@ -93,15 +93,15 @@ class Shop:
 
     Args:
         url: The database; several shops may share it.
-        framework: What the application is made with.
+        framework: The framework of the application.
         routes: Policies by route.
-        policy: Of the requests.
+        policy: Options of the requests' policy.
 
     Attributes:
-        script: What the handler does from now on.
+        script: The handler's work from now on.
         calls: How often the handler was called.
         ran: The bodies of steps and transactions that have run here.
-        background_calls: How often an answer's background task was called.
+        background_calls: How often the background task of a response was called.
     """
 
     def __init__(
@@ -192,7 +192,7 @@ class Shop:
         if script.refusal is not None:
             return self._reply(script.refusal, b"refused")
         if script.is_plain:
-            # Nothing is recorded that a second run could repeat: each answers something else.
+            # Nothing is recorded that a second run could repeat: each has another response.
             await script.gate.wait()
             body = f"call {self.calls}"
         else:
@@ -238,7 +238,7 @@ class Shop:
 
 
 class Client(Exchange):
-    """An exchange whose app is told after its answer, as by servers, that nothing follows."""
+    """An exchange whose app gets the disconnect after its response, as servers send it."""
 
     async def send(self, message: Message) -> None:
         await super().send(message)
@@ -247,10 +247,10 @@ class Client(Exchange):
 
 
 class Watched(Client):
-    """An exchange that asks something at the first message of the answer.
+    """An exchange that calls a function at the first message of the response.
 
     Attributes:
-        seen: What it was told.
+        seen: The result of the call.
     """
 
     def __init__(self, ask: Callable[[], Awaitable[object]]) -> None:

@@ -1,4 +1,4 @@
-"""Requests whose answer has expired; the table is that of docs/guide.md."""
+"""Requests whose response has expired; the table is that of docs/guide.md."""
 
 from __future__ import annotations
 

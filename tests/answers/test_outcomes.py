@@ -1,4 +1,4 @@
-"""What becomes of a request that runs, and of its retries; the table is docs/guide.md's."""
+"""Outcomes of requests, and of their retries; the table is that of docs/guide.md."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Twins of a running request, and where its status is; the table is that of docs/guide.md."""
+"""Duplicates of a running request, and its status page; the table is that of docs/guide.md."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class Pair:
             await request
 
     async def both_post(self, *headers: tuple[str, str]) -> list[Exchange]:
-        """Send a twin to each of the shops; none of them may wait for long."""
+        """Send a duplicate to each of the shops; none of them may wait for long."""
         async with asyncio.timeout(PATIENCE_SECONDS):
             return [await shop.post(headers=[*ALICE, *headers]) for shop in (self.here, self.there)]
 
@@ -149,7 +149,7 @@ async def test_a_route_may_tell_everybody_where_to_look(url: str, framework: str
     """Row 11 of the table."""
     shops = pair(url, framework, async_after=0.01)
     async with shops.running() as request:
-        # The first one as well, although its work goes on.
+        # The first request as well, although its work continues.
         accepted = [await request, *await shops.both_post()]
 
         shops.gate.open()
