@@ -8,12 +8,12 @@ from typing import Any
 from fastapi import FastAPI
 
 from asgi_durable import Durable, IdempotencyPolicy
-from asgi_durable.middleware.idempotency.openapi import (
+from asgi_durable.middleware.policies.openapi import (
     PROBLEM_MEDIA_TYPE,
-    answer_headers,
     key_parameter,
     problem_descriptions,
     problem_schema,
+    response_headers,
 )
 from asgi_durable.middleware.policies.policy_routes import PolicyRoutes, policy_of
 
@@ -68,7 +68,7 @@ def _describe_operation(operation: dict[str, Any], policy: IdempotencyPolicy) ->
     for status, response in responses.items():
         if status[:1] in "23":
             headers = response.setdefault("headers", {})
-            for name, description in answer_headers().items():
+            for name, description in response_headers().items():
                 headers.setdefault(name, {"description": description, "schema": {"type": "string"}})
     for status, description in problem_descriptions(policy).items():
         response = responses.setdefault(status, {"description": description})

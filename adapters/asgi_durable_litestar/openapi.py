@@ -17,12 +17,12 @@ from litestar.openapi.spec import (
 from litestar.routes import HTTPRoute
 
 from asgi_durable import Durable, IdempotencyPolicy
-from asgi_durable.middleware.idempotency.openapi import (
+from asgi_durable.middleware.policies.openapi import (
     PROBLEM_MEDIA_TYPE,
-    answer_headers,
     key_parameter,
     problem_descriptions,
     problem_schema,
+    response_headers,
 )
 from asgi_durable.middleware.policies.policy_routes import PolicyRoutes
 from asgi_durable_litestar.handlers import handler_policy
@@ -89,7 +89,7 @@ def _with_problems(responses: dict[str, Any], policy: IdempotencyPolicy) -> dict
     described = dict(responses)
     for status, response in described.items():
         if status[:1] in "23":
-            response.headers = _answer_headers() | (response.headers or {})
+            response.headers = _response_headers() | (response.headers or {})
     for status, description in problem_descriptions(policy).items():
         response = described.setdefault(status, OpenAPIResponse(description=description))
         content = dict(response.content or {})
@@ -98,11 +98,11 @@ def _with_problems(responses: dict[str, Any], policy: IdempotencyPolicy) -> dict
     return described
 
 
-def _answer_headers() -> dict[str, Any]:
+def _response_headers() -> dict[str, Any]:
     schema = Schema(type=OpenAPIType.STRING)
     return {
         name: OpenAPIHeader(description=description, schema=schema)
-        for name, description in answer_headers().items()
+        for name, description in response_headers().items()
     }
 
 

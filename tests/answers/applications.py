@@ -51,8 +51,8 @@ def build(framework: str, handle: Handle, durable: Durable) -> ASGIApp:
 
     Args:
         framework: One of :data:`FRAMEWORKS`.
-        handle: The handler's code.
-        durable: Stores the application's requests.
+        handle: The handler's work.
+        durable: The instance that stores its requests.
     """
     return FRAMEWORKS[framework](handle, durable)
 
@@ -124,7 +124,7 @@ def _litestar(handle: Handle, durable: Durable) -> ASGIApp:
     return durable.wrap(
         litestar.Litestar(
             [endpoint],
-            # It handles every error itself, and no outer middleware sees one.
+            # It responds to every error itself, and does not pass errors on.
             exception_handlers={DurableError: _litestar_problem},
             openapi_config=None,
             logging_config=None,

@@ -1,4 +1,4 @@
-"""Each framework, on each database, for the tests of the table of responses."""
+"""The tests of responses run with each framework, on each database."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 @pytest.fixture
 def framework(request: pytest.FixtureRequest) -> str:
-    """The framework that the application is made with."""
+    """The framework of the application."""
     name: str = request.param
     return name
 

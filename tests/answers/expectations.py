@@ -1,4 +1,4 @@
-"""Checks that hold for all responses of a kind, in every row of the table."""
+"""Checks of all responses of a kind, whatever the row."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ from support.asgi import Exchange
 __all__ = ["is_failure", "is_own", "is_problem", "is_replay", "is_unmarked"]
 
 MARKS = ("durable-id", "idempotency-key", "idempotent-replayed", "idempotency-status")
-# Headers of the application that belong to its response; others concern the moment.
+# Headers of the application's that belong to its response; others concern the moment.
 KEPT = ("content-type", "content-length", "location", "etag")
 
 
 def is_unmarked(result: Exchange, status: int) -> None:
-    """Check that the response is the application's, with nothing added by the library."""
+    """Check that the application has responded, and nobody has added headers to its response."""
     assert result.status == status
     assert [name for name in MARKS if result.headers(name)] == []
     assert result.is_complete
 
 
 def is_own(result: Exchange, status: int, *, key: str = "k") -> None:
-    """Check that the work itself is answered with: key and id are on it, no mark of a replay."""
+    """Check for the response of the work itself: it has key and id, and no mark of a replay."""
     assert result.status == status
     assert result.headers("idempotency-key") == [key]
     assert len(result.headers("durable-id")) == 1
@@ -32,13 +32,13 @@ def is_own(result: Exchange, status: int, *, key: str = "k") -> None:
 
 
 def is_failure(result: Exchange, status: int) -> None:
-    """Check that the work failed; what an application says of an error may have no marks."""
+    """Check that the work failed; an application's response to an error may have no marks."""
     assert (result.status, result.headers("idempotent-replayed")) == (status, [])
     assert result.is_complete
 
 
 def is_replay(result: Exchange, first: Exchange, *, key: str | None = "k") -> None:
-    """Check that the first response was sent again, byte for byte, and marked as such.
+    """Check that a first response was replayed, byte for byte, and marked as such.
 
     Args:
         result: The later response.
@@ -50,7 +50,7 @@ def is_replay(result: Exchange, first: Exchange, *, key: str | None = "k") -> No
     assert result.headers("idempotent-replayed") == ["true"]
     assert result.headers("idempotency-key") == ([] if key is None else [key])
     assert result.headers("durable-id") == first.headers("durable-id") != []
-    # Those of the moment are another moment's.
+    # Headers of the moment are not replayed.
     assert result.headers("set-cookie") == result.headers("date") == []
     assert result.headers("x-request-id") not in ([], first.headers("x-request-id"))
     assert result.is_complete

@@ -40,7 +40,7 @@ ALL = ["reserve", "ship", "save"]
 
 
 class Breakdown(Exception):  # noqa: N818  no word of the library's
-    """The error of a handler; some frameworks raise it again, some do not."""
+    """An error of a handler; some frameworks raise it again, some do not."""
 
 
 def _opened() -> Gate:
@@ -51,21 +51,21 @@ def _opened() -> Gate:
 
 @dataclass(kw_only=True)
 class Script:
-    """The script of the handler; a test may change it between two attempts of a request.
+    """The work of the handler; a test may change it between two attempts of a request.
 
     Attributes:
-        refusal: The status of a response that is sent before anything is done.
+        refusal: Status of a response that is sent before anything is done.
         is_plain: True to do nothing durable.
         first: The argument of the first step.
         fails_at: Steps that raise.
         ships_once: True if the step ``ship`` runs at most once.
-        finds_out: True to continue with a step of its own where that was interrupted.
+        finds_out: True to continue with another step if ``ship`` was interrupted.
         gate: The gate at which the step ``ship`` waits, or a plain handler.
-        sleeps: How many seconds the handler sleeps after ``ship``.
+        sleeps: Seconds for which the handler sleeps after ``ship``.
         at_end: Called before the response.
-        error: Raised in place of the response.
+        error: Raised in place of a response.
         status: The response's status.
-        headers: Added to the response's headers.
+        headers: Added to the response.
         media_type: The response's media type.
         pieces: The chunks of a streamed body.
         late_error: Raised by a background task, after the response.
@@ -93,15 +93,15 @@ class Shop:
 
     Args:
         url: The database; several shops may share it.
-        framework: The framework that the application is made with.
+        framework: The framework of the application.
         routes: Policies by route.
-        policy: The policy of the requests.
+        policy: Options of the requests' policy.
 
     Attributes:
-        script: The script of the handler from now on.
+        script: The handler's work from now on.
         calls: How often the handler was called.
         ran: The bodies of steps and transactions that have run here.
-        background_calls: How often a response's background task was called.
+        background_calls: How often the background task of a response was called.
     """
 
     def __init__(
@@ -192,7 +192,7 @@ class Shop:
         if script.refusal is not None:
             return self._reply(script.refusal, b"refused")
         if script.is_plain:
-            # Nothing is recorded that a second run could repeat: each run has another response.
+            # Nothing is recorded that a second run could repeat: each has another response.
             await script.gate.wait()
             body = f"call {self.calls}"
         else:
@@ -238,7 +238,7 @@ class Shop:
 
 
 class Client(Exchange):
-    """An exchange whose app gets ``http.disconnect`` after its response, as from servers."""
+    """An exchange whose app gets the disconnect after its response, as servers send it."""
 
     async def send(self, message: Message) -> None:
         await super().send(message)
@@ -250,7 +250,7 @@ class Watched(Client):
     """An exchange that calls a function at the first message of the response.
 
     Attributes:
-        seen: The results of the calls.
+        seen: The result of the call.
     """
 
     def __init__(self, ask: Callable[[], Awaitable[object]]) -> None:

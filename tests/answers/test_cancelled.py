@@ -17,7 +17,7 @@ ALICE, BOB = principal("alice"), principal("bob")
 
 
 def is_cancelled(result: Exchange, request_id: str) -> None:
-    """Check that the response says that the request was cancelled; it is no replay."""
+    """Check for the response to a cancelled request; it is no replay."""
     is_problem(result, 410, "CANCELLED", retryable=False)
     assert result.headers("idempotency-key") == ["k"]
     assert result.headers("durable-id") == [request_id]

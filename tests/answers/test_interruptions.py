@@ -1,4 +1,4 @@
-"""Requests that are interrupted, and continue; the table is that of docs/guide.md."""
+"""Requests that are interrupted and resumed; the table is that of docs/guide.md."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from support.interruption import Gate
 
 pytestmark = pytest.mark.anyio
 
-# The steps of a request that ran before it was interrupted in the second one, and those left.
+# Steps of a request that was interrupted in its second step: those that ran, and the others.
 BEGUN, LEFT = ["reserve", "ship"], ["ship", "save"]
 # So long that no test lives to see its end.
 ENDLESS_SECONDS = 36_000.0

@@ -1,4 +1,4 @@
-"""The outcomes of a request that runs, and of its retries; the table is that of docs/guide.md."""
+"""Outcomes of requests, and of their retries; the table is that of docs/guide.md."""
 
 from __future__ import annotations
 

@@ -180,7 +180,7 @@ async def test_a_dialect_answers_the_key_of_another_request_as_stripe_does(
 
 
 def is_reuse(refused: Exchange, first: Exchange) -> None:
-    """Check a refusal that reveals nothing of the response."""
+    """Check a refusal that tells nothing of the stored response."""
     problem = is_problem(refused, 422, "KEY_REUSED", retryable=False)
     assert problem["idempotency_key"] == "k"
     assert refused.headers("idempotency-key") == ["k"]

@@ -41,7 +41,7 @@ async def time_comes(url: str) -> None:
 
 
 def is_too_soon(result: Exchange) -> None:
-    """Check that a retry learns exactly when to come; this is not the request's response."""
+    """Check that a retry learns exactly when to come; this is no response of the request."""
     problem = is_problem(result, 503, "RETRY_LATER", retryable=True)
     assert LEAST_SECONDS < problem["retry_after"] <= SECONDS
     assert result.headers("idempotency-key") == ["k"]

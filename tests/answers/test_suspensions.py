@@ -56,7 +56,7 @@ def sleeping_shop(url: str, framework: str, **policy: object) -> Shop:
 
 
 def is_suspended(result: Exchange, first: Exchange) -> None:
-    """Check that a client gets the address of the status, and not before there is one."""
+    """Check that a client gets the URL of the status page, and the time to look there."""
     told = json.loads(result.body)
     assert (result.status, told["state"]) == (202, "SUSPENDED")
     assert result.headers("retry-after") == [str(told["retry_after"])]

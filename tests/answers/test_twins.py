@@ -1,4 +1,4 @@
-"""Duplicates of a running request, and where its status is; the table is that of docs/guide.md."""
+"""Duplicates of a running request, and its status page; the table is that of docs/guide.md."""
 
 from __future__ import annotations
 
@@ -149,7 +149,7 @@ async def test_a_route_may_tell_everybody_where_to_look(url: str, framework: str
     """Row 11 of the table."""
     shops = pair(url, framework, async_after=0.01)
     async with shops.running() as request:
-        # The first one as well, although its work continues.
+        # The first request as well, although its work continues.
         accepted = [await request, *await shops.both_post()]
 
         shops.gate.open()

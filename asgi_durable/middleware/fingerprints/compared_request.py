@@ -42,6 +42,9 @@ class ComparedRequest:
     ) -> None:
         self._scope = scope
         self._configured = configured
+        self._is_application_own = configured is not None and not isinstance(
+            configured, JsonMembers
+        )
         self._merges_slashes = merges_slashes
         self._keyed = keyed
         self._body: bytes | None = None
@@ -107,19 +110,13 @@ class ComparedRequest:
             return FormerHash(self._scope)
         return RequestHash(self._scope, merges_slashes=self._merges_slashes)
 
-    @property
-    def _is_application_own(self) -> bool:
-        return self._configured is not None and not isinstance(self._configured, JsonMembers)
-
     def _fingerprint_of_meaning(self, body: bytes) -> str:
         return request_fingerprint(
             self._scope, body, self._configured, merges_slashes=self._merges_slashes
         )
 
     def _takes_long(self, body: bytes) -> bool:
-        is_compressed = any(
-            name.lower() == b"content-encoding" for name, _ in self._scope["headers"]
-        )
+        is_compressed = b"content-encoding" in [name.lower() for name, _ in self._scope["headers"]]
         return is_compressed or len(body) > MAX_BYTES_ON_LOOP
 
 

@@ -1,11 +1,11 @@
-"""One try of a keyed request: the app is called, and its answer recorded and sent."""
+"""One attempt of a keyed request: the app is called, and its response recorded and sent."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
 from collections.abc import AsyncIterator
-from contextlib import AbstractContextManager, asynccontextmanager
+from contextlib import asynccontextmanager
 from enum import Enum, auto
 from functools import partial
 
@@ -30,79 +30,78 @@ from asgi_durable.middleware.responses.server_sent_events import last_event_id
 from asgi_durable.middleware.responses.session_changes import SessionChanges
 from asgi_durable.request_errors import AttemptsExhaustedError
 
-__all__ = ["RequestAttempt", "Waited"]
+__all__ = ["AttemptOutcome", "Client", "RequestAttempt"]
 
 logger = logging.getLogger(__name__)
 
-# They would take the answer's body past the recorder.
+# Extensions with which an app would send its response's body past the recorder.
 _HIDDEN_EXTENSIONS = frozenset(
     {"http.response.pathsend", "http.response.zerocopysend", "http.response.trailers"}
 )
 
 
-class Waited(Enum):
-    """What has become of a try that was waited for."""
+class AttemptOutcome(Enum):
+    """The reason why nobody waits for an attempt any more."""
 
-    ANSWERED = auto()
-    """The client has its answer, or has gone."""
-    ELSEWHERE = auto()
+    RESPONDED = auto()
+    """The client has its response, or has disconnected."""
+    OWNED_ELSEWHERE = auto()
     """Another executor has the request now."""
     SUSPENDED = auto()
-    """The work sleeps, and goes on without the client."""
+    """The work sleeps, and continues without the client."""
 
 
-class _Client:
-    """Whom a try's answer is for; as a block, what the server may give the connection up in.
+class Client:
+    """The client of one request, as the receiver of its response.
 
-    It does not refer to the try: what sends to it, and is kept by that, would close a circle
-    that only the collector could free.
+    It does not refer to the attempt. The attempt's objects refer to it, and a circle of them
+    would stay in memory until the garbage collector runs.
+
+    Args:
+        send: Sends to the client.
+        is_detached: See below.
 
     Attributes:
-        has_gone: True once nothing more is to be sent.
-        answer_begun: Set once the answer is on its way.
+        is_detached: True once nothing more is sent to the client: it has disconnected, or the
+            work continues without it.
+        response_begun: Set once a response has begun.
+        response_headers: Headers that are added to each response.
     """
 
-    def __init__(self, send: Send) -> None:
+    def __init__(self, send: Send, *, is_detached: bool = False) -> None:
         self._send = send
-        self.has_gone = False
-        self.answer_begun = asyncio.Event()
-
-    def __enter__(self) -> None:
-        """Begin."""
-
-    def __exit__(self, exc_type: type[BaseException] | None, *_: object) -> None:
-        """Take note that the server has given the connection up, by a cancellation."""
-        if exc_type is not None and issubclass(exc_type, asyncio.CancelledError):
-            self.has_gone = True
+        self.is_detached = is_detached
+        self.response_begun = asyncio.Event()
+        self.response_headers: Headers = []
 
     async def send(self, message: Message) -> None:
-        """Send a message, unless nobody is there."""
-        if self.has_gone:
+        """Send a message, unless the client is detached."""
+        if self.is_detached:
             return
         if message["type"] == "http.response.start":
-            self.answer_begun.set()
+            self.response_begun.set()
         try:
             await self._send(message)
         except OSError:
-            self.has_gone = True
+            self.is_detached = True
             raise
 
-    async def dismiss(self) -> None:
-        """End the call of a client that has gone without an answer."""
-        if not self.answer_begun.is_set():
-            self.answer_begun.set()
+    async def end(self) -> None:
+        """End the server's call for a client that disconnected before a response began."""
+        if not self.response_begun.is_set():
+            self.response_begun.set()
             await end_without_client(self._send)
 
 
 class RequestAttempt:
-    """One try of one keyed request, while its handler runs in a task of the engine's.
+    """One attempt of one keyed request. The app runs in a task of the engine.
 
     Args:
-        app: What answers.
+        app: The ASGI app.
         policy: The request's.
-        connection: Where it came from; its body is read already.
-        body: That; or what gives it piece by piece, and is closed when the app is through.
-        marks: Put on the answer.
+        connection: The request's; its body is read already.
+        body: The whole body; or the object that returns its chunks, which is closed at the end.
+        client: The receiver of the response.
     """
 
     def __init__(
@@ -111,14 +110,12 @@ class RequestAttempt:
         policy: IdempotencyPolicy,
         connection: Connection,
         body: bytes | ChunkedBody,
-        marks: Headers,
+        client: Client,
     ) -> None:
         self._app = app
         self._policy = policy
         self._scope = connection.scope
-        self._client = _Client(connection.send)
-        self._response_headers = marks
-        self._seen = last_event_id(connection.scope)
+        self._client = client
         self._is_cancelled_by_client = False
         self._body = ReplayedBody(
             body,
@@ -130,26 +127,25 @@ class RequestAttempt:
         self._app_error: Exception | None = None
         self._is_handled = False
 
-    def noticing_cancellation(self) -> AbstractContextManager[None]:
-        """Send nothing more once the server gives the connection up; the work goes on."""
-        return self._client
-
-    def has_no_client(self) -> None:
-        """Send nothing: nobody is there."""
-        self._client.has_gone = True
-
     async def handle(self, request: ResponseCommit) -> None:
-        """Call the app; this is the body of the request's workflow."""
-        recorder = self._recorder = self._begin(request)
-        recorder.seen = self._seen
+        """Call the app. This is the body of the request's workflow."""
+        attempts, most = request.attempts, self._policy.max_attempts
+        is_exhausted = most is not None and attempts > most
+        recorder = self._recorder = self._record(request, attempts, is_exhausted=is_exhausted)
         try:
             with request.telling_of_stop(self._body.report_disconnect_at_stop):
-                await self._call_app(request, recorder)
-        except Exception as error:  # raised again by `wait`, in the server's own task
+                try:
+                    if is_exhausted:
+                        await self._give_up(request, recorder)
+                    else:
+                        await self._app(self._scope, self._body.receive, recorder.send)
+                finally:
+                    await self._close(recorder)
+        except Exception as error:  # `wait` raises it in the server's own task
             self._app_error = error
-            if self._client.has_gone:
+            if self._client.is_detached:
                 name = request_name(self._scope)
-                text = "Request %s (%s) failed; its client has gone"
+                text = "Request %s (%s) failed; its client has disconnected"
                 logger.exception(text, request.workflow_id, name)
         except (asyncio.CancelledError, RunStopped):
             if not self._is_cancelled_by_client:
@@ -157,202 +153,202 @@ class RequestAttempt:
         if self._is_cancelled_by_client and request.ending is None:
             await request.let_go()
         elif not recorder.complete:
-            # Invariant: an error is never an answer for ever; what is recorded is kept.
+            # Invariant: a failure is never the request's outcome. Its step log stays for a retry.
             await request.leave_for_retry(recorder.retry_delay)
         self._is_handled = True
 
-    def _begin(self, request: ResponseCommit) -> ResponseRecorder:
+    def _record(
+        self, request: ResponseCommit, attempts: int, *, is_exhausted: bool
+    ) -> ResponseRecorder:
+        """Return the recorder of the app's response; prepare the scope and the body."""
+        policy = self._policy
         _hide_extensions(self._scope)
-        is_used_up = self._is_used_up(request)
-        delay = policy_delay(self._policy, request.attempts)
-        about = current_problem_context.get()
-        if about is not None:
-            about.is_resumable = not is_used_up
-            about.members["run"] = request.attempts
-            about.retry_delay = delay
+        delay = policy_delay(policy, attempts)
+        problem = current_problem_context.get()
+        if problem is not None:
+            problem.is_resumable = not is_exhausted
+            problem.members["run"] = attempts
+            problem.retry_delay = delay
         if isinstance(self._body.chunks, LongBody):
             self._body.chunks.on_whole = request.set_fingerprint
             self._body.chunks.on_cut = partial(self._stop_with_body, request)
-        # Nothing was carried out for this answer; it is that of the attempts before.
-        marks = (
-            [*self._response_headers, (REPLAYED_HEADER, b"true")]
-            if is_used_up
-            else self._response_headers
-        )
+        headers = self._client.response_headers
         recorder = ResponseRecorder(
             request,
             self._client.send,
-            policy=self._policy,
-            added_headers=marks,
+            policy=policy,
+            # The response to an exhausted request is the result of the attempts before.
+            added_headers=[*headers, (REPLAYED_HEADER, b"true")] if is_exhausted else headers,
             request_body=self._body,
         )
         recorder.retry_delay = delay
-        if self._policy.keep_cookies and "session" in self._scope:
+        if policy.stream == "record":
+            recorder.seen = last_event_id(self._scope)
+        if policy.keep_cookies and "session" in self._scope:
             recorder.session = SessionChanges(self._scope)
         return recorder
 
     def _stop_with_body(self, request: ResponseCommit) -> None:
-        """Take note that the client has gone before its request was complete.
+        """Stop the work: the client disconnected before its request was complete.
 
-        What the app makes of a part of it is no part of what the whole comes to.
+        The app may do something else with a part of the body than with the whole body.
         """
-        self._client.has_gone = self._is_cancelled_by_client = True
-        request.stop("its client has gone before its body was whole")
+        self._client.is_detached = self._is_cancelled_by_client = True
+        request.stop("its client disconnected before its body was complete")
 
-    def _is_used_up(self, request: ResponseCommit) -> bool:
-        most = self._policy.max_attempts
-        return most is not None and request.attempts > most
+    async def _give_up(self, request: ResponseCommit, recorder: ResponseRecorder) -> None:
+        """Record an error as the outcome of a request that had all its attempts."""
+        request.give_up()
+        text = f"it was tried {self._policy.max_attempts} times; it is not tried again"
+        error = self._policy.with_own_status(AttemptsExhaustedError(text))
+        await send_problem(recorder.send, error, headers=self._policy.links)
 
-    async def _call_app(self, request: ResponseCommit, recorder: ResponseRecorder) -> None:
-        try:
-            if self._is_used_up(request):
-                request.give_up()
-                tried = f"it was tried {self._policy.max_attempts} times; it is not tried again"
-                error = self._policy.with_own_status(AttemptsExhaustedError(tried))
-                await send_problem(recorder.send, error, headers=self._policy.links)
-            else:
-                await self._app(self._scope, self._body.receive, recorder.send)
-        finally:
-            await recorder.close()
-            if self._body.chunks is not None:
-                self._body.chunks.close()
+    async def _close(self, recorder: ResponseRecorder) -> None:
+        await recorder.close()
+        if self._body.chunks is not None:
+            self._body.chunks.close()
 
-    async def is_answered_within(self, claim: Claimed, seconds: float) -> bool:
-        """Wait until the answer is on its way; if it is not in time, it is not sent any more.
+    async def responds_within(self, claim: Claimed, seconds: float) -> bool:
+        """Wait until a response has begun. If the time is over before, detach the client.
 
-        The work goes on all the same, and so does the recording of its answer. The time counts
-        from the end of the request: servers take nothing more of one that is answered. A client
-        that is known to have disconnected counts as answered.
+        The work continues, and its response is recorded. The time counts from the end of the
+        request, because servers read no more of a request after its response. A client that is
+        known to have disconnected counts as one with a response.
         """
         loop = asyncio.get_running_loop()
         waits = [
-            loop.create_task(self._client.answer_begun.wait()),
+            loop.create_task(self._client.response_begun.wait()),
             loop.create_task(wait_for_first(claim.run.done, self._body.withheld)),
         ]
-        pieces = self._body.chunks
-        if pieces is not None:
-            waits.append(loop.create_task(pieces.over.wait()))
+        chunks = self._body.chunks
+        if chunks is not None:
+            waits.append(loop.create_task(chunks.over.wait()))
         try:
-            if pieces is not None:
+            if chunks is not None:
                 await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
             await asyncio.wait(waits[:2], timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
         finally:
             for wait in waits:
                 wait.cancel()
-        is_answered = (
-            self._client.answer_begun.is_set()
+        has_response = (
+            self._client.response_begun.is_set()
             or claim.run.done.is_set()
             or self._body.withheld.is_set()
         )
-        self._client.has_gone = self._client.has_gone or not is_answered
-        return is_answered
+        self._client.is_detached = self._client.is_detached or not has_response
+        return has_response
 
-    async def wait(self, claim: Claimed, *, may_leave: bool, longest_sleep: float | None) -> Waited:
-        """Wait until the app is through; background tasks that follow its answer included.
+    async def wait(
+        self, claim: Claimed, *, may_leave: bool, longest_sleep: float | None
+    ) -> AttemptOutcome:
+        """Wait for the end of the app, with the background tasks that follow its response.
 
         Args:
-            claim: Of this try.
-            may_leave: True to leave the client without an answer where another executor has
-                the request now.
-            longest_sleep: Seconds; where the app sleeps longer the client is left without an
-                answer, and the work goes on. ``None`` to wait in any case.
+            claim: The claim of this attempt.
+            may_leave: True to return without a response if another executor has the request now.
+            longest_sleep: Seconds. If the app sleeps for longer, the client is detached and the
+                work continues. ``None`` to wait in any case.
+
+        Raises:
+            Exception: The app raised it.
         """
         if self._policy.on_disconnect == "cancel":
             async with self._watching_client(claim):
-                ending = await self._ending(claim.run, longest_sleep)
+                end = await self._run_end(claim.run, longest_sleep)
         else:
-            ending = await self._ending(claim.run, longest_sleep)
-        if ending is None:
-            return await self._let_go()
+            end = await self._run_end(claim.run, longest_sleep)
+        if end is None:
+            return await self._detach()
         is_complete = self._recorder is not None and self._recorder.complete
         if self._app_error is not None and (is_complete or self._is_handled):
             raise self._app_error
-        if self._client.has_gone:
-            await self._client.dismiss()
-        if is_complete or self._client.has_gone:
-            return Waited.ANSWERED
+        if self._client.is_detached:
+            await self._client.end()
+        if is_complete or self._client.is_detached:
+            return AttemptOutcome.RESPONDED
         error: Exception = DurableError("Internal server error")
-        if isinstance(ending, Interrupted) and not self._is_handled:
+        if isinstance(end, Interrupted) and not self._is_handled:
             has_sent = self._recorder is not None and self._recorder.has_sent
-            if ending.is_owned_elsewhere and may_leave and not has_sent:
-                return Waited.ELSEWHERE
-            error = ending.error
-        await self._answer(error)
-        return Waited.ANSWERED
+            if end.is_owned_elsewhere and may_leave and not has_sent:
+                return AttemptOutcome.OWNED_ELSEWHERE
+            error = end.error
+        await self._respond_with(error)
+        return AttemptOutcome.RESPONDED
 
-    async def _let_go(self) -> Waited:
-        """Let the work go on without its client."""
-        self._client.has_gone = True
+    async def _detach(self) -> AttemptOutcome:
+        """Let the work continue without its client."""
+        self._client.is_detached = True
         if not self._body.withheld.is_set():
-            return Waited.SUSPENDED
-        await self._client.dismiss()
-        return Waited.ANSWERED
+            return AttemptOutcome.SUSPENDED
+        await self._client.end()
+        return AttemptOutcome.RESPONDED
 
-    async def _ending(self, run: Run, longest_sleep: float | None) -> RunEnd | None:
-        """Return how a run of this event loop has ended, ``None`` to wait no longer.
+    async def _run_end(self, run: Run, longest_sleep: float | None) -> RunEnd | None:
+        """Return the end of a run of this event loop, ``None`` to wait no longer.
 
-        The run sleeps for too long then, or the app waits for a disconnect that is withheld from
-        it until the engine stops. A server may begin to stop only after its last request.
+        The run sleeps for too long then. Or the app waits for a disconnect, which it does not get
+        before the engine stops: a server may only stop the engine after its last request.
         """
         withheld = self._body.withheld
         while not run.done.is_set():
             if withheld.is_set():
-                # The app has raised already: that error belongs to the server's task.
+                # If the app has raised already, its error belongs to the server's task.
                 return None if self._app_error is None else await run.done.wait()
             if longest_sleep is None:
                 await wait_for_first(run.done, withheld)
                 continue
             end_us = asleep_until_us(run)
             is_long = end_us is not None and seconds_until(end_us) > longest_sleep
-            if is_long and not self._client.answer_begun.is_set():
+            if is_long and not self._client.response_begun.is_set():
                 return None
             await run.sleeps().wait_for_change(run.done, withheld)
         return run.done.get()
 
-    async def _answer(self, error: Exception) -> None:
-        """Answer in the app's place, which did not."""
+    async def _respond_with(self, error: Exception) -> None:
+        """Respond with an error, because the app did not respond."""
         if not isinstance(error, DurableError):
             raise error
         if self._recorder is not None:
             await self._recorder.answer(error)
         else:
-            headers = [*self._response_headers, *self._policy.links]
+            headers = [*self._client.response_headers, *self._policy.links]
             error = self._policy.with_own_status(error)
             await send_problem(self._client.send, error, headers=headers)
 
     @asynccontextmanager
     async def _watching_client(self, claim: Claimed) -> AsyncIterator[None]:
-        """Stop the work once the client has gone."""
-        watch = asyncio.get_running_loop().create_task(self._cancel_with_client(claim))
+        """Stop the work once the client disconnects."""
+        watch = asyncio.get_running_loop().create_task(self._cancel_at_disconnect(claim))
         try:
             yield
         except asyncio.CancelledError:
-            # So some servers tell that the client has gone.
+            # Some servers cancel the task of a client that disconnects.
             self._cancel(claim)
             raise
         finally:
             watch.cancel()
             await asyncio.gather(watch, return_exceptions=True)
 
-    async def _cancel_with_client(self, claim: Claimed) -> None:
+    async def _cancel_at_disconnect(self, claim: Claimed) -> None:
         await self._body.wait_until_disconnected()
-        self._client.has_gone = True
+        self._client.is_detached = True
         self._cancel(claim)
 
     def _cancel(self, claim: Claimed) -> None:
         run, recorder = claim.run, self._recorder
-        # An answer that is whole is kept: the retry gets it.
+        # A complete response is stored: the retry gets it.
         if run.task is not None and (recorder is None or not recorder.is_ending):
             self._is_cancelled_by_client = True
-            # Invariant: stopped before cancelled. What the app does about the cancellation is
-            # not recorded; its retry, which is not cancelled, would come to something else.
-            gone = WorkflowInterruptedError(run.workflow_id, "its client has gone")
-            run.stop(gone, retry_here=True)
+            # Invariant: a run is stopped before its task is cancelled. Nothing that the app does
+            # in response to the cancellation is recorded: a retry is not cancelled, and does
+            # something else.
+            disconnected = WorkflowInterruptedError(run.workflow_id, "its client has disconnected")
+            run.stop(disconnected, retry_here=True)
             run.cancel()
 
 
 def _hide_extensions(scope: Scope) -> None:
-    """Take extensions out of the scope itself: what the app puts in must reach who is outside."""
+    """Remove extensions from the scope itself: middlewares around must see the app's changes."""
     extensions = scope.get("extensions") or {}
     if not _HIDDEN_EXTENSIONS.isdisjoint(extensions):
         scope["extensions"] = {

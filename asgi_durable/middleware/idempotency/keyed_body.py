@@ -1,4 +1,4 @@
-"""The body of a keyed request: read before the app is called, or handed to it as it arrives."""
+"""The body of a keyed request: read before the app is called, or passed on as it arrives."""
 
 from __future__ import annotations
 
@@ -31,18 +31,18 @@ __all__ = ["KeyedBody"]
 
 
 class KeyedBody:
-    """Reads the body of a keyed request, and makes the request's fingerprint.
+    """Reads the body of a keyed request, and computes the request's fingerprint.
 
     Args:
-        connection: Where the request came from.
+        connection: The request's.
         policy: The request's.
-        keyed: Makes fingerprints keyed ones.
+        keyed: Computes fingerprints with the encryption key, if there is one.
 
     Attributes:
-        connection: The same; it says whether ``receive`` gives the body once more.
-        content: The whole body, or what it is read from.
-        fingerprint_like: Makes the fingerprint in the version of a stored one.
-        other_fingerprints: Returns all that the fingerprint may have been recorded as.
+        connection: The request's; its ``ahead`` is set if ``receive`` returns the body again.
+        content: The whole body, or the object that returns its chunks.
+        fingerprint_like: Computes the fingerprint in the version of a stored one.
+        other_fingerprints: Returns the fingerprints that other versions may have stored.
     """
 
     def __init__(
@@ -62,10 +62,13 @@ class KeyedBody:
         self.other_fingerprints = self._compared.all_fingerprints
 
     async def read(self) -> str:
-        """Read the body, or its start, and return the fingerprint, or what stands for it.
+        """Read the body, and return the request's fingerprint.
+
+        Only the start of a long body is read. Its fingerprint is not known yet, and a
+        placeholder is returned.
 
         Raises:
-            ClientDisconnectedError: The client went away before its request was complete.
+            ClientDisconnectedError: The client disconnected before its request was complete.
             DurableError: The body is too long.
         """
         scope, policy, receive = self.connection.scope, self._policy, self.connection.receive
@@ -75,7 +78,7 @@ class KeyedBody:
             start, is_whole = await read_start(scope, read, policy.max_request_body)
         except (ClientDisconnectedError, DurableError):
             raise
-        except Exception as error:  # of a middleware around this one
+        except Exception as error:  # raised by a middleware around this one
             self.content = RefusedBody(error)
             return PENDING_FINGERPRINT + new_id()
         self.content = start
@@ -93,15 +96,19 @@ class KeyedBody:
     async def read_whole(self, wanted: FingerprintWanted, spool: SpoolSpace) -> str:
         """Read a long body to its end, and return its fingerprint.
 
-        Where the request is not finished the body may be needed, to go on with it: only the
-        next claim tells. So it is kept, but not in memory.
+        If the request that has the key is not finished, the next claim may resume it with this
+        body. So the body is stored on the disk.
+
+        Args:
+            wanted: The request that has the key.
+            spool: The space on the disk.
 
         Raises:
             ClientDisconnectedError: The client disconnected. A truncated body never passes for a
                 whole one.
-            DurableError: There is no room for it, or the encryption key is missing here that the
-                other request's fingerprint was made with.
-            Exception: A middleware has refused it.
+            DurableError: The disk has no space for the body, or this process lacks the encryption
+                key of the other request's fingerprint.
+            Exception: A middleware refused the body.
         """
         body = self.content
         if isinstance(body, RefusedBody):
@@ -110,7 +117,8 @@ class KeyedBody:
             msg = "a body that is whole has a fingerprint"
             raise TypeError(msg)
         if self._source is not None:
-            # Who limits it on its way waits for the route to say how long it may be.
+            # Past the middlewares between: one that limits bodies may not know the route's limit
+            # yet.
             body.read_from(self._source.receive)
         body.hash_with(self._compared.hashing(wanted.workflow.fingerprint))
         if wanted.workflow.is_final:
@@ -124,15 +132,15 @@ class KeyedBody:
         return body.fingerprint
 
     def give_again(self) -> None:
-        """Get ready for another try: the next one has the body from memory.
+        """Prepare for another attempt, which gets the body from memory.
 
-        Whoever counts bytes on their way has counted these.
+        It does not pass the middlewares between again: one that counts bytes has counted these.
         """
         if self._source is not None:
             self._source.forget()
             self.connection = replace(self.connection, ahead=None)
 
     def close(self) -> None:
-        """Let go of what is kept of the body."""
+        """Release the storage of the body."""
         if not isinstance(self.content, bytes):
             self.content.close()

@@ -1,42 +1,43 @@
-"""A request with a key, from its claim to its answer."""
+"""A request with a key, from its claim to its response."""
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import time
 from dataclasses import replace
 
 from asgi_durable.context import current_request
-from asgi_durable.engine.requests.claim_results import Refused
+from asgi_durable.engine.requests.claim_results import Refused, whole_seconds_until
 from asgi_durable.engine.requests.claims import (
     Answered,
+    Cancelled,
     Claimed,
+    Expired,
     FingerprintWanted,
     Followed,
     InProgress,
     KeyReused,
     Request,
     Requests,
+    RetryLater,
 )
 from asgi_durable.engine.requests.request_ids import former_workflow_id
 from asgi_durable.engine.runs.suspension import asleep_until_us
 from asgi_durable.errors import DurableError, EncryptionKeyMissingError, StorageError
 from asgi_durable.ids import new_id
-from asgi_durable.middleware.asgi import ASGIApp, Headers, header_values, request_name
+from asgi_durable.middleware.asgi import ASGIApp, Headers, request_name
 from asgi_durable.middleware.connection import Connection
-from asgi_durable.middleware.idempotency.attempt import RequestAttempt, Waited
+from asgi_durable.middleware.idempotency.attempt import AttemptOutcome, Client, RequestAttempt
 from asgi_durable.middleware.idempotency.keyed_body import KeyedBody
-from asgi_durable.middleware.idempotency.prefer import preferences
-from asgi_durable.middleware.idempotency.refusal_errors import refusal_error
 from asgi_durable.middleware.idempotency.server_recovery import encode_request
-from asgi_durable.middleware.idempotency.status_pages import StatusPages, send_accepted
+from asgi_durable.middleware.idempotency.status_pages import StatusPages, accepted_response
+from asgi_durable.middleware.idempotency.waiting import wait_times
 from asgi_durable.middleware.policies.policy import IdempotencyPolicy
 from asgi_durable.middleware.problem_context import ProblemContext, current_problem_context
 from asgi_durable.middleware.problem_details import send_problem
 from asgi_durable.middleware.request_bodies.body_source import lift_limit
-from asgi_durable.middleware.request_bodies.replayed_body import (
-    ReplayedBody,
-)
+from asgi_durable.middleware.request_bodies.replayed_body import ReplayedBody
 from asgi_durable.middleware.responses.headers import IGNORED, marking
 from asgi_durable.middleware.responses.replay import (
     StoredResponse,
@@ -44,12 +45,15 @@ from asgi_durable.middleware.responses.replay import (
     send_stream,
 )
 from asgi_durable.middleware.responses.session_changes import restore_session
-from asgi_durable.request_errors import RequestInProgressError, ResponseDamagedError
-from asgi_durable.storage.records import (
-    ResponseRecord,
-    WorkflowRecord,
-    is_pending,
+from asgi_durable.request_errors import (
+    KeyExpiredError,
+    KeyReusedError,
+    RequestCancelledError,
+    RequestInProgressError,
+    ResponseDamagedError,
+    RetryLaterError,
 )
+from asgi_durable.storage.records import ResponseRecord, WorkflowRecord, is_pending
 
 __all__ = ["KeyedRequest"]
 
@@ -57,14 +61,14 @@ logger = logging.getLogger(__name__)
 
 
 class KeyedRequest:
-    """Claims a request, and answers it: by the app, from the log, or that it has to wait.
+    """Claims a request and responds to it: by the app, from its stored response, or by a refusal.
 
     Args:
-        app: What answers.
-        requests: The workflows that are requests.
+        app: The ASGI app.
+        requests: Claims requests.
         policy: The request's.
-        pages: Where the status of requests is served, if it is.
-        connection: Where it came from.
+        pages: The status pages of requests, if there are any.
+        connection: The request's.
     """
 
     def __init__(
@@ -81,61 +85,71 @@ class KeyedRequest:
         self._pages = pages
         self._connection = connection
         self._scope, self._send = connection.scope, connection.send
-        self._wanted = preferences(connection.scope)
-        # The key as it was sent, and with it all that is put on each answer.
-        self._echo: Headers = []
-        self._response_headers: Headers = []
+        self._client = Client(connection.send)
+        self._times = wait_times(connection.scope, policy, has_pages=pages is not None)
+        # The header with the key, as it was sent.
+        self._key_header: Headers = []
         self._location: Headers = []
-        self._about = ProblemContext()
+        self._problem_context = ProblemContext()
         self._principal = b""
         self._former_id: str | None = None
         self._body = KeyedBody(connection, policy, requests.fingerprints)
         self._waited_seconds = 0.0
-        self._lost_at: float | None = None
+        self._taken_over_at: float | None = None
 
     async def serve(self, key: bytes) -> None:
         """Serve the request.
 
         Raises:
-            ClientDisconnectedError: The client went away before its request was complete.
-            Exception: What the app raised.
+            ClientDisconnectedError: The client disconnected before its request was complete.
+            Exception: The app raised it.
         """
-        # The app's own task, and what it calls, inherit it.
-        token = current_problem_context.set(self._about)
+        # The app's task, and everything that it calls, inherit this context.
+        token = current_problem_context.set(self._problem_context)
+        # If the app is called again, it gets the scope without its changes.
+        scope_before = dict(self._scope)
         try:
-            await self._serve(key)
+            request = await self._prepare(key)
+            while request is not None and not await self._claim(request):
+                # Another executor took the request over. The next claim finds it finished or free.
+                self._taken_over_at = self._taken_over_at or time.monotonic()
+                self._body.give_again()
+                self._scope.clear()
+                self._scope.update(scope_before)
+        except asyncio.CancelledError:
+            # The server gave the connection up. The work continues without its client.
+            self._client.is_detached = True
+            raise
         finally:
             current_problem_context.reset(token)
 
-    async def _serve(self, key: bytes) -> None:
-        name = self._policy.header
-        if name is not None:
-            self._echo = [(name, header_values(self._scope["headers"], name)[0])]
-            self._response_headers = [*self._echo]
-        self._about.members["idempotency_key"] = key.decode("ascii")
-        # Of the app's changes to it none may be left where it is called again.
-        scope_before = dict(self._scope)
+    async def _prepare(self, key: bytes) -> Request | None:
+        """Return the request as the engine claims it; ``None`` if it has its response already."""
+        header = self._policy.header
+        if header is not None:
+            lines = self._scope["headers"]
+            self._key_header = [(header, value) for name, value in lines if name.lower() == header]
+            self._client.response_headers = [*self._key_header]
+        self._problem_context.members["idempotency_key"] = key.decode("ascii")
         try:
             workflow_id = self._identify(key)
             fingerprint = await self._body.read()
         except DurableError as error:
             await self._refuse(error)
-            return
+            return None
+        former = self._former_id
         try:
-            workflow_id = await self._known_id(workflow_id)
+            # The key may be taken by a request whose id is of the former kind.
+            if former is not None and await self._requests.is_known(former):
+                workflow_id = former
+                self._add_headers(former)
         except StorageError as error:
             await self._do_without_storage(error)
-            return
-        request = self._request(workflow_id, fingerprint)
-        while not await self._try(request):
-            # What the other one made of it, or what is left to be done: the claim tells.
-            self._lost_at = self._lost_at or time.monotonic()
-            self._body.give_again()
-            self._scope.clear()
-            self._scope.update(scope_before)
+            return None
+        return self._request(workflow_id, fingerprint)
 
     def _identify(self, key: bytes) -> str:
-        """Return the id of the request's workflow, and take note of what answers say of it."""
+        """Return the id of the request's workflow, and add it to the headers of responses."""
         scope, policy = self._scope, self._policy
         sender = policy.senders.sender_of(scope, self._connection.api_keys)
         self._principal = sender.principal
@@ -148,35 +162,26 @@ class KeyedRequest:
             former = policy.senders.former_principal(scope, sender)
             self._former_id = former_workflow_id(former, *parts) if former is not None else None
         workflow_id = ids.workflow_id(sender.scope, *parts)
-        self._mark(workflow_id)
+        self._add_headers(workflow_id)
         return workflow_id
 
-    def _mark(self, workflow_id: str) -> None:
-        self._response_headers = [*self._echo, (b"durable-id", workflow_id.encode("ascii"))]
+    def _add_headers(self, workflow_id: str) -> None:
+        self._client.response_headers = [
+            *self._key_header,
+            (b"durable-id", workflow_id.encode("ascii")),
+        ]
         if self._pages is not None:
-            # Now: a router that the app consists of changes the scope's path.
+            # Before the app is called: if the app is a router, it changes the scope's path.
             location = self._pages.location(self._scope, workflow_id)
             self._location = [location]
-            self._about.members["instance"] = location[1].decode("ascii")
-
-    async def _known_id(self, workflow_id: str) -> str:
-        """Return the id of the request's workflow; a former one if the key was claimed under it.
-
-        Raises:
-            StorageError: It is not known under which.
-        """
-        former = self._former_id
-        if former is None or not await self._requests.is_known(former):
-            return workflow_id
-        self._mark(former)
-        return former
+            self._problem_context.members["instance"] = location[1].decode("ascii")
 
     def _request(self, workflow_id: str, fingerprint: str) -> Request:
         scope, policy = self._scope, self._policy
         context = current_request.get()
         body = self._body.content
         data = None
-        # A body that is not kept can only be sent again by its client.
+        # A body that is not in memory is not stored: only its client can send it again.
         if policy.recover == "server" and isinstance(body, bytes):
             data = encode_request(scope, body, self._principal)
         return Request(
@@ -192,115 +197,111 @@ class KeyedRequest:
             other_fingerprints=self._body.other_fingerprints,
         )
 
-    async def _try(self, request: Request) -> bool:
-        """Answer the request; return False if it was taken over meanwhile and is to be claimed."""
-        body = self._body
+    async def _claim(self, request: Request) -> bool:
+        """Claim the request and respond; return False if another executor took it over."""
         attempt = RequestAttempt(
-            self._app, self._policy, body.connection, body.content, self._response_headers
+            self._app,
+            self._policy,
+            self._body.connection,
+            self._body.content,
+            self._client,
         )
+        wait_seconds = self._times.duplicate - self._waited_seconds
+        if self._times.accepted_after is not None:
+            wait_seconds = min(wait_seconds, self._times.accepted_after)
         began_at = time.monotonic()
         try:
-            with attempt.noticing_cancellation():
-                claim = await self._requests.claim(
-                    request,
-                    attempt.handle,
-                    wait_seconds=self._twins_wait(),
-                    storage_retry_seconds=self._policy.max_wait,
-                )
+            claim = await self._requests.claim(
+                request,
+                attempt.handle,
+                wait_seconds=wait_seconds,
+                storage_retry_seconds=self._policy.max_wait,
+            )
         except StorageError as error:
             await self._do_without_storage(error)
             return True
         except DurableError as error:
             await self._refuse(error)
             return True
-        if isinstance(claim, FingerprintWanted):
-            self._waited_seconds = time.monotonic() - began_at
-            return await self._try_compared(request, claim)
-        if not isinstance(claim, Claimed):
-            if not (isinstance(claim, KeyReused) and await self._redirects_again(request)):
-                await self._answer(claim, request.workflow_id)
-            return True
-        with attempt.noticing_cancellation():
-            return await self._wait_for_answer(claim, attempt)
+        match claim:
+            case Claimed():
+                return await self._wait_for_app(claim, attempt)
+            case FingerprintWanted():
+                self._waited_seconds = time.monotonic() - began_at
+                return await self._claim_with_whole_body(request, claim)
+            case _:
+                await self._respond(claim, request)
+                return True
 
-    async def _try_compared(self, request: Request, wanted: FingerprintWanted) -> bool:
-        """Go on with a request once all of its body is read; see :meth:`_try`."""
+    async def _claim_with_whole_body(self, request: Request, wanted: FingerprintWanted) -> bool:
+        """Read all of the body, which the comparison with another request needs, and claim."""
         try:
             fingerprint = await self._body.read_whole(wanted, self._requests.spool)
         except DurableError as error:
             await self._refuse(error)
             return True
-        return await self._try(replace(request, fingerprint=fingerprint))
+        return await self._claim(replace(request, fingerprint=fingerprint))
 
-    def _twins_wait(self) -> float:
-        seconds = self._wanted.wait_at_most(self._policy.duplicates_wait) - self._waited_seconds
-        accepted_after = self._accepted_after()
-        return seconds if accepted_after is None else min(seconds, accepted_after)
-
-    def _accepted_after(self) -> float | None:
-        """Return after how many seconds the client is told where to look, ``None`` for never."""
-        # A single transaction may be gone with its process: nothing is accepted before it is done.
-        if self._pages is None or self._policy.single_transaction:
-            return None
-        if self._wanted.respond_async:
-            return self._wanted.wait_at_most(self._policy.max_wait)
-        return self._policy.async_after
-
-    async def _wait_for_answer(self, claim: Claimed, attempt: RequestAttempt) -> bool:
-        """Wait for the app, unless the client is rather to be told where to look."""
-        seconds = self._accepted_after()
-        if seconds is not None and not await attempt.is_answered_within(claim, seconds):
-            await self._accept(claim.run.workflow_id, asleep_until_us(claim.run))
+    async def _wait_for_app(self, claim: Claimed, attempt: RequestAttempt) -> bool:
+        """Wait for the app's response, or send 202 if it takes too long; see :meth:`_claim`."""
+        times, run = self._times, claim.run
+        seconds = times.accepted_after
+        if seconds is not None and not await attempt.responds_within(claim, seconds):
+            await self._accept(run.workflow_id, asleep_until_us(run))
             return True
         is_late = (
-            self._lost_at is not None and time.monotonic() > self._lost_at + self._policy.max_wait
+            self._taken_over_at is not None
+            and time.monotonic() > self._taken_over_at + self._policy.max_wait
         )
-        # The pieces of a long body are given once.
-        may_leave = not is_late and isinstance(self._body.content, bytes)
-        waited = await attempt.wait(claim, may_leave=may_leave, longest_sleep=self._longest_sleep())
-        if waited is Waited.SUSPENDED:
-            await self._accept(claim.run.workflow_id, asleep_until_us(claim.run))
-        return waited is not Waited.ELSEWHERE
+        # The chunks of a long body are returned once only.
+        is_in_memory = isinstance(self._body.content, bytes)
+        outcome = await attempt.wait(
+            claim,
+            may_leave=is_in_memory and not is_late,
+            longest_sleep=times.longest_sleep if is_in_memory else None,
+        )
+        if outcome is AttemptOutcome.SUSPENDED:
+            await self._accept(run.workflow_id, asleep_until_us(run))
+        return outcome is not AttemptOutcome.OWNED_ELSEWHERE
 
-    def _longest_sleep(self) -> float | None:
-        """Return how many seconds of sleep the client waits for, ``None`` for any number."""
-        if self._pages is None or not isinstance(self._body.content, bytes):
-            return None
-        return self._wanted.wait_at_most(self._policy.max_wait)
-
-    async def _answer(self, claim: Refused | Followed | Answered, workflow_id: str) -> None:
-        """Answer for a request that is not carried out here and now."""
+    async def _respond(self, claim: Refused | Followed | Answered, request: Request) -> None:
+        """Respond to a request that the app is not called for."""
+        if isinstance(claim, KeyReused) and await self._replay_redirect(request):
+            return
         self._body.close()
-        await self._begin_answer()
-        logger.debug("Request %s: asked for again, %s", workflow_id, type(claim).__name__)
+        await lift_limit(self._scope, self._connection.receive, self._send)
+        logger.debug("Request %s: asked for again, %s", request.workflow_id, type(claim).__name__)
         match claim:
             case Answered() if claim.response.stream_end is None:
-                self._about.members["run"] = claim.workflow.attempts
+                self._problem_context.members["run"] = claim.workflow.attempts
                 await self._replay(claim.response)
             case Answered():
                 await self._send_stream(claim.workflow, claim.response)
             case Followed():
                 await self._send_stream(claim.workflow, None)
             case InProgress() if self._may_accept(claim):
-                await self._accept(workflow_id, claim.sleeps_until_us)
+                await self._accept(request.workflow_id, claim.sleeps_until_us)
             case _:
                 if isinstance(claim, InProgress):
-                    self._about.members["run"] = claim.workflow.attempts
-                    self._response_headers += self._location
-                await self._refuse(refusal_error(claim))
+                    self._problem_context.members["run"] = claim.workflow.attempts
+                    self._client.response_headers += self._location
+                await self._refuse(_refusal_error(claim))
 
     async def _replay(self, response: ResponseRecord) -> None:
         try:
             response = self._requests.opened(response)
             restore_session(self._scope, response.headers)
             await send_stored_response(
-                self._send, response, self._response_headers, policy=self._policy
+                self._send, response, self._client.response_headers, policy=self._policy
             )
         except (EncryptionKeyMissingError, ResponseDamagedError) as error:
             await self._refuse(error)
 
-    async def _redirects_again(self, request: Request) -> bool:
-        """Redirect a request whose key is taken by the one that it was redirected to."""
+    async def _replay_redirect(self, request: Request) -> bool:
+        """Redirect a request again; return False if it was not redirected before.
+
+        The request at the redirect's target has taken its key.
+        """
         try:
             redirect = await self._requests.redirect_of(request)
         except StorageError as error:
@@ -309,44 +310,40 @@ class KeyedRequest:
         if redirect is None:
             return False
         self._body.close()
-        await self._begin_answer()
+        await lift_limit(self._scope, self._connection.receive, self._send)
         await self._replay(redirect)
         return True
 
     async def _send_stream(self, workflow: WorkflowRecord, response: ResponseRecord | None) -> None:
-        answer = StoredResponse(workflow.workflow_id, workflow.created_at_us, response)
-        streams = self._requests.streams
+        stored = StoredResponse(workflow.workflow_id, workflow.created_at_us, response)
         try:
             is_sent = await send_stream(
-                self._body.connection, streams, answer, self._response_headers
+                self._body.connection, self._requests.streams, stored, self._client.response_headers
             )
         except (EncryptionKeyMissingError, ResponseDamagedError, StorageError) as error:
             await self._refuse(error)
             return
         if not is_sent:
-            # It was given up or forgotten a moment ago.
-            await self._refuse(RequestInProgressError("the answer has just changed; try again"))
+            # The stream was given up or deleted a moment ago.
+            await self._refuse(RequestInProgressError("the response has just changed; try again"))
 
-    def _may_accept(self, twin: InProgress) -> bool:
-        # Of one without a fingerprint nobody knows whether it is the same request.
-        if self._pages is None or is_pending(twin.workflow.fingerprint):
+    def _may_accept(self, running: InProgress) -> bool:
+        # Without its fingerprint it may be another request.
+        if self._pages is None or is_pending(running.workflow.fingerprint):
             return False
-        return self._accepted_after() is not None or twin.sleeps_until_us is not None
+        return self._times.accepted_after is not None or running.sleeps_until_us is not None
 
     async def _accept(self, workflow_id: str, sleeps_until_us: int | None) -> None:
-        headers = [*self._response_headers, *self._location]
-        if self._wanted.respond_async:
+        headers = [*self._client.response_headers, *self._location]
+        if self._times.respond_async:
             headers.append((b"preference-applied", b"respond-async"))
-        await send_accepted(self._send, workflow_id, headers, sleeps_until_us=sleeps_until_us)
-
-    async def _begin_answer(self) -> None:
-        """Get ready for an answer that the app is not asked for."""
-        await lift_limit(self._scope, self._connection.receive, self._send)
+        response = accepted_response(workflow_id, headers, sleeps_until_us=sleeps_until_us)
+        await response(self._scope, self._connection.receive, self._send)
 
     async def _refuse(self, error: DurableError) -> None:
         self._body.close()
-        await self._begin_answer()
-        headers = [*self._response_headers, *self._policy.links]
+        await lift_limit(self._scope, self._connection.receive, self._send)
+        headers = [*self._client.response_headers, *self._policy.links]
         await send_problem(self._send, self._policy.with_own_status(error), headers=headers)
 
     async def _do_without_storage(self, error: StorageError) -> None:
@@ -356,7 +353,7 @@ class KeyedRequest:
             await self._refuse(error)
 
     async def _serve_without_protection(self) -> None:
-        send = marking(self._send, [*self._response_headers, IGNORED])
+        send = marking(self._send, [*self._client.response_headers, IGNORED])
         body, connection = self._body.content, self._body.connection
         replayed = ReplayedBody(body, connection.receive, ahead=connection.ahead)
         replayed.may_report_disconnect.set()
@@ -365,3 +362,25 @@ class KeyedRequest:
         finally:
             if replayed.chunks is not None:
                 replayed.chunks.close()
+
+
+def _refusal_error(refused: Refused) -> DurableError:
+    """Return the error that a client gets if its request is not claimed."""
+    match refused:
+        case InProgress():
+            message = "the first request with this key is still running; try again later"
+            error = RequestInProgressError(message)
+            error.retry_after_seconds = whole_seconds_until(refused.sleeps_until_us or 0)
+            return error
+        case KeyReused():
+            message = "this key was used for a request with another method, path or body"
+            return KeyReusedError(message)
+        case Cancelled():
+            message = "the request with this key was cancelled; do not send it again"
+            return RequestCancelledError(message)
+        case RetryLater():
+            message = "the request failed, and it is too soon to try it again"
+            return RetryLaterError(message, refused.seconds)
+        case Expired():
+            message = "the request with this key was carried out; its response has expired"
+            return KeyExpiredError(message)

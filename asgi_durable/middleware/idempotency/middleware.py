@@ -1,8 +1,9 @@
-"""Requests with an ``Idempotency-Key``: one execution, one answer, resumed by any retry.
+"""Requests with an ``Idempotency-Key``: one execution, one response, resumed by any retry.
 
-A request with a key is a workflow. Its id is made of the key and of whose key it is; its
-outcome is the answer. A retry finds it finished and is answered the same, or running and is
-asked to come back, or interrupted and goes on after what is recorded.
+A request with a key is a workflow. The workflow's id is computed from the key and its sender, and
+its outcome is the response. A retry gets the stored response if the request is finished, a request
+to come back later if it is running, and resumes it behind its last recorded step if it was
+interrupted.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from asgi_durable.engine.requests.request_servers import RequestServers
 from asgi_durable.errors import DurableError
 from asgi_durable.middleware.asgi import ASGIApp, Receive, Scope, Send, make_rereadable
 from asgi_durable.middleware.connection import Connection
-from asgi_durable.middleware.idempotency.key_finding import FoundKey, find_key, may_have_key
+from asgi_durable.middleware.idempotency.key_finding import FoundKey, find_key
 from asgi_durable.middleware.idempotency.keyed_request import KeyedRequest
 from asgi_durable.middleware.idempotency.server_recovery import ServingApp
 from asgi_durable.middleware.idempotency.status_pages import StatusPages
@@ -42,15 +43,15 @@ __all__ = ["IdempotencyMiddleware"]
 
 
 class RequestSource(Protocol):
-    """Claims requests; an :class:`~asgi_durable.engine.engine.Engine`."""
+    """The part of :class:`~asgi_durable.engine.engine.Engine` that the middleware needs."""
 
     @property
     def requests(self) -> Requests:
-        """Workflows that are requests."""
+        """Claims requests, and knows their progress."""
 
     @property
     def request_servers(self) -> RequestServers:
-        """Who in this process can serve requests without their clients."""
+        """The apps of this process that can serve a request without its client."""
 
 
 class IdempotencyMiddleware:
@@ -58,18 +59,18 @@ class IdempotencyMiddleware:
 
     Args:
         app: The ASGI app to wrap.
-        engine: What keeps the requests.
-        policy: Which requests are covered, and within which limits. The pages of a request's
-            status are where this one has them, for its principals, whatever a route's says.
-        routes: Other policies by route, ``"POST /orders/{order_id}"`` say, or
-            ``"/hooks/{rest:path}"``; the first that fits counts. ``None`` for a route that keys
-            have no effect on.
-        find_policy: Returns the policy of the handler that a scope leads to, where no route
-            fits; ``None`` for the one above. An adapter gives a ``RouterView`` instead, which
-            knows more of that handler.
+        engine: The engine that claims the requests.
+        policy: The policy of requests without another one. It alone says where the status pages
+            are and who may see them, whatever the policies of routes say.
+        routes: Other policies by route, for example ``"POST /orders/{order_id}"`` or
+            ``"/hooks/{rest:path}"``; the first route that fits counts. ``None`` for a route on
+            which keys have no effect.
+        find_policy: Returns the policy of the handler that a scope leads to, if no route fits;
+            ``None`` for the policy above. Adapters pass a ``RouterView`` instead, which knows
+            more about that handler.
 
     Raises:
-        DurableUsageError: A route cannot be read, or has not the parameter that is the key.
+        DurableUsageError: A route is malformed, or lacks the parameter that is the key.
     """
 
     def __init__(
@@ -101,40 +102,31 @@ class IdempotencyMiddleware:
             with without_outer_context():
                 await self(scope, receive, send)
             return
-        # A stack inside another one, as of a mounted application, leaves the request to it.
-        if scope["type"] != "http" or is_claimed_by(self.engine, scope):
-            await self._pass(scope, receive, send)
-            return
-        make_rereadable(scope)
-        if scope["method"] in self._policies.methods and not self._is_cancellation(scope):
-            try:
-                policy = self._policies.find(scope)
-            except DurableError as error:
-                await send_problem(send, error)
-                return
-            if policy is None or not (policy.required or may_have_key(scope, policy)):
-                await self.app(scope, receive, send)
-            else:
-                await self._serve_covered(scope, receive, send, policy)
-        elif self._pages is None or (page := self._pages.find(scope)) is None:
-            await self.app(scope, receive, send)
-        else:
-            try:
-                connection = Connection(scope, receive, send)
-                await self._pages.serve(connection, page, self.policy.senders, self.engine.requests)
-            except DurableError as error:
-                await send_problem(send, error)
-
-    def _is_cancellation(self, scope: Scope) -> bool:
-        """Tell whether a request is for a page, where keys have an effect on its method too."""
-        method: str = scope["method"]
-        return method == "DELETE" and self._pages is not None and bool(self._pages.find(scope))
-
-    async def _pass(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
             await self._serving.live(scope, receive, send, self.engine.request_servers)
-        else:
+            return
+        # A stack inside another one, for example of a mounted application, does nothing.
+        if scope["type"] != "http" or is_claimed_by(self.engine, scope):
             await self.app(scope, receive, send)
+            return
+        make_rereadable(scope)
+        method, pages = scope["method"], self._pages
+        if pages is not None and method in pages.methods and (page := pages.find(scope)):
+            try:
+                connection = Connection(scope, receive, send)
+                await pages.serve(connection, page, self.policy.senders, self.engine.requests)
+            except DurableError as error:
+                await send_problem(send, error)
+            return
+        try:
+            policy = self._policies.find(scope) if method in self._policies.methods else None
+        except DurableError as error:
+            await send_problem(send, error)
+            return
+        if policy is None or not (policy.required or _may_have_key(scope, policy)):
+            await self.app(scope, receive, send)
+        else:
+            await self._serve_covered(scope, receive, send, policy)
 
     async def _serve_covered(
         self, scope: Scope, receive: Receive, send: Send, policy: IdempotencyPolicy
@@ -148,19 +140,19 @@ class IdempotencyMiddleware:
         except DurableError as error:
             await send_problem(send, policy.with_own_status(error), headers=policy.links)
             return
-        except Exception as error:  # of a middleware around this one, while the body is read
+        except Exception as error:  # raised around this one, while the body is read
             found = FoundKey(None, RefusedBody(error).receive, is_unknown=True)
         receive = found.receive
         if found.key is None or requests is None:
-            # Not silently where it may have had a key.
+            # The response says that a key may have been ignored.
             marked = marking(send, [IGNORED]) if found.is_unknown else send
             await self.app(scope, receive, marked)
             return
         if policy.recover == "server" and not self._serving.is_started:
-            # No process could call the app that has not seen its lifespan.
+            # The server only resumes requests with an app whose lifespan it has seen.
             policy = replace(policy, recover="client")
         if self._api_keys is None:
-            # Now: routes may be added up to the first request.
+            # At the first request, because routes may be added until then.
             self._api_keys = api_keys_within(self.app, scope.get("app"))
         connection = Connection(
             scope,
@@ -174,3 +166,8 @@ class IdempotencyMiddleware:
             await request.serve(found.key)
         except ClientDisconnectedError:
             await end_without_client(send)
+
+
+def _may_have_key(scope: Scope, policy: IdempotencyPolicy) -> bool:
+    """Tell whether a request may have a key: a key that is in no header has to be searched for."""
+    return policy.header is None or policy.header in [name.lower() for name, _ in scope["headers"]]

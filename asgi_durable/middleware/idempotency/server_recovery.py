@@ -1,4 +1,4 @@
-"""An app that goes on with requests whose process is gone, without their clients."""
+"""Resumes stored requests without their clients, after a crash of the process that had them."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from asgi_durable.middleware.asgi import (
     request_name,
 )
 from asgi_durable.middleware.connection import Connection
-from asgi_durable.middleware.idempotency.attempt import RequestAttempt
+from asgi_durable.middleware.idempotency.attempt import Client, RequestAttempt
 from asgi_durable.middleware.policies.policy_routes import PolicyRoutes
 
 __all__ = ["ResumedRequest", "ServingApp", "encode_request"]
@@ -29,24 +29,24 @@ __all__ = ["ResumedRequest", "ServingApp", "encode_request"]
 logger = logging.getLogger(__name__)
 
 SCOPE_KEY = "asgi_durable"
-# Who sent it, and what only concerned the connection that it came on.
-_NOT_KEPT = HOP_BY_HOP | {b"authorization", b"cookie"}
-# Of a scope without it, as test clients make them.
+# Credentials, and headers of the connection, are not stored.
+_NOT_STORED = HOP_BY_HOP | {b"authorization", b"cookie"}
+# Test clients may make scopes without this member.
 _ASGI = {"version": "3.0", "spec_version": "2.0"}
 _TEXTS = ("http_version", "method", "scheme", "path", "root_path")
 _BYTES = ("raw_path", "query_string")
 _ADDRESSES = ("client", "server")
-# What the lifespan's scope has of an app and of what it has opened.
-_OF_APP = ("app", "state")
+# Members of the lifespan's scope that resumed requests get too: the app and its resources.
+_FROM_LIFESPAN = ("app", "state")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ResumedRequest:
-    """What ``scope["asgi_durable"]`` is where a request goes on without its client.
+    """The value of ``scope["asgi_durable"]`` in a request that is resumed without its client.
 
     Attributes:
-        principal: Whose request it is: what the policy's ``principal`` returned, or the identity
-            of the user; ``None`` where it was told by credentials.
+        principal: The sender of the request: the result of the policy's ``principal``, or the
+            identity of the user; ``None`` if credentials identified the sender.
         resumed: True.
     """
 
@@ -55,14 +55,15 @@ class ResumedRequest:
 
 
 class ServingApp:
-    """An app behind the middleware, from its start to its shutdown.
+    """Resumes stored requests with an app, from the app's start to its shutdown.
 
     Args:
         app: The app.
-        policies: Those of its requests.
+        policies: The policies of its requests.
 
     Attributes:
-        is_started: True once its lifespan has begun; what it is sent before is not kept.
+        is_started: True while the app can serve requests without their clients. Requests that
+            arrive before are not stored.
     """
 
     def __init__(self, app: ASGIApp, policies: PolicyRoutes) -> None:
@@ -74,29 +75,29 @@ class ServingApp:
     async def live(
         self, scope: Scope, receive: Receive, send: Send, servers: RequestServers
     ) -> None:
-        """Pass the lifespan on; let the app have requests from its start to its shutdown."""
+        """Pass the lifespan to the app; register the app from its start to its shutdown."""
         sent: list[str] = []
         has_received = False
 
-        async def receive_and_note() -> Message:
+        async def observed_receive() -> Message:
             nonlocal has_received
             message = await receive()
             has_received = True
             return message
 
-        async def send_and_note(message: Message) -> None:
+        async def observed_send(message: Message) -> None:
             sent.append(message["type"])
             if sent[-1] == "lifespan.startup.complete":
                 self._start(scope, servers)
             await send(message)
 
         try:
-            await self._app(scope, receive_and_note, send_and_note)
+            await self._app(scope, observed_receive, observed_send)
         except Exception:
             if sent or has_received:
                 self._end(servers)
             else:
-                # It has no lifespan; who is outside answers for it.
+                # The app has no lifespan: the middleware around this one acknowledges it.
                 self._start(scope, servers)
             raise
         except BaseException:
@@ -112,12 +113,12 @@ class ServingApp:
         servers.remove(self)
 
     def _start(self, scope: Scope, servers: RequestServers) -> None:
-        self._scope = {name: scope[name] for name in _OF_APP if name in scope}
+        self._scope = {name: scope[name] for name in _FROM_LIFESPAN if name in scope}
         self.is_started = True
         servers.add(self)
 
     async def resume(self, data: bytes, begin: BeginRequest) -> None:
-        """Call the app with a request that was kept; see ``RequestServer.resume``."""
+        """Call the app with a stored request; see ``RequestServer.resume``."""
         scope, body = _decode_request(data)
         scope.update(self._scope)
         if "state" in scope:
@@ -127,29 +128,39 @@ class ServingApp:
         if policy is None or policy.recover != "server":
             request = begin(Retention())
             logger.warning(
-                "Request %s (%s) is left to its client: its policy does not let it go on without",
+                "Request %s (%s) is left to its client: its policy has no recover='server'",
                 request.workflow_id,
                 request_name(scope),
             )
             await request.leave_for_retry()
             return
         attempt = RequestAttempt(
-            self._app, policy, Connection(scope, _receive_nothing, _send_nowhere), body, []
+            self._app,
+            policy,
+            Connection(scope, _receive_nothing, _drop),
+            body,
+            Client(_drop, is_detached=True),
         )
-        attempt.has_no_client()
         await attempt.handle(begin(policy.final_retention))
 
 
 def encode_request(scope: Scope, body: bytes, principal: bytes) -> bytes:
-    """Return what is kept of a request, so that it can go on without its client.
+    """Return a request as bytes, so that it can be resumed without its client.
 
-    Neither ``Authorization`` nor ``Cookie`` is, nor any hash of them.
+    Args:
+        scope: The request's.
+        body: The whole body.
+        principal: The request's, as the middleware identified it.
+
+    Returns:
+        ASCII JSON, without ``Authorization``, ``Cookie`` and any hash of them.
     """
     document: dict[str, Any] = {"version": 1, "asgi": scope.get("asgi", _ASGI)}
     document |= {name: scope[name] for name in _TEXTS if name in scope}
     document |= {name: _text(scope[name]) for name in _BYTES if scope.get(name) is not None}
     document |= {name: scope[name] for name in _ADDRESSES if scope.get(name) is not None}
-    document["headers"] = [[_text(name), _text(value)] for name, value in _kept(scope["headers"])]
+    headers = _stored_headers(scope["headers"])
+    document["headers"] = [[_text(name), _text(value)] for name, value in headers]
     document["body"] = base64.b64encode(body).decode("ascii")
     kind, _, name = principal.partition(b":")
     if kind in (b"principal", b"user"):
@@ -170,10 +181,10 @@ def _decode_request(data: bytes) -> tuple[Scope, bytes]:
     return scope, base64.b64decode(document["body"])
 
 
-def _kept(headers: Headers) -> Headers:
+def _stored_headers(headers: Headers) -> Headers:
     lines = [(name.lower(), value) for name, value in headers]
     named = b",".join(value for name, value in lines if name == b"connection")
-    left_out = _NOT_KEPT.union(token.strip().lower() for token in named.split(b","))
+    left_out = _NOT_STORED.union(token.strip().lower() for token in named.split(b","))
     return [(name, value) for name, value in lines if name not in left_out]
 
 
@@ -185,5 +196,5 @@ async def _receive_nothing() -> Message:
     return {"type": "http.disconnect"}
 
 
-async def _send_nowhere(_message: Message) -> None:
-    """Nobody is there to be answered; what is committed is for the retry."""
+async def _drop(_message: Message) -> None:
+    """Drop a message: the client is disconnected, and its retry gets the committed response."""

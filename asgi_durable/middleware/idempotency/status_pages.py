@@ -1,4 +1,4 @@
-"""Where a client looks for a request that takes long: its status, and its answer later."""
+"""Pages with the status of a keyed request, and with its response once it is finished."""
 
 from __future__ import annotations
 
@@ -7,13 +7,17 @@ import re
 from collections.abc import Mapping
 from urllib.parse import quote
 
+from starlette.responses import Response
+from starlette.routing import compile_path
+
 from asgi_durable.engine.requests.claim_results import whole_seconds_until
 from asgi_durable.engine.requests.claims import Progress, Requests
 from asgi_durable.engine.requests.progress import CANCELLED
 from asgi_durable.engine.requests.request_ids import RequestIds, is_former_request_of
 from asgi_durable.errors import DurableError, WorkflowNotFoundError
+from asgi_durable.fast_dataclass import fast_dataclass
 from asgi_durable.ids import REQUEST_ID_PATTERN
-from asgi_durable.middleware.asgi import Headers, Scope, Send, route_path
+from asgi_durable.middleware.asgi import Headers, Scope, route_path
 from asgi_durable.middleware.connection import Connection
 from asgi_durable.middleware.keys.principal import Senders
 from asgi_durable.middleware.problem_details import send_problem
@@ -34,88 +38,111 @@ from asgi_durable.request_errors import (
     RequestInProgressError,
 )
 
-__all__ = ["StatusPages", "send_accepted"]
+__all__ = ["StatusPage", "StatusPages", "accepted_response"]
 
-_READING = frozenset({"GET", "HEAD"})
+_REQUEST_ID = re.compile(REQUEST_ID_PATTERN)
+
+
+@fast_dataclass()
+class StatusPage:
+    """A page of one request.
+
+    Attributes:
+        workflow_id: Id of the request's workflow.
+        is_result: True for the page with its response, False for the page with its status.
+    """
+
+    workflow_id: str
+    is_result: bool
 
 
 class StatusPages:
-    """Serves ``GET prefix/ID`` and ``GET prefix/ID/result``, to whose request it is.
+    """Serves ``GET prefix/ID`` and ``GET prefix/ID/result`` to the sender of the request.
+
+    Not an app of Starlette's routes: those handle errors with the handlers of an application
+    around this one.
 
     Args:
         prefix: A path without a slash at its end.
         may_cancel: True to serve ``DELETE prefix/ID`` as well.
+
+    Attributes:
+        methods: The HTTP methods that pages have.
     """
 
     def __init__(self, prefix: str, *, may_cancel: bool = False) -> None:
         self._prefix = prefix
-        self._may_cancel = may_cancel
-        self._pattern = re.compile(f"{re.escape(prefix)}/({REQUEST_ID_PATTERN})(/result)?")
+        self._status_path = compile_path(f"{prefix}/{{workflow_id}}")[0]
+        self._result_path = compile_path(f"{prefix}/{{workflow_id}}/result")[0]
+        self.methods = frozenset({"GET", "HEAD", "DELETE"} if may_cancel else {"GET", "HEAD"})
 
-    def find(self, scope: Scope) -> tuple[str, bool] | None:
-        """Return whose page a path is, and whether it is that of the result."""
-        method = scope["method"]
-        if method not in _READING and not (method == "DELETE" and self._may_cancel):
-            return None
+    def find(self, scope: Scope) -> StatusPage | None:
+        """Return the page that a request is for, ``None`` if it is for the app."""
         path = route_path(scope)
-        if not path.startswith(self._prefix):
+        if not path.startswith(self._prefix) or scope["method"] not in self.methods:
             return None
-        found = self._pattern.fullmatch(path)
-        if found is None or (method == "DELETE" and found[2] is not None):
+        found = self._status_path.fullmatch(path)
+        is_result = found is None and scope["method"] != "DELETE"
+        if is_result:
+            found = self._result_path.fullmatch(path)
+        if found is None or not _REQUEST_ID.fullmatch(found["workflow_id"]):
             return None
-        return (found[1], found[2] is not None)
+        return StatusPage(found["workflow_id"], is_result)
 
     def location(self, scope: Scope, workflow_id: str) -> tuple[bytes, bytes]:
-        """Return the header that says where a request's status is."""
+        """Return the ``Location`` header with the URL of a request's status."""
         mounted_at = quote(scope.get("root_path", "").rstrip("/"))
         return (b"location", f"{mounted_at}{self._prefix}/{workflow_id}".encode("ascii"))
 
     async def serve(
-        self,
-        connection: Connection,
-        page: tuple[str, bool],
-        senders: Senders,
-        requests: Requests,
+        self, connection: Connection, page: StatusPage, senders: Senders, requests: Requests
     ) -> None:
-        """Answer; nobody learns of another principal's request that there is one.
+        """Send a page. Another sender's request is not found, whether it exists or not.
 
         Raises:
-            PrincipalUnavailableError: It cannot be told who asks.
-            WorkflowNotFoundError: There is no such request of this principal.
-            DurableError: An offset of its stream is malformed, or void.
-            RequestFinishedError: It is to be cancelled, and is finished.
-            ResponseDamagedError: What is recorded of its answer is damaged.
-            EncryptionKeyMissingError: That is encrypted with a key that is not here.
+            PrincipalUnavailableError: The sender of this request cannot be identified.
+            WorkflowNotFoundError: This sender has no such request.
+            DurableError: An offset of the request's stream is malformed, or not valid any more.
+            RequestFinishedError: The request is finished, so it cannot be cancelled.
+            ResponseDamagedError: The recorded response is damaged.
+            EncryptionKeyMissingError: This process lacks the key of the recorded response.
             StorageError: The storage failed.
         """
-        scope, send = connection.scope, connection.send
-        workflow_id, wants_result = page
+        scope, workflow_id = connection.scope, page.workflow_id
         if not _is_request_of(senders, scope, workflow_id, requests.ids):
             raise WorkflowNotFoundError(workflow_id)
         if scope["method"] == "DELETE":
-            await _cancel(send, workflow_id, requests)
-            return
-        progress = await requests.progress(workflow_id)
-        if progress is None:
-            raise WorkflowNotFoundError(workflow_id)
-        location = self.location(scope, workflow_id)
-        answer = StoredResponse(workflow_id, progress.created_at_us, progress.response)
-        if wants_result and await _send_recorded(connection, requests, answer, progress.state):
-            return
-        if progress.response is None:
-            if wants_result:
-                members = {"instance": location[1].decode("ascii"), "run": progress.attempts}
-                error = _no_result(progress)
-                await send_problem(send, error, headers=[location], members=members)
-                return
-            await _send_progress(send, 200, workflow_id, progress, [])
-        elif wants_result:
-            response = requests.opened(progress.response)
-            restore_session(scope, response.headers)
-            await send_stored_response(send, response, _response_headers(answer))
+            response = await _cancel(workflow_id, requests)
         else:
-            result = (location[0], location[1] + b"/result")
-            await _send_progress(send, 303, workflow_id, progress, [result])
+            progress = await requests.progress(workflow_id)
+            if progress is None:
+                raise WorkflowNotFoundError(workflow_id)
+            location = self.location(scope, workflow_id)
+            if page.is_result:
+                await _send_result(connection, requests, workflow_id, progress, location)
+                return
+            response = _status_response(workflow_id, progress, location)
+        await response(scope, connection.receive, connection.send)
+
+
+def accepted_response(
+    workflow_id: str, headers: Headers, *, sleeps_until_us: int | None
+) -> Response:
+    """Return the response 202 to a request that continues without its client.
+
+    Args:
+        workflow_id: Id of the request's workflow.
+        headers: Further headers, for example the URL of the status page.
+        sleeps_until_us: The time until which the request sleeps, if it sleeps; microseconds
+            since 1970, UTC.
+
+    Source:
+        RFC 7240, section 4.1.
+    """
+    state = "RUNNING" if sleeps_until_us is None else "SUSPENDED"
+    content = {"id": workflow_id, "state": state}
+    seconds = whole_seconds_until(sleeps_until_us or 0)
+    return _json_response(202, content, headers, retry_after_seconds=seconds)
 
 
 def _is_request_of(senders: Senders, scope: Scope, workflow_id: str, ids: RequestIds) -> bool:
@@ -126,38 +153,94 @@ def _is_request_of(senders: Senders, scope: Scope, workflow_id: str, ids: Reques
     return former is not None and is_former_request_of(former, workflow_id)
 
 
-async def _send_recorded(
-    connection: Connection, requests: Requests, answer: StoredResponse, state: str
+async def _cancel(workflow_id: str, requests: Requests) -> Response:
+    if not await requests.cancel(workflow_id):
+        msg = "the request is finished; it cannot be cancelled any more"
+        raise RequestFinishedError(msg)
+    return Response(status_code=204)
+
+
+def _status_response(
+    workflow_id: str, progress: Progress, location: tuple[bytes, bytes]
+) -> Response:
+    content = {
+        "id": workflow_id,
+        "state": progress.state,
+        "steps": progress.steps,
+        "attempts": progress.attempts,
+    }
+    if progress.response is not None:
+        name, url = location
+        return _json_response(303, content, [(name, url + b"/result")])
+    seconds = None if progress.state == CANCELLED else progress.retry_after_seconds
+    return _json_response(200, content, [], retry_after_seconds=seconds)
+
+
+def _json_response(
+    status: int,
+    content: Mapping[str, object],
+    headers: Headers,
+    *,
+    retry_after_seconds: int | None = None,
+) -> Response:
+    if retry_after_seconds is not None:
+        content = {**content, "retry_after": retry_after_seconds}
+        headers = [*headers, (b"retry-after", b"%d" % retry_after_seconds)]
+    # `JSONResponse` would write other bytes than these documents always had.
+    response = Response(
+        json.dumps(content),
+        status,
+        headers={"cache-control": "no-store"},
+        media_type="application/json",
+    )
+    response.raw_headers += headers
+    return response
+
+
+async def _send_result(
+    connection: Connection,
+    requests: Requests,
+    workflow_id: str,
+    progress: Progress,
+    location: tuple[bytes, bytes],
+) -> None:
+    scope, send = connection.scope, connection.send
+    stored = StoredResponse(workflow_id, progress.created_at_us, progress.response)
+    if await _send_recorded_stream(connection, requests, stored, progress.state):
+        return
+    if progress.response is None:
+        members = {"instance": location[1].decode("ascii"), "run": progress.attempts}
+        await send_problem(send, _no_result(progress), headers=[location], members=members)
+        return
+    response = requests.opened(progress.response)
+    restore_session(scope, response.headers)
+    await send_stored_response(send, response, _response_headers(stored))
+
+
+async def _send_recorded_stream(
+    connection: Connection, requests: Requests, stored: StoredResponse, state: str
 ) -> bool:
-    """Send a recorded stream, or the part of it that is asked for; return False if there is none.
+    """Send a recorded stream, or the requested part of it; return False if there is none.
 
     Raises:
         DurableError: See ``StatusPages.serve``.
     """
-    if answer.response is not None and not answer.is_whole:
+    if stored.response is not None and not stored.is_whole:
         return False
-    streams, marks = requests.streams, _response_headers(answer)
+    streams, headers = requests.streams, _response_headers(stored)
     if wants_part(connection.scope):
         if state == CANCELLED:
-            # Whoever reads part by part would wait for its end forever.
+            # A client that reads part by part would wait for the end for ever.
             return False
-        if await send_catch_up(connection.scope, connection.send, streams, answer, marks):
+        if await send_catch_up(connection.scope, connection.send, streams, stored, headers):
             return True
-    if answer.response is None and not streams.may_follow(answer.workflow_id):
+    if stored.response is None and not streams.may_follow(stored.workflow_id):
         return False
-    return await send_stream(connection, streams, answer, [*marks, *closed_marks(answer)])
+    return await send_stream(connection, streams, stored, [*headers, *closed_marks(stored)])
 
 
-def _response_headers(answer: StoredResponse) -> Headers:
-    return [(b"durable-id", answer.workflow_id.encode())]
-
-
-async def _cancel(send: Send, workflow_id: str, requests: Requests) -> None:
-    if not await requests.cancel(workflow_id):
-        msg = "the request is finished; it cannot be cancelled any more"
-        raise RequestFinishedError(msg)
-    await send({"type": "http.response.start", "status": 204, "headers": []})
-    await send({"type": "http.response.body", "body": b""})
+def _response_headers(stored: StoredResponse) -> Headers:
+    return [(b"durable-id", stored.workflow_id.encode())]
 
 
 def _no_result(progress: Progress) -> DurableError:
@@ -166,48 +249,3 @@ def _no_result(progress: Progress) -> DurableError:
     error = RequestInProgressError("the request is not finished; try again later")
     error.retry_after_seconds = progress.retry_after_seconds
     return error
-
-
-async def send_accepted(
-    send: Send, workflow_id: str, headers: Headers, *, sleeps_until_us: int | None
-) -> None:
-    """Answer that the request is being carried out, and where to look (RFC 7240, section 4.1)."""
-    state = "RUNNING" if sleeps_until_us is None else "SUSPENDED"
-    content = {"id": workflow_id, "state": state}
-    seconds = whole_seconds_until(sleeps_until_us or 0)
-    await _send_json(send, 202, content, headers, retry_after_seconds=seconds)
-
-
-async def _send_progress(
-    send: Send, status: int, workflow_id: str, progress: Progress, headers: Headers
-) -> None:
-    content: dict[str, object] = {
-        "id": workflow_id,
-        "state": progress.state,
-        "steps": progress.steps,
-        "attempts": progress.attempts,
-    }
-    is_done = progress.response is not None or progress.state == CANCELLED
-    seconds = None if is_done else progress.retry_after_seconds
-    await _send_json(send, status, content, headers, retry_after_seconds=seconds)
-
-
-async def _send_json(
-    send: Send,
-    status: int,
-    content: Mapping[str, object],
-    headers: Headers,
-    *,
-    retry_after_seconds: int | None,
-) -> None:
-    if retry_after_seconds is not None:
-        content = {**content, "retry_after": retry_after_seconds}
-        headers = [*headers, (b"retry-after", b"%d" % retry_after_seconds)]
-    body = json.dumps(content).encode("ascii")
-    own = [
-        (b"content-type", b"application/json"),
-        (b"content-length", b"%d" % len(body)),
-        (b"cache-control", b"no-store"),
-    ]
-    await send({"type": "http.response.start", "status": status, "headers": [*own, *headers]})
-    await send({"type": "http.response.body", "body": body})

@@ -216,6 +216,8 @@ class IdempotencyPolicy:
     status_by_code: Mapping[str, int] = field(init=False, repr=False, compare=False)
     # Finds the sender of a request.
     senders: Senders = field(init=False, repr=False, compare=False)
+    # The time for which a finished request is stored.
+    final_retention: Retention = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         """Check the options, and derive attributes from them."""
@@ -248,6 +250,8 @@ class IdempotencyPolicy:
         if self.max_attempts is not None and not self.max_attempts >= 1:
             msg = f"max_attempts must be at least 1, got {self.max_attempts!r}"
             raise DurableUsageError(msg)
+        tombstone = self.tombstone_retention if self.on_expired == "reject" else 0.0
+        object.__setattr__(self, "final_retention", Retention(self.retention, tombstone))
 
     def _set_senders(self) -> None:
         rules = (self.principal, self.session_cookie, self.anonymous, self.authority, self.vary)
@@ -294,17 +298,6 @@ class IdempotencyPolicy:
         if self.docs_url is None:
             return []
         return [(b"link", f'<{self.docs_url}>; rel="describedby"'.encode("ascii"))]
-
-    @property
-    def final_retention(self) -> Retention:
-        """The time for which a finished request is stored."""
-        tombstone = self.tombstone_retention if self.on_expired == "reject" else 0.0
-        return Retention(self.retention, tombstone)
-
-    @property
-    def duplicates_wait(self) -> float:
-        """Seconds for which a duplicate waits."""
-        return self.max_wait if self.dialect == "default" else 0.0
 
     def with_own_status(self, error: DurableError) -> DurableError:
         """Set the status that this policy gives to an error, and return the error."""

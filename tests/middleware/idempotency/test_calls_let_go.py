@@ -1,4 +1,4 @@
-"""A server's call ends once its client is known to have left; the work continues."""
+"""The server's call of a disconnected client ends, and the work continues without it."""
 
 from __future__ import annotations
 
@@ -61,8 +61,8 @@ class Shop:
     """An application that asks whether its client is there, waits at a gate, and responds.
 
     Attributes:
-        gate: The gate.
-        ended: The calls that it has made behind the gate.
+        gate: Where it waits.
+        ended: The work that it has done after the gate.
     """
 
     def __init__(self, url: str, policy: IdempotencyPolicy | None = None, **options: object):
@@ -80,7 +80,7 @@ class Shop:
 
 
 async def until_gone(request: Request, gate: Gate) -> None:
-    """Ask again and again whether the client is disconnected, until a gate opens."""
+    """Ask again and again whether the client has disconnected, until a gate opens."""
     waiting = asyncio.create_task(gate.wait())
     while not waiting.done():
         assert not await request.is_disconnected()
@@ -209,7 +209,7 @@ async def test_what_the_app_raises_later_is_logged(
         logged = await until(lambda: [r for r in caplog.records if "POST" in r.getMessage()])
 
     assert [(record.levelno, bool(record.exc_info)) for record in logged] == [(logging.ERROR, True)]
-    assert logged[0].getMessage().endswith("(POST /orders) failed; its client has gone")
+    assert logged[0].getMessage().endswith("(POST /orders) failed; its client has disconnected")
 
 
 async def test_what_the_app_has_raised_before_is_raised_to_the_server(
@@ -276,7 +276,7 @@ async def test_the_span_ends_with_the_call(url: str) -> None:
 
 
 class Stream:
-    """A chunked response of Starlette, which listens to its client; it waits between the chunks."""
+    """A streaming response of Starlette's, which listens to its client and waits between chunks."""
 
     def __init__(self, url: str, media_type: str, policy: IdempotencyPolicy) -> None:
         self.durable = Durable(url, idempotency=policy)

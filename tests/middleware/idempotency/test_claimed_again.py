@@ -151,7 +151,7 @@ async def test_a_process_that_cannot_claim_says_so_in_time(url: str, seconds: fl
         retry = await exchange(app, keyed())
 
     assert (refused.status, refused.headers("retry-after")) == (503, ["1"])
-    # Half of the storage's retry timeout, which it was before.
+    # At most half of the storage retry timeout, which it was before.
     assert seconds <= took < 15
     assert (retry.body, len(calls)) == (b"served", 1)
 

@@ -103,7 +103,7 @@ async def test_nothing_is_left_to_be_swept_up(url: str, how: str) -> None:
 
 
 async def is_free(url: str) -> bool:
-    """Tell whether any process may continue the request."""
+    """Tell whether any process may resume the request."""
     return await query(url, "SELECT executor_id FROM asgi_durable_workflows") == [(None,)]
 
 
@@ -168,7 +168,7 @@ async def test_an_answer_that_is_being_committed_is_kept_and_what_follows_it_run
     async def serve(scope, receive, send) -> None:
         exchanged.disconnected.set()
         await answer(send, b"done")
-        # The client's leaving was noticed while the response was being committed.
+        # The disconnect was noticed while the response was being committed.
         after.append("mail")
 
     shop.app = shop.durable.wrap(serve)
@@ -257,7 +257,7 @@ async def test_a_background_task_is_not_cancelled(url: str) -> None:
     assert (exchanged.body, done) == (b"done", ["followed"])
 
 
-# The server's messages
+# The server's log
 
 
 async def test_an_answer_that_nobody_takes_stands_and_nothing_is_wrong(

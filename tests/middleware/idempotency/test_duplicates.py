@@ -1,4 +1,4 @@
-"""The same keyed request, several times at once: the duplicates wait for the first response."""
+"""Duplicates of a running keyed request: they wait for its response."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from support.interruption import Gate
 
 from asgi_durable import Durable
 from asgi_durable.engine.requests import duplicates as counted
-from asgi_durable.middleware.idempotency.prefer import preferences
+from asgi_durable.middleware.idempotency.waiting import preferences
 from asgi_durable.middleware.policies.policy import IdempotencyPolicy
 
 pytestmark = pytest.mark.anyio

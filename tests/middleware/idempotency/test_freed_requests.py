@@ -1,4 +1,4 @@
-"""Keyed requests that are over leave nothing behind that only the collector could free."""
+"""Finished keyed requests leave no objects that only the garbage collector could free."""
 
 from __future__ import annotations
 
@@ -44,6 +44,6 @@ async def test_a_request_that_is_over_is_no_circle(
                 await exchange(wrapped, keyed(f"key-{attempt}-{key}"))
             collected.append(gc.collect())
 
-        # Less than one object of each: the event loop may leave some of its own. Objects of other
-        # parts of the process come once; objects of requests would come each time.
+        # Less than one object for each request: the event loop may have some of its own, and other
+        # work of the process may end just then. Objects of requests would be left each time.
         assert min(collected) < REQUESTS

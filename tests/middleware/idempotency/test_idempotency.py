@@ -361,7 +361,7 @@ async def test_a_request_cut_off_by_a_restart_goes_on_with_its_retry(url: str) -
     result = await cut_off
     assert (result.status, result.headers("retry-after")) == (503, ["1"])
     async with durable:
-        # A request continues only with its client: nobody else has its credentials.
+        # Only its client resumes a request: nobody else has its credentials.
         again = await exchange(wrapped, keyed(), b"{}")
 
     assert (again.status, again.body) == (200, b"ab")

@@ -18,7 +18,7 @@ PROCESSES = 2
 
 @dataclass(frozen=True)
 class Rules:
-    """The rules that keep a request from being done twice, lost or stuck.
+    """Rules that keep a request from being done twice, lost or stuck.
 
     Attributes:
         fence: Only the owner of the row changes it, or its log.
@@ -38,9 +38,9 @@ class Attempt:
     """A process that carries the request out.
 
     Attributes:
-        run: The number of its claim of the row.
-        at: The next action: transaction, effect, record, commit, send.
-        transacted: True if the log had the transaction when it was read, or it was done since.
+        run: Which claim of the row it is.
+        at: The next thing to do: transaction, effect, record, commit, send.
+        transacted: True if the log said so when it was read, or it was done since.
         value: The step's result.
     """
 
@@ -93,7 +93,7 @@ def successors(world: World, rules: Rules) -> Iterator[World]:
 
 
 def served(world: World, process: int, rules: Rules) -> World:
-    """A sending arrives: it gets a response, must come back, or claims the row."""
+    """A sending arrives: it gets a response or a request to come back, or it claims the row."""
     if world.row == "DONE":
         assert world.answer is not None
         return replace(world, shown=world.shown | {world.answer})
@@ -201,7 +201,7 @@ def test_no_rule_can_be_left_out(rules: Rules, problem: str) -> None:
 
 
 def test_a_durable_log_makes_an_answer_safe_before_it_is_committed() -> None:
-    # A response that is shown although its commit failed: the retry has the same one.
+    # A response that is sent although its commit failed: the retry comes to the same one.
     _, found = explore(Rules(committed_first=False))
 
     assert found == set()

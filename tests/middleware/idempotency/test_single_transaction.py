@@ -1,4 +1,4 @@
-"""Requests that are one transaction: claim, rows and response are one commit, or nothing is."""
+"""Requests that are one transaction: claim, rows and response are one commit, or none is."""
 
 from __future__ import annotations
 
@@ -237,7 +237,7 @@ async def test_an_error_of_the_transaction_is_the_handlers_to_answer(
         first, retry = [await exchange(app, keyed(), b"{}") for _ in range(2)]
 
         assert (first.status, first.body) == (retry.status, retry.body) == (409, b"sold out")
-        # Where nothing is committed the next attempt decides, as everywhere.
+        # If nothing is committed, the next attempt decides, as everywhere.
         assert len(calls) == times
         async with storage_of(durable).transaction(None) as transaction:
             # It was rolled back, and can be made.

@@ -1,4 +1,4 @@
-"""Requests that take long: a client gets the address of a status page, and reads it."""
+"""Requests that take long: their clients get the URL of a status page, and look there."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class Press:
     """An application in one process that takes long.
 
     Attributes:
-        fails: True to respond with 500 after the gate.
+        fails: True to respond 500 after the gate.
     """
 
     def __init__(self, url: str, **policy: object) -> None:

@@ -13,7 +13,7 @@ from support.executors import storage_of
 from support.interruption import Gate
 
 from asgi_durable import Durable, DurableUsageError, IdempotencyPolicy, StorageUnavailableError
-from asgi_durable.middleware.idempotency.openapi import problem_descriptions
+from asgi_durable.middleware.policies.openapi import problem_descriptions
 from asgi_durable.middleware.policies.policy import DEFAULT_STATUSES
 from asgi_durable.storage.writes import FinishWorkflow, Outcome, Write
 

@@ -1,4 +1,4 @@
-"""Keyed requests on several processes: any of them continues a request that another one began."""
+"""Keyed requests on several processes: any of them resumes what another one began."""
 
 from __future__ import annotations
 
@@ -142,7 +142,7 @@ async def test_twins_on_all_processes_at_once_run_once(url: str) -> None:
     assert sorted(shops[0].ran + shops[1].ran) == sorted(RAN)
 
 
-# Continuing elsewhere
+# Resuming elsewhere
 
 
 async def killed_at_the_gate(shop: Shop) -> None:
@@ -288,7 +288,7 @@ async def test_a_new_request_on_a_process_that_was_declared_dead_is_not_lost(url
 
 
 class Client:
-    """An object that a framework makes anew for every handler."""
+    """A resource that a framework makes anew for every handler."""
 
 
 def injected_child(

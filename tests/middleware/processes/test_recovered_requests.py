@@ -1,4 +1,4 @@
-"""Requests with ``recover="server"``: they continue without their client."""
+"""Requests with ``recover="server"``: they are resumed without their client."""
 
 from __future__ import annotations
 
