@@ -118,7 +118,7 @@ async def test_twins_that_wait_are_told_once_it_falls_asleep(url: str, framework
 def waits(shop: Shop) -> bool:
     running = shop.durable.engine._running
     assert running is not None
-    return running.requests._twins.total() > 0
+    return running.requests._duplicates.total() > 0
 
 
 async def test_where_nothing_can_be_looked_at_twins_are_to_come_back(

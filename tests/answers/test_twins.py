@@ -72,7 +72,7 @@ async def test_twins_wait_for_the_answer(url: str, framework: str) -> None:
 def waits(shop: Shop) -> bool:
     running = shop.durable.engine._running
     assert running is not None
-    return running.requests._twins.total() > 0
+    return running.requests._duplicates.total() > 0
 
 
 async def test_twins_that_do_not_wait_are_to_come_back(url: str, framework: str) -> None:

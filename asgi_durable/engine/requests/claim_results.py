@@ -1,4 +1,4 @@
-"""What is told instead where a request cannot be claimed, as its key is taken."""
+"""The results of a claim: the request is claimed, or its key is taken."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ __all__ = [
     "KeyReused",
     "Refusal",
     "Refused",
-    "RefusedError",
     "RetryLater",
+    "TakenKey",
     "result_for_running",
     "result_for_taken_key",
     "whole_seconds_until",
@@ -40,8 +40,8 @@ class InProgress:
     """The same request runs already.
 
     Attributes:
-        sleeps_until_us: When it wakes up, if all that it does is to sleep; microseconds since
-            1970, UTC.
+        workflow: The row of the request.
+        sleeps_until_us: When it wakes up, if it only sleeps; microseconds since 1970, UTC.
     """
 
     outcome: ClassVar[str] = "conflict"
@@ -51,7 +51,7 @@ class InProgress:
 
 @dataclass(frozen=True, slots=True)
 class Followed:
-    """The same request runs already, and its answer is recorded as a stream meanwhile."""
+    """The same request runs already, and its response is being recorded as a stream."""
 
     outcome: ClassVar[str] = "waited"
     workflow: WorkflowRecord
@@ -62,7 +62,7 @@ class KeyReused:
     """The key belongs to a request with another fingerprint.
 
     Attributes:
-        fingerprint: The other one.
+        fingerprint: The fingerprint of the other request.
     """
 
     fingerprint: str | None = field(default=None, compare=False)
@@ -89,7 +89,7 @@ class Cancelled:
 
 @dataclass(frozen=True, slots=True)
 class Expired:
-    """The request was finished, and its answer is not given any more."""
+    """The request was finished, and its response has expired."""
 
     outcome: ClassVar[str] = "expired"
     workflow: ClassVar[None] = None
@@ -97,7 +97,7 @@ class Expired:
 
 @dataclass(frozen=True, slots=True)
 class FingerprintWanted:
-    """A request has the key; whether it is the same only this one's fingerprint can tell."""
+    """A request has the key; only the fingerprint of this one can tell whether it is the same."""
 
     outcome: ClassVar[str] = "compared"
     workflow: WorkflowRecord
@@ -105,10 +105,11 @@ class FingerprintWanted:
 
 @dataclass(frozen=True, slots=True)
 class RetryLater:
-    """The request has failed, and waits for a retry that is not made yet.
+    """The request has failed, and its retry comes too early.
 
     Attributes:
-        seconds: After how many it may be, rounded up; at least 1.
+        workflow: The row of the request.
+        seconds: How many seconds are left until a retry is accepted, rounded up; at least 1.
     """
 
     outcome: ClassVar[str] = "too-soon"
@@ -120,17 +121,21 @@ Refused = InProgress | KeyReused | Expired | Cancelled | RetryLater
 Refusal = Refused | Followed | Answered | FingerprintWanted
 
 
-class RefusedError(Exception):
-    """The key is taken; carries the row that has it, and the answer if there is one."""
+@dataclass(frozen=True, slots=True)
+class TakenKey:
+    """The row that has the key of a claim, as the database returned it.
 
-    def __init__(self, existing: WorkflowRecord, response: ResponseRecord | None) -> None:
-        super().__init__(existing.workflow_id)
-        self.existing = existing
-        self.response = response
+    Attributes:
+        existing: The row.
+        response: Its response, if the row is finished and the database returned both.
+    """
+
+    existing: WorkflowRecord
+    response: ResponseRecord | None
 
 
 def result_for_running(running: WorkflowRecord, fingerprint: str) -> Refusal:
-    """Return what to tell of a request that is not finished."""
+    """Return the result of a claim whose key belongs to an unfinished request."""
     if not running.may_be(fingerprint):
         return _other(running, fingerprint)
     if running.retry_at_us is None:
@@ -145,43 +150,43 @@ def _other(existing: WorkflowRecord, fingerprint: str) -> KeyReused | Fingerprin
 
 
 async def result_for_taken_key(
-    refused: RefusedError, fingerprint: str, storage: StepLog
+    taken: TakenKey, fingerprint: str, storage: StepLog
 ) -> Refusal | None:
-    """Return what to tell who has made a claim, ``None`` if it is to be made again.
+    """Return the result of a claim whose key is taken, ``None`` if it must be made again.
 
-    An expired request tells nothing any more, not even that another one has its key.
+    An expired request reveals nothing any more, not even that it was another one.
 
     Raises:
         StorageError: The storage failed.
     """
-    existing = refused.existing
+    existing = taken.existing
     if not existing.is_final:
         return result_for_running(existing, fingerprint)
-    # Not told with the row: a long answer, or that of another request.
-    answer = refused.response or await storage.get_response(existing.workflow_id)
+    # The row comes without its response if that is long, or belongs to another request.
+    response = taken.response or await storage.get_response(existing.workflow_id)
     now_us = time.time_ns() // 1000
-    if answer is None or not answer.is_given_at(now_us):
-        if answer is not None and now_us < answer.forgotten_at_us:
+    if response is None or not response.is_given_at(now_us):
+        if response is not None and now_us < response.forgotten_at_us:
             return Expired()
         if await storage.forget_request(existing.workflow_id, now_us):
             return None
-    # It is given still where something that the request has started is not finished.
+    # An expired response stays while a workflow that the request has started is not finished.
     if existing.fingerprint != fingerprint:
         return _other(existing, fingerprint)
-    if answer is None or answer.is_tombstone:
+    if response is None or response.is_tombstone:
         return InProgress(existing)
     is_cancelled = existing.state is WorkflowState.CANCELLED
-    return Cancelled(existing) if is_cancelled else Answered(existing, answer)
+    return Cancelled(existing) if is_cancelled else Answered(existing, response)
 
 
 def whole_seconds_until(time_us: int) -> int:
-    """Return how many seconds there are left, rounded up; at least 1."""
+    """Return how many seconds are left until a time, rounded up; at least 1."""
     return max(1, -((time.time_ns() // 1000 - time_us) // 1_000_000))
 
 
 @fast_dataclass()
 class Claimed:
-    """The request is this caller's to answer; its handler runs in a task of the engine's."""
+    """The request is claimed: its handler runs in a task of the engine."""
 
     run: Run
 

@@ -1,14 +1,14 @@
 """Workflows that are requests: claimed under a key, resumed by a retry.
 
-The engine knows nothing of HTTP: such a workflow's body is whatever handler it is given,
-and its outcome is whatever answer that handler commits.
+The engine knows nothing of HTTP: the body of such a workflow is a handler that the caller passes,
+and its outcome is the response that the handler commits.
 """
 
 from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
 
 from asgi_durable.concurrency.backoff import Backoff
@@ -23,15 +23,15 @@ from asgi_durable.engine.requests.claim_results import (
     InProgress,
     KeyReused,
     Refusal,
-    RefusedError,
     RetryLater,
+    TakenKey,
     result_for_running,
     result_for_taken_key,
 )
 from asgi_durable.engine.requests.duplicates import Duplicates
 from asgi_durable.engine.requests.progress import DONE, Progress, progress_of, sleep_of
 from asgi_durable.engine.requests.redirects import find_redirect
-from asgi_durable.engine.requests.request import Request, note, record_of
+from asgi_durable.engine.requests.request import Request, log_state, record_of
 from asgi_durable.engine.requests.request_ids import RequestIds
 from asgi_durable.engine.requests.response_commit import ResponseCommit
 from asgi_durable.engine.requests.response_streams import StreamDamagedError, StreamLog, Streams
@@ -84,7 +84,7 @@ Handler = Callable[[ResponseCommit], Awaitable[None]]
 
 
 def _as_stored(request: Request, reused: KeyReused) -> Request | None:
-    """Return the request with the stored fingerprint, if that is its own in another version."""
+    """Return the request with the stored fingerprint, if that is its own by another method."""
     if request.fingerprint_like is None:
         return None
     fingerprint = request.fingerprint_like(reused.fingerprint)
@@ -95,10 +95,10 @@ class Requests:
     """Claims requests and runs their handlers.
 
     Attributes:
-        ids: Makes the ids of the workflows that requests are.
-        streams: Reads the answers that are recorded as streams.
-        spool: Where the bodies of duplicates are counted that are kept on the disk.
-        fingerprints: Makes fingerprints that tell nothing to who has no encryption key.
+        ids: Makes the workflow ids of requests.
+        streams: Reads responses that are recorded as streams.
+        spool: Counts the bodies of duplicates that are on the disk.
+        fingerprints: Makes fingerprints that reveal nothing without the encryption key.
     """
 
     def __init__(
@@ -114,7 +114,7 @@ class Requests:
         self._active = active
         self._outcomes = outcomes
         self._cancellation = cancellation
-        self._twins = Duplicates()
+        self._duplicates = Duplicates()
         self.streams = Streams(services.storage, services.registry.sealer, outcomes)
         self.spool = services.spool
         self.fingerprints = services.registry.sealer.fingerprints
@@ -127,27 +127,25 @@ class Requests:
         wait_seconds: float = 0.0,
         storage_retry_seconds: float | None = None,
     ) -> Claim:
-        """Claim a request, or say what became of the one that has its key.
+        """Claim a request, or return the state of the request that has its key.
 
         Args:
-            request: Which one.
-            handler: Called in a task of the engine's if the request is claimed.
-            wait_seconds: For how long to wait for a twin that runs already, here or elsewhere;
-                not at all where too many wait, or while it sleeps.
-            storage_retry_seconds: For how long to wait where this process was declared dead, until
-                it goes on as another executor; the storage patience by default.
+            request: The request.
+            handler: Called in a task of the engine if the request is claimed.
+            wait_seconds: How long to wait for a duplicate that runs already, here or elsewhere;
+                the call does not wait if too many wait already, or while the duplicate sleeps.
+            storage_retry_seconds: How long to wait, if this process was declared dead, until it
+                continues as another executor; the storage retry timeout by default.
 
         Raises:
-            StorageError: Nothing is known to be claimed.
-            WorkflowInterruptedError: Nothing is claimed: this process cannot for now.
-            DurableUsageError: It is to be a single transaction, in a database that the step log
-                is not in.
-            EncryptionKeyMissingError: It cannot be told whether the request that has the key is
-                the same, as this process has not the encryption key of that one.
+            StorageError: It is not known whether the request is claimed.
+            WorkflowInterruptedError: It is not claimed: this process cannot claim it now.
+            DurableUsageError: It is a single transaction in another database than the step log.
+            EncryptionKeyMissingError: The request that has the key cannot be compared, as this
+                process does not have the encryption key of its record.
         """
         now = time.monotonic()
-        patience = self._services.storage_retry_seconds
-        rename_by = now + (patience if storage_retry_seconds is None else storage_retry_seconds)
+        rename_by = now + self._rename_seconds(storage_retry_seconds)
         give_up_at = now + wait_seconds
         backoff: Backoff | None = None
         has_waited = False
@@ -170,7 +168,9 @@ class Requests:
             if sleeps_until_us is not None or time.monotonic() >= give_up_at:
                 claim = replace(claim, sleeps_until_us=sleeps_until_us)
                 break
-            if not await self._wait_for_twin(request.workflow_id, left_seconds, backoff.next()):
+            if not await self._wait_for_duplicate(
+                request.workflow_id, left_seconds, backoff.next()
+            ):
                 break
             has_waited = True
         if not isinstance(claim, FingerprintWanted):
@@ -180,8 +180,12 @@ class Requests:
             observer.request_claimed(outcome, claim.workflow, waited_seconds=waited_seconds)
         return claim
 
+    def _rename_seconds(self, wanted: float | None) -> float:
+        """Return how long a dead executor waits for its new name."""
+        return self._services.storage_retry_seconds if wanted is None else wanted
+
     async def redirect_of(self, request: Request) -> ResponseRecord | None:
-        """Return the redirect that a request was answered with before, ``None`` if it was not.
+        """Return the redirect that a request got before, ``None`` if it did not get one.
 
         Raises:
             StorageError: The storage failed.
@@ -190,43 +194,43 @@ class Requests:
         fingerprints = (request.fingerprint, *request.other_fingerprints())
         return await find_redirect(storage, request.workflow_id, fingerprints)
 
-    def opened(self, answer: ResponseRecord) -> ResponseRecord:
-        """Return a recorded answer as it was given.
+    def opened(self, response: ResponseRecord) -> ResponseRecord:
+        """Return a recorded response as it was sent.
 
         Raises:
-            EncryptionKeyMissingError: It is encrypted with a key that is not here.
+            EncryptionKeyMissingError: It is encrypted with a key that this process does not have.
             ResponseDamagedError: It is damaged.
         """
-        return opened_response(self._services.registry.sealer, answer)
+        return opened_response(self._services.registry.sealer, response)
 
-    async def _may_follow(self, twin: WorkflowRecord) -> bool:
-        """Tell whether a twin's answer is recorded as a stream already, and can be followed.
+    async def _may_follow(self, duplicate: WorkflowRecord) -> bool:
+        """Tell whether a duplicate's response is recorded as a stream, and can be followed.
 
-        Not where its process may have died: whoever asks now waits for the takeover instead.
+        It cannot if the duplicate's process may have died: the caller waits for the takeover.
         """
-        streams, workflow_id = self.streams, twin.workflow_id
+        streams, workflow_id = self.streams, duplicate.workflow_id
         if not streams.may_follow(workflow_id):
             return False
         try:
             if await streams.start_of(workflow_id) is None:
                 return False
         except StreamDamagedError:
-            # The run that records it may replace it still.
+            # The run that records it may still replace it.
             return False
-        if self._active.find(workflow_id) is not None or twin.executor_id is None:
+        if self._active.find(workflow_id) is not None or duplicate.executor_id is None:
             return True
-        return not await self._may_be_dead(twin.executor_id)
+        return not await self._may_be_dead(duplicate.executor_id)
 
     async def _may_be_dead(self, executor_id: str) -> bool:
         is_missing = self._services.storage.is_missing
         if await is_missing(executor_id):
             return True
-        # Once more: a client may be back before the database knows that a process was killed.
+        # Again: a client may retry before the database knows that a process was killed.
         await asyncio.sleep(FIRST_POLL_SECONDS)
         return await is_missing(executor_id)
 
     async def is_known(self, workflow_id: str) -> bool:
-        """Tell whether a key is taken by a request with this id, and not free again.
+        """Tell whether a request with this id has its key, which is not free again.
 
         Raises:
             StorageError: The storage failed.
@@ -235,11 +239,11 @@ class Requests:
         found = await storage.get_workflow(workflow_id)
         if found is None or not found.is_final:
             return found is not None
-        answer = await storage.get_response(workflow_id)
-        return answer is not None and time.time_ns() // 1000 < answer.forgotten_at_us
+        response = await storage.get_response(workflow_id)
+        return response is not None and time.time_ns() // 1000 < response.forgotten_at_us
 
     async def progress(self, workflow_id: str) -> Progress | None:
-        """Return how far a request is, ``None`` if there is none, or it is expired.
+        """Return how far a request is, ``None`` if there is none, or it has expired.
 
         Raises:
             StorageError: The storage failed.
@@ -250,7 +254,7 @@ class Requests:
         """Cancel a request; return False if it is finished.
 
         Raises:
-            WorkflowNotFoundError: There is none, or it is expired.
+            WorkflowNotFoundError: There is none, or it has expired.
             StorageError: It is not known to be cancelled.
         """
         progress = await self.progress(workflow_id)
@@ -258,11 +262,11 @@ class Requests:
             raise WorkflowNotFoundError(workflow_id)
         return progress.state != DONE and await self._cancellation.cancel(workflow_id)
 
-    async def _wait_for_twin(
+    async def _wait_for_duplicate(
         self, workflow_id: str, left_seconds: float, poll_seconds: float
     ) -> bool:
-        """Wait until a claim may be granted, or answered; return False if too many wait."""
-        with self._twins.waiting(workflow_id) as may_wait:
+        """Wait until a claim may have another result; return False if too many wait already."""
+        with self._duplicates.waiting(workflow_id) as may_wait:
             if may_wait:
                 await self._outcomes.wait_while_it_runs(workflow_id, left_seconds, poll_seconds)
         return may_wait
@@ -270,7 +274,7 @@ class Requests:
     async def _claim_in_any_version(
         self, request: Request, handler: Handler, rename_by: float, give_up_at: float
     ) -> tuple[Request, Claim]:
-        """Claim a request with the fingerprint that its earlier tries have, if there are any."""
+        """Claim a request with the fingerprint of its earlier attempts, if there are any."""
         while True:
             claim = await self._claim_now(request, handler, rename_by, give_up_at)
             same = _as_stored(request, claim) if isinstance(claim, KeyReused) else None
@@ -291,8 +295,10 @@ class Requests:
                     return result_for_running(active.workflow, fingerprint)
                 continue
             run = self._run_of(request, give_up_at)
-            if self._active.launch(run, self._drive(run, handler, request.retention)):
-                claim = await self._outcome_of_claim(run, fingerprint, rename_by)
+            refusals: list[TakenKey] = []
+            drive = self._drive(run, handler, request.retention, refusals.append)
+            if self._active.launch(run, drive):
+                claim = await self._claim_result(run, fingerprint, rename_by, refusals)
                 if claim is not None:
                     return claim
 
@@ -307,35 +313,52 @@ class Requests:
             run.limit_to(SingleTransaction(run, give_up_at))
         return run
 
-    async def _outcome_of_claim(self, run: Run, fingerprint: str, rename_by: float) -> Claim | None:
-        """Return what became of a claim, ``None`` if it is to be made again."""
+    async def _claim_result(
+        self, run: Run, fingerprint: str, rename_by: float, refusals: Sequence[TakenKey]
+    ) -> Claim | None:
+        """Return the result of a claim, ``None`` if it must be made again."""
         loop = asyncio.get_running_loop()
         if await wait_for(run, run.claimed, loop):
             return Claimed(run)
         ending = await wait_for(run, run.done, loop)
+        for taken in refusals:
+            return await result_for_taken_key(taken, fingerprint, self._services.storage)
         if isinstance(ending, Interrupted):
-            if isinstance(ending.error, RefusedError):
-                return await result_for_taken_key(ending.error, fingerprint, self._services.storage)
             if isinstance(ending.error, StorageError):
                 raise ending.error
             if isinstance(ending.error, CancelledElsewhereError):
-                # The row tells it, which this claim was stopped from reading.
+                # The row says so, which this claim was stopped from reading.
                 return None
             if ending.is_owned_elsewhere:
-                # A dead executor claims nothing; the process goes on as another one soon.
+                # A dead executor claims nothing; the process continues under another name soon.
                 executor, left = self._services.executor, rename_by - time.monotonic()
                 if await executor.wait_until_renamed(run.executor_id, left):
                     return None
                 raise ending.error
         return Claimed(run)
 
-    async def _drive(self, run: Run, handler: Handler, retention: Retention) -> RunEnd:
+    async def _drive(
+        self,
+        run: Run,
+        handler: Handler,
+        retention: Retention,
+        refuse: Callable[[TakenKey], None],
+    ) -> RunEnd:
+        """Claim the request, call its handler, and return how the run ended.
+
+        Args:
+            run: The request's run.
+            handler: Commits the response.
+            retention: How long the response is stored.
+            refuse: Called instead of the handler if another request has the key.
+        """
         if not await self._may_begin_unclaimed(run):
             run.lift_limit()
             outcome = await run.writes.commit(ClaimRequest(run.workflow))
             if outcome.kind is OutcomeKind.CONFLICT and outcome.existing is not None:
-                refused = RefusedError(outcome.existing, outcome.response)
-                return Interrupted(refused, is_released=True)
+                refuse(TakenKey(outcome.existing, outcome.response))
+                taken = WorkflowInterruptedError(run.workflow_id, "its key is taken")
+                return Interrupted(taken, is_released=True)
             run.writes.check(outcome)
             if outcome.kind is OutcomeKind.RESUMED:
                 own_span = run.workflow.last_span
@@ -345,29 +368,29 @@ class Requests:
         stream = StreamLog(run, self._outcomes.wake)
         request = ResponseCommit(run, self._active, retention, stream)
         run.claimed.set(True)
-        note(run, "claimed" if run.single_transaction is None else "begun")
+        log_state(run, "claimed" if run.single_transaction is None else "begun")
         try:
             await handler(request)
         finally:
             if run.single_transaction is not None:
                 await run.single_transaction.roll_back()
-                # Each refers to the other, and both are over.
+                # The run and its transaction refer to each other, and both are over.
                 run.lift_limit()
         if request.ending is not None:
             return request.ending
         return run.stopped or Interrupted(
-            WorkflowInterruptedError(run.workflow_id, "its handler gave no answer")
+            WorkflowInterruptedError(run.workflow_id, "its handler sent no response")
         )
 
     async def _may_begin_unclaimed(self, run: Run) -> bool:
-        """Tell whether a request is claimed with its answer, and not before.
+        """Tell whether a request is claimed together with its response, and not before.
 
-        One that has a row is answered by that, or goes on as any other does.
+        If it has a row already, the row decides, as for any other request.
         """
         if run.single_transaction is None:
             return False
         try:
             return await self._services.storage.get_workflow(run.workflow_id) is None
         except StorageUnavailableError:
-            # The claim has more patience.
+            # The claim retries for longer.
             return False

@@ -1,4 +1,4 @@
-"""How many wait here for a request that somebody carries out already."""
+"""The duplicates in this process that wait for a running request."""
 
 from __future__ import annotations
 
@@ -8,18 +8,18 @@ from contextlib import contextmanager
 
 __all__ = ["Duplicates"]
 
-# How many wait for twins at once, in this process; the others are told to come back.
-MAX_TWINS = 1000
-MAX_TWINS_OF_ONE = 256
+# How many duplicates wait at once in this process; the others must come back later.
+MAX_DUPLICATES = 1000
+MAX_DUPLICATES_OF_ONE = 256
 
 
 class Duplicates(Counter[str]):
-    """Counts who waits, by the request's id; their number is bounded."""
+    """Counts the waiting duplicates by the request's id, up to a limit."""
 
     @contextmanager
     def waiting(self, workflow_id: str) -> Iterator[bool]:
-        """Count one more inside; give False, and count nothing, if too many wait."""
-        if self[workflow_id] >= MAX_TWINS_OF_ONE or self.total() >= MAX_TWINS:
+        """Count one more inside; yield False, and count nothing, if too many wait."""
+        if self[workflow_id] >= MAX_DUPLICATES_OF_ONE or self.total() >= MAX_DUPLICATES:
             yield False
             return
         self[workflow_id] += 1

@@ -1,4 +1,4 @@
-"""How far a request is, whoever runs it."""
+"""How far a request is, in whatever process it runs."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ class Progress:
     """How far a request is.
 
     Attributes:
-        state: ``RUNNING``, ``SUSPENDED`` while all that it does is to sleep, ``RETRYABLE`` if
-            it waits for its retry, ``DONE`` or ``CANCELLED``.
+        state: ``RUNNING``, ``SUSPENDED`` while it only sleeps, ``RETRYABLE`` if it waits for its
+            retry, ``DONE`` or ``CANCELLED``.
         steps: How many steps and workflows it has called.
-        attempts: How often it was begun or gone on with.
-        response: The answer, once it is ``DONE``.
-        retry_after_seconds: When to look or try again, while it is not over.
+        attempts: How often it was begun or continued.
+        response: The response, once it is ``DONE``.
+        retry_after_seconds: When to look again or to retry, while it is not over.
         created_at_us: When it was claimed.
     """
 
@@ -40,7 +40,7 @@ class Progress:
 
 
 async def progress_of(workflow_id: str, storage: StepLog, active: ActiveRuns) -> Progress | None:
-    """Return how far a request is, ``None`` if there is none, or it is expired.
+    """Return how far a request is, ``None`` if there is none, or it has expired.
 
     Raises:
         StorageError: The storage failed.
@@ -65,7 +65,7 @@ async def progress_of(workflow_id: str, storage: StepLog, active: ActiveRuns) ->
 
 
 async def sleep_of(workflow_id: str, storage: StepLog, active: ActiveRuns) -> int | None:
-    """Return when a workflow wakes up that runs here or elsewhere, ``None`` if it is awake.
+    """Return when a sleeping workflow wakes up, here or elsewhere; ``None`` if it is awake.
 
     Returns:
         Microseconds since 1970, UTC.
@@ -85,7 +85,7 @@ def _end_of_sleep(found: StoredProgress, active: ActiveRuns) -> int | None:
         return None
     run = active.find(found.workflow.workflow_id)
     if run is not None:
-        # The log cannot tell what else it does, nor whether a workflow that it calls sleeps.
+        # The log does not show its other calls, nor whether a workflow that it calls sleeps.
         return asleep_until_us(run)
     end_us = found.sleeps_until_us
     return end_us if end_us is not None and seconds_until(end_us) > 0 else None

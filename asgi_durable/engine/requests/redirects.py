@@ -1,7 +1,7 @@
-"""Redirects of requests to other paths, kept beside the requests that they lead to.
+"""Redirects of requests to other paths, stored beside the requests that they lead to.
 
 A redirect that asks for the same request elsewhere leaves its key free: the request at the other
-path takes it. Who sends the first one again is redirected again, as that is found here.
+path takes it. A client that sends the first request again gets the stored redirect.
 """
 
 from __future__ import annotations
@@ -22,23 +22,23 @@ from asgi_durable.storage.writes import FinishWorkflow, StartWorkflow, Write
 
 __all__ = ["find_redirect", "redirect_writes"]
 
-# The request that a redirect leads to is finished later, and its answer is kept from then on.
+# The request that a redirect leads to is finished later, and its retention begins then.
 _KEPT_LONGER_SECONDS = 24 * 3600.0
 
 
 def redirect_writes(
     run: Run, status_code: int, headers: bytes, body: bytes | None, retention: Retention
 ) -> list[Write]:
-    """Return the writes that keep a redirect; none where the request is not known to its end.
+    """Return the writes that store a redirect; none if the request's fingerprint is not known.
 
-    The first one is refused where it is kept already, and the second one then changes nothing.
+    If the redirect is stored already, the first write is refused and the second changes nothing.
 
     Args:
-        run: Of the request that is redirected.
-        status_code: Of the redirect.
-        headers: Encoded.
+        run: The run of the redirected request.
+        status_code: The redirect's status.
+        headers: Its headers, encoded.
         body: Its body.
-        retention: Of the request.
+        retention: The retention of the request.
     """
     fingerprint = run.workflow.fingerprint
     if fingerprint is None or is_pending(fingerprint):
@@ -48,7 +48,7 @@ def redirect_writes(
     expires_at_us, _ = replace(retention, tombstone_seconds=0.0).ends_of(
         now_us + round(_KEPT_LONGER_SECONDS * 1_000_000)
     )
-    answer = ResponseRecord(
+    response = ResponseRecord(
         workflow_id=redirect_id,
         status_code=status_code,
         headers=headers,
@@ -57,7 +57,7 @@ def redirect_writes(
         forgotten_at_us=expires_at_us,
         stream_end=None,
     )
-    response = sealed_response(run.services.registry.sealer, answer)
+    sealed = sealed_response(run.services.registry.sealer, response)
     row = replace(
         run.workflow,
         workflow_id=redirect_id,
@@ -75,7 +75,7 @@ def redirect_writes(
         output=None,
         error=None,
         finished_at_us=now_us,
-        response=response,
+        response=sealed,
     )
     return [StartWorkflow(row), end]
 
@@ -83,26 +83,26 @@ def redirect_writes(
 async def find_redirect(
     storage: StepLog, workflow_id: str, fingerprints: Sequence[str]
 ) -> ResponseRecord | None:
-    """Return the redirect that a request was answered with, ``None`` if it was none.
+    """Return the redirect that a request got, ``None`` if it did not get one.
 
     Args:
-        storage: Where it is looked for.
-        workflow_id: That of the key.
-        fingerprints: All that the request may have been recorded with.
+        storage: The step log.
+        workflow_id: The workflow id of the key.
+        fingerprints: The fingerprints that may be recorded for the request.
 
     Raises:
         StorageError: The storage failed.
     """
     now_us = time.time_ns() // 1000
     for fingerprint in dict.fromkeys(fingerprints):
-        answer = await storage.get_response(_redirect_id(workflow_id, fingerprint))
-        if answer is not None and answer.is_given_at(now_us):
-            return answer
+        response = await storage.get_response(_redirect_id(workflow_id, fingerprint))
+        if response is not None and response.is_given_at(now_us):
+            return response
     return None
 
 
 def _redirect_id(workflow_id: str, fingerprint: str) -> str:
-    """Return an id that is the same sender's, and no key's."""
+    """Return an id of the same sender that no key has."""
     digest = hashlib.sha256(f"asgi-durable redirect {workflow_id} {fingerprint}".encode()).digest()
     own = base64.b32encode(digest).decode("ascii").lower()[:KEY_CHARACTERS]
     return workflow_id[:PRINCIPAL_CHARACTERS] + own

@@ -1,4 +1,4 @@
-"""One try of a request."""
+"""One attempt of a request."""
 
 from __future__ import annotations
 
@@ -14,28 +14,27 @@ from asgi_durable.engine.runs.services import Services
 from asgi_durable.fast_dataclass import fast_dataclass
 from asgi_durable.storage.records import WorkflowRecord, WorkflowState
 
-__all__ = ["Request", "note", "record_of"]
+__all__ = ["Request", "log_state", "record_of"]
 
 
 @fast_dataclass(kw_only=True)
 class Request:
-    """One try of a request.
+    """One attempt of a request.
 
     Attributes:
-        workflow_id: Made of the key and its scope.
-        name: What the request is, for people.
-        fingerprint: Equal for retries of one request, different for any other; or what stands
-            for it until the whole body is there (``storage.records.PENDING_FINGERPRINT``).
-        request_id: Of this try.
-        retention: For how long its answer is kept.
-        follows: True if it is to follow the stream that a twin's answer is recorded as.
-        input: All that a process needs to go on with it without its client; ``None`` where that
-            is left to the client.
-        is_single_transaction: True for one that is claimed and answered by the commit of the
-            only transaction that it calls.
-        fingerprint_like: Returns this request's fingerprint, made in the same way as a stored
-            one: earlier versions had another way, and keys may have been replaced.
-        other_fingerprints: Returns all that it may have been recorded as.
+        workflow_id: The workflow's id, made of the key and its scope.
+        name: The request's name, for people.
+        fingerprint: Equal for retries of one request, different for any other; or a placeholder
+            until the whole body is there (``storage.records.PENDING_FINGERPRINT``).
+        request_id: The id of this attempt.
+        retention: How long the response is stored.
+        follows: True to follow the stream of a duplicate whose response is being recorded.
+        input: The stored request, with which a process continues it without its client; ``None``
+            if only the client continues it.
+        is_single_transaction: True for a request that one transaction claims and completes.
+        fingerprint_like: Returns this request's fingerprint by the method of a stored one:
+            earlier versions had another method, and keys may have been replaced.
+        other_fingerprints: Returns the other fingerprints that may be recorded for this request.
     """
 
     workflow_id: str
@@ -52,7 +51,7 @@ class Request:
 
 def record_of(services: Services, request: Request) -> WorkflowRecord:
     """Return the row that claims a request."""
-    kept, seal = request.input, services.registry.sealer.seal_bytes
+    stored, seal = request.input, services.registry.sealer.seal_bytes
     now = time.time_ns() // 1000
     return WorkflowRecord(
         workflow_id=request.workflow_id,
@@ -65,7 +64,7 @@ def record_of(services: Services, request: Request) -> WorkflowRecord:
         awaited=True,
         request_id=request.request_id,
         fingerprint=request.fingerprint,
-        input=seal(kept, REQUEST) if kept is not None else None,
+        input=seal(stored, REQUEST) if stored is not None else None,
         output=None,
         error=None,
         created_at_us=now,
@@ -78,13 +77,13 @@ def record_of(services: Services, request: Request) -> WorkflowRecord:
 logger = logging.getLogger(__name__)
 
 
-def note(run: Run, what: str) -> None:
-    """Log what has become of a request."""
+def log_state(run: Run, state: str) -> None:
+    """Log the new state of a request."""
     workflow = run.workflow
     logger.debug(
         "Request %s, attempt %d, request id %s: %s",
         workflow.workflow_id,
         workflow.attempts,
         workflow.request_id,
-        what,
+        state,
     )

@@ -15,13 +15,12 @@ __all__ = ["RequestIds", "digest_of", "former_workflow_id", "hash_of", "is_forme
 class RequestIds:
     """Makes the ids of the requests of one database.
 
-    Who does not know the secret can neither choose an id nor tell from one whose it is, or with
-    which credentials and key it was made. The first part of an id says whose it is. The method
-    and the path are in the fingerprint: the same key on another endpoint is a mistake of the
-    client's, and is told so.
+    Without the secret nobody can choose an id, or learn from an id its sender, credentials or key.
+    The first part of an id stands for the sender. The method and the path are in the fingerprint:
+    the same key on another endpoint is a mistake of the client, who gets an error.
 
     Args:
-        secret: Of the database.
+        secret: The secret of the database.
         may_be_former: True if it may have requests whose ids were made without the secret.
     """
 
@@ -32,11 +31,11 @@ class RequestIds:
         self._key = _keyed(secret, b"key", KEY_CHARACTERS)
 
     def workflow_id(self, sender: Sequence[bytes], *key: bytes) -> str:
-        """Return the id of the workflow that a key stands for.
+        """Return the workflow id of a key.
 
         Args:
-            sender: Whose key it is.
-            key: The key, and within what else it is unique.
+            sender: The sender of the key.
+            key: The key, and the other parts of its scope.
         """
         own = self._key.copy()
         # With their number, so that no part of a sender is taken for one of a key.
@@ -93,7 +92,7 @@ def digest_of(*parts: bytes) -> bytes:
 
 
 def hash_of(*parts: bytes) -> hashlib._Hash:
-    """Return a hash that some parts have gone into, to go on with."""
+    """Return a hash of some parts, to be updated with more."""
     return hashlib.sha256(_joined(parts))
 
 

@@ -1,4 +1,4 @@
-"""What the handler of a request commits its answer with."""
+"""Committing the response of a request, or leaving it for its retry."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from contextlib import AbstractContextManager
 
 from asgi_durable.engine.process.settings import Retention
 from asgi_durable.engine.requests.redirects import redirect_writes
-from asgi_durable.engine.requests.request import note
+from asgi_durable.engine.requests.request import log_state
 from asgi_durable.engine.requests.response_streams import StreamLog
 from asgi_durable.engine.requests.sealed_responses import sealed_response
 from asgi_durable.engine.runs.active_runs import ActiveRuns
@@ -34,7 +34,18 @@ __all__ = ["ResponseCommit"]
 
 
 class ResponseCommit:
-    """What a request's handler commits its answer with."""
+    """Commits the response of one attempt of a request, and ends its run.
+
+    Args:
+        run: The request's run.
+        active: The runs of this process.
+        retention: How long the response is stored.
+        stream: Records the response as a stream.
+
+    Attributes:
+        stream: Records the response as a stream.
+        ending: How the run ended, once it did.
+    """
 
     def __init__(
         self, run: Run, active: ActiveRuns, retention: Retention, stream: StreamLog
@@ -54,66 +65,66 @@ class ResponseCommit:
 
     @property
     def has_recorded(self) -> bool:
-        """True once something durable was called on behalf of the request."""
+        """True once the request has made a durable call."""
         if self._run.single_transaction is not None:
-            # One that has failed is rolled back, and leaves nothing.
+            # A failed transaction is rolled back, and leaves nothing.
             return self.holds_transaction
         return self._run.has_recorded
 
     @property
     def holds_transaction(self) -> bool:
-        """True while what the request has done is committed by its answer alone."""
+        """True while the request has an open transaction, which only its response commits."""
         single = self._run.single_transaction
         return single is not None and single.is_held
 
     @property
     def can_answer_again(self) -> bool:
-        """True if a retry comes to the same answer although this one could not be committed.
+        """True if a retry has the same response although this one could not be committed.
 
-        The log was durable before: the retry finds all that the answer is made of.
+        The log was durable before: the retry finds everything that the response is made of.
         """
         outbox = self._run.outbox
         if outbox is not None and not outbox.is_empty:
-            # Who is answered does not ask again, and nothing of it would be started.
+            # A client with a response does not retry, and its workflows would never start.
             return False
         return self._has_durable_log and self.has_recorded
 
     @property
     def has_final_response(self) -> bool:
-        """True once the handler has said that its answer is final, whatever its status."""
+        """True once the handler has called its response final, whatever its status."""
         return self._run.has_final_response
 
     @property
     def attempts(self) -> int:
-        """How often the request was begun or gone on with, this time included."""
+        """How often the request was begun or continued, this time included."""
         return self._run.workflow.attempts
 
     @property
     def is_owned_elsewhere(self) -> bool:
-        """True once another executor has the request, or its outcome."""
+        """True once another executor owns the request, or has its outcome."""
         stopped = self._run.stopped
         return stopped is not None and stopped.is_owned_elsewhere
 
-    def telling_of_stop(self, tell: Callable[[], None]) -> AbstractContextManager[None]:
-        """Call *tell* once the engine begins to stop, while inside."""
-        return self._active.calling_on_drain(tell)
+    def calling_on_stop(self, callback: Callable[[], None]) -> AbstractContextManager[None]:
+        """Call a function when the engine begins to stop, while inside."""
+        return self._active.calling_on_drain(callback)
 
     def give_up(self) -> None:
-        """Make the next answer final, whatever is recorded."""
+        """Make the next response final, whatever is recorded."""
         self._is_given_up = True
         self._run.mark_response_final()
 
     def set_fingerprint(self, fingerprint: str) -> None:
-        """Put the fingerprint, now that it is known, in the place of what stands for it.
+        """Replace the placeholder by the fingerprint, which is known now.
 
-        What is called next waits until that is durable, and so does the answer.
+        The next durable call waits until that is durable, and so does the response.
         """
         run = self._run
         pending = run.workflow.fingerprint
         if run.closed or run.stopped is not None or pending is None:
             return
         run.set_fingerprint(fingerprint)
-        # A run that is stopped by that notices in what it writes next.
+        # A run that stops here notices it at its next write.
         with contextlib.suppress(RunStopped):
             run.writes.submit(
                 SetFingerprint(run.workflow_id, run.executor_id, pending, fingerprint)
@@ -128,24 +139,24 @@ class ResponseCommit:
         *,
         may_compress: bool = True,
     ) -> None:
-        """Commit the answer: the request's outcome, from now on until it expires.
+        """Commit the response: the request's outcome, from now on until it expires.
 
         Args:
-            status_code: Of the answer.
-            headers: Encoded.
-            body: ``None`` if it is not kept, or is recorded as a stream.
-            stream_end: Where that ends.
+            status_code: The response's status.
+            headers: Its headers, encoded.
+            body: Its body; ``None`` if it is not stored, or is recorded as a stream.
+            stream_end: The end of that stream, in bytes.
             may_compress: False if the body is compressed already.
 
         Raises:
             StorageError: It is not known to be committed.
-            WorkflowInterruptedError: The request is not this executor's any more.
+            WorkflowInterruptedError: Another executor owns the request.
             NonDeterministicWorkflowError: The handler left the request's log.
         """
         run = self._run
         finished_at_us = time.time_ns() // 1000
         expires_at_us, forgotten_at_us = self._retention.ends_of(finished_at_us)
-        answer = ResponseRecord(
+        response = ResponseRecord(
             workflow_id=run.workflow_id,
             status_code=status_code,
             headers=headers,
@@ -166,7 +177,7 @@ class ResponseCommit:
                 output=None,
                 error=None,
                 finished_at_us=finished_at_us,
-                response=sealed_response(sealer, answer, may_compress=may_compress),
+                response=sealed_response(sealer, response, may_compress=may_compress),
                 starts=run.outbox.close() if run.outbox is not None else (),
             )
         )
@@ -174,13 +185,13 @@ class ResponseCommit:
             run.outbox.on_committed()
         state = WorkflowState.SUCCESS
         run.services.telemetry.observer.workflow_ended(run.workflow, state.value)
-        self._close(Completed(run.workflow.name, state, None, None), f"answered {status_code}")
+        self._close(Completed(run.workflow.name, state, None, None), f"responded {status_code}")
 
     async def leave_for_retry(self, after_seconds: float = 0.0) -> None:
-        """Commit what is recorded so far; a retry of the request goes on after it, anywhere.
+        """Commit the log so far; a retry of the request continues after it, in any process.
 
         Args:
-            after_seconds: How long a retry is refused.
+            after_seconds: How long retries are refused.
         """
         run = self._run
         retry_at_us = None
@@ -190,7 +201,7 @@ class ResponseCommit:
         if run.single_transaction is not None:
             await run.single_transaction.roll_back()
             if retry_at_us is not None:
-                # There is a row only where it has to be known that it is too soon.
+                # The row is needed only to refuse a retry that comes too early.
                 run.writes.submit(StartWorkflow(run.workflow))
         # In any case: a COMMIT in SQL may have left a row.
         await self._commit(release)
@@ -199,14 +210,14 @@ class ResponseCommit:
         self._close(Interrupted(interrupted, is_released=True), "left for its retry")
 
     def stop(self, reason: str) -> None:
-        """Let nothing more be recorded: not what the handler does about it either."""
+        """Let the run record nothing more, whatever the handler does about it."""
         interrupted = WorkflowInterruptedError(self._run.workflow_id, reason)
         self._run.stop(interrupted, retry_here=True)
 
     async def let_go(self) -> None:
-        """Do the same where the run was stopped, and nobody is answered.
+        """Leave the request for its retry after a stop, without a response.
 
-        It need not be known what is durable: the retry finds what is.
+        Nothing waits until the log is durable: the retry finds the durable part.
         """
         run = self._run
         if run.single_transaction is not None:
@@ -214,24 +225,24 @@ class ResponseCommit:
             outcome = DONE
         else:
             outcome = await run.writes.commit(ReleaseWorkflow(run.workflow_id, run.executor_id))
-        # Else it is left to the next sweep.
+        # Otherwise the next sweep finds it.
         if outcome.kind is OutcomeKind.DONE:
             interrupted = WorkflowInterruptedError(run.workflow_id, "its client has gone")
             self._close(Interrupted(interrupted, is_released=True), "left for its retry")
 
     async def forget(self) -> None:
-        """Take the claim back: nothing was recorded, and the next try starts afresh."""
+        """Take the claim back: nothing was recorded, and the next attempt begins anew."""
         await self._forget([])
 
     async def forget_redirected(self, status_code: int, headers: bytes, body: bytes | None) -> None:
-        """Do the same for a request that its client is to send elsewhere, with its key.
+        """Take the claim of a redirected request back: its client sends it elsewhere, with its key.
 
-        The redirect is kept beside it, for when the client sends the first request again.
+        The redirect is stored, in case the client sends the first request again.
 
         Args:
-            status_code: Of the redirect.
-            headers: Encoded.
-            body: ``None`` if it is not kept.
+            status_code: The redirect's status.
+            headers: Its headers, encoded.
+            body: Its body; ``None`` if it is not stored.
         """
         await self._forget(redirect_writes(self._run, status_code, headers, body, self._retention))
 
@@ -239,7 +250,7 @@ class ResponseCommit:
         run = self._run
         if run.single_transaction is not None:
             await run.single_transaction.roll_back()
-        # Invariant: it is kept before the key is free. What is there already is left as it is.
+        # Invariant: the redirect is stored before the key is free. A stored one stays as it is.
         await asyncio.gather(*(run.writes.commit(write) for write in redirect))
         if run.single_transaction is None:
             await self._commit(ForgetRequest(run.workflow_id, run.executor_id))
@@ -248,7 +259,7 @@ class ResponseCommit:
         self._close(Interrupted(interrupted, is_released=True), "forgotten")
 
     async def _commit_end(self, end: FinishWorkflow) -> None:
-        """Make the answer durable, and with it what the request has done."""
+        """Make the response durable, together with the request's transaction if it has one."""
         single = self._run.single_transaction
         if single is None:
             self._has_durable_log = self._run.writes.is_all_durable()
@@ -256,12 +267,12 @@ class ResponseCommit:
         elif single.is_held:
             await single.answer(end)
         else:
-            # In one commit as well: it has not called its transaction, or that has failed.
+            # Also in one commit: the request has not called its transaction, or that has failed.
             self._run.writes.submit(StartWorkflow(self._run.workflow))
             await self._commit(end)
 
     async def _commit(self, write: Write) -> None:
-        """Make a write durable, and all that was written before it."""
+        """Make a write durable, and all writes before it."""
         try:
             self._run.writes.submit(write)
             await self._run.writes.wait_durable()
@@ -269,11 +280,11 @@ class ResponseCommit:
             stopped = self._run.stopped
             raise (stopped.error if stopped is not None else StorageError()) from None
 
-    def _close(self, ending: RunEnd, what: str) -> None:
-        note(self._run, what)
-        # What the handler calls from now on, in a background task say, is not the request's.
+    def _close(self, ending: RunEnd, state: str) -> None:
+        log_state(self._run, state)
+        # Later calls of the handler, for example in a background task, are not the request's.
         self.ending = ending
         self._run.end(ending)
         self._active.release(self._run)
-        # Twins wait for the answer, not for what follows it.
+        # Duplicates wait for the response, and not for the rest of the handler.
         self._active.on_ended(self._run)

@@ -1,4 +1,4 @@
-"""Answers that are recorded as streams: one run appends to them, and others read meanwhile."""
+"""Responses that are recorded as streams: one run appends to them, and others read meanwhile."""
 
 from __future__ import annotations
 
@@ -37,18 +37,18 @@ LONGEST_POLL_SECONDS = 0.25
 
 
 class StreamLostError(Exception):
-    """Nothing more is recorded of a stream, and what there is of it is not the whole."""
+    """The recorded part of a stream is incomplete, and nothing more will be recorded."""
 
 
 class StreamLog:
-    """What a request's handler records its answer with, piece by piece.
+    """Records the response of a request, chunk by chunk.
 
     Args:
-        run: The request's.
-        on_grown: Called with the workflow's id once a piece is durable.
+        run: The request's run.
+        on_grown: Called with the workflow's id once a chunk is durable.
 
     Attributes:
-        may_compress: False once it is known that the answer is compressed already.
+        may_compress: False once the response is known to be compressed already.
     """
 
     def __init__(self, run: Run, on_grown: Callable[[str], None]) -> None:
@@ -63,20 +63,20 @@ class StreamLog:
 
     @property
     def created_at_us(self) -> int:
-        """When the request was claimed; another one with its key has another time."""
+        """When the request was claimed; a later request with its key has another time."""
         return self._run.workflow.created_at_us
 
     @property
     def is_stopped(self) -> bool:
-        """True once nothing is recorded any more."""
+        """True once nothing more is recorded."""
         return self._run.stopping.check() is not None
 
     async def read(self, after: int) -> list[ChunkRecord]:
-        """Return the next pieces that earlier executions have recorded; see ``StepLog``.
+        """Return the next chunks that earlier executions have recorded; see ``StepLog``.
 
         Raises:
-            RunStopped: The storage failed, or an encryption key is missing here.
-            StreamDamagedError: One of them cannot be read.
+            RunStopped: The storage failed, or this process does not have an encryption key.
+            StreamDamagedError: A chunk cannot be read.
         """
         services = self._run.services
         try:
@@ -84,16 +84,16 @@ class StreamLog:
                 services.storage, services.registry.sealer, self.workflow_id, after
             )
         except EncryptionKeyMissingError as error:
-            # Invariant: not taken for damaged. What is recorded would be replaced.
+            # Invariant: not treated as damage, which would replace the recorded chunks.
             raise self._run.stop(error) from error
         except StorageError as error:
             raise self._run.stop(error, retry_here=True) from error
 
     async def record(self, *pieces: ChunkRecord) -> None:
-        """Make pieces durable, and all that was recorded before them.
+        """Make chunks durable, and everything that was recorded before them.
 
         Raises:
-            RunStopped: The run must not go on, or is over.
+            RunStopped: The run must not continue, or is over.
         """
         run = self._run
         if run.closed:
@@ -111,16 +111,16 @@ class StreamLog:
 
 
 class Streams:
-    """Reads recorded streams, whoever records them.
+    """Reads recorded streams, in whatever process they are recorded.
 
-    Each method raises ``StreamDamagedError`` where what it reads cannot be of one stream,
-    ``EncryptionKeyMissingError`` where this process has not the key of it, and ``StorageError``
-    where the storage failed.
+    Each method raises ``StreamDamagedError`` if the chunks cannot belong to one stream,
+    ``EncryptionKeyMissingError`` if this process does not have their key, and ``StorageError`` if
+    the storage failed.
 
     Args:
-        storage: Where they are.
-        sealer: Opens them.
-        outcomes: Tells when to look again.
+        storage: The step log.
+        sealer: Opens the chunks.
+        outcomes: Wakes readers when a stream has grown.
     """
 
     def __init__(self, storage: StepLog, sealer: Sealer, outcomes: ResultWaiters) -> None:
@@ -131,7 +131,7 @@ class Streams:
 
     async def start_of(self, workflow_id: str) -> ChunkRecord | None:
         """Return a stream's start, ``None`` if nothing is recorded."""
-        # From so far in front that the page ends with it, wherever it is.
+        # The offset is so far in front of the stream that the page has its start.
         return checked_start(await self._page(workflow_id, -PAGE_BYTES))
 
     def may_follow(self, workflow_id: str) -> bool:
@@ -142,15 +142,15 @@ class Streams:
     async def read_on(
         self, workflow_id: str, after: int, end: int | None
     ) -> tuple[list[ChunkRecord], bool]:
-        """Return the next pieces behind an offset, and whether there are no more now.
+        """Return the next chunks after an offset, and whether there are no more now.
 
         Args:
-            workflow_id: Whose stream.
+            workflow_id: The stream's workflow.
             after: The offset.
-            end: Where the stream ends, if it is complete.
+            end: The end of the stream, if it is complete.
 
         Raises:
-            StreamLostError: They have expired.
+            StreamLostError: The chunks have expired.
         """
         if end is not None:
             page = await self.page_of(workflow_id, after, end)
@@ -160,10 +160,10 @@ class Streams:
         return page, not page or not await self._page(workflow_id, last)
 
     async def page_of(self, workflow_id: str, after: int, end: int) -> list[ChunkRecord]:
-        """Return the next pieces of a complete stream behind an offset; none at its end.
+        """Return the next chunks of a complete stream after an offset; none at its end.
 
         Raises:
-            StreamLostError: They have expired.
+            StreamLostError: The chunks have expired.
         """
         if after >= end:
             return []
@@ -174,11 +174,11 @@ class Streams:
         return page
 
     async def why_missing(self, workflow_id: str, end: int) -> StreamLostError | StreamDamagedError:
-        """Return why pieces of a complete stream are not there."""
+        """Return why chunks of a complete stream are missing."""
         response = await self._storage.get_response(workflow_id)
         if response is None or response.is_tombstone or response.stream_end != end:
             return StreamLostError()
-        return StreamDamagedError(f"it ends at {end}, and its last pieces are missing")
+        return StreamDamagedError(f"it ends at {end}, and its last chunks are missing")
 
     async def _read(
         self, workflow_id: str, after: int, end: int | None = None
@@ -191,7 +191,7 @@ class Streams:
         return read_pieces(self._storage, self._sealer, workflow_id, after)
 
     async def tail_of(self, workflow_id: str, after: int) -> int:
-        """Return the last offset of a stream for now, at or behind another."""
+        """Return the last offset of a stream for now, at or after another."""
         while page := await self._read(workflow_id, after):
             after = page[-1].end_offset
         return after
@@ -199,15 +199,15 @@ class Streams:
     async def replay(
         self, workflow_id: str, page: list[ChunkRecord], end: int
     ) -> AsyncGenerator[ChunkRecord, None]:
-        """Yield the pieces of a complete stream.
+        """Yield the chunks of a complete stream.
 
         Args:
-            workflow_id: Whose stream.
-            page: The first ones, see :meth:`page_of`.
-            end: Where it ends.
+            workflow_id: The stream's workflow.
+            page: The first chunks, see :meth:`page_of`.
+            end: The end of the stream.
 
         Raises:
-            StreamLostError: They have expired.
+            StreamLostError: The chunks have expired.
         """
         while page:
             for piece in page:
@@ -217,16 +217,16 @@ class Streams:
     async def follow(
         self, workflow_id: str, after: int, has_gone: Callable[[], bool] = lambda: False
     ) -> AsyncGenerator[ChunkRecord, None]:
-        """Yield the pieces behind an offset, those that are not there yet as they come.
+        """Yield the chunks after an offset, and new ones as they come.
 
         Args:
-            workflow_id: Whose stream.
+            workflow_id: The stream's workflow.
             after: The offset.
-            has_gone: Tells whether whoever follows has gone. Asked before each read, four times
-                a second or oftener; nothing more is yielded then.
+            has_gone: Tells whether the follower has disconnected, which ends the generator. Called
+                before each read, at least four times a second.
 
         Raises:
-            StreamLostError: The request was interrupted, or the stream is not kept.
+            StreamLostError: The request was interrupted, or the stream is not stored.
         """
         backoff = Backoff(FIRST_POLL_SECONDS, LONGEST_POLL_SECONDS)
         end, is_over = None, False
@@ -243,8 +243,8 @@ class Streams:
                 if page:
                     backoff.reset()
                     continue
-                # Invariant: read once more when it is known to be over. The last pieces may have
-                # come in between.
+                # Invariant: read once more when the request is known to be over. The last chunks
+                # may have come in between.
                 if is_over:
                     raise (
                         StreamLostError if end is None else await self.why_missing(workflow_id, end)
@@ -265,7 +265,7 @@ class Streams:
                 del self._followers[workflow_id]
 
     async def _state(self, workflow_id: str) -> tuple[int | None, bool]:
-        """Return where a stream ends, if that is known, and whether nothing more is recorded."""
+        """Return the end of a stream, if it is known, and whether nothing more is recorded."""
         progress = await self._storage.get_progress(workflow_id)
         if progress is None:
             return None, True
@@ -281,17 +281,17 @@ logger = logging.getLogger(__name__)
 
 
 class StreamDamagedError(Exception):
-    """What is recorded of a stream is not what was recorded."""
+    """The recorded chunks of a stream are damaged."""
 
 
 async def read_pieces(
     storage: StepLog, sealer: Sealer, workflow_id: str, after: int
 ) -> list[ChunkRecord]:
-    """Return the pieces of a stream behind an offset, a page of them, opened.
+    """Return a page of a stream's chunks after an offset, opened.
 
     Raises:
-        StreamDamagedError: One of them cannot be read.
-        EncryptionKeyMissingError: One of them is encrypted with a key that is not here.
+        StreamDamagedError: A chunk cannot be read.
+        EncryptionKeyMissingError: A chunk is encrypted with a key that this process does not have.
         StorageError: The storage failed.
     """
     try:
@@ -308,38 +308,38 @@ def _opened(piece: ChunkRecord, sealer: Sealer) -> ChunkRecord:
     except DecodeError as error:
         where = f"which ends at {piece.end_offset} in the stream of request {piece.workflow_id}"
         logger.error("A chunk cannot be read, %s: %s", where, error)
-        # Its place is taken; without its data it fits nowhere, as whoever reads it finds.
+        # Its place is taken, and without its data it fits nowhere: readers find it damaged.
         return replace(piece, cut_to=None, data=b"")
     return piece if data is piece.data else replace(piece, data=data)
 
 
 def check_pieces(pieces: Iterable[ChunkRecord], after: int, end: int | None) -> None:
-    """Check pieces that were read at once.
+    """Check the chunks of one read.
 
     Args:
-        pieces: In order.
-        after: The offset behind which they were read; it may be within the first one.
-        end: Where the stream ends, if it is complete.
+        pieces: The chunks, in order.
+        after: The offset that they were read after; it may be within the first chunk.
+        end: The end of the stream, if it is complete.
 
     Raises:
-        StreamDamagedError: One is missing in between, or cannot be of this stream.
+        StreamDamagedError: A chunk is missing in between, or cannot belong to this stream.
     """
     position, is_first = after, True
     for piece in pieces:
         if not fits(piece, position, is_first=is_first):
-            msg = f"the piece that ends at {piece.end_offset!r} does not follow offset {position}"
+            msg = f"the chunk that ends at {piece.end_offset!r} does not follow offset {position}"
             raise StreamDamagedError(msg)
         position, is_first = piece.end_offset, False
     if end is not None and position > max(after, end):
-        msg = f"it ends at {end}, and there is a piece that ends at {position}"
+        msg = f"it ends at {end}, and there is a chunk that ends at {position}"
         raise StreamDamagedError(msg)
 
 
 def checked_start(pieces: list[ChunkRecord]) -> ChunkRecord | None:
-    """Return a stream's start, of its first pieces; ``None`` if there is nothing of it.
+    """Return the start of a stream from its first chunks; ``None`` if nothing is recorded.
 
     Raises:
-        StreamDamagedError: They begin with something else.
+        StreamDamagedError: They do not begin with a start.
     """
     if not pieces or pieces[0].cut_to == CUT_FOR_GOOD:
         return None
@@ -350,15 +350,15 @@ def checked_start(pieces: list[ChunkRecord]) -> ChunkRecord | None:
 
 
 def fits(piece: ChunkRecord, position: int, *, is_first: bool = False) -> bool:
-    """Tell whether a piece can be the next one behind an offset.
+    """Tell whether a chunk can be the next one after an offset.
 
-    A cut leaves a gap behind what it cuts back to, and is itself recorded at the gap's end.
+    A cut leaves a gap after the offset that it cuts back to, and is recorded at the gap's end.
 
     Args:
-        piece: The next one that there is.
+        piece: The next recorded chunk.
         position: The offset.
-        is_first: True if the offset was asked for: it may be in the middle of a piece, and
-            behind what was cut.
+        is_first: True if the reader asked for the offset: it may be in the middle of a chunk, or
+            within a gap.
     """
     if not _is_readable(piece):
         return False
@@ -367,7 +367,7 @@ def fits(piece: ChunkRecord, position: int, *, is_first: bool = False) -> bool:
 
 
 def _is_readable(piece: ChunkRecord) -> bool:
-    # SQLite takes a value of any type into any column.
+    # SQLite accepts a value of any type in any column.
     return (
         isinstance(piece.end_offset, int)
         and isinstance(piece.data, bytes)

@@ -1,4 +1,4 @@
-"""For how long requests are kept, and forgetting those whose time is over."""
+"""Deletes requests whose retention is over."""
 
 from __future__ import annotations
 
@@ -19,20 +19,20 @@ __all__ = ["Sweeper"]
 logger = logging.getLogger(__name__)
 
 SWEEP_BATCH = 500
-# What others have to write gets its turn between two batches.
+# Other writes get their turn between two batches.
 BATCH_PAUSE_SECONDS = 0.1
 
 
 class Sweeper:
-    """Forgets requests in the background, where the heartbeat runs.
+    """Deletes requests in the background, on the event loop of the heartbeat.
 
-    That event loop lives from the engine's start to its end, whatever the application's do; a
-    sweep under way is cancelled with it.
+    The heartbeat's loop runs from the engine's start to its end, unlike the loops of the
+    application; a running sweep is cancelled with it.
 
     Args:
-        storage: Where the requests are.
-        lifetime_seconds: For how long a request is kept that waits for its retry.
-        interval_seconds: From the start to the first sweep, and from each to the next.
+        storage: The step log.
+        lifetime_seconds: How long a request that waits for its retry is stored.
+        interval_seconds: The time from the start to the first sweep, and between two sweeps.
     """
 
     def __init__(

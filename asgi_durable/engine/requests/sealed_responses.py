@@ -1,4 +1,4 @@
-"""Answers to requests as they are recorded, and as they were."""
+"""Responses as they are recorded, and as they were sent."""
 
 from __future__ import annotations
 
@@ -13,41 +13,41 @@ __all__ = ["opened_response", "sealed_response"]
 
 
 def sealed_response(
-    sealer: Sealer, answer: ResponseRecord, *, may_compress: bool = True
+    sealer: Sealer, response: ResponseRecord, *, may_compress: bool = True
 ) -> ResponseRecord:
-    """Return an answer as it is recorded.
+    """Return a response as it is recorded.
 
     Args:
-        sealer: Seals it.
-        answer: The answer.
+        sealer: Seals headers and body.
+        response: The response.
         may_compress: False if its body is compressed already.
     """
-    headers, body = sealer.seal_bytes(answer.headers, HEADERS), answer.body
+    headers, body = sealer.seal_bytes(response.headers, HEADERS), response.body
     if body is not None:
         body = sealer.seal_bytes(body, BODY, may_compress=may_compress)
-    return _with(answer, headers, body)
+    return _with(response, headers, body)
 
 
-def opened_response(sealer: Sealer, answer: ResponseRecord) -> ResponseRecord:
-    """Return a recorded answer as it was given.
+def opened_response(sealer: Sealer, response: ResponseRecord) -> ResponseRecord:
+    """Return a recorded response as it was sent.
 
     Raises:
-        EncryptionKeyMissingError: It is encrypted with a key that is not here.
+        EncryptionKeyMissingError: It is encrypted with a key that this process does not have.
         ResponseDamagedError: It is damaged.
     """
     try:
-        headers, body = sealer.open_bytes(answer.headers, HEADERS), answer.body
+        headers, body = sealer.open_bytes(response.headers, HEADERS), response.body
         if body is not None:
             body = sealer.open_bytes(body, BODY)
     except EncryptionKeyMissingError as error:
-        msg = f"the recorded answer of request {answer.workflow_id} cannot be read: {error}"
+        msg = f"the recorded response of request {response.workflow_id} cannot be read: {error}"
         raise EncryptionKeyMissingError(msg) from None
     except DecodeError as error:
-        raise ResponseDamagedError.of(error, answer.workflow_id) from error
-    return _with(answer, headers, body)
+        raise ResponseDamagedError.of(error, response.workflow_id) from error
+    return _with(response, headers, body)
 
 
-def _with(answer: ResponseRecord, headers: bytes, body: bytes | None) -> ResponseRecord:
-    if headers is answer.headers and body is answer.body:
-        return answer
-    return replace(answer, headers=headers, body=body)
+def _with(response: ResponseRecord, headers: bytes, body: bytes | None) -> ResponseRecord:
+    if headers is response.headers and body is response.body:
+        return response
+    return replace(response, headers=headers, body=body)

@@ -1,4 +1,4 @@
-"""Requests that go on without their client: their process died, or stopped."""
+"""Requests that continue without their client: their process died, or stopped."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ MAX_CRASHES = 20
 
 
 class RecoveredRequests:
-    """Runs requests of other executors, once each: one that fails waits for its client.
+    """Runs requests of other executors, once each: a request that fails waits for its client.
 
     Attributes:
-        on_recorded: Told of a request whose answer is recorded as a stream, piece by piece.
+        on_recorded: Called with a request's id after each chunk of its response that is recorded.
     """
 
     def __init__(self, services: Services, active: ActiveRuns, servers: RequestServers) -> None:
@@ -39,7 +39,7 @@ class RecoveredRequests:
         self.on_recorded: Callable[[str], None] = lambda _: None
 
     async def drive(self, run: Run) -> RunEnd:
-        """Go on after the log."""
+        """Continue the request after its log."""
         server = self._servers.only
         requests: list[ResponseCommit] = []
 
@@ -48,12 +48,12 @@ class RecoveredRequests:
             requests.append(ResponseCommit(run, self._active, retention, stream))
             return requests[-1]
 
-        data = self._kept_request(run) if server is not None else "its app is not served here"
+        data = self._stored_request(run) if server is not None else "its app is not served here"
         if server is None or isinstance(data, str):
             logger.error("Request %s is left to its client: %s", run.workflow_id, data)
             await begin(Retention()).leave_for_retry()
         else:
-            logger.info("Request %s goes on without its client", run.workflow_id)
+            logger.info("Request %s continues without its client", run.workflow_id)
             with run.observe() as observed:
                 run.record_span(observed.begin())
                 await server.resume(data, begin)
@@ -61,20 +61,20 @@ class RecoveredRequests:
                 if isinstance(ending, Completed):
                     observed.ended(ending.state.value)
         ending = requests[-1].ending if requests else None
-        return ending or run.stopped or Interrupted(_unanswered(run))
+        return ending or run.stopped or Interrupted(_without_response(run))
 
-    def _kept_request(self, run: Run) -> bytes | str:
-        """Return what is kept of a request, or why nobody can go on with it here."""
+    def _stored_request(self, run: Run) -> bytes | str:
+        """Return the stored request, or why this process cannot continue it."""
         crashes, data = run.workflow.crashes, run.workflow.input
         if crashes > MAX_CRASHES:
             return f"{crashes} processes in a row died while they ran it"
         if data is None:
-            return "its request is not kept"
+            return "its request is not stored"
         try:
             return self._services.registry.sealer.open_bytes(data, REQUEST)
         except DecodeError as error:
             return str(error)
 
 
-def _unanswered(run: Run) -> WorkflowInterruptedError:
-    return WorkflowInterruptedError(run.workflow_id, "its handler gave no answer")
+def _without_response(run: Run) -> WorkflowInterruptedError:
+    return WorkflowInterruptedError(run.workflow_id, "its handler sent no response")

@@ -20,28 +20,27 @@ __all__ = ["Cancellation"]
 
 logger = logging.getLogger(__name__)
 
-# What an executor is told whose workflow was cancelled by another one.
+# The message to an executor whose workflow another one has cancelled.
 IS_CANCELLED = "is-cancelled"
-# How often it looks by itself, and only at runs that take as long as that.
+# How often it queries by itself, and only for runs that take as long as that.
 LOOK_INTERVAL_SECONDS = 1.0
 LOOK_SIZE = 1000
-# Of the answer that a cancelled request is kept with; it is never sent.
+# The status in the stored response of a cancelled request; it is never sent.
 GONE_STATUS = 410
 
 
 class Cancellation:
     """Cancels workflows of this and of other processes.
 
-    The write decides: whoever runs the workflow can record nothing for it any more. That its
-    run stops at once is a matter of being told. In this process it is; another one gets a
-    message, which is a hint and may get lost, and looks at what has been running for a while
-    with its heartbeat.
+    The write decides: after it, the process that runs the workflow can record nothing for it any
+    more. To stop the run early, this process interrupts its own runs. Another process gets a
+    message, which may get lost, so its heartbeat also queries the runs that take longer.
 
     Args:
-        services: What all runs share.
+        services: The parts that all runs share.
         active: The runs of this process.
-        outcomes: Who waits for them.
-        retention: For how long cancelled requests are kept.
+        outcomes: Wakes the callers that wait for a workflow.
+        retention: How long cancelled requests are stored.
     """
 
     def __init__(
@@ -57,7 +56,7 @@ class Cancellation:
         self._look: asyncio.Task[None] | None = None
 
     async def cancel(self, workflow_id: str) -> bool:
-        """Cancel a workflow and what it has called; return False if it has another outcome.
+        """Cancel a workflow and those it has called; return False if it has another outcome.
 
         Raises:
             WorkflowNotFoundError: No workflow has the id.
@@ -70,7 +69,7 @@ class Cancellation:
             raise WorkflowNotFoundError(workflow_id)
         executor = self._services.executor
         ids = [cancelled_id for cancelled_id, _ in outcome.cancelled]
-        # Invariant: durable first. Whoever waits is told to read the row.
+        # Invariant: durable first, as the waiting callers read the row when they wake.
         self._active.cancel(ids)
         for cancelled_id, owner in outcome.cancelled:
             if owner is not None and owner != executor.id:
@@ -80,16 +79,16 @@ class Cancellation:
 
     async def _commit(self, workflow_id: str) -> Outcome:
         services = self._services
-        lane = services.committer.queue(asyncio.get_running_loop())
+        queue = services.committer.queue(asyncio.get_running_loop())
         while True:
             executor_id = services.executor.id
             write = self._write(workflow_id, executor_id)
-            outcome = await services.committer.submit(lane, write).wait()
+            outcome = await services.committer.submit(queue, write).wait()
             if outcome.kind is OutcomeKind.UNAVAILABLE:
                 raise outcome.error or StorageUnavailableError("the storage is not available")
             if outcome.kind is not OutcomeKind.FENCED:
                 return outcome
-            # A dead executor cancels nothing; the process goes on as another one soon.
+            # A dead executor cancels nothing; the process continues under another name soon.
             if not await services.executor.wait_until_renamed(
                 executor_id, services.storage_retry_seconds
             ):
@@ -114,14 +113,14 @@ class Cancellation:
         )
 
     def on_message(self, message: str) -> None:
-        """Look at a workflow that another executor says was cancelled; called on any thread."""
+        """Query a workflow that another executor has cancelled; called on any thread."""
         what, _, workflow_id = message.partition(" ")
         if what == IS_CANCELLED and self._active.find(workflow_id) is not None:
             self._hints.append(workflow_id)
             self._services.executor.beat_soon()
 
     def look_if_due(self) -> None:
-        """Look at what was cancelled elsewhere; called where the heartbeat runs."""
+        """Query the workflows that may be cancelled elsewhere; called on the heartbeat's loop."""
         if self._look is not None and not self._look.done():
             return
         ids = set[str]()
@@ -130,7 +129,7 @@ class Cancellation:
         if time.monotonic() >= self._due_at:
             self._due_at = time.monotonic() + LOOK_INTERVAL_SECONDS
             running = self._active.ids_with_callers()
-            # Those that are over soon find out by themselves, and are not asked about.
+            # Short runs notice a cancellation at their next write, and are not queried.
             ids |= running & self._seen
             self._seen = running
         if ids:

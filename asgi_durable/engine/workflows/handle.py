@@ -1,4 +1,4 @@
-"""What a caller holds of a workflow: its status and its outcome."""
+"""Handles of workflows: their status and their outcome."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ ResultT_co = TypeVar("ResultT_co", covariant=True)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WorkflowStatus:
-    """What is known of a workflow.
+    """The state of a workflow, its arguments and its outcome.
 
     Attributes:
         status: ``PENDING`` until it is ``SUCCESS``, ``ERROR``, ``CANCELLED`` or
-            ``RETRIES_EXCEEDED``; ``SUSPENDED`` while all that it does is to sleep.
+            ``RETRIES_EXCEEDED``; ``SUSPENDED`` while it only sleeps.
         input: Its arguments by name; ``None`` for a request.
         output: Its result, once it is a ``SUCCESS``.
-        error: What it raised, once it is an ``ERROR``; why it was given up, once it is
+        error: The error that it raised, once it is an ``ERROR``; the reason, once it is
             ``RETRIES_EXCEEDED``; a ``WorkflowCancelledError`` once it is ``CANCELLED``.
-        attempts: Executions so far: 1, and one more for each time it was taken up again.
+        attempts: Executions so far: 1, and one more for each time it was resumed.
     """
 
     workflow_id: str
@@ -45,7 +45,7 @@ class WorkflowStatus:
 
 
 class HandleSource(Protocol):
-    """What a handle asks."""
+    """The engine, as a handle sees it."""
 
     def workflow_status(self, workflow_id: str) -> Awaitable[WorkflowStatus]:
         """Return a workflow's status."""
@@ -101,7 +101,7 @@ class WorkflowHandle(Generic[ResultT_co]):
 def workflow_status(
     record: WorkflowRecord, registry: Registry, *, is_asleep: bool
 ) -> WorkflowStatus:
-    """Return a row as people see it. What cannot be decoded here never breaks it."""
+    """Return the status of a row. Values that cannot be decoded are returned as text."""
     values, definition = registry.values, registry.find_workflow(record.name)
     error = _decoded(values, record.error, values.read_error)
     if isinstance(error, str):
@@ -133,7 +133,7 @@ def _decoded(values: Values, data: bytes | None, read: Callable[[bytes], Any]) -
     try:
         return read(data)
     except DecodeError:
-        # Readable at least: the default codec writes JSON.
+        # A person can read it at least: the default codec writes JSON.
         return values.text(data)
 
 

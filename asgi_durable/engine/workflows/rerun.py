@@ -1,9 +1,9 @@
-"""Running the code of an ended workflow again, for what it does to its request's objects.
+"""Runs the code of an ended workflow again, for its effects on the objects of its request.
 
-A route's workflow sets the status on the framework's ``Response``, adds background tasks, or
-fills the session. None of that is recorded, as such objects belong to one try of the request. Where
-the workflow has ended and its request has not, the next try brings new objects: the code runs
-again over its log, and does the same to them. Its outcome stays the recorded one.
+A route's workflow sets the status on the framework's ``Response``, adds background tasks, or fills
+the session. None of that is recorded, as such objects belong to one attempt of the request. If the
+workflow has ended and its request has not, the next attempt has new objects: the code runs again
+over its log, and does the same to them. Its outcome stays the recorded one.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ class EndedRun(Run):
     """A run over the whole log of an ended workflow: it replays, and can record nothing.
 
     Args:
-        services: What all runs share.
+        services: The parts that all runs share.
         stored: The log.
         caller: The run that called the workflow; this one stops with it.
     """
@@ -112,8 +112,8 @@ class Reruns:
     """Runs ended workflows again over their logs.
 
     Args:
-        services: What all runs share.
-        outcomes: Waits for workflows that others run.
+        services: The parts that all runs share.
+        outcomes: Waits for workflows that other executors run.
     """
 
     def __init__(self, services: Services, outcomes: ResultWaiters) -> None:
@@ -123,11 +123,11 @@ class Reruns:
     async def repeat(self, call: Call, parent: Run, number: int, workflow_id: str) -> None:
         """Run the code of a workflow that has succeeded again, with the objects of this call.
 
-        Only for the caller that it belongs to: who attaches to a workflow by its id gets its
-        result, and nothing of what it did to another's objects.
+        Only for the caller that started it: a call that attaches to a workflow by its id gets the
+        result, and no effects on its own objects.
 
         Raises:
-            RunStopped: The code does not fit the log; the caller's run must not go on.
+            RunStopped: The code does not fit the log; the caller's run must not continue.
         """
         stored = await self._load(parent, workflow_id)
         workflow = stored.workflow
@@ -143,7 +143,7 @@ class Reruns:
         if failure is not None:
             retry_here = infrastructure_error_in(failure) is not None
             raise parent.stop(failure, retry_here=retry_here) from failure
-        # What the application makes of a cancellation is not what counts.
+        # A cancellation counts, whatever the application's code returned after it.
         parent.stopping.raise_if_stopped()
 
     async def _load(self, parent: Run, workflow_id: str) -> StoredRun:
@@ -152,11 +152,11 @@ class Reruns:
         except StorageError as error:
             raise parent.stop(error, retry_here=True) from error
         if not stored:
-            raise parent.stop(WorkflowInterruptedError(workflow_id, "its row is gone"))
+            raise parent.stop(WorkflowInterruptedError(workflow_id, "its row was deleted"))
         return stored[0]
 
     async def _run(self, run: EndedRun, call: Call, arguments: dict[str, Any]) -> Exception | None:
-        """Run the code in a task of its own; return why its caller must not go on."""
+        """Run the code in a task of its own; return why its caller must not continue."""
         workflow_id = run.workflow_id
         try:
             return await call.loop.create_task(_call(run, call.definition, arguments))
@@ -166,16 +166,16 @@ class Reruns:
                 raise
             return WorkflowInterruptedError(workflow_id, "its code raised CancelledError")
         finally:
-            # Invariant: not closed. What its code has left behind makes no plain calls.
+            # Invariant: not closed. Tasks that the code has left behind make no plain calls.
             run.stop(WorkflowInterruptedError(workflow_id, "it was only run again"))
 
-    # What the code of an ended workflow calls
+    # Calls of the code of an ended workflow
 
     async def result(self, call: Call, parent: EndedRun, number: int) -> Any:
         """Return the recorded result of a workflow, or raise its error."""
         record = await self._called(call, parent, number)
         if record is None:
-            raise parent.stop(WorkflowInterruptedError(parent.workflow_id, "a row is gone"))
+            raise parent.stop(WorkflowInterruptedError(parent.workflow_id, "a row was deleted"))
         ending = completed(record)
         if not record.is_final:
             ending = await self._outcomes.wait(record.workflow_id, in_run=True)
@@ -199,7 +199,7 @@ class Reruns:
             refuse_missing_injected(call)
         if workflow_id is None:
             return parent.log.child_at(number, definition, data)
-        # It may be another one's, and is not in the log then.
+        # The workflow may belong to another caller, and is not in the log then.
         parent.log.check_child(number, definition.name, workflow_id)
         record = await self._services.storage.get_workflow(workflow_id)
         conflict = find_conflict(call, data, record) if record is not None else None
@@ -216,7 +216,7 @@ def is_repeated(call: Call, ending: Completed) -> bool:
 async def _call(
     run: EndedRun, definition: WorkflowDefinition, arguments: dict[str, Any]
 ) -> Exception | None:
-    """Run the code; return why its caller must not go on, ``None`` if it may."""
+    """Run the code; return why its caller must not continue, ``None`` if it may."""
     current_frame.set(Frame(run.services, run))
     raised: BaseException | None = None
     try:
@@ -224,7 +224,7 @@ async def _call(
         _compare(run, definition, value)
     except (asyncio.CancelledError, KeyboardInterrupt, SystemExit):
         raise
-    except BaseException as error:  # RunStopped, or the application's
+    except BaseException as error:  # RunStopped, or an error of the application
         raised = error
     outage = infrastructure_error_in(raised) if raised is not None else None
     if outage is not None:
@@ -245,7 +245,7 @@ async def _call(
 
 
 def _compare(run: EndedRun, definition: WorkflowDefinition, value: object) -> None:
-    """Write a line to the log where the code came to another result than the recorded one."""
+    """Log that the code has another result than the recorded one, if it has."""
     try:
         _, seen = definition.values.write_result(value)
         is_equal = bool(seen == definition.values.read_result(run.workflow.output))
@@ -255,7 +255,7 @@ def _compare(run: EndedRun, definition: WorkflowDefinition, value: object) -> No
         logger.warning(
             "Workflow %s (%s) came to another result when its code ran again over its log, for "
             "what it does to the objects of its request. The recorded result stands, and the "
-            "answer may have headers that do not fit it: let times, random numbers and ids come "
+            "response may have headers that do not fit it: let times, random numbers and ids come "
             "from steps.",
             run.workflow_id,
             definition.name,

@@ -29,15 +29,15 @@ logger = logging.getLogger(__name__)
 FIRST_POLL_SECONDS = 0.05
 LONGEST_POLL_SECONDS = 1.0
 
-# What executors tell each other, and about which workflow.
+# The messages between executors; the id of a workflow follows.
 ASKS_FOR, HAS_ENDED = "asks-for", "has-ended"
 
 
 class ResultWaiters:
     """Waits for workflows of this and of other processes.
 
-    Who waits asks the workflow's owner to tell when it has ended. That is a hint, which may get
-    lost; the row is read again now and then as well.
+    It asks the workflow's owner for a message when the workflow has ended. The message may get
+    lost, so the row is read again from time to time as well.
     """
 
     def __init__(self, services: Services, active: ActiveRuns, recovery: Recovery) -> None:
@@ -51,14 +51,14 @@ class ResultWaiters:
         """Return a workflow's outcome once it has one.
 
         Args:
-            workflow_id: Which one.
-            in_run: True if another workflow waits, which must not take for an outcome what
-                only concerns this process.
+            workflow_id: The workflow.
+            in_run: True if another workflow waits. It must not take a problem of this process for
+                an outcome.
 
         Raises:
             WorkflowNotFoundError: It has no row.
-            StorageUnavailableError: The storage failed for as long as its patience lasts.
-            Exception: Why this process could not finish it, while nobody else runs it.
+            StorageUnavailableError: The storage failed until its retry timeout.
+            Exception: The reason why this process could not finish it, while no other runs it.
         """
         backoff = Backoff(FIRST_POLL_SECONDS, LONGEST_POLL_SECONDS)
         with self.watching(workflow_id) as waiter:
@@ -79,12 +79,12 @@ class ResultWaiters:
     async def wait_while_it_runs(
         self, workflow_id: str, timeout_seconds: float, poll_seconds: float
     ) -> None:
-        """Wait until a workflow may not be run any more, or sleeps; it may run all the same.
+        """Wait until a workflow has probably ended, or sleeps; it may still run.
 
         Args:
-            workflow_id: Which one.
-            timeout_seconds: For how long at most.
-            poll_seconds: The same, where another process runs it and does not tell.
+            workflow_id: The workflow.
+            timeout_seconds: How long to wait at most.
+            poll_seconds: How long to wait at most if another process runs it.
         """
         with self.watching(workflow_id) as waiter:
             run = self._active.find(workflow_id)
@@ -105,7 +105,7 @@ class ResultWaiters:
         """Tell whether there is a workflow with this id.
 
         Raises:
-            StorageUnavailableError: The storage failed for as long as its patience lasts.
+            StorageUnavailableError: The storage failed until its retry timeout.
         """
         try:
             await self._read(workflow_id)
@@ -129,18 +129,18 @@ class ResultWaiters:
             return record
 
     def on_ended(self, run: Run) -> None:
-        """Tell those who have asked for a run."""
+        """Wake the callers that wait for a run, here and in other processes."""
         self.wake(run.workflow_id)
         for executor_id in self._asked.pop(run.workflow_id, ()):
             self._services.executor.send(executor_id, f"{HAS_ENDED} {run.workflow_id}")
 
     def is_waited_for(self, run: Run) -> bool:
-        """Tell whether anybody waits for a run's outcome, as far as this process knows."""
+        """Tell whether a caller waits for a run's outcome, as far as this process knows."""
         is_waited_for_here = run.ended.has_waiters() or run.done.has_waiters()
         return is_waited_for_here or run.workflow_id in self._asked
 
     def on_message(self, message: str) -> None:
-        """Take note of what another executor tells; called on any thread."""
+        """Handle a message of another executor; called on any thread."""
         what, _, rest = message.partition(" ")
         if what == HAS_ENDED:
             self.wake(rest)
@@ -148,12 +148,12 @@ class ResultWaiters:
             asker, _, workflow_id = rest.partition(" ")
             self._asked.setdefault(workflow_id, set()).add(asker)
             if self._active.find(workflow_id) is None:
-                # Ended meanwhile, or never here: who asks will read the row.
+                # Ended meanwhile, or never here: the other executor will read the row.
                 self._asked.pop(workflow_id, None)
                 self._services.executor.send(asker, f"{HAS_ENDED} {workflow_id}")
 
     def wake(self, workflow_id: str) -> None:
-        """Let those who wait here for a workflow read its row; callable on any thread."""
+        """Let the callers that wait here for a workflow read its row; callable on any thread."""
         watch = self._watches.get(workflow_id)
         for waiter in tuple(watch.waiters) if watch is not None else ():
             waiter.wake()
@@ -163,12 +163,12 @@ class ResultWaiters:
         if parked is None or record.executor_id not in (None, self._services.executor.id):
             return
         if in_run:
-            reason = f"this process cannot go on with it ({parked})"
+            reason = f"this process cannot continue it ({parked})"
             raise WorkflowInterruptedError(record.workflow_id, reason) from parked
         raise parked
 
     def ask(self, record: WorkflowRecord) -> None:
-        """Ask a watched workflow's owner, once in a while, however many wait for it here."""
+        """Ask a watched workflow's owner for a message, once in a while for all that wait here."""
         executor, watch = self._services.executor, self._watches[record.workflow_id]
         owner, now = record.executor_id, time.monotonic()
         if owner in (None, executor.id):
@@ -179,7 +179,7 @@ class ResultWaiters:
 
     @contextmanager
     def watching(self, workflow_id: str) -> Iterator[Waiter]:
-        """Give what is woken when a workflow has ended, or its stream has grown here."""
+        """Yield a waiter that wakes when a workflow has ended, or its stream has grown here."""
         waiter = Waiter()
         watch = self._watches.setdefault(workflow_id, _Watch())
         watch.waiters.add(waiter)
@@ -192,7 +192,7 @@ class ResultWaiters:
 
 
 class _Watch:
-    """Who waits here for one workflow, and whom they have asked."""
+    """The waiters of one workflow here, and the owner that was asked for a message."""
 
     def __init__(self) -> None:
         self.waiters: set[Waiter] = set()
@@ -208,14 +208,14 @@ class Waiter:
         self._woken = asyncio.Event()
 
     def wake(self) -> None:
-        """Let it look again; callable on any thread."""
+        """Wake the task; callable on any thread."""
         try:
             self._loop.call_soon_threadsafe(self._woken.set)
         except RuntimeError:
             logger.debug("Nobody waits any more: the event loop has ended")
 
     async def wait(self, timeout_seconds: float) -> None:
-        """Wait until it is woken, or was since the last time, or for so long."""
+        """Wait until it is woken, or was since the last call, or until the timeout."""
         try:
             async with asyncio.timeout(timeout_seconds):
                 await self._woken.wait()

@@ -39,10 +39,10 @@ class Workflows:
     """Runs the application's workflows in this process.
 
     Args:
-        services: What all runs share.
+        services: The parts that all runs share.
         active: The runs of this process.
-        drives: What a run does.
-        outcomes: Waits for those that other executors run.
+        runner: Executes runs.
+        outcomes: Waits for workflows that other executors run.
     """
 
     def __init__(
@@ -104,7 +104,7 @@ class Workflows:
             and _is_owned_elsewhere(ending)
             and not await self._exists(call, begun.workflow_id)
         ):
-            await self._wait_for_rebirth(begun)
+            await self._wait_for_new_name(begun)
             begun = await self.begin(call)
             ending = await self._ending(call, begun)
         if _is_owned_elsewhere(ending):
@@ -118,7 +118,7 @@ class Workflows:
             try:
                 ending = await self._ending_elsewhere(call, begun.workflow_id)
             except Exception as error:
-                # Not the child's outcome, so nothing that the parent's code may go on with.
+                # Not the child's outcome: the parent's code must not continue with it.
                 raise parent.stop(error, retry_here=True) from error
         await parent.log.finish_in_turn(number, _time_of_end(parent, number, begun))
         if isinstance(ending, Completed):
@@ -135,24 +135,24 @@ class Workflows:
         except StorageError as error:
             if call.parent is None:
                 raise
-            # Nothing that the parent's code may go on with.
+            # Not an outcome: the parent's code must not continue with it.
             raise call.parent[0].stop(error, retry_here=True) from error
 
-    async def _wait_for_rebirth(self, run: Run) -> None:
-        """Wait until the process goes on as another executor than a run's.
+    async def _wait_for_new_name(self, run: Run) -> None:
+        """Wait until the process continues as another executor than the run's.
 
         Raises:
             OwnedElsewhereError: It does not.
         """
-        executor, patience = self._services.executor, self._services.storage_retry_seconds
-        if not await executor.wait_until_renamed(run.executor_id, patience):
+        executor, timeout = self._services.executor, self._services.storage_retry_seconds
+        if not await executor.wait_until_renamed(run.executor_id, timeout):
             raise OwnedElsewhereError(run.workflow_id)
 
     async def _ending_elsewhere(self, call: Call, workflow_id: str) -> RunEnd:
         """Wait for the outcome of a workflow that another executor runs."""
         if not call.definition.unrecorded:
             return await self._outcomes.wait(workflow_id, in_run=call.parent is not None)
-        # Nobody but this call has what the workflow needs of its request.
+        # Only this call has the objects of the request that the workflow needs.
         backoff = Backoff(FIRST_RETRY_SECONDS, LONGEST_RETRY_SECONDS)
         while True:
             await backoff.wait()
@@ -161,16 +161,16 @@ class Workflows:
                 return ending
 
     async def _ending(self, call: Call, begun: Run | WorkflowRecord) -> RunEnd:
-        """Wait until a call's run is over, or over enough for its parent.
+        """Wait until a call's run is over, or until its parent may continue.
 
-        What its code does to the objects of the call is done by then, whoever has run it.
+        Its code has changed the objects of the call by then, in whatever process it has run.
         """
         ending = await self._outcome(call, begun)
         if call.parent is None or not isinstance(ending, Completed):
             return ending
         if is_repeated(call, ending) and not _has_run(call, begun):
             if isinstance(begun, Run):
-                # Its whole log is to be read.
+                # Its whole log will be read.
                 await wait_for(begun, begun.done, call.loop)
             await self._reruns.repeat(call, *call.parent, begun.workflow_id)
         return ending
@@ -211,7 +211,7 @@ class Workflows:
             if await wait_for(begun, begun.claimed, call.loop):
                 return begun.workflow_id
             ending = await wait_for(begun, begun.done, call.loop)
-            # Invariant: who starts a workflow is told its id only once there is a row.
+            # Invariant: the caller gets the workflow's id only once there is a row.
             if isinstance(ending, Completed):
                 return begun.workflow_id
             if _is_owned_elsewhere(ending) and await self._exists(call, begun.workflow_id):
@@ -220,7 +220,7 @@ class Workflows:
                 raise parent.stop(ending.error, retry_here=ending.retry_here)
             if not _is_owned_elsewhere(ending):
                 raise ending.error
-            await self._wait_for_rebirth(begun)
+            await self._wait_for_new_name(begun)
 
     def start_with_end(self, call: Call, workflow_id: str, outbox: Outbox) -> None:
         """Let a workflow be started in the commit in which its caller ends.
@@ -234,7 +234,7 @@ class Workflows:
             TypeError: The arguments do not fit the function.
             EncodeError: An argument cannot be recorded.
             NonDeterministicWorkflowError: The calling workflow left its log.
-            WorkflowInterruptedError: Its end is on its way already.
+            WorkflowInterruptedError: The caller's end is being committed already.
         """
         definition = call.definition
         definition.prepare()
@@ -244,7 +244,7 @@ class Workflows:
         outbox.add(self._new_record(call, data, workflow_id))
 
     async def _begin_and_leave(self, call: Call) -> Run | WorkflowRecord:
-        """Begin a call whose end nobody waits for."""
+        """Begin a call that does not wait for the end."""
         begun = await self.begin(call)
         if call.parent is not None:
             call.parent[0].log.finish_call()
@@ -325,7 +325,7 @@ class Workflows:
         request_id, request = None, current_request.get()
         parent, number = call.parent or (None, None)
         if parent is not None:
-            # In a run that goes on without its caller there is no request still.
+            # A run that continues without its caller has no current request.
             request_id = parent.workflow.request_id
         elif request is not None:
             request_id = request.request_id
@@ -352,7 +352,7 @@ class Workflows:
 
 
 def _time_of_end(parent: Run, number: int, begun: Run | WorkflowRecord) -> int:
-    """Return when what a parent waited for has ended, as times in the parent's log are."""
+    """Return when a parent's child has ended, in the times of the parent's log."""
     if isinstance(begun, WorkflowRecord):
         return end_of_child(begun)
     return parent.log.expected_time_us(number) or parent.log.next_time_us()

@@ -133,7 +133,7 @@ class RequestAttempt:
         is_exhausted = most is not None and attempts > most
         recorder = self._recorder = self._record(request, attempts, is_exhausted=is_exhausted)
         try:
-            with request.telling_of_stop(self._body.report_disconnect_at_stop):
+            with request.calling_on_stop(self._body.report_disconnect_at_stop):
                 try:
                     if is_exhausted:
                         await self._give_up(request, recorder)

@@ -79,7 +79,7 @@ async def test_how_long_twins_wait_is_told_by_what_comes_of_it(url: str) -> None
         twin = asyncio.create_task(exchange(app, keyed(), b"{}"))
         waits_since = time.monotonic()
         running = durable.engine.running()
-        await until(running.requests._twins.total)
+        await until(running.requests._duplicates.total)
         gate.open()
         await asyncio.gather(first, twin)
         waited = time.monotonic() - waits_since

@@ -334,7 +334,7 @@ async def test_once_its_fingerprint_is_known_a_running_request_is_compared(url: 
 def is_waited_for(durable: Durable) -> bool:
     running = durable.engine._running
     assert running is not None
-    return running.requests._twins.total() > 0
+    return running.requests._duplicates.total() > 0
 
 
 async def test_a_twin_that_waited_for_the_fingerprint_is_compared_then(url: str) -> None:

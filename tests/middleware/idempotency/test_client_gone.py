@@ -201,7 +201,7 @@ async def test_who_took_over_from_a_twin_and_has_gone_is_cancelled_too(url: str)
         call = shop.begin(first)
         await shop.gate.reached.wait()
         twin = shop.begin(second)
-        await until(lambda: waiting_twins(shop.durable) == 1)
+        await until(lambda: waiting_duplicates(shop.durable) == 1)
         second.disconnected.set()
         first.disconnected.set()
         await asyncio.gather(call, twin)
@@ -212,10 +212,10 @@ async def test_who_took_over_from_a_twin_and_has_gone_is_cancelled_too(url: str)
     assert shop.ran.count("reserve") == 1
 
 
-def waiting_twins(durable: Durable) -> int:
+def waiting_duplicates(durable: Durable) -> int:
     running = durable.engine._running
     assert running is not None
-    return running.requests._twins.total()
+    return running.requests._duplicates.total()
 
 
 async def test_a_client_that_was_told_where_to_look_may_leave(url: str) -> None:
@@ -365,10 +365,10 @@ async def test_a_twin_that_is_cancelled_leaves_the_first_one_alone(url: str) -> 
         call = shop.begin(first)
         await shop.gate.reached.wait()
         twin = shop.begin(second)
-        await until(lambda: waiting_twins(shop.durable) == 1)
+        await until(lambda: waiting_duplicates(shop.durable) == 1)
         twin.cancel()
         await asyncio.wait([twin])
-        left = waiting_twins(shop.durable)
+        left = waiting_duplicates(shop.durable)
         shop.gate.open()
         await call
 

@@ -31,12 +31,12 @@ class Desk:
         """Send the request."""
         return await exchange(self.app, keyed(headers=[("Prefer", prefer)]), b"{}")
 
-    async def waiting_twins(self, count: int) -> list[asyncio.Task[Exchange]]:
+    async def waiting_duplicates(self, count: int) -> list[asyncio.Task[Exchange]]:
         """Send the request so many times more, and return once all of them wait."""
         twins = [asyncio.create_task(self.post()) for _ in range(count)]
         running = self.durable.engine._running
         assert running is not None
-        while running.requests._twins.total() < count:
+        while running.requests._duplicates.total() < count:
             await asyncio.sleep(0)
         return twins
 
@@ -51,7 +51,7 @@ async def test_twins_are_answered_as_soon_as_the_first_one_is(database_url: str)
     async with desk.durable:
         first = asyncio.create_task(desk.post())
         await desk.gate.reached.wait()
-        twins = await desk.waiting_twins(200)
+        twins = await desk.waiting_duplicates(200)
         desk.gate.open()
         answers = await asyncio.gather(first, *twins)
 
@@ -65,7 +65,7 @@ async def test_twins_on_another_process_are_answered_as_well(database_url: str) 
     async with here.durable, there.durable:
         first = asyncio.create_task(here.post())
         await here.gate.reached.wait()
-        twins = [*await here.waiting_twins(5), *await there.waiting_twins(5)]
+        twins = [*await here.waiting_duplicates(5), *await there.waiting_duplicates(5)]
         here.gate.open()
         answers = await asyncio.gather(first, *twins)
 
@@ -104,12 +104,12 @@ async def test_nobody_waits_for_longer_than_is_allowed(database_url: str) -> Non
 async def test_where_too_many_wait_the_others_are_to_come_back(
     database_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(counted, "MAX_TWINS_OF_ONE", 3)
+    monkeypatch.setattr(counted, "MAX_DUPLICATES_OF_ONE", 3)
     desk = Desk(database_url)
     async with desk.durable:
         first = asyncio.create_task(desk.post())
         await desk.gate.reached.wait()
-        twins = await desk.waiting_twins(3)
+        twins = await desk.waiting_duplicates(3)
         refused = await desk.post()
         desk.gate.open()
         answers = await asyncio.gather(first, *twins)
@@ -134,7 +134,7 @@ async def test_a_twin_takes_over_what_the_first_one_fails_to_do(database_url: st
     async with desk.durable:
         first = asyncio.create_task(desk.post())
         await desk.gate.reached.wait()
-        (twin,) = await desk.waiting_twins(1)
+        (twin,) = await desk.waiting_duplicates(1)
         desk.gate.open()
 
         assert (await first).status == 500

@@ -31,7 +31,7 @@ async def test_each_change_of_a_requests_state_is_a_line(
         "claimed",
         "left for its retry",
         "claimed",
-        "answered 201",
+        "responded 201",
         "asked for again, Answered",
         "asked for again, KeyReused",
     ]

@@ -178,7 +178,7 @@ async def test_twins_and_other_requests_under_a_key_say_what_became_of_them(url:
         assert (await shop.post(path="/charge")).status == 422
         twin = asyncio.create_task(shop.post())
         requests = shop.durable.engine.requests
-        while not requests._twins:
+        while not requests._duplicates:
             await asyncio.sleep(0)
         shop.gate.open()
         await asyncio.gather(first, twin)
