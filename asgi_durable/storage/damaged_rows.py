@@ -7,31 +7,20 @@ import logging
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, TypeVar
 
-import sqlalchemy as sa
-
 from asgi_durable.storage.records import (
     DamagedRowError,
     StepRecord,
     StoredRun,
     WorkflowRecord,
-    WorkflowState,
-    shown,
 )
 
-__all__ = ["DamagedRows", "RowCheck", "StoredLogs", "state_of"]
+__all__ = ["DamagedRows", "StoredLogs"]
 
 logger = logging.getLogger(__name__)
 
 RecordT = TypeVar("RecordT")
 
 MOST_REMEMBERED = 10_000
-_TYPES: dict[type[object], tuple[type, ...]] = {
-    sa.Text: (str,),
-    sa.LargeBinary: (bytes,),
-    sa.Integer: (int,),
-    sa.BigInteger: (int,),
-    sa.Boolean: (bool, int),
-}
 
 
 class DamagedRows:
@@ -129,38 +118,3 @@ class StoredLogs:
             records.setdefault(workflow_id, []).append(self._damaged.read(decode, row))
         except DamagedRowError as error:
             self._damage[workflow_id] = error
-
-
-class RowCheck:
-    """Refuses rows of a table whose values are not of their columns' types.
-
-    Where a database does not check that itself.
-    """
-
-    def __init__(self, table: sa.Table) -> None:
-        self._table = table
-        self._sound: set[tuple[type, ...]] = set()
-
-    def __call__(self, row: tuple[object, ...]) -> None:
-        """Raise ``DamagedRowError`` for such a row."""
-        types = tuple(map(type, row))
-        if types not in self._sound:
-            self._look_at(row, types)
-            # One for each combination of values that may be missing.
-            self._sound.add(types)
-
-    def _look_at(self, row: tuple[object, ...], types: tuple[type, ...]) -> None:
-        for column, value, kind in zip(self._table.columns, row, types, strict=True):
-            is_missing = value is None and column.nullable
-            if not is_missing and kind not in _TYPES[type(column.type)]:
-                # Never the value: it may be of a request or an answer.
-                reason = f"{column.name} is of the type {kind.__name__}"
-                raise DamagedRowError(self._table.name, row[0], reason)
-
-
-def state_of(value: str, table: str, row_id: object) -> WorkflowState:
-    """Return a workflow's state; raise ``DamagedRowError`` if there is no such state."""
-    try:
-        return WorkflowState(value)
-    except ValueError:
-        raise DamagedRowError(table, row_id, f"state is {shown(value)}") from None

@@ -1,6 +1,6 @@
 """SQLAlchemy Core tables, shared by the storage adapters.
 
-Column names are the fields of the records, so that reading is ``StepRecord(**row)``.
+Column names are the fields of the records. ``rows.py`` relies on the order of the columns.
 """
 
 from __future__ import annotations

@@ -7,7 +7,7 @@ import time
 
 from asgi_durable.errors import StorageError
 from asgi_durable.storage.records import StoredSecret
-from asgi_durable.storage.secret import OF_REQUEST_IDS, ROLLOUT_US, new_secret
+from asgi_durable.storage.rows import OF_REQUEST_IDS, ROLLOUT_US, new_secret
 from asgi_durable.storage.tables import secrets, workflows
 
 __all__ = ["keep_secret", "read_secret"]

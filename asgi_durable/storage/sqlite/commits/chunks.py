@@ -5,7 +5,7 @@ from __future__ import annotations
 import sqlite3
 
 from asgi_durable.storage import tables
-from asgi_durable.storage.sqlite.rows import SELECT_PIECE, columns, piece_from, piece_values
+from asgi_durable.storage.sqlite.rows import SELECT_CHUNK, chunk_from, chunk_values, columns
 from asgi_durable.storage.writes import DONE, FENCED, Outcome, OutcomeKind, RecordChunk
 
 __all__ = ["DELETE_PIECES", "record_chunk"]
@@ -17,14 +17,14 @@ _INSERT = (
     "WHERE workflow_id = ? AND executor_id = ? AND state = 'PENDING' ON CONFLICT DO NOTHING"
 )
 _CUT = f"{DELETE_PIECES} AND end_offset > ? AND end_offset < ?"
-_FIND = f"{SELECT_PIECE} WHERE workflow_id = ? AND end_offset = ?"
+_FIND = f"{SELECT_CHUNK} WHERE workflow_id = ? AND end_offset = ?"
 
 
 def record_chunk(cursor: sqlite3.Cursor, write: RecordChunk) -> Outcome:
     """Insert a piece, and delete what it cuts."""
     piece = write.piece
     owned = (piece.workflow_id, write.executor_id)
-    if cursor.execute(_INSERT, (*piece_values(piece), *owned)).rowcount == 1:
+    if cursor.execute(_INSERT, (*chunk_values(piece), *owned)).rowcount == 1:
         if write.cuts:
             cursor.execute(_CUT, (piece.workflow_id, piece.cut_to, piece.end_offset))
         return DONE
@@ -32,4 +32,4 @@ def record_chunk(cursor: sqlite3.Cursor, write: RecordChunk) -> Outcome:
     if found is None:
         return FENCED
     # The same piece is this very write, whose answer got lost.
-    return DONE if piece_from(found) == piece else Outcome(OutcomeKind.CONFLICT)
+    return DONE if chunk_from(found) == piece else Outcome(OutcomeKind.CONFLICT)
