@@ -1,4 +1,4 @@
-"""Rows that hold what no version of the library has written there."""
+"""Damaged rows: rows with values that no version of the library has written."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ MOST_REMEMBERED = 10_000
 
 
 class DamagedRows:
-    """Names damaged rows in the log, each once."""
+    """Logs damaged rows, each once, so that the process can work on with the others."""
 
     def __init__(self) -> None:
         self._seen: dict[str, None] = {}
 
     def set_aside(self, error: DamagedRowError) -> None:
-        """Log that a row is left alone by this process."""
+        """Log that this process ignores a row."""
         text = str(error)
         if text in self._seen:
             return
@@ -43,7 +43,7 @@ class DamagedRows:
         """Return the record of a row.
 
         Raises:
-            DamagedRowError: There is none; the log names it.
+            DamagedRowError: The row is damaged; it is logged.
         """
         try:
             return decode(row)
@@ -52,7 +52,7 @@ class DamagedRows:
             raise
 
     def sound(self, decode: Callable[[Any], RecordT], rows: Iterable[Any]) -> list[RecordT]:
-        """Return the records of those rows that can be read; the log names the others."""
+        """Return the records of sound rows, and log the others."""
         records = []
         for row in rows:
             with contextlib.suppress(DamagedRowError):
@@ -60,7 +60,7 @@ class DamagedRows:
         return records
 
     def sound_ids(self, table: str, ids: Iterable[object]) -> Iterator[str]:
-        """Return those ids that are texts; the log names the others."""
+        """Yield the ids that are text, and log the others."""
         for one in ids:
             if isinstance(one, str):
                 yield one
@@ -69,10 +69,10 @@ class DamagedRows:
 
 
 class StoredLogs:
-    """Puts the logs of some workflows together; one that is damaged is no other's trouble.
+    """Assembles the step logs of several workflows; a damaged row spoils only its own log.
 
     Args:
-        damaged: Told of damaged rows.
+        damaged: Logs the damaged rows.
     """
 
     def __init__(self, damaged: DamagedRows) -> None:
@@ -92,7 +92,7 @@ class StoredLogs:
         self._add(self._children, workflow_id, decode, row)
 
     def runs(self, decode: Callable[[Any], WorkflowRecord], rows: Iterable[Any]) -> list[StoredRun]:
-        """Return the logs of those workflows whose own row is sound."""
+        """Return the step logs of the workflows whose own row is sound."""
         workflows: list[WorkflowRecord] = []
         for row in rows:
             with contextlib.suppress(DamagedRowError):
