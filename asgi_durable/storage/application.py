@@ -96,7 +96,7 @@ class Sessions(Protocol):
         """
 
     async def is_in_transaction(self, connection: AsyncConnection) -> bool:
-        """Tell whether the transaction has not been ended behind the connection's back."""
+        """Return False if the application's code has ended the transaction."""
 
 
 class BlockingSessions(Protocol):
@@ -120,7 +120,7 @@ class BlockingSessions(Protocol):
         """See :class:`Sessions`."""
 
     def is_in_transaction(self, connection: sa.Connection) -> bool:
-        """Tell whether the transaction has not been ended behind the connection's back."""
+        """Return False if the application's code has ended the transaction."""
 
 
 def ended_behind_the_session() -> DurableUsageError:

@@ -74,7 +74,7 @@ def write_order(writes: Sequence[Write]) -> Iterator[list[int]]:
 
 
 def is_one_group(writes: Iterable[Write]) -> bool:
-    """Return True if :func:`write_order` makes one group of all writes, as it nearly always does."""
+    """Return True if all writes are one group of :func:`write_order`, as they nearly always are."""
     reached: dict[str, int] = {}
     places: set[tuple[str, int, bool]] = set()
     for write in writes:

@@ -73,7 +73,12 @@ _READ_CHUNKS = (
 
 
 class SQLiteReader:
-    """Reads; everything here runs on one thread."""
+    """Reads the step log; all methods run on one thread.
+
+    Args:
+        file: The database.
+        damaged: Logs damaged rows.
+    """
 
     def __init__(self, file: SQLiteFile, damaged: DamagedRows) -> None:
         self.connection = file.connect()
@@ -123,7 +128,8 @@ class SQLiteReader:
             workflow_id, end_offset = row[:2]
             if not isinstance(end_offset, int):
                 raise
-            # Its place is taken; without its data it fits nowhere, as whoever reads it finds.
+            # The record takes the place of the damaged chunk. As its data do not fit its offset,
+            # the reader of the stream finds the damage.
             return ChunkRecord(
                 workflow_id=workflow_id, end_offset=end_offset, cut_to=None, data=b""
             )

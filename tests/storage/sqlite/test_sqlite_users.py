@@ -23,7 +23,7 @@ import asyncio, concurrent.futures.thread, os, sys
 from pathlib import Path
 from asgi_durable.storage.protocol import Runnable
 from asgi_durable.storage.sqlite import SQLiteStorage
-from asgi_durable.storage.sqlite.lock import ProcessLock
+from asgi_durable.storage.sqlite.locks import ProcessLock
 from asgi_durable.storage.writes import StartWorkflow
 from support.records import workflow
 import aiosqlite, sqlalchemy.dialects.sqlite.aiosqlite

@@ -9,7 +9,7 @@ import pytest
 from support.databases.storages import until
 
 from asgi_durable.storage.sqlite import SQLiteStorage
-from asgi_durable.storage.sqlite.transactions.write_turn import WriteTurn
+from asgi_durable.storage.sqlite.locks import WriteTurn
 
 pytestmark = pytest.mark.anyio
 
