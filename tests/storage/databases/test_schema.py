@@ -1,4 +1,4 @@
-"""Schema versions: forward in order, never past what is known."""
+"""Schema versions: migrations run in order, and unknown versions are refused."""
 
 from __future__ import annotations
 

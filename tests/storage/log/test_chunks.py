@@ -1,4 +1,4 @@
-"""The contract of ``StepLog`` for the pieces of answers that are recorded as streams."""
+"""The contract of ``StepLog`` for the chunks of responses that are recorded as streams."""
 
 from __future__ import annotations
 

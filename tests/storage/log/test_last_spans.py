@@ -1,4 +1,4 @@
-"""The contract of ``SetLastSpan``: a row names the span of its latest execution."""
+"""The contract of ``SetLastSpan``: a row names the span of its latest run."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ async def test_a_workflow_names_its_latest_span(storage: Storage) -> None:
     await storage.commit([StartWorkflow(workflow(last_span="first"))])
     assert await last_span_of(storage) == "first"
 
-    # Again: its answer may have got lost.
+    # Again, as if the first result had been lost.
     for _ in range(2):
         assert await kinds(storage, SET) == [DONE]
         assert await last_span_of(storage) == "second"
@@ -76,7 +76,7 @@ async def test_it_is_kept_while_others_take_the_workflow(storage: Storage, other
     await storage.commit([ReleaseWorkflow("w", EXECUTOR)])
     await other.commit([ResumeWorkflow("w", OTHER, 9)])
 
-    # Who had it before is late.
+    # The former owner is late.
     await storage.commit([SET])
 
     assert await last_span_of(storage) == "first"

@@ -1,4 +1,4 @@
-"""The contract of ``take_over`` for requests that go on without their client."""
+"""The contract of ``take_over`` for requests that continue without their client."""
 
 from __future__ import annotations
 

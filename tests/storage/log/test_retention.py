@@ -1,4 +1,4 @@
-"""The contract of ``StepLog`` for requests whose time is over: what is deleted, and what stays."""
+"""The contract of ``StepLog`` for expired requests: which rows are deleted, and which stay."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ LONG_AGO = 1000
 def answered(
     workflow_id: str = "r", expires_at_us: int = LONG_AGO, forgotten_at_us: int | None = None
 ) -> list[Write]:
-    """Return the writes of a request of one step, and its answer."""
+    """Return the writes of a request with one step and a response."""
     answer = response(
         workflow_id,
         expires_at_us=expires_at_us,
@@ -39,7 +39,7 @@ def answered(
 
 
 def child(parent_id: str, number: int = 1) -> list[Write]:
-    """Return the writes of a child that has recorded a step, and is not finished."""
+    """Return the writes of an unfinished child with one recorded step."""
     workflow_id = f"{parent_id}#{number}"
     started = workflow(workflow_id, parent_id=parent_id, parent_step=number, awaited=False)
     return [StartWorkflow(started), record(step(workflow_id))]
@@ -58,7 +58,7 @@ async def sweep(
 
 
 async def rows_of(storage: Storage, *workflow_ids: str) -> set[str]:
-    """Return of which workflows anything is left."""
+    """Return the workflows that still have any row."""
     left = {run.workflow.workflow_id for run in await storage.load_runs(workflow_ids)}
     return left | {i for i in workflow_ids if await storage.get_response(i) is not None}
 
@@ -79,7 +79,7 @@ async def test_an_expired_request_is_forgotten_with_all_below_it(storage: Storag
 
     ids = ["r", "r#1", "r#1#1", "r#1#1#1", "r#2"]
     assert await rows_of(storage, *ids) == set()
-    # Nor are there any steps, which would show as soon as the ids are used again.
+    # Steps are deleted too; they would appear again if the ids were used again.
     await storage.commit([ClaimRequest(request("r")), *(StartWorkflow(workflow(i)) for i in ids)])
     assert {run.steps for run in await storage.load_runs(ids)} == {()}
 
@@ -152,7 +152,7 @@ async def test_what_nobody_has_swept_in_time_leaves_no_tombstone(storage: Storag
     assert await rows_of(storage, "r") == set()
 
 
-# Requests that nobody goes on with
+# Abandoned requests
 
 
 async def test_a_request_that_waits_for_its_retry_for_too_long_is_forgotten(
@@ -189,7 +189,7 @@ async def test_the_limit_is_for_both_kinds_together(storage: Storage) -> None:
     assert await rows_of(storage, "over", "released") == {"released"}
 
 
-# What still runs
+# Requests with workflows that still run
 
 
 async def test_a_request_stays_while_anything_below_it_is_not_finished(storage: Storage) -> None:

@@ -1,4 +1,4 @@
-"""Forgetting requests on Postgres: what it waits for, and what it costs."""
+"""Forgetting requests on Postgres: the locks it waits for, and its statements."""
 
 from __future__ import annotations
 
@@ -39,12 +39,12 @@ DOOMED = "doomed"
 
 @pytest.fixture
 def new_storage(own_postgres_url: str) -> Adapter:
-    """Make storages on a schema of a server that nobody else uses."""
+    """Make storages on a schema of a server that no other test uses."""
     return Adapter(url=own_postgres_url, **POSTGRES)
 
 
 def answered(workflow_id: str) -> list[Write]:
-    """Return the writes of a request with a finished child, that is expired."""
+    """Return the writes of an expired request with a finished child."""
     child = f"{workflow_id}#0"
     end = success(workflow_id, response=response(workflow_id))
     return [
@@ -64,7 +64,7 @@ async def sweep(storage: Storage) -> int:
 async def transaction(
     server: PostgresServer, storage: Storage
 ) -> AsyncIterator[asyncpg.Connection]:
-    """Open a transaction on a connection of its own, which finds our tables without a schema."""
+    """Open a transaction on a separate connection that finds our tables without a schema."""
     connection = await asyncpg.connect(server.url)
     try:
         schema = storage._names.quoted_schema  # type: ignore[attr-defined]

@@ -1,4 +1,4 @@
-"""What a Postgres URL says beside the server: its driver, the pool, a name, files."""
+"""Other parts of a Postgres URL than the server: its driver, the pool, a name, files."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The small files beside a SQLite file, where a process may not delete or even read them."""
+"""The small files beside a SQLite file, if a process has no right to delete or read them."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ else:
 
 @contextmanager
 def process(file: Path, *arguments: str) -> Iterator[subprocess.Popen[str]]:
-    """Start a program that is no superuser; end it however it is."""
+    """Start a program as an ordinary user; kill it at the end."""
     pipe = subprocess.PIPE
     environment = {**os.environ, "PYTHONPATH": str(TESTS)}
     command = [sys.executable, "-c", PROGRAM, str(file), *arguments]
@@ -99,7 +99,7 @@ def go_on(started: subprocess.Popen[Any]) -> None:
 
 @pytest.fixture
 def folder() -> Iterator[Path]:
-    """A folder that anybody may write to, for now."""
+    """A folder that any user may write to, during the test."""
     with tempfile.TemporaryDirectory() as outer:
         Path(outer).chmod(0o755)
         inner = Path(outer) / "data"

@@ -25,7 +25,7 @@ pytestmark = pytest.mark.anyio
 
 SLOT = StepSlot(workflow_id="w", step_number=0, executor_id=EXECUTOR)
 INSERT = sa.text("INSERT INTO effects VALUES ('x')")
-# More than a pool has connections.
+# More than the connections of a pool.
 MANY = 20
 
 
@@ -68,7 +68,7 @@ async def go_on_after_it(storage: Storage) -> None:
 
 
 async def lock_is_free(url: str) -> bool:
-    """Tell whether somebody else can write, without any waiting."""
+    """Return True if another connection can write, without waiting."""
     if url.startswith("sqlite"):
         connection = sqlite3.connect(urlsplit(url).path[1:], timeout=0, isolation_level=None)
         try:
@@ -96,7 +96,7 @@ async def test_a_transaction_that_is_cancelled_leaves_its_lock_at_once(
     async def check() -> None:
         if new_storage.one_writer:
             assert await is_free()
-        # A server learns a moment later that its client has gone.
+        # A server notices a moment later that its client has disconnected.
         await until(is_free)
 
     assert await cancel_at_each_await(lambda: body(storage), check, and_after=and_after) > 3
