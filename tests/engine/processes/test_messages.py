@@ -1,4 +1,4 @@
-"""What an error about a mistake says: which function made it, and what to do instead."""
+"""Messages about mistakes name the function that made it, and the remedy."""
 
 from __future__ import annotations
 
