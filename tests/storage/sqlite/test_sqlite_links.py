@@ -68,7 +68,7 @@ class Process:
         assert self.popen.stdout is not None
         assert self.popen.stdout.readline() == f"{line}\n"
 
-    def go_on(self) -> None:
+    def send_line(self) -> None:
         self.popen.communicate("\n", timeout=TIMEOUT_SECONDS)
 
     def end(self) -> None:
@@ -144,8 +144,8 @@ async def test_two_processes_on_two_links_know_of_each_other(
         await until_both_have_looked_around(data)
         assert executors(data / "orders.db") == ["ALIVE", "ALIVE"]
         (tmp_path / "gate").touch()
-        second.go_on()
-        first.go_on()
+        second.send_line()
+        first.send_line()
 
     assert (tmp_path / "ledger").read_text() == "begun\n"
 

@@ -34,7 +34,7 @@ if os.geteuid() == 0:
 file, executor, part = Path(sys.argv[1]), sys.argv[2], sys.argv[3]
 RUNNABLE = Runnable(names=frozenset({"work"}))
 
-async def be_told(text):
+async def wait_for_line(text):
     print(text, flush=True)
     sys.stdin.readline()
 
@@ -49,11 +49,11 @@ async def main():
 
 async def own(storage):
     await storage.commit([StartWorkflow(workflow("w", executor_id=executor))])
-    await be_told("ready")
+    await wait_for_line("ready")
 
 async def take(storage):
     beat = await storage.beat(executor, lease_seconds=600.0, runnable=RUNNABLE)
-    await be_told("sees orphans" if beat.has_orphans else "ready")
+    await wait_for_line("sees orphans" if beat.has_orphans else "ready")
     while not beat.has_orphans:
         beat = await storage.beat(executor, lease_seconds=600.0, runnable=RUNNABLE)
     taken = await storage.take_over(executor, runnable=RUNNABLE, limit=9, suspects=False)
@@ -91,7 +91,7 @@ def lines_until(started: subprocess.Popen[Any], last: str) -> Sequence[str]:
     raise AssertionError(message)
 
 
-def go_on(started: subprocess.Popen[Any]) -> None:
+def send_line(started: subprocess.Popen[Any]) -> None:
     assert started.stdin is not None
     started.stdin.write("\n")
     started.stdin.flush()
@@ -113,7 +113,7 @@ def test_a_lock_file_that_cannot_be_deleted_breaks_no_stop(folder: Path) -> None
     with process(folder / "a.db", "one", "own") as one:
         lines_until(one, "ready")
         folder.chmod(0o555)
-        go_on(one)
+        send_line(one)
         assert lines_until(one, "stopped") == ["stopped"]
         assert one.wait(TIMEOUT_SECONDS) == 0
 
@@ -128,7 +128,7 @@ def test_a_lock_file_that_cannot_be_deleted_breaks_no_takeover(folder: Path) -> 
         folder.chmod(0o555)
         one.kill()
         one.wait(TIMEOUT_SECONDS)
-        go_on(other)
+        send_line(other)
         assert lines_until(other, "stopped") == ["['w']", "stopped"]
         assert other.wait(TIMEOUT_SECONDS) == 0
 
@@ -157,7 +157,7 @@ def test_a_lock_may_be_looked_at_by_whoever_may_write_to_the_database(folder: Pa
     file = folder / "a.db"
     with process(file, "one", "own") as one:
         lines_until(one, "ready")
-        go_on(one)
+        send_line(one)
         lines_until(one, "stopped")
     file.chmod(0o660)
 

@@ -1,4 +1,4 @@
-"""What becomes of encoded bytes before they are recorded: size limit, compression, encryption."""
+"""Encoded bytes before they are recorded: size limit, compression, encryption."""
 
 from __future__ import annotations
 

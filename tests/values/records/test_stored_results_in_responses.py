@@ -1,4 +1,4 @@
-"""A route that answers with a result which earlier code has stored answers as today's code does."""
+"""A route that returns a result stored by earlier code responds as today's code does."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def make_order(code: Code) -> Defined:
 
 
 def application(durable: Durable, work: Any, model: Any) -> FastAPI:
-    """Return an app that answers with stored results, and starts the workflow."""
+    """Return an app that responds with stored results, and starts the workflow."""
     app = FastAPI()
 
     @app.get("/orders/{workflow_id}", response_model=model)
@@ -72,7 +72,7 @@ async def test_a_get_sees_the_defaults_of_new_fields(url: str, kind: str) -> Non
             assert code.ran == (["make"] if name == "former" else [])
 
     whole = {"n": 1, "x": "x", "tags": []}
-    # What nobody has set is known of models alone.
+    # Only models know which fields were not set.
     set_alone = {"n": 1} if kind == "model" else whole
     assert answers["former"] == [{"n": 1, "name": "a"}] * 3
     assert answers["later"] == [whole, whole, set_alone]

@@ -1,4 +1,4 @@
-"""What a replay that diverges may cost."""
+"""The largest cost of a replay that diverges."""
 
 from __future__ import annotations
 
