@@ -157,7 +157,7 @@ class SQLiteExecutors:
         return _is_lease_over(lock) or not (lock.is_mine or lock.is_held())
 
     def declare_dead(self, executor_ids: Sequence[str]) -> None:
-        """Declare those executors dead whose process has still ended."""
+        """Declare executors dead, unless they have renewed their lease since."""
         with write_transaction(self._writer):
             for executor_id in executor_ids:
                 if self._has_ended(executor_id):

@@ -131,7 +131,7 @@ class SQLiteTransaction(_OpenTransaction):
         # Invariant: the application's rows are flushed before the record, and both are in
         # the transaction that `transaction` commits.
         await self.flush()
-        await self._connection.execute(_insert_step(step))
+        await self._connection.execute(_insert_statement(step))
 
 
 class SQLiteBlockingTransaction(_OpenBlockingTransaction):
@@ -140,7 +140,7 @@ class SQLiteBlockingTransaction(_OpenBlockingTransaction):
     def record(self, step: StepRecord) -> None:
         # Invariant: as in `SQLiteTransaction.record`.
         self.flush()
-        self._connection.execute(_insert_step(step))
+        self._connection.execute(_insert_statement(step))
 
 
 class SQLiteRequestTransaction(_OpenTransaction):
@@ -208,6 +208,6 @@ def _store_response(connection: sa.Connection, end: FinishWorkflow) -> None:
         connection.exec_driver_sql(INSERT_WORKFLOW, workflow_values(start))
 
 
-def _insert_step(step: StepRecord) -> sa.Insert:
+def _insert_statement(step: StepRecord) -> sa.Insert:
     values = {column.name: getattr(step, column.name) for column in tables.steps.columns}
     return sa.insert(tables.steps).values(values)
