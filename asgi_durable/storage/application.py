@@ -1,8 +1,9 @@
-"""Transactions in a database of the application's own, apart from the step log's.
+"""Transactions in a database of the application's that does not hold the step log.
 
-The two databases cannot commit together. So a transaction's record goes into a small table
-beside the application's data, in the same transaction, and from there into the step log: a
-transaction whose record is found there is not run again.
+The two databases cannot commit together. So the record of a transaction is first written to a
+small table in the application's database, in the same transaction, and then copied to the step
+log. After a crash in between, the record is found in the small table, and the transaction is not
+run again.
 """
 
 from __future__ import annotations
@@ -47,13 +48,13 @@ transactions = sa.Table(
     sa.Column("output", sa.LargeBinary),
     sa.Column("error", sa.LargeBinary),
     sa.Column("finished_at_us", sa.BigInteger, nullable=False),
-    # Which execution of the workflow wrote it.
+    # The number of the workflow's run that wrote it.
     sa.Column("execution", sa.Integer, nullable=False),
     sa.PrimaryKeyConstraint("workflow_id", "step_number", name="pk_asgi_durable_transactions"),
 )
 
-# A savepoint of the session's own: its commit() and rollback() in the application's code
-# cannot end the transaction that holds the record.
+# With a savepoint, commit() and rollback() of the session in the application's code cannot end the
+# transaction that holds the record.
 SESSION_OPTIONS: dict[str, Any] = {
     "expire_on_commit": False,
     "join_transaction_mode": "create_savepoint",
@@ -61,7 +62,7 @@ SESSION_OPTIONS: dict[str, Any] = {
 
 
 class Sessions(Protocol):
-    """Connections to one database for the application's transactions."""
+    """Connections to one database for transactions of ``async def`` code."""
 
     async def open(self) -> None:
         """Connect."""
@@ -70,43 +71,46 @@ class Sessions(Protocol):
         """Close all connections."""
 
     def begin(self, isolation_level: str | None) -> AbstractAsyncContextManager[AsyncConnection]:
-        """Give a connection whose transaction the caller commits; else it is rolled back.
+        """Begin a transaction on a connection; roll it back unless the caller commits it.
 
         Raises:
             DurableUsageError: There is no such isolation level.
-            StorageError: The database failed, here or in what was done with the connection.
+            StorageError: The database failed, here or in a statement of the caller's.
         """
 
     def our_own_statements(self) -> AbstractContextManager[None]:
-        """Take a limit of the application for an outage where it ends a statement of ours.
+        """Run statements of the library's in the application's transaction.
+
+        If a time limit that the application has set ends one of them, that is an outage of the
+        storage, and no error of the application.
 
         Raises:
-            StorageUnavailableError: A limit has ended one.
+            StorageUnavailableError: A time limit has ended a statement.
         """
 
     async def commit(self, connection: AsyncConnection) -> None:
-        """Commit the transaction; a connection that is lost by then is an outage.
+        """Commit the transaction.
 
         Raises:
             StorageUnavailableError: The connection is lost.
         """
 
     async def is_in_transaction(self, connection: AsyncConnection) -> bool:
-        """Tell whether the transaction has not been ended behind the connection's back."""
+        """Return False if the application's code has ended the transaction."""
 
 
 class BlockingSessions(Protocol):
-    """Connections to one database for transactions of code that is not async."""
+    """Connections to one database for transactions of ``def`` code, in threads."""
 
     def close(self) -> None:
         """Close all connections that are not in use."""
 
     def begin(self, isolation_level: str | None) -> AbstractContextManager[sa.Connection]:
-        """Give a connection whose transaction the caller commits; else it is rolled back.
+        """Begin a transaction on a connection; roll it back unless the caller commits it.
 
         Raises:
-            DurableUsageError: There is no such isolation level, or no driver.
-            StorageError: The database failed, here or in what was done with the connection.
+            DurableUsageError: There is no such isolation level, or no driver is installed.
+            StorageError: The database failed, here or in a statement of the caller's.
         """
 
     def our_own_statements(self) -> AbstractContextManager[None]:
@@ -116,11 +120,11 @@ class BlockingSessions(Protocol):
         """See :class:`Sessions`."""
 
     def is_in_transaction(self, connection: sa.Connection) -> bool:
-        """Tell whether the transaction has not been ended behind the connection's back."""
+        """Return False if the application's code has ended the transaction."""
 
 
 def ended_behind_the_session() -> DurableUsageError:
-    """Return the error of a transaction that would hold no record any more."""
+    """Return the error for a transaction that is over before its record is written."""
     return DurableUsageError(
         "a transaction was ended behind the session's back, by a COMMIT or ROLLBACK in "
         "SQL or of its connection; use durable.session.commit() or leave it out"
@@ -133,7 +137,7 @@ async def end_session(
     """Flush the application's rows, so that the record can be written after them.
 
     Raises:
-        DurableUsageError: The transaction that would hold both is over.
+        DurableUsageError: The application's code has ended the transaction.
     """
     await session.commit()
     if not await sessions.is_in_transaction(connection):
@@ -143,7 +147,7 @@ async def end_session(
 def end_blocking_session(
     sessions: BlockingSessions, connection: sa.Connection, session: Session
 ) -> None:
-    """Do the same in a thread."""
+    """Flush as :func:`end_session` does, in a thread."""
     session.commit()
     if not sessions.is_in_transaction(connection):
         raise ended_behind_the_session()
@@ -188,7 +192,7 @@ class _BlockingTransaction:
         self._slot = slot
 
     def record(self, step: StepRecord) -> None:
-        # Invariant: as above.
+        # Invariant: the application's rows and the record are in one transaction.
         end_blocking_session(self._sessions, self._connection, self.session)
         if self._slot is not None:
             with self._sessions.our_own_statements():
@@ -199,9 +203,9 @@ class SQLApplicationDatabase:
     """See :class:`asgi_durable.storage.transaction_port.ApplicationDatabase`.
 
     Args:
-        sessions: Its connections.
-        blocking_sessions: Those of threads.
-        name: The database, for messages; never a user or a password.
+        sessions: Connections for tasks.
+        blocking_sessions: Connections for threads.
+        name: The name of the database for messages, without user and password.
     """
 
     def __init__(
@@ -244,7 +248,7 @@ class SQLApplicationDatabase:
             self._blocking_sessions.commit(connection)
 
     async def find(self, slot: ApplicationSlot) -> StepRecord | None:
-        async with self._begin_our_own() as connection:
+        async with self._begin_for_library() as connection:
             row = await _find(connection, slot)
         if row is None or (row.error is not None and row.execution < slot.execution):
             return None
@@ -255,13 +259,13 @@ class SQLApplicationDatabase:
         return StepRecord(**fields)
 
     async def record_failure(self, step: StepRecord, slot: ApplicationSlot) -> None:
-        async with self._begin_our_own() as connection:
+        async with self._begin_for_library() as connection:
             await connection.run_sync(_insert, step, slot)
             await self._sessions.commit(connection)
 
     @asynccontextmanager
-    async def _begin_our_own(self) -> AsyncIterator[AsyncConnection]:
-        """Give a connection for a transaction in which nothing is the application's."""
+    async def _begin_for_library(self) -> AsyncIterator[AsyncConnection]:
+        """Begin a transaction that has no statements of the application's."""
         try:
             with self._sessions.our_own_statements():
                 async with self._sessions.begin(None) as connection:
@@ -270,7 +274,7 @@ class SQLApplicationDatabase:
             raise StorageUnavailableError(str(error)) from error
 
     async def _create_table(self) -> None:
-        # Several processes may do it at once, and a role without the right to finds it there.
+        # Several processes may do this at once, and a role may lack the right to create tables.
         if await self._has_table():
             return
         try:
@@ -294,10 +298,10 @@ async def _find(connection: AsyncConnection, slot: ApplicationSlot) -> Any:
 
 
 def _insert(connection: sa.Connection, step: StepRecord, slot: ApplicationSlot) -> None:
-    """Write a record; the failure of an earlier execution, which is run again, makes way.
+    """Write a record; it replaces the recorded failure of an earlier run of the workflow.
 
-    Invariant: the primary key decides. Of twins in a race one commits, and a late one finds
-    what a later execution has recorded, a failure as well.
+    Invariant: the primary key decides. If two runs race, one commits. A run that comes late
+    finds the record of the later run, which may be a failure.
     """
     is_outdated = transactions.c.error.is_not(None) & (transactions.c.execution < slot.execution)
     connection.execute(sa.delete(transactions).where(_is_at(slot), is_outdated))
@@ -326,7 +330,7 @@ LEVELS = ("READ COMMITTED", "READ UNCOMMITTED", "REPEATABLE READ", "SERIALIZABLE
 
 
 def checked_isolation_level(level: str | None) -> str | None:
-    """Return a level as SQL spells it; ``None`` is the database's default.
+    """Return a level in SQL's spelling, ``None`` for the database's default.
 
     Raises:
         DurableUsageError: There is no such level.

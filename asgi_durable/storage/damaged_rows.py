@@ -1,4 +1,4 @@
-"""Rows that hold what no version of the library has written there."""
+"""Damaged rows: rows with values that no version of the library has written."""
 
 from __future__ import annotations
 
@@ -7,41 +7,30 @@ import logging
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, TypeVar
 
-import sqlalchemy as sa
-
 from asgi_durable.storage.records import (
     DamagedRowError,
     StepRecord,
     StoredRun,
     WorkflowRecord,
-    WorkflowState,
-    shown,
 )
 
-__all__ = ["DamagedRows", "RowCheck", "StoredLogs", "state_of"]
+__all__ = ["DamagedRows", "StoredLogs"]
 
 logger = logging.getLogger(__name__)
 
 RecordT = TypeVar("RecordT")
 
 MOST_REMEMBERED = 10_000
-_TYPES: dict[type[object], tuple[type, ...]] = {
-    sa.Text: (str,),
-    sa.LargeBinary: (bytes,),
-    sa.Integer: (int,),
-    sa.BigInteger: (int,),
-    sa.Boolean: (bool, int),
-}
 
 
 class DamagedRows:
-    """Names damaged rows in the log, each once."""
+    """Logs damaged rows, each once, so that the process can work on with the others."""
 
     def __init__(self) -> None:
         self._seen: dict[str, None] = {}
 
     def set_aside(self, error: DamagedRowError) -> None:
-        """Log that a row is left alone by this process."""
+        """Log that this process ignores a row."""
         text = str(error)
         if text in self._seen:
             return
@@ -54,7 +43,7 @@ class DamagedRows:
         """Return the record of a row.
 
         Raises:
-            DamagedRowError: There is none; the log names it.
+            DamagedRowError: The row is damaged; it is logged.
         """
         try:
             return decode(row)
@@ -63,7 +52,7 @@ class DamagedRows:
             raise
 
     def sound(self, decode: Callable[[Any], RecordT], rows: Iterable[Any]) -> list[RecordT]:
-        """Return the records of those rows that can be read; the log names the others."""
+        """Return the records of sound rows, and log the others."""
         records = []
         for row in rows:
             with contextlib.suppress(DamagedRowError):
@@ -71,7 +60,7 @@ class DamagedRows:
         return records
 
     def sound_ids(self, table: str, ids: Iterable[object]) -> Iterator[str]:
-        """Return those ids that are texts; the log names the others."""
+        """Yield the ids that are text, and log the others."""
         for one in ids:
             if isinstance(one, str):
                 yield one
@@ -80,10 +69,10 @@ class DamagedRows:
 
 
 class StoredLogs:
-    """Puts the logs of some workflows together; one that is damaged is no other's trouble.
+    """Assembles the step logs of several workflows; a damaged row spoils only its own log.
 
     Args:
-        damaged: Told of damaged rows.
+        damaged: Logs the damaged rows.
     """
 
     def __init__(self, damaged: DamagedRows) -> None:
@@ -103,7 +92,7 @@ class StoredLogs:
         self._add(self._children, workflow_id, decode, row)
 
     def runs(self, decode: Callable[[Any], WorkflowRecord], rows: Iterable[Any]) -> list[StoredRun]:
-        """Return the logs of those workflows whose own row is sound."""
+        """Return the step logs of the workflows whose own row is sound."""
         workflows: list[WorkflowRecord] = []
         for row in rows:
             with contextlib.suppress(DamagedRowError):
@@ -129,38 +118,3 @@ class StoredLogs:
             records.setdefault(workflow_id, []).append(self._damaged.read(decode, row))
         except DamagedRowError as error:
             self._damage[workflow_id] = error
-
-
-class RowCheck:
-    """Refuses rows of a table whose values are not of their columns' types.
-
-    Where a database does not check that itself.
-    """
-
-    def __init__(self, table: sa.Table) -> None:
-        self._table = table
-        self._sound: set[tuple[type, ...]] = set()
-
-    def __call__(self, row: tuple[object, ...]) -> None:
-        """Raise ``DamagedRowError`` for such a row."""
-        types = tuple(map(type, row))
-        if types not in self._sound:
-            self._look_at(row, types)
-            # One for each combination of values that may be missing.
-            self._sound.add(types)
-
-    def _look_at(self, row: tuple[object, ...], types: tuple[type, ...]) -> None:
-        for column, value, kind in zip(self._table.columns, row, types, strict=True):
-            is_missing = value is None and column.nullable
-            if not is_missing and kind not in _TYPES[type(column.type)]:
-                # Never the value: it may be of a request or an answer.
-                reason = f"{column.name} is of the type {kind.__name__}"
-                raise DamagedRowError(self._table.name, row[0], reason)
-
-
-def state_of(value: str, table: str, row_id: object) -> WorkflowState:
-    """Return a workflow's state; raise ``DamagedRowError`` if there is no such state."""
-    try:
-        return WorkflowState(value)
-    except ValueError:
-        raise DamagedRowError(table, row_id, f"state is {shown(value)}") from None

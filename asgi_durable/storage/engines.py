@@ -1,4 +1,4 @@
-"""SQLAlchemy's engines for an application that may be called on several event loops."""
+"""SQLAlchemy engines for an application that may be called on several event loops."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ __all__ = ["LoopEngines", "driver_of"]
 
 
 class LoopEngines:
-    """A pool for one event loop, single connections for any other.
+    """A connection pool for one event loop, and unpooled connections for all others.
 
     A pool of SQLAlchemy's belongs to one event loop. An application without a lifespan may be
-    called on others, even at once.
+    called on several, even at once.
 
     Args:
-        create: Makes an engine, with the options that it is given.
+        create: Makes an engine with the options that are passed.
     """
 
     def __init__(self, create: Callable[..., AsyncEngine]) -> None:
@@ -30,16 +30,16 @@ class LoopEngines:
 
     @classmethod
     async def prepare(cls, create: Callable[..., AsyncEngine]) -> LoopEngines:
-        """Make both, and let them do what they do on their first connection.
+        """Make both engines, and let each do its initialisation by a first connection.
 
-        They wait for that in a way that works on one event loop only.
+        SQLAlchemy waits for that initialisation in a way that works on one event loop only.
         """
         engines = cls(create)
         for engine in (engines._pooled, engines._single):
             async with engine.connect():
                 pass
-        # Nothing is kept before it is used: an event loop that ends without any transaction
-        # leaves no connection behind.
+        # These connections are closed at once: an event loop that ends without a transaction
+        # then leaves no open connection behind.
         await engines._pooled.dispose()
         await anext(engines._end_of_pool)
         return engines
@@ -52,8 +52,8 @@ class LoopEngines:
         """Close all connections that are not in use.
 
         Args:
-            bound_to_loop: True if the driver's connections can be closed on their own event
-                loop only; on another one they are left to the server.
+            bound_to_loop: True if the driver can close a connection only on the event loop that
+                opened it. On another one, pooled connections are left for the server to close.
         """
         if asyncio.get_running_loop() is self._loop:
             await self._end_of_pool.aclose()
@@ -63,10 +63,11 @@ class LoopEngines:
 
 
 async def _disposed_with_loop(engine: AsyncEngine) -> AsyncGenerator[None]:
-    """Begin it where an engine is used: it is disposed of with that event loop, at the latest.
+    """Dispose of an engine when its event loop closes, at the latest.
 
-    An event loop ends its asynchronous generators before it closes; nothing else is told. A test
-    client without a lifespan has one for each request.
+    The generator is begun on that loop: a loop closes its asynchronous generators before it
+    closes itself, and has no other hook. A test client without a lifespan has a new event loop
+    for each request.
     """
     try:
         yield
@@ -75,5 +76,5 @@ async def _disposed_with_loop(engine: AsyncEngine) -> AsyncGenerator[None]:
 
 
 def driver_of(connection: AsyncConnection) -> Any:
-    """Return the driver's connection below an open one."""
+    """Return the driver's connection below an open SQLAlchemy connection."""
     return connection.sync_connection and connection.sync_connection.connection.driver_connection

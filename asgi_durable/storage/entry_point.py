@@ -1,4 +1,4 @@
-"""Finding the storage adapter that is installed for a URL."""
+"""Find the installed storage adapter for a URL."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ from asgi_durable.storage.urls import scheme_of, without_driver
 __all__ = ["find_storage", "load_storage"]
 
 STORAGE_ENTRY_POINTS = "asgi_durable.storage"
-# Which extra of ours brings a package that an adapter needs.
+# The extra of asgi-durable that installs a package which an adapter needs.
 EXTRAS = {"asyncpg": "postgres", "psycopg": "postgres"}
 
 
 def find_storage(url: str) -> EntryPoint:
-    """Return the entry point of the adapter for a URL; it is imported at the first start.
+    """Return the entry point of the adapter for a URL, without importing the adapter.
 
     Raises:
         DurableUsageError: It is no URL, or no adapter is installed for its scheme.
     """
     scheme = scheme_of(url)
-    # An adapter of somebody else's may be for one driver alone.
+    # Another package may have an adapter for one driver only, such as "postgresql+psycopg".
     for name in (scheme, scheme_of(without_driver(url))):
         for found in entry_points(group=STORAGE_ENTRY_POINTS, name=name):
             return found
@@ -35,7 +35,7 @@ def load_storage(url: str) -> Any:
     """Import the adapter for a URL, and return its class.
 
     Raises:
-        DurableUsageError: There is none, or a package that it needs is not installed.
+        DurableUsageError: No adapter is installed, or a package that it needs is missing.
     """
     found = find_storage(url)
     try:

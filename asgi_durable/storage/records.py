@@ -1,4 +1,4 @@
-"""The rows of the step log as the engine sees them."""
+"""Records: what the engine reads from the storage and writes to it, free of any database."""
 
 from __future__ import annotations
 
@@ -32,26 +32,27 @@ __all__ = [
 LONGEST_TEXT = 200
 
 
-# Begins what stands for the fingerprint of a request whose body has not come to its end; what
-# follows is another one for each try.
+# Prefix of a placeholder for the fingerprint of a request, used until its whole body is read; a
+# random part follows, a new one for each attempt.
 PENDING_FINGERPRINT = "pending:"
 
-# In the place of an expired answer's status; no answer has it.
+# The status code of a tombstone, which replaces an expired response. No real response has it.
 TOMBSTONE_STATUS = 0
-# The name of a sleep: a step that is recorded as it begins, and finished when it ends.
+# The name of a sleep, a step that is recorded when it begins and completed when it ends.
 SLEEP = "durable.sleep"
-# Beside the error of a step that runs at most once; no value is encoded so.
+# The output of a failed step that runs at most once. No encoded value is empty.
 NO_OUTPUT = b""
 
-# What a piece cuts: all before it, as it is a stream's start, and that without a new start.
+# Values of ``ChunkRecord.cut_to``: delete the whole stream, as a new one starts here; delete it
+# and record no other.
 CUT_ALL = -1
 CUT_FOR_GOOD = -2
 
 
 class WorkflowState(StrEnum):
-    """Where a workflow is in its life; all but PENDING and SUSPENDED are final.
+    """The state of a workflow; all but PENDING and SUSPENDED are final.
 
-    No row is SUSPENDED: that is what a PENDING workflow is called while it sleeps.
+    SUSPENDED is never stored: a PENDING workflow is shown as SUSPENDED while it sleeps.
     """
 
     PENDING = "PENDING"
@@ -64,31 +65,31 @@ class WorkflowState(StrEnum):
 
 @fast_dataclass(kw_only=True)
 class WorkflowRecord:
-    """One workflow.
+    """One workflow: a durable function, or a request with a key.
 
     Attributes:
-        executor_id: Who runs it. It is free to be run by anybody where that is ``None`` or
-            an executor that is not alive any more.
-        attempts: Runs started so far, the first included.
+        executor_id: The executor that owns it. The workflow is free, so that any executor may
+            take it, if this is ``None`` or an executor that is no longer alive.
+        attempts: The number of its runs so far, the first one included.
         parent_id: The workflow that called or started it.
-        parent_step: The place of that call in the parent's log.
-        awaited: True if the parent called it, False if it only started it.
-        fingerprint: Set on a request's own workflow: a digest of the request, or what stands
-            for it (:func:`is_pending`).
-        input: Encoded arguments; of a request all that a process needs to go on with it without
-            its client, and absent where it may not.
-        output: Encoded result, once the state is SUCCESS; absent for a request.
-        error: Encoded exception, once the state is ERROR or RETRIES_EXCEEDED.
+        parent_step: The number of that call in the parent's log.
+        awaited: True if the parent called it and awaits it, False if the parent only started it.
+        fingerprint: Set only on a request: a digest of the request, or a placeholder
+            (:func:`is_pending`).
+        input: The encoded arguments. For a request, all that a process needs to resume it
+            without its client; ``None`` if that is not allowed.
+        output: The encoded result, once the state is SUCCESS; ``None`` for a request.
+        error: The encoded exception, once the state is ERROR or RETRIES_EXCEEDED.
         created_at_us: Microseconds since 1970, UTC, by the writer's clock.
-        updated_at_us: The same, of the last change of state.
-        crashes: How many of its executors died in a row without any new entry in its log.
-        crashed_at_entry: How many entries its log had when the last of them had died.
-        trace_context: Of the span in which it was started, else the one that its request has
-            brought: W3C ``traceparent``, and after a space ``tracestate`` if there is one. After
-            a line break the ``baggage`` that is kept, if any, also where there is no trace.
-        retry_at_us: Set on a request that waits for its retry: that is not made sooner.
-        last_span: Of the span of its latest execution that had one, in the same form: of a
-            request's, the request's span.
+        updated_at_us: The time of the last change of state, in the same unit.
+        crashes: How many of its executors died in a row without a new entry in its log.
+        crashed_at_entry: The number of entries in its log when the last of them had died.
+        trace_context: The span in which it was started, else the span that its request named:
+            W3C ``traceparent``, then a space and ``tracestate`` if there is one. A line break
+            and the stored ``baggage`` follow if there is any, even without a span.
+        retry_at_us: Set on a request that waits for its retry: the retry is refused before.
+        last_span: The span of its latest run that had one, in the same form; for a request,
+            the span of the HTTP request.
     """
 
     workflow_id: str
@@ -114,16 +115,16 @@ class WorkflowRecord:
 
     @property
     def is_request(self) -> bool:
-        """True for the workflow that is an HTTP request, False for a function's."""
+        """True if it is an HTTP request, False if it is a durable function."""
         return self.fingerprint is not None
 
     def may_be(self, fingerprint: str | None) -> bool:
-        """Tell whether it is the request with a fingerprint, or nobody knows its own yet."""
+        """Return True if its fingerprint is this one, or is not known yet."""
         return self.fingerprint == fingerprint or is_pending(self.fingerprint)
 
     @property
     def is_final(self) -> bool:
-        """True once the outcome stands."""
+        """True if it has its outcome, which never changes."""
         return self.state not in (WorkflowState.PENDING, WorkflowState.SUSPENDED)
 
 
@@ -131,16 +132,16 @@ class WorkflowRecord:
 class StepRecord:
     """One step that is finished, or has begun.
 
-    A step that runs at most once is recorded before it runs, with neither output nor error.
-    Its failure stands: it is not dropped when the failures of a workflow are, and has
-    ``NO_OUTPUT`` beside its error. Every other record has either an output or an error.
+    A step that runs at most once is recorded before it runs, with neither output nor error. Its
+    failure is final, and so has ``NO_OUTPUT`` beside its error: a retry of the workflow drops
+    other failures and runs those steps again. Every other record has an output or an error.
 
     Attributes:
-        digest: Of the arguments, 16 bytes.
-        output: Encoded result.
-        error: Encoded exception.
-        finished_at_us: Microseconds since 1970, UTC, by the writer's clock; until it is
-            finished, when it has begun.
+        digest: A digest of the arguments, 16 bytes.
+        output: The encoded result.
+        error: The encoded exception.
+        finished_at_us: The time of its end, or of its beginning until then: microseconds since
+            1970, UTC, by the writer's clock.
     """
 
     workflow_id: str
@@ -153,22 +154,23 @@ class StepRecord:
 
     @property
     def is_finished(self) -> bool:
-        """False for a step that has begun and has no outcome."""
+        """False if it has begun and has no outcome."""
         return self.output is not None or self.error is not None
 
 
 @fast_dataclass(kw_only=True)
 class ResponseRecord:
-    """The answer to a request.
+    """The response to a request.
 
     Attributes:
-        headers: In order, duplicates kept, names in lower case; a JSON list of pairs.
-        body: The whole body, ``None`` if it was not kept (streamed or too large).
-        stream_end: Where the last of its pieces ends, if it was recorded as a stream.
-        expires_at_us: When it is not given any more; microseconds since 1970, UTC, by the
-            writer's clock.
-        forgotten_at_us: When the key is free, at ``expires_at_us`` or later; in between the
-            request leaves a tombstone.
+        headers: A JSON list of pairs, encoded: ``[["content-type", "text/plain"]]``. Names are
+            in lower case; the order is that of the response, and a name may occur twice.
+        body: The whole body, ``None`` if it was not stored (streamed or too large).
+        stream_end: The end offset of its last chunk, if it was recorded as a stream.
+        expires_at_us: From this time on no duplicate gets the response; microseconds since 1970,
+            UTC, by the writer's clock.
+        forgotten_at_us: From this time on the key is free. It is ``expires_at_us`` or later; in
+            between, a tombstone takes the response's place.
     """
 
     workflow_id: str
@@ -181,20 +183,20 @@ class ResponseRecord:
 
     @property
     def is_tombstone(self) -> bool:
-        """True if only the key is kept still, and the answer is not."""
+        """True if only the key is still taken, and the response is deleted."""
         return self.status_code == TOMBSTONE_STATUS
 
     def is_given_at(self, now_us: int) -> bool:
-        """Tell whether the answer is given at a time."""
+        """Return True if a duplicate gets the response at this time (microseconds, UTC)."""
         return now_us < self.expires_at_us and not self.is_tombstone
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StoredSecret:
-    """What the ids of requests are made with, so that nobody can guess one.
+    """The secret that makes the ids of requests impossible to guess.
 
     Attributes:
-        value: 32 random bytes; in no log.
+        value: 32 random bytes, never logged.
         added_later: True while the database may have requests whose ids were made without it.
     """
 
@@ -208,9 +210,9 @@ class TakenWorkflow:
 
     Attributes:
         workflow: Its row, with the new owner.
-        free_seconds: For how long it had been nobody's: since the last owner's lease ended, or
-            its process was found gone before that, or it left. ``None`` where that is not
-            known: the workflow was released alone, or the owner's row is gone.
+        free_seconds: How long it was free: since its last owner's lease ended, or its process
+            was found dead before that, or it left. ``None`` if that is not known: the workflow
+            was released alone, or the row of the owner is deleted.
     """
 
     workflow: WorkflowRecord
@@ -219,15 +221,19 @@ class TakenWorkflow:
 
 @fast_dataclass(kw_only=True)
 class ChunkRecord:
-    """A piece of an answer that is streamed while it is recorded.
+    """A chunk of a response that is streamed while it is recorded.
+
+    A stream begins with a chunk at offset 0 that cuts all (``CUT_ALL``) and has no bytes of the
+    body. A run that does not repeat the bytes of an earlier run cuts the chunks that differ.
 
     Attributes:
-        end_offset: Where it ends: the first one at 0, others as many bytes behind the one before
-            them as they have. What was cut leaves a gap; no offset is ever used again.
-        cut_to: Set on a piece that is no part of the body: what ended behind this offset is
-            deleted, and was made by an execution that the later ones do not follow. With
-            ``CUT_ALL`` it is the answer's start, with ``CUT_FOR_GOOD`` nothing is recorded.
-        data: Bytes of the body, or what tells of the cut.
+        end_offset: The offset at which it ends: 0 for the first chunk, for any other one the
+            offset of the chunk before it plus the length of *data*. Deleted chunks leave a gap:
+            no offset is ever used again.
+        cut_to: Set on a chunk that is not a part of the body: chunks that end behind this offset
+            and before this chunk are deleted. ``CUT_ALL`` starts the response,
+            ``CUT_FOR_GOOD`` ends its recording.
+        data: Bytes of the body; for a cut, the encoded description of it.
     """
 
     workflow_id: str
@@ -238,13 +244,13 @@ class ChunkRecord:
 
 @fast_dataclass(kw_only=True)
 class StoredProgress:
-    """How far a workflow is.
+    """The progress of a workflow.
 
     Attributes:
-        is_owned: True if an executor that is alive runs it.
-        entries: How many entries its log has: steps, and workflows that it called.
-        sleeps_until_us: When its last sleep ends or has ended, if that is the last entry and
-            none before it is missing; microseconds since 1970, UTC.
+        is_owned: True if an executor that is alive owns it.
+        entries: The number of entries in its log: steps, and workflows that it called or started.
+        sleeps_until_us: The end of its last sleep, if that is its last entry and no entry before
+            it is missing; microseconds since 1970, UTC.
     """
 
     workflow: WorkflowRecord
@@ -255,10 +261,11 @@ class StoredProgress:
 
 @fast_dataclass(kw_only=True)
 class StoredRun:
-    """All that is recorded of one workflow: its row, its steps, its children.
+    """All records of one workflow: its row, its steps, its children.
 
     Attributes:
-        damage: Why steps or children are missing here that are recorded; nobody can go on then.
+        damage: The error for a row that cannot be read and is missing here. The workflow cannot
+            continue then.
     """
 
     workflow: WorkflowRecord
@@ -267,7 +274,7 @@ class StoredRun:
     damage: StorageError | None = None
 
     def sound(self) -> StoredRun:
-        """Return this log, if it is whole: what is missing must not be taken for not done.
+        """Return this log if it is complete: a missing step would be run again.
 
         Raises:
             StorageError: A row of it cannot be read.
@@ -278,7 +285,7 @@ class StoredRun:
 
 
 def is_pending(fingerprint: str | None) -> bool:
-    """Tell what stands for a fingerprint that is not known yet from one."""
+    """Return True for the placeholder of a fingerprint that is not known yet."""
     return fingerprint is not None and fingerprint.startswith(PENDING_FINGERPRINT)
 
 
@@ -286,9 +293,9 @@ class DamagedRowError(StorageError, ValueError):
     """A row cannot be read.
 
     Args:
-        table: Its table's name.
-        row_id: Its workflow's or executor's id, whatever that is.
-        reason: What is wrong with it.
+        table: The name of its table.
+        row_id: The id of its workflow or executor; of any type, as the row is damaged.
+        reason: The defect, for the message.
     """
 
     def __init__(self, table: str, row_id: object, reason: str) -> None:
@@ -297,6 +304,6 @@ class DamagedRowError(StorageError, ValueError):
 
 
 def shown(value: object) -> str:
-    """Return a value for a message, not all of a long one."""
+    """Return a value as a message shows it, a long one abridged."""
     text = repr(value)
     return text if len(text) <= LONGEST_TEXT else f"{text[:LONGEST_TEXT]}…"

@@ -1,6 +1,6 @@
-"""The schema's versions: how a database gets from one to the next.
+"""Migrations: the statements that bring a database from one schema version to the next.
 
-A released migration is never changed; a new version appends one.
+A released migration is never changed; a new schema version appends one.
 """
 
 from __future__ import annotations
@@ -38,9 +38,9 @@ def _creating(tables: Sequence[Table], dialect: Dialect) -> Sequence[str]:
 
 
 def _in_code_point_order(tables: Sequence[Table]) -> list[Table]:
-    """Copy tables so that text sorts as it does in SQLite and Python.
+    """Return copies of tables whose text sorts as it does in SQLite and Python.
 
-    It also compares faster, and its indexes outlive an update of the system's locales.
+    Such text also compares faster, and an update of the system's locales cannot break its indexes.
     """
     copies = MetaData(naming_convention=metadata.naming_convention)
     copied = [table.to_metadata(copies) for table in tables]
@@ -58,15 +58,15 @@ SECRETS_VERSION = 2
 def pending_migrations(
     found_version: int, database: str, migrations: Sequence[Migration] = MIGRATIONS
 ) -> Sequence[Migration]:
-    """Return what brings a database of this version up to date, in order.
+    """Return the migrations that a database needs, in order.
 
     Args:
-        found_version: 0 for a database without our tables.
-        database: Its name, for the message.
-        migrations: All that this version of the library knows.
+        found_version: The schema version of the database, 0 if it has none of our tables.
+        database: The name of the database, for the message.
+        migrations: All migrations that this version of the library knows.
 
     Raises:
-        StorageError: A newer version of the library has been here.
+        StorageError: A newer version of the library has written the database.
     """
     if found_version > len(migrations):
         msg = (

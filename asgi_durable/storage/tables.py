@@ -1,6 +1,6 @@
 """SQLAlchemy Core tables, shared by the storage adapters.
 
-Column names are the fields of the records, so that reading is ``StepRecord(**row)``.
+Column names are the fields of the records. ``rows.py`` relies on the order of the columns.
 """
 
 from __future__ import annotations
@@ -41,16 +41,16 @@ schema_version = Table(
     Column("version", Integer, nullable=False),
 )
 
-# A row for every executor that is ALIVE, and for those RELEASED (it said goodbye) or DEAD
-# (others noticed) that own workflows still. One without a row is dead as well.
+# One row for each executor that is ALIVE, and for each that is RELEASED (it stopped by itself) or
+# DEAD (another executor found it so) and still owns workflows. One without a row is dead too.
 executors = Table(
     "asgi_durable_executors",
     metadata,
     Column("executor_id", Text, nullable=False),
     Column("state", Text, nullable=False),
     Column("started_at_us", BigInteger, nullable=False),
-    # How the others notice that it died; each adapter has its own way, see there. Of one that
-    # is not alive the first is when its lease ended, or it left, or was found gone.
+    # By these the others notice its death; each adapter has its own way. If the executor is not
+    # alive, the first is the time at which its lease ended, it left, or it was found dead.
     Column("lease_expires_at_us", BigInteger),
     Column("session_lock", Integer),
     PrimaryKeyConstraint("executor_id"),
@@ -73,7 +73,7 @@ workflows = Table(
     Column("input", LargeBinary),
     Column("output", LargeBinary),
     Column("error", LargeBinary),
-    # Microseconds as an integer: SQLite has no time type to keep them in.
+    # Microseconds as an integer, as SQLite has no type for times.
     Column("created_at_us", BigInteger, nullable=False),
     Column("updated_at_us", BigInteger, nullable=False),
     Column("crashes", Integer, nullable=False),
@@ -97,7 +97,7 @@ Index(
     sqlite_where=workflows.c.state == "PENDING",
     postgresql_where=workflows.c.state == "PENDING",
 )
-# Requests that any process may go on with: their input is kept.
+# Requests that any process may resume, as their input is stored.
 _is_recoverable = and_(
     workflows.c.state == "PENDING",
     workflows.c.fingerprint.is_not(None),
@@ -110,7 +110,7 @@ Index(
     sqlite_where=_is_recoverable,
     postgresql_where=_is_recoverable,
 )
-# Requests without an answer: which of them nobody has gone on with for long.
+# Requests without a response, to find those that have not changed for long.
 _is_unanswered = and_(workflows.c.state == "PENDING", workflows.c.fingerprint.is_not(None))
 Index(
     "ix_asgi_durable_workflows_unanswered",
@@ -146,7 +146,7 @@ responses = Table(
 )
 Index("ix_asgi_durable_responses_expires", responses.c.expires_at_us)
 
-# Answers that are streamed while they are recorded.
+# Chunks of responses that are streamed while they are recorded.
 pieces = Table(
     "asgi_durable_pieces",
     metadata,
@@ -157,14 +157,14 @@ pieces = Table(
     PrimaryKeyConstraint("workflow_id", "end_offset"),
 )
 
-# What keeps ids from being guessed. None of it is ever logged.
+# The secret that makes ids impossible to guess. Its value is never logged.
 secrets = Table(
     "asgi_durable_secrets",
     metadata,
     Column("name", Text, nullable=False),
     Column("value", LargeBinary, nullable=False),
     Column("created_at_us", BigInteger, nullable=False),
-    # True while there may be requests whose ids were made without it.
+    # True while the database may have requests whose ids were made without it.
     Column("added_later", Boolean, nullable=False),
     PrimaryKeyConstraint("name"),
     sqlite_with_rowid=False,

@@ -1,4 +1,8 @@
-"""The part of the port to a storage adapter that the application's own transactions are."""
+"""The Protocols for database transactions of the application, a part of the storage port.
+
+The application's rows and the record of the step (or the response to the request) are committed
+together: either both are durable or neither is.
+"""
 
 from __future__ import annotations
 
@@ -32,7 +36,7 @@ __all__ = [
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StepSlot:
-    """The place in a step log that a transaction will fill."""
+    """The number in a workflow's step log that the record of a transaction will have."""
 
     workflow_id: str
     step_number: int
@@ -41,11 +45,11 @@ class StepSlot:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RequestSlot:
-    """A request that a transaction will claim and answer.
+    """A request that a transaction will claim, and whose response it will store.
 
     Attributes:
-        workflow: The row that claims it, pending.
-        wait_seconds: For how long at most to wait for another transaction that has its id.
+        workflow: The row that claims it, PENDING.
+        wait_seconds: The longest wait for another open transaction that has claimed it.
     """
 
     workflow: WorkflowRecord
@@ -58,23 +62,23 @@ class StoredTransaction(Protocol):
     session: AsyncSession
 
     async def record(self, step: StepRecord) -> None:
-        """Write the step's record into this transaction; the last thing before its commit."""
+        """Write the step's record into this transaction; called last before the commit."""
 
 
 class RequestTransaction(Protocol):
-    """An open database transaction that claims a request, and will answer it."""
+    """An open database transaction that has claimed a request, and will store its response."""
 
     session: AsyncSession
 
     async def flush(self) -> None:
-        """Write what the application's session holds; nothing of its own follows.
+        """Flush the application's session; the application writes nothing after this.
 
         Raises:
             DurableUsageError: The application has ended the transaction itself.
         """
 
     async def answer(self, end: FinishWorkflow) -> None:
-        """Write the answer, and what follows it; the last thing before the commit.
+        """Store the response and start the followers; called last before the commit.
 
         Raises:
             SlotTakenError: The executor is not alive any more.
@@ -83,16 +87,16 @@ class RequestTransaction(Protocol):
 
 
 class BlockingTransaction(Protocol):
-    """An open database transaction of code that is not async, for one thread."""
+    """An open database transaction of a ``def`` function, used by one thread."""
 
     session: Session
 
     def record(self, step: StepRecord) -> None:
-        """Write the step's record into this transaction; the last thing before its commit."""
+        """Write the step's record into this transaction; called last before the commit."""
 
 
 class BlockingRequestTransaction(Protocol):
-    """The same for code that is not async, used by one thread at a time."""
+    """A :class:`RequestTransaction` of a ``def`` function, used by one thread at a time."""
 
     session: Session
 
@@ -104,69 +108,77 @@ class BlockingRequestTransaction(Protocol):
 
 
 class Transactions(Protocol):
-    """Database transactions that the application's code runs in."""
+    """Transactions of the application in the database that holds the step log."""
 
     def transaction(
         self, slot: StepSlot | None, *, isolation_level: str | None = None
     ) -> AbstractAsyncContextManager[StoredTransaction]:
-        """Open a transaction, commit it at the end, roll it back on any exception.
+        """Open a transaction; commit it at the end, roll it back on any exception.
 
-        With a *slot* it is checked that the executor owns the workflow and that nothing is
-        recorded at that place: before the application's code runs, and in a way that holds
-        at the COMMIT when the record is written. Of twins in a race one commits.
+        With a *slot*, the executor must own the workflow, and its number must have no record.
+        Both are checked before the application's code runs, and again when the record is
+        written, in a way that holds until the COMMIT. If two transactions race for the same
+        slot, one of them commits.
 
         Args:
-            slot: Its place in a step log, ``None`` for a plain transaction.
-            isolation_level: As SQL names it; the database's default with ``None``.
+            slot: The step, ``None`` for a transaction without a record.
+            isolation_level: A level as SQL spells it, for example ``"SERIALIZABLE"``; ``None``
+                for the database's default.
 
         Raises:
-            SlotTakenError: The place is taken, or the workflow is not the executor's.
-            StorageUnavailableError: The database failed; nothing is known to be committed.
-            GivenUpError: The transaction is rolled back, and is to be run again.
+            SlotTakenError: The step is recorded, or the executor does not own the workflow.
+            StorageUnavailableError: The database failed; it is not known whether the transaction
+                was committed.
+            GivenUpError: The database rolled the transaction back; it should be run again.
             DurableUsageError: The database does not know the isolation level.
         """
 
     def blocking_transaction(
         self, slot: StepSlot | None, *, isolation_level: str | None = None
     ) -> AbstractContextManager[BlockingTransaction]:
-        """Do the same in the calling thread, for code that is not async.
+        """Open a transaction as :meth:`transaction` does, in the calling thread.
 
-        No event loop runs in the thread, and none may be blocked by it. Any number of threads
-        may be here at once.
+        No event loop runs in this thread, and the adapter must not block one. Any number of
+        threads may have a transaction at once.
         """
 
     def request_transaction(
         self, slot: RequestSlot, *, isolation_level: str | None = None
     ) -> AbstractAsyncContextManager[RequestTransaction]:
-        """Open a transaction that claims a request, as :meth:`transaction` does for a step.
+        """Open a transaction that claims a request and stores its response.
 
-        The request is claimed before the application's code runs. Nobody sees that before the
-        COMMIT: it is finished then, and after a rollback it was never there. A twin waits for
-        either, here; nobody else's commit does.
+        The request is claimed before the application's code runs. The claim is not visible to
+        others before the COMMIT, and the request is finished then; after a rollback there is no
+        trace of it. A duplicate that claims the same request waits here for either. No other
+        commit waits for this transaction.
 
         Args:
             slot: The request.
-            isolation_level: As SQL names it; the database's default with ``None``.
+            isolation_level: As for :meth:`transaction`.
 
         Raises:
             SlotTakenError: There is a workflow with the request's id.
-            SlotBusyError: A transaction that is not over has it, for too long.
+            SlotBusyError: An open transaction has claimed the request, and did not end within
+                the slot's ``wait_seconds``.
             StorageUnavailableError: As for :meth:`transaction`.
-            DurableUsageError: The same.
+            DurableUsageError: As for :meth:`transaction`.
         """
 
     def blocking_request_transaction(
         self, slot: RequestSlot, *, isolation_level: str | None = None
     ) -> AbstractContextManager[BlockingRequestTransaction]:
-        """Do the same in the calling thread; another one may go on with it."""
+        """Open a transaction as :meth:`request_transaction` does, in the calling thread.
+
+        Later calls of its methods may come from another thread.
+        """
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ApplicationSlot:
-    """The place in a step log that a transaction in another database will fill.
+    """The number in a step log that the record of a transaction in another database has.
 
     Attributes:
-        execution: Which execution of the workflow it belongs to, from 1.
+        execution: The number of the workflow's run, from 1.
     """
 
     workflow_id: str
@@ -175,14 +187,15 @@ class ApplicationSlot:
 
 
 class ApplicationDatabase(Protocol):
-    """A database of the application's own, apart from the step log's.
+    """A database of the application's that does not hold the step log.
 
-    An adapter that has one offers it as ``application_database(url)``, a class method.
+    An adapter that supports it has a class method ``application_database(url)``, which returns
+    one.
     """
 
     @property
     def name(self) -> str:
-        """How messages name the database; without a password."""
+        """The name of the database for messages, without user and password."""
 
     async def open(self) -> None:
         """Connect, and create the table of records unless it is there.
@@ -199,41 +212,42 @@ class ApplicationDatabase(Protocol):
     ) -> AbstractAsyncContextManager[StoredTransaction]:
         """Open a transaction, as :meth:`Transactions.transaction` does.
 
-        Nobody knows here who owns the workflow; of all that ever write a record at a place,
-        the first one commits. A failure makes way for a later execution.
+        This database does not know the owner of the workflow. Of all transactions that ever
+        record the same step, the first one commits and the others raise ``SlotTakenError``; but
+        the record of a failure is replaced by that of a later run.
         """
 
     def blocking_transaction(
         self, slot: ApplicationSlot | None, *, isolation_level: str | None = None
     ) -> AbstractContextManager[BlockingTransaction]:
-        """Do the same in the calling thread, as :meth:`Transactions.blocking_transaction`."""
+        """Open a transaction as :meth:`transaction` does, in the calling thread."""
 
     async def find(self, slot: ApplicationSlot) -> StepRecord | None:
-        """Return what is recorded at a place: a success, or a failure of this execution.
+        """Return the record of a step: a success, or a failure of this run.
 
         Raises:
-            SlotTakenError: A later execution has failed there.
+            SlotTakenError: The record is a failure of a later run.
         """
 
     async def record_failure(self, step: StepRecord, slot: ApplicationSlot) -> None:
-        """Record that the transaction failed, so that nobody commits it later on.
+        """Record that the transaction failed, so that no other run of it commits.
 
         Raises:
-            SlotTakenError: Something is recorded there.
+            SlotTakenError: The step has a record.
         """
 
 
 class SlotTakenError(Exception):
-    """The step is already recorded, or its workflow belongs to somebody else."""
+    """The step is already recorded, or the executor does not own its workflow."""
 
 
 class SlotBusyError(Exception):
-    """A transaction that is not over has claimed the same request."""
+    """Another open transaction has claimed the same request."""
 
 
 class GivenUpError(StorageUnavailableError):
-    """The database has rolled the transaction back, and may not the next time.
+    """The database rolled the transaction back, and may commit it the next time.
 
-    It was in another one's way (a serialization failure, a deadlock), or what its connection had
-    cached was of tables that were changed meanwhile. The database's own error is the cause.
+    It conflicted with another transaction (a serialization failure, a deadlock), or its connection
+    had cached a plan for tables that have changed since. The database's error is the cause.
     """

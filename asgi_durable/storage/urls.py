@@ -1,4 +1,4 @@
-"""Reading a database's URL as far as every adapter needs it: its scheme, and a SQLite file."""
+"""The parts of a database's URL that every adapter needs: its scheme, and a SQLite file."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from asgi_durable.errors import DurableUsageError
 
 __all__ = ["fixed_url", "scheme_of", "shown", "sqlite_file", "without_driver", "working_folder"]
 
-# Drivers that SQLAlchemy's URLs name. Which ones connect is up to the adapter.
+# Drivers that SQLAlchemy's URLs may name. The adapter decides which one connects.
 DRIVERS = {
     "sqlite": frozenset({"aiosqlite", "pysqlite"}),
     "postgresql": frozenset({"asyncpg", "psycopg"}),
@@ -24,10 +24,10 @@ _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*")
 
 
 def scheme_of(url: object) -> str:
-    """Return a URL's scheme in lower case, with the driver that it may name.
+    """Return a URL's scheme in lower case, for example ``"postgresql+asyncpg"``.
 
     Raises:
-        DurableUsageError: It is no URL; the message shows what one looks like.
+        DurableUsageError: It is no URL; the message shows a correct one.
     """
     if not isinstance(url, str):
         msg = (
@@ -43,7 +43,7 @@ def scheme_of(url: object) -> str:
 
 
 def without_driver(url: str) -> str:
-    """Return a URL without the driver in its scheme, if it is one of those that we know.
+    """Return a URL without the driver in its scheme, if that is one of ``DRIVERS``.
 
     Raises:
         DurableUsageError: It is no URL.
@@ -56,12 +56,12 @@ def without_driver(url: str) -> str:
 
 
 def shown(url: str) -> str:
-    """Return a URL as a message may show it: no user, no password, no parameters."""
+    """Return a URL for a message, without user, password and parameters."""
     scheme, separator, rest = url.partition("://")
     if not separator:
         scheme, rest = "", url
     if scheme.lower().partition("+")[0] != "sqlite":
-        # The last one: a password that is not encoded may hold more of them.
+        # Split at the last "@": a password that is not percent-encoded may have others.
         _, at, rest = rest.rpartition("@")
         rest = f"***{at}{rest.partition('?')[0]}" if at else rest.partition("?")[0]
     if not separator and "password" in rest.lower():
@@ -93,15 +93,15 @@ def sqlite_file(url: str) -> tuple[str, str]:
 
 
 def fixed_url(url: str, folder: str | None, flavour: ModuleType = os.path) -> str:
-    """Return a URL that names the same file wherever the process changes its directory to.
+    """Return a URL that still names the same file if the process changes its directory.
 
     Args:
-        url: Of any database; one that names no file is returned as it is.
-        folder: What a relative file is relative to.
+        url: The URL of any database; one that names no file is returned unchanged.
+        folder: The working directory, ``None`` if it is deleted.
         flavour: The rules for paths, ``posixpath`` or ``ntpath``.
 
     Raises:
-        DurableUsageError: It is relative to a folder that does not exist any more.
+        DurableUsageError: The file is relative to a directory that is deleted.
     """
     if scheme_of(url).partition("+")[0] != "sqlite":
         return url
@@ -120,7 +120,7 @@ def fixed_url(url: str, folder: str | None, flavour: ModuleType = os.path) -> st
 
 
 def working_folder() -> str | None:
-    """Return the working directory, ``None`` if somebody has deleted it."""
+    """Return the working directory, ``None`` if it is deleted."""
     try:
         return str(Path.cwd())
     except FileNotFoundError:

@@ -1,4 +1,4 @@
-"""Which writes of a batch can be applied at once, kind by kind."""
+"""Group the writes of a batch, so that an adapter can apply a group kind by kind."""
 
 from __future__ import annotations
 
@@ -44,10 +44,12 @@ _STAGES: dict[type[Any], int] = {
 
 
 def write_order(writes: Sequence[Write]) -> Iterator[list[int]]:
-    """Sort writes into groups that can each be applied at once, one group after the other.
+    """Sort writes into groups; the writes of one group can be applied together, kind by kind.
 
-    In a group a workflow has at most one beginning, then steps and pieces in different places,
-    then at most one end. That is what a run submits: there is one group, but for rare repetitions.
+    In a group, a workflow has at most one write that begins or takes it (HEAD), then steps and
+    chunks with different numbers (STEP), then at most one write that ends or releases it (TAIL).
+    A run submits its writes in this order, so there is nearly always one group; only a repeated
+    write needs a second one.
 
     Yields:
         The indexes of a group's writes.
@@ -72,7 +74,7 @@ def write_order(writes: Sequence[Write]) -> Iterator[list[int]]:
 
 
 def is_one_group(writes: Iterable[Write]) -> bool:
-    """Tell whether all writes are one group of :func:`write_order`, as nearly always."""
+    """Return True if all writes are one group of :func:`write_order`, as they nearly always are."""
     reached: dict[str, int] = {}
     places: set[tuple[str, int, bool]] = set()
     for write in writes:

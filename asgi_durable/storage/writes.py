@@ -1,8 +1,8 @@
-"""What a run asks the storage to make durable, and what it is told of each.
+"""Writes: the changes that the engine asks a storage to commit, and their outcomes.
 
-Whatever a write's own outcomes are, it is FENCED where its executor is dead. Every write may
-be repeated: a commit whose answer got lost is tried again, and the second time finds its own
-rows and is DONE once more.
+Beside the outcomes that its class names, every write is FENCED if its executor is dead. Every
+write may be repeated: if the result of a commit is lost with the connection, the engine commits
+the same batch again. The storage finds the rows of the first time, and the write is DONE again.
 """
 
 from __future__ import annotations
@@ -45,35 +45,37 @@ __all__ = [
     "workflow_id_of",
 ]
 
-# A claim is told a short answer at once; a long one would keep other writes waiting.
+# Up to this length the outcome of a claim has the body of a stored response; a longer one, which
+# would make the other writes of the batch wait, is read on its own.
 MAX_TOLD_BYTES = 64 * 1024
 
 
 @fast_dataclass()
 class StartWorkflow:
-    """Insert a workflow. CONFLICT, with the row that is there, if its id is taken."""
+    """Insert a workflow. CONFLICT, with the existing row, if its id is taken."""
 
     workflow: WorkflowRecord
 
 
 @fast_dataclass()
 class ClaimRequest:
-    """Insert a request's workflow, or take over one that nobody runs.
+    """Insert a request's workflow, or take over one that no living executor owns.
 
-    DONE for a new row. RESUMED for a row that waited for its retry: its trailing failures
-    are dropped, those of the children it called included, and those children are this
-    executor's; where its fingerprint is not known, this one's takes its place. CONFLICT, with
-    the row, if the row is finished, belongs to another living executor or has another
-    fingerprint; with the answer as well if it is finished, has the same one, and the answer's
-    body is not longer than ``MAX_TOLD_BYTES``. CONFLICT as
-    well if the row waits for its retry, and this one comes too soon: its ``updated_at_us`` is
-    before the row's ``retry_at_us``, which the row has as long as it waits.
+    - DONE: the row is new.
+    - RESUMED, with the row as it was: it waited for its retry. Its trailing failures are dropped,
+      and so are those of the children that it called; these children belong to this executor now.
+      If the row's fingerprint was a placeholder, this write's fingerprint replaces it.
+    - CONFLICT, with the row: it is finished, belongs to another living executor, has another
+      fingerprint, or waits for its retry and this one comes too soon: *workflow* has an
+      ``updated_at_us`` before the row's ``retry_at_us``. If the row is finished and has the same
+      fingerprint, the outcome has the response too, unless its body is longer than
+      ``MAX_TOLD_BYTES``.
     """
 
     workflow: WorkflowRecord
 
     def comes_too_soon_for(self, existing: WorkflowRecord) -> bool:
-        """Tell whether a row that waits for its retry has to wait longer."""
+        """Return True if this claim comes before the time for which the row waits."""
         return (
             existing.retry_at_us is not None and self.workflow.updated_at_us < existing.retry_at_us
         )
@@ -81,9 +83,9 @@ class ClaimRequest:
 
 @fast_dataclass()
 class SetFingerprint:
-    """Put the fingerprint of this executor's request in the place of what stands for it.
+    """Replace the placeholder for the fingerprint of this executor's request.
 
-    FENCED if something else is there: another try of the request.
+    FENCED if the row has neither *pending* nor *fingerprint*: it belongs to another attempt.
     """
 
     workflow_id: str
@@ -94,9 +96,9 @@ class SetFingerprint:
 
 @fast_dataclass()
 class SetLastSpan:
-    """Let a workflow of this executor's name the span of its latest execution; DONE in any case.
+    """Store the span of the latest run of a workflow of this executor's; always DONE.
 
-    Of a first execution the row that starts it names it already.
+    For a first run the workflow is inserted with it.
     """
 
     workflow_id: str
@@ -106,10 +108,10 @@ class SetLastSpan:
 
 @fast_dataclass()
 class ResumeWorkflow:
-    """Take a workflow that no other executor runs, and count one more execution of it.
+    """Take over a workflow that no other living executor owns, and count one more run of it.
 
     DONE if it is free or this executor's. CONFLICT, with the row, if it is finished or
-    belongs to another living executor; without a row if there is none.
+    belongs to another living executor. CONFLICT without a row if there is no such workflow.
     """
 
     workflow_id: str
@@ -119,7 +121,7 @@ class ResumeWorkflow:
 
 @fast_dataclass()
 class RecordStep:
-    """Insert a step that is finished, or has begun. CONFLICT if another record is there."""
+    """Insert a step that is finished, or has begun. CONFLICT if the number has another record."""
 
     step: StepRecord
     executor_id: str
@@ -127,7 +129,7 @@ class RecordStep:
 
 @fast_dataclass()
 class CompleteStep:
-    """Give a step that has begun its outcome. CONFLICT if another one is there already."""
+    """Store the outcome of a step that has begun. CONFLICT if it has another outcome."""
 
     step: StepRecord
     executor_id: str
@@ -135,25 +137,31 @@ class CompleteStep:
 
 @fast_dataclass()
 class RecordChunk:
-    """Insert a piece of an answer, and delete what it cuts. CONFLICT if another one is there."""
+    """Insert a chunk, and delete those that it cuts. CONFLICT if its offset has another chunk."""
 
     piece: ChunkRecord
     executor_id: str
 
     @property
     def cuts(self) -> bool:
-        """True if there may be something to delete."""
+        """True if there may be chunks to delete."""
         return self.piece.cut_to is not None and self.piece.end_offset > 0
 
 
 @fast_dataclass(kw_only=True)
 class FinishWorkflow:
-    """Give a workflow its outcome, a request its answer, and start what follows it.
+    """Store the outcome of a workflow, the response to a request, and start its followers.
 
-    Invariant: what it starts is there if it is DONE, and only then. A workflow that has one of
-    the ids already is left as it is: no other start makes ids from this workflow's.
+    FENCED if the workflow is not this executor's any more, or has another outcome.
+
+    Invariant: the workflows of *starts* are inserted if this write is DONE, and only then. If one
+    of their ids is taken, that row is the same workflow, started before: their ids are made from
+    this workflow's id.
 
     Attributes:
+        output: The encoded result, with the state SUCCESS; ``None`` for a request.
+        error: The encoded exception, ``None`` with the state SUCCESS.
+        finished_at_us: Microseconds since 1970, UTC, by the writer's clock.
         starts: Workflows to insert, children of this one.
     """
 
@@ -169,9 +177,10 @@ class FinishWorkflow:
 
 @fast_dataclass()
 class ClearCrashCount:
-    """Forget the crashes of a workflow of this executor's, but the next one is the first.
+    """Clear the crash count of a workflow of this executor's; always DONE.
 
-    DONE in any case. It has run by itself for a while and its process is alive.
+    The workflow was run alone for a while, and its process is still alive. The next crash counts
+    as the first one.
     """
 
     workflow_id: str
@@ -180,11 +189,11 @@ class ClearCrashCount:
 
 @fast_dataclass()
 class ReleaseWorkflow:
-    """Let anybody run a workflow of this executor's; DONE in any case.
+    """Give up a workflow of this executor's, so that any executor may take it; always DONE.
 
     Attributes:
-        retry_at_us: When a request may be claimed again; ``None`` for at once. Microseconds
-            since 1970, UTC, by the writer's clock.
+        retry_at_us: The time from which a request may be claimed again, ``None`` for at once;
+            microseconds since 1970, UTC, by the writer's clock.
     """
 
     workflow_id: str
@@ -194,7 +203,7 @@ class ReleaseWorkflow:
 
 @fast_dataclass()
 class ForgetRequest:
-    """Delete this executor's request if no step or child is recorded; DONE in any case."""
+    """Delete this executor's request unless it has a recorded step or child; always DONE."""
 
     workflow_id: str
     executor_id: str
@@ -202,15 +211,19 @@ class ForgetRequest:
 
 @fast_dataclass(kw_only=True)
 class CancelWorkflow:
-    """End a workflow that is not over, whoever runs it, and those below it that were called.
+    """Cancel a workflow that is not finished, also one that another executor owns.
 
-    DONE, with all that are cancelled by now, if it is, or was before. CONFLICT, with the row,
-    if it has another outcome; without a row if there is none. What its owner writes for it
-    from then on is FENCED; of a transaction, and of an end, the first one counts.
+    Children that it called are cancelled at any depth; those that it only started are not.
+
+    DONE, with the ids of all that are cancelled by now, if it is cancelled, by this write or an
+    earlier one. CONFLICT, with the row, if it has another outcome; CONFLICT without a row if
+    there is no such workflow. Its owner's later writes for it are FENCED. If a transaction or a
+    ``FinishWorkflow`` commits at the same time, the first of the two commits counts.
 
     Attributes:
-        executor_id: Who cancels it.
-        response: Kept for a request, so that it expires as one that is answered.
+        executor_id: The executor that cancels it; not the owner.
+        cancelled_at_us: Microseconds since 1970, UTC, by the writer's clock.
+        response: Stored for a request, so that it expires as one with a response does.
     """
 
     workflow_id: str
@@ -237,14 +250,14 @@ Write = (
 
 
 def executor_of(write: Write) -> str | None:
-    """Return the executor that a write is made for."""
+    """Return the executor on whose behalf a write is made."""
     if isinstance(write, (StartWorkflow, ClaimRequest)):
         return write.workflow.executor_id
     return write.executor_id
 
 
 def workflow_id_of(write: Write) -> str:
-    """Return the workflow that a write is about."""
+    """Return the id of the workflow that a write changes."""
     if isinstance(write, (StartWorkflow, ClaimRequest)):
         return write.workflow.workflow_id
     if isinstance(write, RecordChunk):
@@ -255,7 +268,10 @@ def workflow_id_of(write: Write) -> str:
 
 
 def is_same_start(existing: WorkflowRecord, wanted: WorkflowRecord) -> bool:
-    """Tell a start whose answer got lost; ids of one executor differ in their microsecond."""
+    """Return True if the existing row is this very start, whose result was lost.
+
+    Two starts of one executor never have the same microsecond.
+    """
     return (existing.executor_id, existing.created_at_us, existing.input) == (
         wanted.executor_id,
         wanted.created_at_us,
@@ -264,7 +280,7 @@ def is_same_start(existing: WorkflowRecord, wanted: WorkflowRecord) -> bool:
 
 
 def is_same_end(existing: WorkflowRecord, end: FinishWorkflow) -> bool:
-    """Tell an end whose answer got lost."""
+    """Return True if the existing row has this very end, whose result was lost."""
     return (existing.state, existing.output, existing.error, existing.updated_at_us) == (
         end.state,
         end.output,
@@ -274,43 +290,50 @@ def is_same_end(existing: WorkflowRecord, end: FinishWorkflow) -> bool:
 
 
 def of_refused_step(write: RecordStep | CompleteStep, existing: StepRecord | None) -> Outcome:
-    """Return what became of a step's write that has changed nothing.
+    """Return the outcome of a write that changed no row.
 
     Args:
-        write: It.
-        existing: The record that is there.
+        write: The write.
+        existing: The record with the same number, ``None`` if there is none.
     """
-    # The same record is this very write, whose answer got lost.
+    # The same record: this very write was committed before, and its result was lost.
     if existing == write.step:
         return DONE
-    # An outcome is only refused beside another one; else the workflow is not the executor's.
+    # A record or an outcome is in the way. If none is, the executor does not own the workflow.
     is_in_the_way = existing is not None and (isinstance(write, RecordStep) or existing.is_finished)
     return Outcome(OutcomeKind.CONFLICT) if is_in_the_way else FENCED
 
 
 class OutcomeKind(Enum):
-    """What became of a write."""
+    """The kinds of outcomes of a write."""
 
     DONE = auto()
-    """It is durable."""
+    """The write is durable."""
     RESUMED = auto()
-    """A request that waited for its retry is the executor's again; durable."""
+    """A request that waited for its retry belongs to this executor now; durable."""
     CONFLICT = auto()
-    """Something else is there; nothing was written."""
+    """Another row is in the way; nothing was written."""
     FENCED = auto()
     """The executor is dead, or does not own the workflow any more; nothing was written."""
     REJECTED = auto()
-    """The database cannot hold it; nothing was written, and trying again is useless."""
+    """The database cannot hold the values; nothing was written, and no retry can succeed."""
     UNAVAILABLE = auto()
-    """The database could not be used for as long as the storage patience lasts."""
+    """The database could not be used until the storage retry timeout was over.
+
+    The engine makes this outcome; an adapter raises ``StorageUnavailableError``.
+    """
 
 
 @fast_dataclass()
 class Outcome:
-    """What became of a write, the row that was in its way and its answer, or the error.
+    """The outcome of a write.
 
     Attributes:
-        cancelled: Ids of workflows that are cancelled, each with the executor that had it.
+        existing: The row in the way of a CONFLICT; with RESUMED, the row as it was before.
+        response: The stored response of that row; only with the CONFLICT of a ``ClaimRequest``.
+        error: The database's error; only with REJECTED and UNAVAILABLE.
+        cancelled: The ids of cancelled workflows, each with the executor that owned it; only
+            with the DONE of a ``CancelWorkflow``.
     """
 
     kind: OutcomeKind

@@ -1,7 +1,7 @@
 """The conformance suite of storage adapters: every test here runs on every adapter.
 
-To run it on an adapter of your own, copy ``tests/storage`` and ``tests/support`` and override
-``new_storage``; the modules named after an adapter are not for others.
+To run it on another adapter, copy ``tests/storage`` and ``tests/support`` and override
+``new_storage``. Modules that are named after an adapter test that one only.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ def new_storage(database_url: str) -> Adapter:
 
 @pytest.fixture
 async def open_storage(new_storage: Adapter) -> AsyncIterator[OpenStorage]:
-    """Open storages, enter an executor in each, and close them after the test."""
+    """Open storages, register an executor in each, and close them after the test."""
     async with AsyncExitStack() as opened:
 
         async def open_and_enter(executor_id: str, **options: Any) -> Storage:
@@ -50,13 +50,13 @@ async def storage(open_storage: OpenStorage) -> Storage:
 
 @pytest.fixture
 async def other(open_storage: OpenStorage) -> Storage:
-    """Another one on the same database, with the executor ``executor-2``."""
+    """A second open storage on the same database, with the executor ``executor-2``."""
     return await open_storage("executor-2")
 
 
 @pytest.fixture
 async def proxy(own_postgres_url: str) -> AsyncIterator[Proxy]:
-    """A network between a test and a Postgres of its own."""
+    """A network between a test and its own Postgres server."""
     async with Proxy(urlsplit(own_postgres_url).port or 5432) as proxy:
         yield proxy
 

@@ -1,9 +1,9 @@
-"""An application of two versions, whose process dies in the first one: run by its tests.
+"""An application in two versions; its process dies in the first one. Tests run it.
 
-Arguments: the version, 1 or 2; the URL of the step log; the folder for two databases more, and for
-what the second version has seen.
+Arguments: the version, 1 or 2; the URL of the step log; the folder for two more databases and for
+the values that the second version has seen.
 
-Each workflow is named after the place where it has a value of a class that changes.
+Each workflow is named after the place of its value, whose class changes.
 """
 
 from __future__ import annotations
@@ -91,7 +91,7 @@ async def make_model() -> Parcel:
 
 @durable.step(name="make unannotated")
 async def make_unannotated():  # type: ignore[no-untyped-def]
-    """Return one of a class that no annotation names."""
+    """Return a value of a class that no annotation names."""
     ran.append("make unannotated")
     return Tagged(7)
 
@@ -123,35 +123,35 @@ taken = durable.step(name="take")(take)
 
 @durable.workflow(name="step result")
 async def step_result() -> None:
-    """Have it as a step's result."""
+    """Have the value as a step's result."""
     seen["step result"] = [await make(), await make_model(), await make_unannotated()]
     await hold("step result")
 
 
 @durable.workflow(name="step argument")
 async def step_argument() -> None:
-    """Have it as a step's argument."""
+    """Have the value as a step's argument."""
     seen["step argument"] = await taken(label())
     await hold("step argument")
 
 
 @durable.workflow(name="input")
 async def workflow_input(given: Item, model: Parcel) -> None:
-    """Have it as an input."""
+    """Have the value as the workflow's input."""
     await hold("input")
     seen["input"] = [given, model]
 
 
 @durable.workflow(name="child result")
 async def child_result() -> None:
-    """Have it as a child's argument and result."""
+    """Have the value as a child's argument and result."""
     seen["child result"] = await child(label())
     await hold("child result")
 
 
 @durable.workflow(name="error")
 async def error() -> None:
-    """Have it as an error."""
+    """Have the value as an error."""
     try:
         await fail()
     except GoneError as caught:
@@ -161,7 +161,7 @@ async def error() -> None:
 
 @durable.workflow(name="transaction")
 async def transaction() -> None:
-    """Have it as a transaction's result."""
+    """Have the value as a transaction's result."""
     seen["transaction"] = await insert()
     await hold("transaction")
 
@@ -182,7 +182,7 @@ async def hold_beside() -> None:
 
 @divided.workflow(name="application's transaction")
 async def application_transaction() -> None:
-    """Have it as the result of a transaction in the application's database."""
+    """Have the value as the result of a transaction in the application's database."""
     seen["application's transaction"] = await insert_beside()
     await hold_beside()
 
@@ -199,7 +199,7 @@ STARTED: dict[str, tuple[Durable, Any, tuple[Any, ...]]] = {
 
 
 async def begin() -> None:
-    """Start all, and die when all that they have is durable."""
+    """Start all workflows, and die when all their values are durable."""
     await durable.options(workflow_id="finished result").run_workflow(child, label())
     for place, (instance, workflow, arguments) in STARTED.items():
         await instance.options(workflow_id=place).start_workflow(workflow, *arguments)
@@ -209,7 +209,7 @@ async def begin() -> None:
 
 
 async def end() -> dict[str, str]:
-    """Finish all, and return what they have seen."""
+    """Finish all workflows, and return the values that they have seen."""
     outcomes = {}
     places = {place: instance for place, (instance, _, _) in STARTED.items()}
     for place, instance in {**places, "finished result": durable}.items():
@@ -224,7 +224,7 @@ async def end() -> dict[str, str]:
 
 
 async def main() -> dict[str, str] | None:
-    """Do what the version is there for."""
+    """Start the workflows with version 1, finish them with version 2."""
     async with durable, divided:
         return await (begin() if IS_FIRST else end())
 

@@ -11,9 +11,9 @@ from asgi_durable.storage.postgres.connections.reconnecting import ReconnectingC
 from asgi_durable.storage.postgres.errors import is_bad_row
 from asgi_durable.storage.postgres.rows import (
     PostgresNames,
+    chunk_from,
     each_of,
     list_of,
-    piece_from,
     response_from,
     step_from,
     workflow_from,
@@ -107,7 +107,7 @@ class PostgresReader:
 
     async def read_pieces(self, workflow_id: str, after: int) -> list[ChunkRecord]:
         """See ``StepLog.read_pieces``."""
-        return [piece_from(row) for row in await self._fetch(self._pieces, workflow_id, after)]
+        return [chunk_from(row) for row in await self._fetch(self._pieces, workflow_id, after)]
 
     async def load_runs(self, workflow_ids: Sequence[str]) -> list[StoredRun]:
         """See ``StepLog.load_runs``."""

@@ -5,18 +5,18 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from hashlib import blake2s
-from operator import attrgetter
 from typing import Any
 
 import sqlalchemy as sa
 
 from asgi_durable.storage import tables
-from asgi_durable.storage.damaged_rows import state_of
-from asgi_durable.storage.records import (
-    ChunkRecord,
-    ResponseRecord,
-    StepRecord,
-    WorkflowRecord,
+from asgi_durable.storage.rows import (
+    RowDecoder,
+    chunk_values,
+    columns,
+    response_values,
+    step_values,
+    workflow_encoder,
 )
 
 __all__ = [
@@ -26,11 +26,11 @@ __all__ = [
     "Parameters",
     "PostgresNames",
     "arrays_of",
+    "chunk_from",
+    "chunk_values",
     "columns",
     "each_of",
     "list_of",
-    "piece_from",
-    "piece_values",
     "response_from",
     "response_values",
     "step_from",
@@ -170,11 +170,6 @@ def each_of(table: str, condition: str, alias: str = "w") -> str:
     )
 
 
-def columns(table: sa.Table) -> tuple[str, ...]:
-    """Return the names of a table's columns."""
-    return tuple(column.name for column in table.columns)
-
-
 def list_of(table: sa.Table, alias: str) -> str:
     """Return a table's columns for a SELECT."""
     return ", ".join(f"{alias}.{name}" for name in columns(table))
@@ -185,37 +180,7 @@ def arrays_of(rows: Sequence[tuple[Any, ...]]) -> list[tuple[Any, ...]]:
     return list(zip(*rows, strict=True))
 
 
-_STATE = columns(tables.workflows).index("state")
-_workflow_fields = attrgetter(*columns(tables.workflows))
-step_values = attrgetter(*columns(tables.steps))
-response_values = attrgetter(*columns(tables.responses))
-piece_values = attrgetter(*columns(tables.pieces))
-
-
-def workflow_values(workflow: WorkflowRecord) -> tuple[Any, ...]:
-    """Return a row for the driver."""
-    values = list(_workflow_fields(workflow))
-    values[_STATE] = workflow.state.value
-    return tuple(values)
-
-
-def workflow_from(row: Any) -> WorkflowRecord:
-    """Return the record of a row with all columns; it may have more."""
-    fields = {name: row[name] for name in columns(tables.workflows)}
-    fields["state"] = state_of(fields["state"], tables.workflows.name, fields["workflow_id"])
-    return WorkflowRecord(**fields)
-
-
-def step_from(row: Any) -> StepRecord:
-    """Return the record of a row."""
-    return StepRecord(**row)
-
-
-def response_from(row: Any) -> ResponseRecord:
-    """Return the record of a row."""
-    return ResponseRecord(**row)
-
-
-def piece_from(row: Any) -> ChunkRecord:
-    """Return the record of a row."""
-    return ChunkRecord(**row)
+_decoder = RowDecoder(checks_types=False)
+workflow_from, step_from = _decoder.workflow, _decoder.step
+response_from, chunk_from = _decoder.response, _decoder.chunk
+workflow_values = workflow_encoder(bool)

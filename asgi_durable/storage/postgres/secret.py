@@ -15,7 +15,7 @@ from asgi_durable.storage.postgres.connections.reconnecting import Wire
 from asgi_durable.storage.postgres.errors import is_refused_right
 from asgi_durable.storage.postgres.rows import PostgresNames
 from asgi_durable.storage.records import StoredSecret
-from asgi_durable.storage.secret import OF_REQUEST_IDS, ROLLOUT_US, new_secret
+from asgi_durable.storage.rows import OF_REQUEST_IDS, ROLLOUT_US, new_secret
 
 __all__ = ["find_secret", "grant_secrets", "make_secret", "read_secret"]
 

@@ -28,17 +28,17 @@ from asgi_durable.storage.sqlite.commits.writer import SQLiteWriter
 from asgi_durable.storage.sqlite.errors import TranslatingErrors, naming_errors
 from asgi_durable.storage.sqlite.executors import SQLiteExecutors
 from asgi_durable.storage.sqlite.file import SQLiteFile
+from asgi_durable.storage.sqlite.locks import WriteTurn
 from asgi_durable.storage.sqlite.reader import SQLiteReader
 from asgi_durable.storage.sqlite.retention import SQLiteRetention
-from asgi_durable.storage.sqlite.secret import read_secret
-from asgi_durable.storage.sqlite.transactions.blocking_sessions import SQLiteBlockingSessions
-from asgi_durable.storage.sqlite.transactions.request_transactions import (
+from asgi_durable.storage.sqlite.schema import migrate, read_secret
+from asgi_durable.storage.sqlite.transactions.sessions import SQLiteBlockingSessions, SQLiteSessions
+from asgi_durable.storage.sqlite.transactions.transactions import (
     blocking_request_transaction,
+    blocking_transaction,
     request_transaction,
+    transaction,
 )
-from asgi_durable.storage.sqlite.transactions.sessions import SQLiteSessions
-from asgi_durable.storage.sqlite.transactions.transactions import blocking_transaction, transaction
-from asgi_durable.storage.sqlite.transactions.write_turn import WriteTurn
 from asgi_durable.storage.transaction_port import (
     BlockingRequestTransaction,
     BlockingTransaction,
@@ -55,13 +55,14 @@ logger = logging.getLogger(__name__)
 
 ResultT = TypeVar("ResultT")
 
-# How long a beat waits for what needs the write lock; a moment, where nobody else has it.
+# How long a heartbeat waits for upkeep, which needs the write lock; it takes a moment if no other
+# process holds the lock.
 UPKEEP_WAIT_SECONDS = 0.2
 
 
 @dataclass(frozen=True, slots=True)
 class _Opened:
-    """What works on the threads of an open storage."""
+    """The parts of an open storage; each runs on the writer's or the reader's thread."""
 
     writer: SQLiteWriter
     reader: SQLiteReader
@@ -77,21 +78,22 @@ class _Opened:
 
 
 class SQLiteStorage:
-    """Keeps the step log in a SQLite file in WAL mode.
+    """Stores the step log in a SQLite file in WAL mode.
 
-    One thread with one connection writes the log through the driver, another one reads it;
-    the application's transactions use SQLAlchemy's connections. ``asyncio`` only.
+    One thread writes the log on a connection of the driver's, and another thread reads it on a
+    second one. The application's transactions use SQLAlchemy's connections. Only ``asyncio`` is
+    supported.
 
     Args:
         url: See :meth:`SQLiteFile.from_url`.
     """
 
-    # Of a local file this costs next to nothing, and others wait for it.
+    # A beat on a local file costs very little, and requests wait for a dead owner to be found.
     beat_interval_seconds = 0.25
 
     def __init__(self, url: str) -> None:
         self._file = SQLiteFile.from_url(url)
-        # Not the loop's default pool: the application may fill that one up.
+        # Own threads: the application may occupy all threads of the loop's default pool.
         self._writing = WorkThread("asgi-durable-writer")
         self._reading = WorkThread("asgi-durable-reader")
         self._turn = WriteTurn()
@@ -102,12 +104,12 @@ class SQLiteStorage:
 
     @property
     def name(self) -> str:
-        """The file, for messages."""
+        """See ``Lifecycle.name``."""
         return self._file.name
 
     @classmethod
     def application_database(cls, url: str) -> SQLApplicationDatabase:
-        """Return a file of the application's own, apart from the step log's."""
+        """Return a database of the application's that does not hold the step log."""
         file, turn = SQLiteFile.from_url(url), WriteTurn()
         return SQLApplicationDatabase(
             SQLiteSessions(file, turn), SQLiteBlockingSessions(file, turn), name=file.name
@@ -120,7 +122,7 @@ class SQLiteStorage:
             await self._writing.run(self._open)
             await self._sessions.open()
         except BaseException:
-            # The thread may be opening still where this was cancelled: close after it.
+            # If this was cancelled, the thread may still be opening the file: close it after that.
             self._writing.stop_after(self._close)
             self._reading.stop_after()
             raise
@@ -131,11 +133,11 @@ class SQLiteStorage:
         try:
             await self._sessions.close()
             self._blocking_sessions.close()
-            # What is being read comes to its end first.
+            # Wait for the reads that have begun.
             await self._reading.run(lambda: None)
             await self._writing.run(self._close)
         finally:
-            # Again, where this was cancelled.
+            # Close again, in case this was cancelled before.
             self._writing.stop_after(self._close)
             self._reading.stop_after()
 
@@ -147,28 +149,28 @@ class SQLiteStorage:
         await self._write(lambda opened: opened.executors.register(executor_id, lease_seconds))
 
     async def beat(self, executor_id: str, *, lease_seconds: float, runnable: Runnable) -> Beat:
-        def look_around(opened: _Opened) -> tuple[Beat, list[str]]:
+        def look(opened: _Opened) -> tuple[Beat, list[str]]:
             opened.executors.renew(executor_id, lease_seconds)
             connection = opened.reader.connection
             return opened.executors.look_around(connection, executor_id, runnable)
 
-        beat, gone = await self._read(look_around)
-        # Invariant: no beat waits for the write lock, or a long transaction of anybody would
-        # keep this executor from renewing its lease.
+        beat, ended = await self._read(look)
+        # Invariant: a beat does not wait for the write lock. A long transaction of any process
+        # would otherwise prevent the next renewal of the lease.
         if self._upkeep is None or self._upkeep.done() or self._upkeep.get_loop().is_closed():
-            self._upkeep = asyncio.get_running_loop().create_task(self._keep_up(gone))
+            self._upkeep = asyncio.get_running_loop().create_task(self._keep_up(ended))
             await asyncio.wait([self._upkeep], timeout=UPKEEP_WAIT_SECONDS)
-            if gone:
-                beat, _ = await self._read(look_around)
+            if ended:
+                beat, _ = await self._read(look)
         return beat
 
-    async def _keep_up(self, gone: Sequence[str]) -> None:
+    async def _keep_up(self, ended: Sequence[str]) -> None:
         try:
-            if gone:
-                await self._write(lambda opened: opened.executors.declare_dead(gone))
+            if ended:
+                await self._write(lambda opened: opened.executors.declare_dead(ended))
             await self._write(lambda opened: opened.checkpoints.checkpoint_if_due())
         except StorageError as error:
-            logger.warning("To be tried again at the next beat: %s", error)
+            logger.warning("Retried at the next heartbeat: %s", error)
 
     async def is_missing(self, executor_id: str) -> bool:
         def look(opened: _Opened) -> bool:
@@ -241,7 +243,7 @@ class SQLiteStorage:
     def blocking_transaction(
         self, slot: StepSlot | None, *, isolation_level: str | None = None
     ) -> AbstractContextManager[BlockingTransaction]:
-        _given(self._opened)
+        _opened_or_raise(self._opened)
         return blocking_transaction(self._blocking_sessions, slot, isolation_level)
 
     def request_transaction(
@@ -252,7 +254,7 @@ class SQLiteStorage:
     def blocking_request_transaction(
         self, slot: RequestSlot, *, isolation_level: str | None = None
     ) -> AbstractContextManager[BlockingRequestTransaction]:
-        _given(self._opened)
+        _opened_or_raise(self._opened)
         return blocking_request_transaction(self._blocking_sessions, slot, isolation_level)
 
     def _open(self) -> None:
@@ -261,7 +263,7 @@ class SQLiteStorage:
         with naming_errors(str(file.path)), ExitStack() as opened:
             writer = SQLiteWriter(file)
             opened.callback(writer.close)
-            writer.migrate()
+            migrate(writer.connection, str(file.path))
             damaged = DamagedRows()
             reader = SQLiteReader(file, damaged)
             opened.callback(reader.close)
@@ -285,12 +287,12 @@ class SQLiteStorage:
         return await self._with_opened(self._reading, work)
 
     async def _with_opened(self, thread: WorkThread, work: Callable[[_Opened], ResultT]) -> ResultT:
-        opened = _given(self._opened)
+        opened = _opened_or_raise(self._opened)
         with TranslatingErrors(str(self._file.path)):
             return await thread.run(lambda: work(opened))
 
 
-def _given(resource: ResultT | None) -> ResultT:
+def _opened_or_raise(resource: ResultT | None) -> ResultT:
     if resource is None:
         msg = "the storage is not open"
         raise StorageError(msg)

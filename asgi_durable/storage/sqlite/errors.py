@@ -1,4 +1,4 @@
-"""What an error of SQLite means: come back later, or never."""
+"""Translate errors of SQLite: into those that may pass, and those that will not."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from asgi_durable.errors import StorageError, StorageUnavailableError
 
 __all__ = ["TranslatingErrors", "application_error", "naming_errors", "storage_error"]
 
-Meaning = Callable[[BaseException, str], StorageError | None]
+Translate = Callable[[BaseException, str], StorageError | None]
 
-# Conditions that pass: a lock, a full disk, a disk that stumbled.
+# Conditions that may pass: a lock, a full disk, a failed read or write.
 _PASSING = frozenset(
     {
         sqlite3.SQLITE_BUSY,
@@ -41,9 +41,9 @@ _LASTING = frozenset(
 def storage_error(error: BaseException, database: str) -> StorageError | None:
     """Return the library's error for a failure of the database, ``None`` for any other.
 
-    A mistake in a statement, or a constraint that it breaks, is no failure of the database.
+    An invalid statement, or one that breaks a constraint, is no failure of the database.
     """
-    # The low byte is the primary code; what lies above says more of the same condition.
+    # The low byte is the primary code; the bits above it name a special case of it.
     code = getattr(error, "sqlite_errorcode", 0) & 0xFF
     message = f"{database}: {error}"
     if code in _PASSING:
@@ -53,24 +53,24 @@ def storage_error(error: BaseException, database: str) -> StorageError | None:
     return None
 
 
-# Of a statement of the application's: it has interrupted it, or forbidden it, itself; or one
-# connection is in its own way, as with a table that is dropped while rows of it are read.
+# Errors that the application causes itself by a statement of its own: it has interrupted it or
+# forbidden it, or one connection blocks itself, for example by dropping a table while it reads it.
 _OF_APPLICATION = frozenset(
     {sqlite3.SQLITE_INTERRUPT, sqlite3.SQLITE_AUTH, sqlite3.SQLITE_PERM, sqlite3.SQLITE_LOCKED}
 )
 
 
 def application_error(error: BaseException, database: str) -> StorageError | None:
-    """Return the same for a failure in a transaction of the application."""
+    """Return what :func:`storage_error` does, for an error in a transaction of the application."""
     code = getattr(error, "sqlite_errorcode", 0)
-    # An index of the application's own, for full text say, that does not fit its table.
+    # CORRUPT_VTAB: an index of the application, for example for full text, does not fit its table.
     is_own = code & 0xFF in _OF_APPLICATION or code == sqlite3.SQLITE_CORRUPT_VTAB
     return None if is_own else storage_error(error, database)
 
 
 @contextmanager
 def naming_errors(database: str) -> Iterator[None]:
-    """Turn every error of the driver into a ``StorageError`` that names the database."""
+    """Raise every error of the driver as a ``StorageError`` that names the database."""
     try:
         yield
     except sqlite3.Error as error:
@@ -78,28 +78,29 @@ def naming_errors(database: str) -> Iterator[None]:
 
 
 class TranslatingErrors:
-    """Tell failures of the database from mistakes of the application, which pass.
+    """Raises failures of the database as ``StorageError``; other errors pass unchanged.
 
-    Every statement is in one: a generator would take four times as long.
+    It is entered for every statement: a generator would take four times as long.
 
     Args:
-        database: Its name, for the messages.
-        meaning: What an error of the driver means; by default one of our own statements.
+        database: The name of the database, for messages.
+        translate: Returns the library's error for a driver's error, or ``None``; by default for
+            statements of the library.
     """
 
-    __slots__ = ("_database", "_meaning")
+    __slots__ = ("_database", "_translate")
 
-    def __init__(self, database: str, meaning: Meaning = storage_error) -> None:
+    def __init__(self, database: str, translate: Translate = storage_error) -> None:
         self._database = database
-        self._meaning = meaning
+        self._translate = translate
 
     def __enter__(self) -> None:
         """Begin."""
 
     def __exit__(self, _: object, error: BaseException | None, __: object) -> None:
-        """Raise a failure of the database as what it is."""
+        """Raise the library's error for a failure of the database."""
         if isinstance(error, (DBAPIError, sqlite3.Error)):
             driver_error = error.orig if isinstance(error, DBAPIError) else error
-            failure = self._meaning(driver_error or error, self._database)
+            failure = self._translate(driver_error or error, self._database)
             if failure is not None:
                 raise failure from error

@@ -1,9 +1,9 @@
-"""Who is alive on a SQLite file, and taking over from those who are not.
+"""The living executors of a SQLite file, and taking over the workflows of dead ones.
 
-Each executor keeps a small file beside the database. A lock on it says that its process
-exists: the kernel gives it up at once when that dies. Its modification time says when the
-lease runs out: so a beat writes nothing into the database, and no long transaction of anybody
-can keep an executor from renewing its lease.
+Each executor has a small file beside the database. While its process exists it holds a lock on
+this file, which the kernel releases when the process dies. The file's modification time is the end
+of the lease. So a heartbeat writes nothing into the database, and a long transaction of another
+process cannot prevent the renewal of a lease.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from asgi_durable.storage.damaged_rows import DamagedRows
 from asgi_durable.storage.protocol import Beat, Runnable
 from asgi_durable.storage.records import DamagedRowError, TakenWorkflow
 from asgi_durable.storage.sqlite.file import SQLiteFile, write_transaction
-from asgi_durable.storage.sqlite.lock import ProcessLock
+from asgi_durable.storage.sqlite.locks import ProcessLock
 from asgi_durable.storage.sqlite.rows import SELECT_WORKFLOW, insert, json_list, workflow_from
 
 __all__ = ["LIVING", "SQLiteExecutors"]
@@ -32,8 +32,8 @@ _EXECUTORS, _WORKFLOWS, _STEPS = (
     tables.steps.name,
 )
 
-# What the system says of a name that no file can have.
-_NO_NAME = frozenset({errno.ENAMETOOLONG, errno.EINVAL, errno.EILSEQ})
+# The system's errors for a name that no file can have.
+_INVALID_NAME = frozenset({errno.ENAMETOOLONG, errno.EINVAL, errno.EILSEQ})
 
 LIVING = f"SELECT executor_id FROM {_EXECUTORS} WHERE state = 'ALIVE'"
 
@@ -51,7 +51,7 @@ _FORGET = (
     f"(SELECT 1 FROM {_WORKFLOWS} AS r WHERE r.executor_id = {_EXECUTORS}.executor_id"
     " AND r.fingerprint IS NOT NULL AND r.input IS NOT NULL AND r.state = 'PENDING')"
 )
-# Free workflows of one owner, or of nobody, that a process can run.
+# Workflows, with this dead owner or without one, that a process can run.
 _FUNCTIONS = (
     "executor_id IS :owner AND fingerprint IS NULL AND state = 'PENDING' "
     "AND name IN (SELECT value FROM json_each(:names)) "
@@ -59,7 +59,7 @@ _FUNCTIONS = (
     "AND typeof(workflow_id) = 'text' "
     "AND workflow_id NOT IN (SELECT value FROM json_each(:excluded))"
 )
-# Free requests of one owner. One of nobody has failed and waits for its client.
+# Requests of this dead owner. A request without an owner has failed and waits for its client.
 _REQUESTS = (
     "executor_id = :owner AND fingerprint IS NOT NULL AND input IS NOT NULL "
     "AND state = 'PENDING' AND :requests AND typeof(workflow_id) = 'text' "
@@ -98,23 +98,26 @@ class SQLiteExecutors:
 
     Args:
         file: The database.
-        writer: The connection that writes; :meth:`beat` uses another one, on another thread.
-        damaged: Told of damaged rows.
+        writer: The connection that writes. :meth:`look_around` and :meth:`is_missing` are passed
+            another one, and run on another thread.
+        damaged: Logs damaged rows.
     """
 
     def __init__(self, file: SQLiteFile, writer: sqlite3.Connection, damaged: DamagedRows) -> None:
         self._file = file
         self._writer = writer
         self._damaged = damaged
-        # Damaged workflows: nobody is asked to take them over again.
+        # Damaged workflows, which are not taken over again.
         self._set_aside: set[str] = set()
         self._own: dict[str, ProcessLock] = {}
+        # Executors whose lease was found over once.
         self._overdue: set[str] = set()
 
     def register(self, executor_id: str, lease_seconds: float) -> None:
         """See ``Executors.register``."""
         lock = self._lock(executor_id)
-        # Invariant: locked and dated before the row exists, or others would find it dead.
+        # Invariant: the file is locked and has its time before the row exists; otherwise others
+        # would find the executor dead.
         if not lock.try_acquire():
             msg = f"executor {executor_id!r} exists"
             raise ValueError(msg)
@@ -126,7 +129,7 @@ class SQLiteExecutors:
             self._writer.execute(insert(tables.executors), row)
 
     def renew(self, executor_id: str, lease_seconds: float) -> None:
-        """Put off the end of the lease."""
+        """Extend the lease."""
         lock = self._own.get(executor_id)
         if lock is not None:
             _set_lease(lock, lease_seconds)
@@ -134,16 +137,16 @@ class SQLiteExecutors:
     def look_around(
         self, reader: sqlite3.Connection, executor_id: str, runnable: Runnable
     ) -> tuple[Beat, list[str]]:
-        """Return what a beat says, and which other executors are gone."""
+        """Return the result of a heartbeat, and the other executors whose process has ended."""
         states = self._states(reader)
         living = [i for i, state in states.items() if state == "ALIVE" and i != executor_id]
-        gone = [other for other in living if self._is_gone(other)]
+        ended = [other for other in living if self._has_ended(other)]
         free = [i for i, state in states.items() if state != "ALIVE"]
         beat = Beat(
             is_alive=states.get(executor_id) == "ALIVE",
             has_orphans=any(self._has_runnable(reader, owner, runnable) for owner in (None, *free)),
         )
-        return beat, gone
+        return beat, ended
 
     def is_missing(self, reader: sqlite3.Connection, executor_id: str) -> bool:
         """See ``Executors.is_missing``."""
@@ -154,10 +157,10 @@ class SQLiteExecutors:
         return _is_lease_over(lock) or not (lock.is_mine or lock.is_held())
 
     def declare_dead(self, executor_ids: Sequence[str]) -> None:
-        """Take executors out of the living, if they are still gone."""
+        """Declare executors dead, unless they have renewed their lease since."""
         with write_transaction(self._writer):
             for executor_id in executor_ids:
-                if self._is_gone(executor_id):
+                if self._has_ended(executor_id):
                     lock = self._lock_of_other(executor_id)
                     ended_at_us = _lease_end_us(lock) if lock is not None else _now_us()
                     self._writer.execute(_END, ("DEAD", ended_at_us, executor_id))
@@ -175,7 +178,7 @@ class SQLiteExecutors:
         self._release(executor_id)
 
     def release_all(self) -> None:
-        """Give up the locks that are held still; others will find these executors dead."""
+        """Release all locks that are still held; others then find these executors dead."""
         for executor_id in list(self._own):
             self._release(executor_id)
 
@@ -188,9 +191,9 @@ class SQLiteExecutors:
             if states.get(executor_id) != "ALIVE":
                 return []
             wanted = {"suspects": suspects, "limit": limit}
-            # By id, of which each is there once.
+            # Sorted by id, which is the first value and unique.
             found = sorted(self._find_free(states, runnable, wanted))[:limit]
-            # Invariant: read before they are taken. What cannot be read stays as it is.
+            # Invariant: rows are read before they are taken. A damaged one is not changed.
             sound = self._sound([row[0] for row in found])
             found = [row for row in found if row[0] in sound]
             now = _now_us()
@@ -216,7 +219,7 @@ class SQLiteExecutors:
     def _find_free(
         self, states: dict[str, str], runnable: Runnable, wanted: dict[str, Any]
     ) -> list[tuple[Any, ...]]:
-        """Return free workflows of each owner: id, crashes, entries, when the owner ended."""
+        """Return free workflows: their id, crashes, entries, and when their owner's lease ended."""
         free = [i for i, state in states.items() if state != "ALIVE"]
         ends = dict(self._writer.execute(_LIST_ENDS).fetchall())
         found: list[tuple[Any, ...]] = []
@@ -229,10 +232,10 @@ class SQLiteExecutors:
                 found += [(*row, ends.get(owner)) for row in rows if row[0] in sound]
         return found
 
-    def _is_gone(self, executor_id: str) -> bool:
-        """Tell whether an executor's process is dead, or its lease was over twice in a row.
+    def _has_ended(self, executor_id: str) -> bool:
+        """Return True if an executor's process is dead, or its lease was over twice in a row.
 
-        Twice: where the clock was set forward, the other renews it in between.
+        Twice, because after the clock was set forward a living executor renews it in between.
         """
         lock = self._own.get(executor_id) or self._lock_of_other(executor_id)
         if lock is None or (not lock.is_mine and not lock.is_held()):
@@ -251,7 +254,7 @@ class SQLiteExecutors:
         return {executor_id: state for executor_id, state in rows if executor_id in sound}
 
     def _sound(self, workflow_ids: Sequence[str]) -> set[str]:
-        """Return those workflows whose rows can be read; the others are left alone from now on."""
+        """Return the workflows whose rows can be read; the others are ignored from now on."""
         sound: set[str] = set()
         for row in self._writer.execute(_FIND_TAKEN, (json_list(workflow_ids),)):
             try:
@@ -276,14 +279,14 @@ class SQLiteExecutors:
         }
 
     def _lock_of_other(self, executor_id: str) -> ProcessLock | None:
-        """Return an executor's lock, ``None`` if no file can have such a name: it is gone."""
+        """Return an executor's lock, ``None`` if its id is damaged: no file can have that name."""
         try:
             lock = self._lock(executor_id)
             lock.path.stat()
         except FileNotFoundError:
             return lock
         except (ValueError, OSError) as error:
-            if isinstance(error, OSError) and error.errno not in _NO_NAME:
+            if isinstance(error, OSError) and error.errno not in _INVALID_NAME:
                 return lock
             self._damaged.set_aside(DamagedRowError(_EXECUTORS, executor_id, str(error)))
             return None
@@ -301,7 +304,7 @@ class SQLiteExecutors:
 
 def _set_lease(lock: ProcessLock, lease_seconds: float) -> None:
     ends_at = time.time() + lease_seconds
-    # Where somebody deleted the file the others find the executor dead, and so will it.
+    # If the file is deleted, the others find the executor dead, and it learns so by its next beat.
     with contextlib.suppress(FileNotFoundError):
         os.utime(lock.path, (ends_at, ends_at))
 
@@ -314,7 +317,7 @@ def _is_lease_over(lock: ProcessLock) -> bool:
 
 
 def _lease_end_us(lock: ProcessLock) -> int:
-    """Return when an executor's lease has ended; now, if it would have lasted longer."""
+    """Return the time at which an executor's lease ended, at the latest now."""
     now_us = _now_us()
     try:
         return min(now_us, lock.path.stat().st_mtime_ns // 1000)
@@ -323,7 +326,7 @@ def _lease_end_us(lock: ProcessLock) -> int:
 
 
 def _seconds(ended_at_us: object, now_us: int) -> float | None:
-    # Not less than none: the clock may have been set back.
+    # At least 0, as the clock may have been set back.
     return max(0, now_us - ended_at_us) / 1e6 if isinstance(ended_at_us, int) else None
 
 

@@ -1,4 +1,4 @@
-"""A SQLite database file: its URL, its settings and its write transactions."""
+"""A SQLite database file: its URL, settings, connections and write transactions."""
 
 from __future__ import annotations
 
@@ -25,26 +25,27 @@ SYNCHRONOUS_LEVELS = ("EXTRA", "FULL", "NORMAL", "OFF")
 # SQLite counts milliseconds in an int.
 LONGEST_BUSY_TIMEOUT_SECONDS = 2_147_483
 
-# Before 3.51.3 a commit that resets the log while another connection checkpoints it may damage
-# the database (https://sqlite.org/wal.html#walresetbug). There our connections never checkpoint
-# by themselves; see `sqlite_checkpoints`.
+# Before 3.51.3 a commit that resets the log while another connection makes a checkpoint may damage
+# the database (https://sqlite.org/wal.html#walresetbug). With such a version our connections make
+# no checkpoints by themselves; see `SQLiteCheckpoints`.
 CHECKPOINTS_ITSELF = sqlite3.sqlite_version_info >= (3, 51, 3)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SQLiteFile:
-    """A database file and how it is used.
+    """A database file and its settings.
 
     Attributes:
-        path: The file itself, absolute and without symbolic links. SQLite keeps the write-ahead
-            log beside the file, so what tells processes of each other has to lie there too.
-        synchronous: What an acknowledged commit survives. ``FULL``, the default: a crash of
-            the process and a loss of power. ``NORMAL``: a crash of the process; a loss of
-            power may take back the last commits. ``OFF``: the same, and a loss of power may
-            damage the file. ``EXTRA``: as ``FULL``, in every journal mode.
-        busy_timeout_seconds: How long a statement waits for another process's lock.
-        folder: Where the file is, if it is to be gone with its use.
-        former_path: What earlier versions read the URL as, if that is another file.
+        path: The absolute path of the file, without symbolic links. SQLite puts the write-ahead
+            log beside the file, and the lock files of executors are there too, so that all
+            processes find the same ones.
+        synchronous: The events that a commit survives. ``FULL``, the default: a crash of the
+            process and a loss of power. ``NORMAL``: a crash of the process; a loss of power may
+            undo the last commits. ``OFF``: a crash of the process; a loss of power may damage
+            the file. ``EXTRA``: as ``FULL``, in every journal mode.
+        busy_timeout_seconds: How long a statement waits for the lock of another process.
+        folder: The folder of a temporary file, which is deleted after its use.
+        former_path: The path that earlier versions read from the URL, if it is another one.
     """
 
     path: Path
@@ -59,9 +60,8 @@ class SQLiteFile:
 
         Parameters are ``synchronous`` and ``busy_timeout`` (seconds), as in
         ``sqlite:///orders.db?synchronous=NORMAL``. ``sqlite://`` is a new database at each
-        call, for this process alone, and gone with its use. It is a file all the same: a
-        database in SQLite's memory has no write-ahead log, and its connections no patience
-        with each other.
+        call, for this process alone, and is deleted after its use. It is a file too: a database
+        in SQLite's memory has no write-ahead log, and its connections do not wait for each other.
 
         Raises:
             DurableUsageError: The URL names no file, or a parameter is not understood.
@@ -81,7 +81,7 @@ class SQLiteFile:
             )
             raise DurableUsageError(msg)
         folder = None if file else TemporaryFolder()
-        # Invariant: resolved once, here. A link may point elsewhere by the next connection.
+        # Invariant: links are resolved once, here. Later they may point to another file.
         path = _real_path(file if folder is None else str(folder.path / "memory.db"))
         return cls(
             path=path,
@@ -92,10 +92,10 @@ class SQLiteFile:
         )
 
     def check(self) -> None:
-        """Look at the file's place before anything is opened.
+        """Check the path before the file is opened.
 
         Raises:
-            StorageError: It is not there, or the file must not be used.
+            StorageError: The folder does not exist, or the file must not be used.
         """
         try:
             if not self.path.parent.is_dir():
@@ -121,13 +121,13 @@ class SQLiteFile:
             raise StorageError(msg)
 
     def discard(self) -> None:
-        """Delete the file, if it is to be gone with its use."""
+        """Delete the file, if it is temporary."""
         if self.folder is not None:
             self.folder.delete()
 
     @property
     def name(self) -> str:
-        """The file's whole path, for messages."""
+        """The name of the database for messages, with the whole path."""
         return "SQLite in memory" if self.folder is not None else f"SQLite {self.path.absolute()}"
 
     def beside(self, suffix: str) -> Path:
@@ -135,7 +135,7 @@ class SQLiteFile:
         return self.path.with_name(f"{self.path.name}-{suffix}")
 
     def connect(self) -> sqlite3.Connection:
-        """Open a connection that leaves transactions to its user.
+        """Open a connection in autocommit mode: its user begins transactions by statements.
 
         Raises:
             sqlite3.Error: The file cannot be opened, or is no database.
@@ -154,27 +154,27 @@ class SQLiteFile:
         return connection
 
     def configure(self, cursor: sqlite3.Cursor) -> None:
-        """Set up a new connection."""
+        """Apply the settings to a new connection."""
         self._switch_to_wal(cursor)
         for setting in self.settings(sys.platform):
             cursor.execute(f"PRAGMA {setting}")
 
     def settings(self, platform: str) -> list[str]:
-        """Return what is set on each connection.
+        """Return the PRAGMA settings of each connection.
 
         Args:
-            platform: As ``sys.platform`` names it.
+            platform: The platform, as in ``sys.platform``.
         """
         settings = [f"synchronous={self.synchronous}", "trusted_schema=OFF"]
         if platform == "darwin":
-            # There an fsync leaves the data in the disk's own cache, which loses its power too.
+            # A plain fsync on macOS leaves data in the disk's cache, which a loss of power clears.
             settings += ["fullfsync=ON", "checkpoint_fullfsync=ON"]
         if not CHECKPOINTS_ITSELF:
             settings.append("wal_autocheckpoint=0")
         return settings
 
     def _switch_to_wal(self, cursor: sqlite3.Cursor) -> None:
-        # Where two open a new file at once, SQLite refuses one of them without any waiting.
+        # If two connections open a new file at once, SQLite refuses one of them without waiting.
         give_up_at = time.monotonic() + self.busy_timeout_seconds
         while True:
             try:
@@ -190,8 +190,8 @@ class SQLiteFile:
 @contextmanager
 def write_transaction(connection: sqlite3.Connection) -> Iterator[None]:
     """Commit at the end, roll back on any exception."""
-    # IMMEDIATE: a deferred transaction that turns to writing fails at once where it
-    # meets another writer, without waiting for the busy timeout.
+    # IMMEDIATE: a deferred transaction that begins to write while another one writes fails at
+    # once, without waiting for the busy timeout.
     connection.execute("BEGIN IMMEDIATE")
     try:
         yield
@@ -217,25 +217,25 @@ def _busy_timeout(text: str) -> float:
 
 
 def _former_path(url: str) -> Path | None:
-    """Return where earlier versions ended a path: at a ``#``."""
+    """Return the path as earlier versions read it, up to a ``#``; ``None`` without a ``#``."""
     parts = urlsplit(url)
     return _real_path(unquote(parts.path)[1:]) if parts.fragment else None
 
 
 def _real_path(file: str) -> Path:
-    # Normalised first, as SQLAlchemy's engines do: `..` does not follow a link.
+    # Normalised first, as SQLAlchemy's engines do: `..` is applied before links are followed.
     return Path(os.path.realpath(os.path.normpath(Path(file).absolute())))
 
 
 class TemporaryFolder:
-    """A new folder; deleted on request, else with this object or at the end of the process."""
+    """A new folder, deleted by :meth:`delete`, with this object, or at the end of the process."""
 
     def __init__(self) -> None:
         self.path = Path(tempfile.mkdtemp(prefix="asgi-durable-"))
-        # Not `TemporaryDirectory`: it warns where nobody asks for the deletion, as after a
+        # Not `TemporaryDirectory`: it warns if the folder is not deleted explicitly, as with a
         # test client that runs no lifespan.
         self._finalizer = weakref.finalize(self, shutil.rmtree, self.path, ignore_errors=True)
 
     def delete(self) -> None:
-        """Delete the folder, unless that has been done."""
+        """Delete the folder, if it still exists."""
         self._finalizer()

@@ -20,13 +20,13 @@ from asgi_durable.storage.records import (
 from asgi_durable.storage.sqlite.executors import LIVING
 from asgi_durable.storage.sqlite.file import SQLiteFile
 from asgi_durable.storage.sqlite.rows import (
-    SELECT_PIECE,
+    SELECT_CHUNK,
     SELECT_RESPONSE,
     SELECT_STEP,
     SELECT_WORKFLOW,
+    chunk_from,
     columns,
     json_list,
-    piece_from,
     response_from,
     step_from,
     text_or_bytes,
@@ -64,8 +64,8 @@ _SELECT_PROGRESS = (
     f"(SELECT s.finished_at_us FROM {steps.name} AS s WHERE s.workflow_id = p.workflow_id "
     f"AND s.step_number = p.entries - 1 AND s.name = '{SLEEP}') FROM ({_PROGRESS}) AS p"
 )
-_READ_PIECES = (
-    f"{SELECT_PIECE} WHERE workflow_id = :id AND end_offset > :after "
+_READ_CHUNKS = (
+    f"{SELECT_CHUNK} WHERE workflow_id = :id AND end_offset > :after "
     f"AND end_offset <= max(:after + {PAGE_BYTES}, (SELECT min(next.end_offset) "
     f"FROM {pieces.name} AS next WHERE next.workflow_id = :id AND next.end_offset > :after)) "
     "ORDER BY end_offset"
@@ -73,7 +73,12 @@ _READ_PIECES = (
 
 
 class SQLiteReader:
-    """Reads; everything here runs on one thread."""
+    """Reads the step log; all methods run on one thread.
+
+    Args:
+        file: The database.
+        damaged: Logs damaged rows.
+    """
 
     def __init__(self, file: SQLiteFile, damaged: DamagedRows) -> None:
         self.connection = file.connect()
@@ -111,19 +116,20 @@ class SQLiteReader:
         """See ``StepLog.read_pieces``."""
         parameters = {"id": workflow_id, "after": after}
         try:
-            rows = self.connection.execute(_READ_PIECES, parameters).fetchall()
+            rows = self.connection.execute(_READ_CHUNKS, parameters).fetchall()
         except UnicodeEncodeError:  # no row can have such an id
             return []
-        return [self._piece_of(row) for row in rows]
+        return [self._chunk_of(row) for row in rows]
 
-    def _piece_of(self, row: tuple[Any, ...]) -> ChunkRecord:
+    def _chunk_of(self, row: tuple[Any, ...]) -> ChunkRecord:
         try:
-            return self._damaged.read(piece_from, row)
+            return self._damaged.read(chunk_from, row)
         except DamagedRowError:
             workflow_id, end_offset = row[:2]
             if not isinstance(end_offset, int):
                 raise
-            # Its place is taken; without its data it fits nowhere, as whoever reads it finds.
+            # The record takes the place of the damaged chunk. As its data do not fit its offset,
+            # the reader of the stream finds the damage.
             return ChunkRecord(
                 workflow_id=workflow_id, end_offset=end_offset, cut_to=None, data=b""
             )

@@ -1,4 +1,4 @@
-"""Forgetting requests whose time is over, in a SQLite file."""
+"""Delete expired requests from a SQLite file."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from asgi_durable.storage.sqlite.rows import json_list
 
 __all__ = ["SQLiteRetention"]
 
-_WORKFLOWS, _STEPS, _RESPONSES, _PIECES = (
+_WORKFLOWS, _STEPS, _RESPONSES, _CHUNKS = (
     tables.workflows.name,
     tables.steps.name,
     tables.responses.name,
@@ -67,7 +67,7 @@ _PUT_OFF_ABANDONED = (
 
 
 class SQLiteRetention:
-    """Forgets requests.
+    """Deletes expired requests.
 
     Args:
         writer: The connection that writes.
@@ -78,7 +78,7 @@ class SQLiteRetention:
 
     def forget_expired(self, now_us: int, abandoned_before_us: int, limit: int) -> int:
         """See ``StepLog.forget_expired``."""
-        # Nearly always there is nothing to do, and nobody has to wait for the write lock.
+        # Nearly always there is nothing to do, and then the write lock is not taken.
         (is_due,) = self._writer.execute(_IS_DUE, (now_us, abandoned_before_us)).fetchone()
         if not is_due:
             return 0
@@ -86,8 +86,8 @@ class SQLiteRetention:
             expired = self._ids(_EXPIRED, now_us, limit)
             self._forget(expired, now_us)
             abandoned = self._ids(_ABANDONED, abandoned_before_us, limit - len(expired))
-            gone = self._forget(abandoned, now_us)
-            put_off = json_list(set(abandoned) - gone)
+            deleted = self._forget(abandoned, now_us)
+            put_off = json_list(set(abandoned) - deleted)
             self._writer.execute(_PUT_OFF_ABANDONED, (abandoned_before_us + PUT_OFF_US, put_off))
         return len(expired) + len(abandoned)
 
@@ -100,32 +100,32 @@ class SQLiteRetention:
             is_request, state, expires_at_us = found
             if expires_at_us is not None and expires_at_us <= now_us:
                 return workflow_id in self._forget([workflow_id], now_us)
-            # Somebody has claimed the key since it was found to be expired.
-            is_anew = state == WorkflowState.PENDING.value or expires_at_us is not None
-            return bool(is_request) and is_anew
+            # Another request has claimed the key since it was found to be expired.
+            is_new = state == WorkflowState.PENDING.value or expires_at_us is not None
+            return bool(is_request) and is_new
 
     def _forget(self, workflow_ids: Sequence[str], now_us: int) -> set[str]:
-        """Forget requests, or put off the end of their answers; return those that are gone."""
+        """Forget requests, or postpone the expiry of their responses; return the deleted ones."""
         rows = self._writer.execute(_BELOW, (json_list(workflow_ids),)).fetchall()
         busy = {root_id for root_id, _, is_pending in rows if is_pending}
-        over = set(workflow_ids) - busy
-        below = {i for root_id, i, _ in rows if root_id in over and isinstance(i, str)}
-        tombstones = set(self._ids(_FIND_TOMBSTONES, json_list(over), now_us))
-        gone = over - tombstones
-        self._delete(_STEPS, over | below)
-        self._delete(_PIECES, over)
-        self._delete(_RESPONSES, gone)
-        self._delete(_WORKFLOWS, gone | below)
+        forgettable = set(workflow_ids) - busy
+        below = {i for root_id, i, _ in rows if root_id in forgettable and isinstance(i, str)}
+        tombstones = set(self._ids(_FIND_TOMBSTONES, json_list(forgettable), now_us))
+        deleted = forgettable - tombstones
+        self._delete(_STEPS, forgettable | below)
+        self._delete(_CHUNKS, forgettable)
+        self._delete(_RESPONSES, deleted)
+        self._delete(_WORKFLOWS, deleted | below)
         self._writer.execute(_LEAVE_TOMBSTONES, (json_list(tombstones),))
         put_off_until_us = now_us + PUT_OFF_US
         self._writer.execute(
             _PUT_OFF_EXPIRED, (put_off_until_us, put_off_until_us, json_list(busy))
         )
-        return gone
+        return deleted
 
     def _ids(self, select: str, *parameters: object) -> list[str]:
         rows = self._writer.execute(select, parameters)
-        # An id that is no text is damaged, and stays.
+        # An id that is not text is damaged, and its row stays.
         return [row[0] for row in rows if isinstance(row[0], str)]
 
     def _delete(self, table: str, workflow_ids: Iterable[str]) -> None:

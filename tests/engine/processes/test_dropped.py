@@ -1,4 +1,4 @@
-"""Engines that nobody has any more and that were never stopped: they end by themselves."""
+"""Engines without any reference that were never stopped: they end by themselves."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def warnings(caplog: pytest.LogCaptureFixture) -> list[str]:
 
 
 async def started(url: str) -> Durable:
-    """Return an instance that nobody stops, with a workflow and a step."""
+    """Return an instance that is never stopped, with a workflow and a step."""
     durable = Durable(url)
 
     @durable.step
@@ -50,7 +50,7 @@ async def started(url: str) -> Durable:
 
 
 async def ends(before: set[threading.Thread]) -> None:
-    """Wait until there are no other threads than before."""
+    """Wait until no threads are left that were not there before."""
 
     def has_ended() -> bool:
         gc.collect()

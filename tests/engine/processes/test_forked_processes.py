@@ -117,7 +117,7 @@ in_a_child(start, lambda: asyncio.run(start_async()), lambda: asyncio.run(reques
 
 
 def run(program: str, url: str) -> list[str]:
-    """Run a program; return what it has printed."""
+    """Run a program; return its output."""
     done = subprocess.run(
         [sys.executable, "-c", PROGRAM + program, url],
         env={**os.environ, "PYTHONPATH": str(TESTS)},

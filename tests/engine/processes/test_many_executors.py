@@ -1,4 +1,4 @@
-"""Several executors on one database: one runs a workflow, and all of them can wait for it."""
+"""Several executors on one database: one runs a workflow, and all can wait for its result."""
 
 from __future__ import annotations
 
@@ -55,10 +55,10 @@ class Invoice:
 
 
 class UnpaidError(Exception):
-    """Of the application's own."""
+    """An error of the application."""
 
 
-# One runs it, others wait
+# One executor runs a workflow, others wait for it
 
 
 async def test_a_second_call_elsewhere_waits_for_the_outcome_of_the_first(url: str) -> None:
@@ -174,7 +174,7 @@ async def test_nobody_waits_for_what_does_not_exist(url: str) -> None:
             await second.retrieve_workflow("v")
 
 
-# Hints
+# Messages between executors
 
 
 @pytest.mark.needs_sessions("messages need LISTEN")
@@ -248,11 +248,11 @@ async def test_a_wait_for_an_owner_without_a_run_does_not_run_hot(
     assert len(reads) <= 10
 
 
-# Workflows that another executor runs
+# Children that another executor runs
 
 
 class Family:
-    """A parent that calls a child under a given id, and takes any error for a result."""
+    """A parent that calls a child under an id, and returns an error as its result."""
 
     def __init__(self, url: str, *, child_step: str = "step") -> None:
         self.durable = durable = Durable(url, drain_timeout=0.0)
@@ -329,7 +329,7 @@ async def test_a_start_that_the_storage_fails_is_no_outcome_of_who_starts_it(
         storage: Any = storage_of(second)
 
         async def fail_once(*args: Any) -> Any:
-            # The writes after the step are its record and the child.
+            # After the step it commits the step's record and the child's start.
             delattr(storage, method)
             failures.append(method)
             raise StorageUnavailableError
@@ -389,7 +389,7 @@ async def test_a_workflow_does_not_end_when_its_last_record_was_lost(
         @durable.workflow
         async def work() -> str:
             await step()
-            # Code between the last step and the end, while the storage fails; it is tried twice.
+            # Code between the last step and the end, while the storage fails: it runs twice.
             await until(lambda: len(lost) == 2)
             return "done"
 
@@ -418,7 +418,7 @@ async def test_a_blocked_event_loop_keeps_the_lease(url: str) -> None:
     async with Worker(url, waits=True, lease=2.0) as first, Worker(url) as second:
         await first.begin("w")
         executor_id = executor_of(first).id
-        time.sleep(3.0)  # noqa: ASYNC251  it is what may happen
+        time.sleep(3.0)  # noqa: ASYNC251  real code may block, too
         first.gate.open()
 
         assert await result_of(second, "w") == [0, 1, 2]
@@ -430,7 +430,7 @@ async def test_a_lease_may_be_shorter_than_the_time_between_beats(url: str) -> N
     first, second = Worker(url, lease=1.5), Worker(url)
     async with second, first:
         executor_id = executor_of(first).id
-        # Whenever the lease is over, the second one sees it.
+        # The second one sees the end of the lease, whenever it comes.
         storage_of(second).beat_interval_seconds = 0.05
         await beats(second, 40)
 
@@ -479,10 +479,10 @@ async def test_no_connection_is_left_after_a_stop(postgres_url: str) -> None:
         await durable.work()
         assert await fetch(server, connected) != []
 
-    async def are_gone() -> bool:
+    async def have_ended() -> bool:
         return await fetch(server, connected) == []
 
-    await until(are_gone)
+    await until(have_ended)
 
 
 async def test_a_stop_leaves_its_work_although_it_cannot_say_goodbye(url: str) -> None:
@@ -520,7 +520,7 @@ async def test_a_stop_ends_though_the_database_is_gone(
 
 
 async def starts(worker: Worker) -> bool:
-    """Start; a pooler takes a moment to see that its server is back."""
+    """Start; a pooler takes a moment to notice that its server runs again."""
     try:
         await worker.engine.start()
     except StorageUnavailableError:
@@ -652,7 +652,7 @@ def test_a_takeover_that_an_event_loop_leaves_behind_is_taken_up_on_the_next(
         return result
 
     asyncio.run(leave())
-    # Closed without a word to its tasks, as by a host that freezes its functions.
+    # Closed without cancelling its tasks, as by a host that freezes its functions.
     loop = asyncio.new_event_loop()
     loop.run_until_complete(take_over_in_vain())
     for task in asyncio.all_tasks(loop):
@@ -671,7 +671,7 @@ def test_an_event_loop_that_ends_leaves_no_connection_behind(postgres_url: str) 
     asyncio.run(serve())
     asyncio.run(serve())
     asyncio.run(worker.engine.stop())
-    # A connection that is still open is a warning now, and so an error.
+    # An open connection causes a warning now, and the tests raise warnings as errors.
     gc.collect()
 
 

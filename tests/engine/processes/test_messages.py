@@ -1,4 +1,4 @@
-"""Errors about mistakes name the function, and the remedy."""
+"""Messages about mistakes name the function that made it, and the remedy."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Requests whose time is over: what their keys are worth then, and that they are forgotten."""
+"""Expired requests: the responses that their keys get then, and their deletion."""
 
 from __future__ import annotations
 
@@ -39,13 +39,13 @@ OTHER = "v1:bb"
 
 
 class Desk(Durable):
-    """Responds to requests with their number.
+    """Handles requests; each response has the number of calls so far.
 
     Attributes:
-        calls: How many requests there were.
-        size: The least size of a response's body.
-        begins_child: True if each starts a workflow that waits at the gate.
-        is_failing: True if there is no response.
+        calls: The number of calls.
+        size: The minimum length of a response's body.
+        begins_child: True if each call starts a workflow that waits at the gate.
+        is_failing: True if each call fails, without a response.
     """
 
     def __init__(self, url: str, **limits: float) -> None:
@@ -65,7 +65,7 @@ class Desk(Durable):
     async def send(
         self, kept: Retention = LONG, *, fingerprint: str = "v1:aa", wait_seconds: float = 0.0
     ) -> bytes | Claim:
-        """Send a request; return the response's body, or why there is none."""
+        """Send a request; return its response's body, or the reason why there is none."""
         request = Request(
             workflow_id="r",
             name="POST /",
@@ -73,7 +73,7 @@ class Desk(Durable):
             request_id="r1",
             retention=kept,
         )
-        claim = await self.engine.requests.claim(request, self._answer, wait_seconds=wait_seconds)
+        claim = await self.engine.requests.claim(request, self._respond, wait_seconds=wait_seconds)
         if isinstance(claim, Claimed):
             await wait_for(claim.run, claim.run.done, asyncio.get_running_loop())
             answer = await storage_of(self).get_response("r")
@@ -81,10 +81,10 @@ class Desk(Durable):
         return claim.response.body or b"" if isinstance(claim, Answered) else claim
 
     async def has_row(self) -> bool:
-        """Tell whether anything is left of the request."""
+        """Return True if any row of the request is left."""
         return await storage_of(self).get_workflow("r") is not None
 
-    async def _answer(self, run: ResponseCommit) -> None:
+    async def _respond(self, run: ResponseCommit) -> None:
         self.calls += 1
         if self.begins_child:
             await self.start_workflow(self.child)
@@ -100,7 +100,7 @@ async def desk(database_url: str) -> AsyncIterator[Desk]:
         yield desk
 
 
-# The lifetime of a key
+# Duplicates of an expired request
 
 
 async def test_an_answer_is_kept_from_its_completion_on(desk: Desk) -> None:
@@ -219,7 +219,7 @@ async def test_nothing_is_told_about_an_expired_request(
 
 
 async def swept(storage: Storage, **settings: float) -> None:
-    """Sweep once."""
+    """Delete expired requests once."""
     sweeper = Sweeper(storage, **{"interval_seconds": 0.0} | settings)
     sweeper.sweep_if_due()
     assert sweeper._task is not None
@@ -242,7 +242,7 @@ async def test_what_nobody_retries_is_forgotten(desk: Desk) -> None:
 async def test_a_running_engine_sweeps(database_url: str) -> None:
     async with Desk(database_url, sweep_interval_seconds=0.0) as desk:
         await desk.send(NO_TIME)
-        await until(lambda: is_gone(desk))
+        await until(lambda: is_forgotten(desk))
 
 
 async def test_a_running_engine_forgets_what_nobody_retries(database_url: str) -> None:
@@ -250,7 +250,7 @@ async def test_a_running_engine_forgets_what_nobody_retries(database_url: str) -
     async with Desk(database_url, **limits) as desk:
         desk.is_failing = True
         await desk.send()
-        await until(lambda: is_gone(desk))
+        await until(lambda: is_forgotten(desk))
 
 
 def test_an_application_whose_event_loops_end_is_swept(database_url: str) -> None:
@@ -262,14 +262,14 @@ def test_an_application_whose_event_loops_end_is_swept(database_url: str) -> Non
 
     async def look() -> None:
         await desk.engine.ensure_started()
-        await until(lambda: is_gone(desk))
+        await until(lambda: is_forgotten(desk))
 
     asyncio.run(serve())
     asyncio.run(look())
     asyncio.run(desk.engine.stop())
 
 
-async def is_gone(desk: Desk) -> bool:
+async def is_forgotten(desk: Desk) -> bool:
     return not await desk.has_row()
 
 
@@ -312,12 +312,12 @@ async def test_a_sweep_that_fails_is_made_again(
     storage.forget_expired = fail_once
     sweeper = Sweeper(storage, interval_seconds=0.0)
 
-    async def sweeps_until_gone() -> bool:
+    async def sweeps_until_forgotten() -> bool:
         sweeper.sweep_if_due()
         return not await desk.has_row()
 
     with caplog.at_level(logging.WARNING):
-        await until(sweeps_until_gone)
+        await until(sweeps_until_forgotten)
 
     assert str(error) in caplog.text
 

@@ -1,4 +1,4 @@
-"""Stopping: what is under way is waited for, then interrupted, and never recorded as an end."""
+"""Stopping: runs are waited for, then interrupted, and an interruption is never an outcome."""
 
 from __future__ import annotations
 
@@ -185,7 +185,7 @@ async def test_a_run_that_does_not_end_is_left_to_itself(
 
 
 def run_and_end_the_loop(coroutine: Coroutine[Any, Any, Any]) -> None:
-    """Run something on an event loop that then ends, cancelling what is left on it."""
+    """Run a function on an event loop that then ends, and cancels its remaining tasks."""
     asyncio.run(coroutine)
 
 
@@ -260,7 +260,7 @@ def test_a_sweep_that_ends_with_its_event_loop_is_made_up_for(url: str) -> None:
 
     asyncio.run(begin())
     for _ in range(3):
-        # Each look begins a sweep and takes it away again with its event loop.
+        # Each call begins a sweep, which is cancelled again with its event loop.
         assert asyncio.run(look()) == "PENDING"
     may_end = True
     assert asyncio.run(finish()) == "done"

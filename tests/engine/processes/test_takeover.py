@@ -1,4 +1,4 @@
-"""Taking over: live executors continue the workflows of stopped and dead ones."""
+"""Taking over: living executors continue the workflows of stopped and dead ones."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ async def test_a_stop_is_told_to_the_others_at_once(postgres_url: str) -> None:
         async with first:
             await first.begin("w")
             await beats(second, 1)
-            # From now on the second one looks for dead executors only when the test calls it.
+            # From now on the second one looks for workflows only after a message.
             storage_of(second).beat_interval_seconds = LONG_SECONDS
             executor_of(second).beat_soon()
             await beats(second, 1)
@@ -119,7 +119,7 @@ async def test_an_executor_takes_over_what_was_left_before_it_started(url: str) 
         assert await result_of(second, "w1") == await result_of(second, "w2") == [0, 1, 2]
 
 
-# Executors without the function
+# Executors that cannot run a workflow
 
 
 async def test_a_workflow_is_left_for_a_process_that_knows_its_function(url: str) -> None:
@@ -134,7 +134,7 @@ async def test_a_workflow_is_left_for_a_process_that_knows_its_function(url: str
 
 
 class Version:
-    """A release of an application whose one workflow differs from the next release's."""
+    """A release of an application whose only workflow differs from that of the next release."""
 
     def __init__(self, url: str, change: str, gate: Gate, *, is_new: bool) -> None:
         self.durable = durable = Durable(url, drain_timeout=0.0)
@@ -204,7 +204,7 @@ async def test_an_executor_that_was_declared_dead_goes_on_as_another(url: str) -
         async with declared_dead(first):
             assert await result_of(second, "w") == [0, 1, 2]
             first.gate.open()
-            # Its record comes late, and what the other one made of it counts.
+            # Its record comes late, and the other executor's outcome counts.
             assert await call == [0, 1, 2]
 
         assert first.began == [("w", 0), ("w", 1)]
@@ -272,7 +272,7 @@ async def test_the_rows_of_a_late_transaction_are_rolled_back(url: str) -> None:
         call = asyncio.ensure_future(first.options(workflow_id="w").run_workflow(work))
         await late.reached.wait()
         if url.startswith("sqlite"):
-            # Nobody else writes while it is open, so nobody can declare anybody dead.
+            # No other process writes while it is open, so none can declare an executor dead.
             late.open()
             assert await call == "late"
             return
@@ -335,7 +335,7 @@ async def test_a_process_that_was_declared_dead_may_take_its_own_workflow_again(
         assert first.began.count(("w", 0)) == 1
 
 
-# Failures meanwhile
+# Failures during the takeover
 
 
 @pytest.mark.parametrize("method", ["take_over", "load_runs"])
@@ -348,7 +348,7 @@ async def test_a_takeover_that_the_storage_fails_is_made_up_for(url: str, method
             failures: list[str] = []
 
             async def fail_once(*args: Any, **kwargs: Any) -> Any:
-                # The write is done, but its response gets lost.
+                # The statement is executed, but its result is lost.
                 delattr(storage, method)
                 await getattr(storage, method)(*args, **kwargs)
                 failures.append(method)
@@ -367,7 +367,7 @@ async def test_a_log_that_cannot_be_read_for_a_moment_parks_nothing(
     async with Worker(url, waits=True) as first:
         await first.begin("w")
     second = Worker(url)
-    # Started without recovery: the call is what takes the workflow.
+    # Started without recovery, so the call takes the workflow over.
     await second.engine.start()
     try:
         storage: Any = storage_of(second)
@@ -409,7 +409,7 @@ async def test_a_stop_during_a_takeover_leaves_all_to_others(url: str) -> None:
 
 
 async def crash_with(url: str, *workflow_ids: str, **options: Any) -> None:
-    """Let an executor run these workflows, and die before any of them gets on."""
+    """Let an executor run these workflows, and die before any of them makes progress."""
     worker = Worker(url, waits=True, **options)
     async with worker:
         await worker.is_at_gate(*workflow_ids)
@@ -417,7 +417,7 @@ async def crash_with(url: str, *workflow_ids: str, **options: Any) -> None:
 
 
 async def begin_and_crash(url: str, *workflow_ids: str, **options: Any) -> None:
-    """Let an executor start these workflows, and die before any of them gets on."""
+    """Let an executor start these workflows, and die before any of them makes progress."""
     worker = Worker(url, waits=True, **options)
     async with worker:
         await worker.begin(*workflow_ids)
@@ -437,7 +437,7 @@ async def test_what_kills_its_processes_again_and_again_is_set_aside(url: str) -
 
         assert status.status == "RETRIES_EXCEEDED"
         assert isinstance(status.error, RecoveryAttemptsExceededError)
-        # It is final: another call gets the same.
+        # It is final: another call raises the same error.
         with pytest.raises(RecoveryAttemptsExceededError):
             await last.options(workflow_id="w").run_workflow(last.work)
     assert last.began == []
@@ -508,11 +508,11 @@ async def test_the_neighbours_of_a_workflow_that_kills_its_process_are_not_blame
     await begin_and_crash(url, *neighbours, "poison", max_recovery_attempts=1)
     await crash_with(url, *neighbours, "poison", max_recovery_attempts=1)
 
-    # "a" is a suspect, and comes first: alone it gets on. Then the poison kills again.
+    # "a" is a suspect and comes first: alone it makes progress. Then the poison kills again.
     worker = Worker(url, waits=True, max_recovery_attempts=1)
     async with worker:
         await worker.is_at_gate("a")
-        # Closed for the next one before "a" continues: that one may come as soon as "a" is done.
+        # Closed before "a" continues: the next one may begin as soon as "a" is done.
         gate, worker.gate = worker.gate, Gate()
         gate.open()
         await result_of(worker, "a")

@@ -1,4 +1,4 @@
-"""Transactions in a database of the application's own, apart from the step log's."""
+"""Transactions in a database of the application's that does not hold the step log."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def application_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
 
 
 async def create_schema(url: str) -> None:
-    """Create what an application's database would have: the schema on its search path."""
+    """Create the schema on the search path, as in an application's database."""
     database = PostgresDatabase.from_url(url)
     connection = await database.connect()
     await connection.execute(f'CREATE SCHEMA "{database.schema}"')
@@ -140,7 +140,7 @@ async def test_a_transaction_that_the_step_log_does_not_know_of_is_not_run_again
         await durable.engine.stop()
         with_log = other.engine._running.services.storage  # type: ignore[union-attr]
         connection = with_log._opened.writer.connection  # type: ignore[attr-defined]
-        # As if the record had never come to the log.
+        # As if the record had never been copied to the log.
         connection.execute("DELETE FROM asgi_durable_steps")
         gate.open()
         work = define(other)
@@ -179,9 +179,9 @@ async def test_a_failure_is_recorded_once_and_its_rows_are_rolled_back(durable: 
 
 @pytest.mark.parametrize("application_url", ["postgres"], indirect=True)
 async def test_of_twins_the_first_commits_and_the_other_takes_its_result(durable: Durable) -> None:
-    """Another execution committed while this one was in the body of the transaction.
+    """Another run committed while this one was in the body of the transaction.
 
-    Not on SQLite, which has one writer: a duplicate has committed before, or comes after.
+    This cannot happen on SQLite, which has one writer: the other run commits before or after it.
     """
 
     @durable.transaction
@@ -200,7 +200,7 @@ async def test_of_twins_the_first_commits_and_the_other_takes_its_result(durable
     await twin.wait()
 
     @durable.transaction
-    async def commit_twin() -> None:
+    async def commit_other_run() -> None:
         registry = durable.engine.registry
         definition = insert.__durable_definition__  # type: ignore[attr-defined]
         await durable.session.execute(
@@ -215,7 +215,7 @@ async def test_of_twins_the_first_commits_and_the_other_takes_its_result(durable
             },
         )
 
-    await asyncio.create_task(commit_twin())
+    await asyncio.create_task(commit_other_run())
     committed.set()
 
     assert await task == "first"

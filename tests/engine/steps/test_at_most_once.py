@@ -40,7 +40,7 @@ async def paid() -> str:
 
 
 class Process:
-    """An executor that pays at most once, and looks what happened where that was interrupted.
+    """An executor that pays at most once, and looks at the account after an interruption.
 
     Args:
         url: The database.
@@ -51,7 +51,7 @@ class Process:
         ran: The steps whose bodies have begun here.
         raised: The interrupted steps that the workflow has caught.
         order: The workflow.
-        careless: The same without looking.
+        careless: The same workflow without the step that looks.
     """
 
     def __init__(
@@ -233,21 +233,21 @@ async def test_an_infrastructure_error_in_its_body_is_no_outcome(
     async with process.durable:
         with pytest.raises(StorageUnavailableError):
             await process.run(process.order)
-        # The same process continues it.
+        # The same process continues the workflow.
         assert await result_of(process.durable, "w") == LOOKED
 
     assert process.ran == ["pay", "look"]
 
 
 class Commits:
-    """Fails the commit of the first outcome of ``pay``, which takes place all the same.
+    """Raises for the commit of the first outcome of ``pay``, but makes the commit.
 
     Args:
-        process: A started executor.
-        is_late: True if the commit takes place once *gate* is open, and not at once.
+        process: A started process.
+        is_late: True to make the commit once *gate* is open, False to make it at once.
 
     Attributes:
-        late: The outcome of the late commit.
+        late: The outcomes of that commit.
         before_next: Called before the next outcome of ``pay`` is committed.
     """
 
@@ -279,13 +279,13 @@ class Commits:
         return await self._commit(outcomes)
 
     async def is_there(self) -> list[str]:
-        """Let it arrive now."""
+        """Make the late commit now."""
         assert self.late is not None
         self.gate.open()
         return [outcome.kind.name for outcome in await self.late]
 
     async def nothing(self) -> None:
-        """Nothing is done."""
+        """Do nothing."""
 
 
 async def test_an_outcome_whose_answer_got_lost_is_written_again(url: str) -> None:
@@ -333,7 +333,7 @@ async def test_an_outcome_that_arrives_just_in_time_is_the_one_that_counts(
         commits.before_next = arrive
         with pytest.raises(StorageUnavailableError):
             await process.run(process.careless)
-        # The run that found nothing yet has not ended with that.
+        # The run that found no record has not ended.
         assert await result_of(process.durable, "w") == "paid"
 
     assert arrived == ["DONE"]

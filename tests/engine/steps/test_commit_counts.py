@@ -1,4 +1,4 @@
-"""How many commits a workflow costs: the floor that durability allows."""
+"""The number of commits of a workflow: the minimum that durability allows."""
 
 from __future__ import annotations
 
@@ -115,7 +115,7 @@ async def test_on_postgres_a_workflow_of_one_step_is_two_statements_that_commit_
 
         executed = log.new_statements()
 
-    # The heartbeat has statements of its own, once a second whatever is done.
+    # The heartbeat has its own statements, once a second.
     batches = [text for text in executed if text.startswith("WITH executor AS")]
     # Each a transaction of its own: a commit, and one round trip.
     assert len(batches) == 2, executed
@@ -140,5 +140,5 @@ async def test_a_step_that_runs_at_most_once_costs_one_commit_more(durable: Dura
     with written_statements(durable) as statements:
         await work()
 
-    # The earlier records are written with its beginning: three steps, the end, no more.
+    # Earlier records are committed with its beginning: three steps, the end, no more.
     assert statements.count("COMMIT") == 4

@@ -1,4 +1,4 @@
-"""Group commit: batches, order, retry timeout."""
+"""Group commit: batches, order, the storage retry timeout."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ pytestmark = pytest.mark.anyio
 
 
 class Log:
-    """A step log that collects the batches, and fails at chosen ones."""
+    """A step log that records the batches, and fails if a test asks for it."""
 
     def __init__(self, *failures: Exception | None) -> None:
         self.batches: list[list[Write]] = []
@@ -51,8 +51,8 @@ def submit(committer: Committer, *writes: Write) -> list[Once[Outcome]]:
     return [committer.submit(queue, write) for write in writes]
 
 
-def new_committer(log: Log, *, patience: float = 0.0) -> Committer:
-    return Committer(log, storage_retry_seconds=patience)  # type: ignore[arg-type]
+def new_committer(log: Log, *, retry_seconds: float = 0.0) -> Committer:
+    return Committer(log, storage_retry_seconds=retry_seconds)  # type: ignore[arg-type]
 
 
 async def test_what_is_submitted_together_is_committed_together() -> None:
@@ -98,7 +98,7 @@ async def test_a_batch_has_a_limit(monkeypatch: pytest.MonkeyPatch) -> None:
 async def test_a_failing_storage_is_tried_again_with_the_same_batch() -> None:
     log = Log(StorageUnavailableError("locked"), StorageUnavailableError("locked"))
 
-    (signal,) = submit(new_committer(log, patience=60.0), write(0))
+    (signal,) = submit(new_committer(log, retry_seconds=60.0), write(0))
 
     assert await signal.wait() == DONE
     assert log.batches == [[write(0)]] * 3

@@ -1,4 +1,4 @@
-"""Transactions that are not async: in their thread, and committed with their records."""
+"""Transactions of ``def`` functions: in their thread, committed with their records."""
 
 from __future__ import annotations
 
@@ -127,7 +127,7 @@ async def test_a_transaction_that_ends_after_the_stop_is_rolled_back(
 
     await durable.options(workflow_id="w").start_workflow(work)
     await gate.is_reached()
-    # Not the engine's stop: it would wait for the write lock, which the thread has.
+    # Stopping the engine would wait for the write lock, which the thread holds.
     run = durable.engine.running().active.find("w")
     assert run is not None
     run.stop(WorkflowInterruptedError("w", "the test stops it"), retry_here=True)

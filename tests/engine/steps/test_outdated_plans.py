@@ -1,4 +1,4 @@
-"""A table that is changed while connections are open: a transaction that meets it is run again."""
+"""A table is changed while connections are open: a transaction that fails for it runs again."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ pytestmark = pytest.mark.anyio
 
 SELECT = sa.text("SELECT * FROM goods")
 SELECT_KIND = sa.text("SELECT number FROM goods WHERE kind = CAST(:kind AS kind)")
-# psycopg prepares a statement that it has executed so often.
+# psycopg prepares a statement after this number of executions.
 OFTEN = 8
 
 
@@ -105,6 +105,6 @@ async def test_all_connections_of_the_pool_are_made_anew_once_one_is_outdated(
     await add_column(postgres_url)
     ran.clear()
     assert await asyncio.gather(*(call() for _ in range(4))) == [1] * 4
-    # Each connection has failed once at most, however often they are used from now on.
+    # Each connection fails at most once, even if it is used often from now on.
     assert await asyncio.gather(*(call() for _ in range(20))) == [1] * 20
     assert len(ran) <= 28

@@ -1,4 +1,4 @@
-"""The hook of httpx: what a step sends to others has the step's idempotency key."""
+"""The hook of httpx: requests that a step sends have the step's idempotency key."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ URL = "https://pay.example/charges"
 
 
 class Service:
-    """A payment service that collects the keys of its requests.
+    """A payment service that records the keys that it gets.
 
     Args:
-        durable: Its clients use the hook of this one.
-        fails: How many requests fail as if the service were down.
+        durable: The instance whose hook its clients have.
+        fails: The number of first requests that get a 503.
     """
 
     def __init__(self, durable: Durable, *, fails: int = 0) -> None:
@@ -30,7 +30,7 @@ class Service:
         self._fails = fails
         self._hooks = {"request": [durable.add_idempotency_key]}
 
-    def _answer(self, request: httpx.Request) -> httpx.Response:
+    def _respond(self, request: httpx.Request) -> httpx.Response:
         self.keys.append(request.headers.get("Idempotency-Key"))
         if len(self.keys) <= self._fails:
             return httpx.Response(503)
@@ -38,13 +38,13 @@ class Service:
         return httpx.Response(307, headers={"location": URL}) if is_moved else httpx.Response(200)
 
     def client(self) -> httpx.AsyncClient:
-        transport = httpx.MockTransport(self._answer)
+        transport = httpx.MockTransport(self._respond)
         return httpx.AsyncClient(
             transport=transport, event_hooks=self._hooks, follow_redirects=True
         )
 
     def blocking_client(self) -> httpx.Client:
-        return httpx.Client(transport=httpx.MockTransport(self._answer), event_hooks=self._hooks)
+        return httpx.Client(transport=httpx.MockTransport(self._respond), event_hooks=self._hooks)
 
 
 @pytest.fixture

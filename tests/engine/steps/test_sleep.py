@@ -1,4 +1,4 @@
-"""Durable sleep: its end is recorded before it begins."""
+"""Durable sleep: the time of its end is recorded before it begins."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from asgi_durable.ids import child_workflow_id
 
 pytestmark = pytest.mark.anyio
 
-# So long that no test lives to see its end, as a run or as a stop that waits for it.
+# So long that no test runs until its end, nor until the end of a stop that waits for it.
 LONG_SECONDS = 36_000.0
 
 
@@ -36,13 +36,13 @@ class Process:
 
     Args:
         url: The database.
-        seconds: For how long it sleeps.
+        seconds: The length of the sleep.
 
     Attributes:
         ran: The steps whose bodies have begun here.
         work: The workflow.
-        parent: One that calls it.
-        grandparent: One that calls that.
+        parent: A workflow that calls it.
+        grandparent: A workflow that calls the parent.
     """
 
     def __init__(self, url: str, seconds: float = LONG_SECONDS, **options: Any) -> None:
@@ -91,7 +91,7 @@ async def ends_of_sleeps(url: str) -> list[int]:
 
 @pytest.fixture
 def pass_time(monkeypatch: pytest.MonkeyPatch) -> Callable[[float], None]:
-    """Set the clock that sleeps are ended by."""
+    """Set the clock that ends sleeps."""
 
     def pass_time(seconds: float) -> None:
         real = sleepers.seconds_until
@@ -140,7 +140,7 @@ async def test_what_is_left_of_it_is_slept_after_a_restart(
         pass_time(LONG_SECONDS)
         assert await result_of(second.durable, "w") == "after"
 
-    # The recorded end counts, not the seconds in the code of today.
+    # The recorded end counts, not the length in today's code.
     assert await ends_of_sleeps(url) == [ends_at]
     assert (first.ran, second.ran) == (["before"], ["after"])
 
@@ -266,7 +266,7 @@ async def test_its_status_is_suspended_while_it_sleeps(url: str) -> None:
         gate.open()
         await until(lambda: is_asleep(here))
 
-        # Other processes know only the sleeps that the workflow itself has recorded.
+        # Other processes know only what the workflow itself has recorded.
         assert await statuses("w") == ["SUSPENDED", "PENDING"]
         assert await statuses(child_workflow_id("w", 1)) == ["SUSPENDED", "SUSPENDED"]
 
@@ -358,7 +358,7 @@ async def test_a_stop_waits_for_what_is_done_beside_a_sleep(url: str, beside: st
     await durable.options(workflow_id="w").start_workflow(work)
     await gate.reached.wait()
     stopping = asyncio.ensure_future(durable.engine.stop())
-    # A turn, in which nobody is interrupted.
+    # One turn of the event loop, in which no run is interrupted.
     await asyncio.wait([stopping], timeout=0.05)
     gate.open()
     async with asyncio.timeout(30):
@@ -412,7 +412,7 @@ async def test_a_thread_sleeps_durably_as_well(url: str) -> None:
 async def test_who_sleeps_is_not_blamed_for_its_processes_crashes(
     url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # A workflow that only sleeps has shown already that it ends no process.
+    # A sleeping workflow has shown that it kills no process, and is cleared soon.
     monkeypatch.setattr(takeover, "SUSPECT_SECONDS", LONG_SECONDS)
     monkeypatch.setattr(takeover, "LONGEST_SUSPECT_SECONDS", LONG_SECONDS)
     processes = [Process(url) for _ in range(5)]
@@ -423,12 +423,12 @@ async def test_who_sleeps_is_not_blamed_for_its_processes_crashes(
         await next_one.durable.engine.start()
         next_one.durable.engine.recover()
         await until(lambda one=next_one: is_asleep(one.durable))
-        await until(lambda: is_acquitted_or_no_suspect(url))
+        await until(lambda: is_cleared_or_no_suspect(url))
     await processes[-1].durable.engine.stop()
 
     assert await row_of(url, "w", "state, attempts") == ("PENDING", 5)
 
 
-async def is_acquitted_or_no_suspect(url: str) -> bool:
+async def is_cleared_or_no_suspect(url: str) -> bool:
     crashes, at_entry = await row_of(url, "w", "crashes, crashed_at_entry")
     return crashes < 2 or at_entry == -1

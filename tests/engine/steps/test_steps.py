@@ -335,7 +335,7 @@ async def test_each_step_has_a_key_of_its_own_that_stays_the_same(durable: Durab
     assert len(set(keys[:3])) == 1
     assert len({keys[0], keys[3], note_key, other, *keys[4:]}) == 6
     assert all(len(key) == 26 and key.isalnum() and key.isascii() for key in keys)
-    # Of another version of the library it would be another payment.
+    # With another key in a later version of the library it would be a second payment.
     assert keys[0] == "2s7a5azygox74uxofd4vtm7fya"
 
 

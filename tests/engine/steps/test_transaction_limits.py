@@ -1,4 +1,4 @@
-"""A limit that the application sets ends its transaction: the transaction's error, no outage."""
+"""A time limit of the application ends its transaction: that is its error, no outage."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ pytestmark = pytest.mark.anyio
 PID = sa.text("SELECT pg_backend_pid()")
 # Wait until the server has ended the connection, with the event loop or without.
 GONE, BLOCKED = "gone", "blocked"
-# Where a transaction's record goes.
+# The database for a transaction's record.
 RECORDS = ("asgi_durable_transactions", "asgi_durable_steps")
-# The statement of a transaction, and the code that the server ends it with. A statement that is
-# longer than a limit is so by far: only the limit ends it.
+# The statements of a transaction, and the server's error code. A statement that exceeds a limit
+# exceeds it by far, so that only the limit can end it.
 LIMITS = {
     "a lock that is not waited for": (["SELECT * FROM goods FOR UPDATE NOWAIT"], "55P03"),
     "lock_timeout": (["SET LOCAL lock_timeout = '20ms'", "UPDATE goods SET number = 9"], "55P03"),
@@ -83,7 +83,7 @@ def driver_url(url: str) -> str:
 
 @pytest.fixture
 async def locked(durable: Durable, postgres_url: str) -> AsyncIterator[None]:
-    """Somebody else has locked the row."""
+    """Another transaction has locked the row."""
     connection = await asyncpg.connect(driver_url(postgres_url))
     async with connection.transaction():
         await connection.execute("SELECT * FROM goods FOR UPDATE")
@@ -91,15 +91,15 @@ async def locked(durable: Durable, postgres_url: str) -> AsyncIterator[None]:
     await connection.close()
 
 
-async def is_gone(url: str, pid: int) -> None:
-    """Wait until the server knows a connection no more."""
+async def has_disconnected(url: str, pid: int) -> None:
+    """Wait until the server has closed a connection."""
     while await fetch(url, "SELECT 1 FROM pg_stat_activity WHERE pid = $1", pid):
         await asyncio.sleep(0.01)
 
 
-def is_gone_in_thread(url: str, pid: int) -> None:
-    """Do the same, and block the caller."""
-    thread = threading.Thread(target=lambda: asyncio.run(is_gone(url, pid)))
+def has_disconnected_in_thread(url: str, pid: int) -> None:
+    """Wait as :func:`has_disconnected` does, and block the caller."""
+    thread = threading.Thread(target=lambda: asyncio.run(has_disconnected(url, pid)))
     thread.start()
     thread.join()
 
@@ -107,7 +107,7 @@ def is_gone_in_thread(url: str, pid: int) -> None:
 def transaction_of(
     durable: Durable, url: str, statements: list[str], runs: list[int], *, is_async: bool
 ) -> Callable[[], Coroutine[Any, Any, str]]:
-    """Return what runs some statements in a transaction."""
+    """Return a function that runs some statements in a transaction."""
 
     @durable.transaction
     async def asynchronous() -> str:
@@ -115,9 +115,9 @@ def transaction_of(
         pid = (await durable.session.execute(PID)).scalar_one()
         for statement in statements:
             if statement == GONE:
-                await is_gone(url, pid)
+                await has_disconnected(url, pid)
             elif statement == BLOCKED:
-                is_gone_in_thread(url, pid)
+                has_disconnected_in_thread(url, pid)
             else:
                 await durable.session.execute(sa.text(statement))
         return "done"
@@ -129,7 +129,7 @@ def transaction_of(
         pid = session.execute(PID).scalar_one()
         for statement in statements:
             if statement in (GONE, BLOCKED):
-                is_gone_in_thread(url, pid)
+                has_disconnected_in_thread(url, pid)
             else:
                 session.execute(sa.text(statement))
         return "done"
@@ -165,7 +165,7 @@ async def test_a_limit_of_the_application_is_an_error_that_its_workflow_can_hand
 
 
 def raising(code: str) -> str:
-    """Return a statement that fails as one does that the server gives up."""
+    """Return a statement that fails as a transaction does that the server rolls back."""
     return f"DO $$ BEGIN RAISE EXCEPTION 'no' USING ERRCODE = '{code}'; END $$"
 
 
@@ -250,7 +250,7 @@ async def test_an_outage_is_no_error_of_the_transactions(
 async def test_a_limit_that_ends_a_statement_of_the_librarys_is_an_outage(
     durable: Durable, postgres_url: str, *, is_async: bool
 ) -> None:
-    """Its record waits for somebody's lock, and that is too long for the application's limit."""
+    """Its record waits for another transaction's lock, longer than the application's limit."""
     limit, loop, runs = sa.text("SET LOCAL lock_timeout = '20ms'"), asyncio.get_running_loop(), []
     connection = await asyncpg.connect(driver_url(postgres_url))
     found = await connection.fetch("SELECT oid::regclass::text AS name FROM pg_class")

@@ -337,7 +337,7 @@ async def test_many_transactions_at_once_all_commit(durable: Durable, effects) -
 
 
 async def test_the_losing_twin_stops_and_shows_nothing(durable: Durable, effects) -> None:
-    """Another executor took the workflow over while this one was in the transaction's place.
+    """Another executor took the workflow over while this one was in the transaction.
 
     The waiting caller gets the outcome of the other executor.
     """
@@ -384,7 +384,7 @@ async def test_the_losing_twin_stops_and_shows_nothing(durable: Durable, effects
 async def test_a_statement_in_its_own_way_is_the_transactions_error(
     url: str, caplog: pytest.LogCaptureFixture, *, is_async: bool
 ) -> None:
-    """A table is dropped while rows of it are read: SQLite says that it is locked."""
+    """A table is dropped while its rows are read: SQLite reports that it is locked."""
     runs = []
     async with Durable(url, drain_timeout=0.0) as durable:
 

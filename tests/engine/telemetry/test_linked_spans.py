@@ -1,4 +1,4 @@
-"""Each execution is linked to the one before it, and the first costs no write of its own."""
+"""The span of each run is linked to the one before it; the first run needs no extra write."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ pytestmark = pytest.mark.anyio
 
 
 async def executed(url: str, spans: Spans, *, waits: bool = True) -> None:
-    """Begin a workflow, or continue it; leave it in its step if it waits there."""
+    """Begin or continue a workflow; leave it in its step if it waits there."""
     async with Worker(url, waits=waits, telemetry=spans.telemetry) as worker:
         if waits and not await exists(worker):
             await worker.begin("w")
@@ -82,7 +82,7 @@ async def test_a_first_execution_with_a_span_writes_what_one_without_writes(tmp_
 
 
 async def written(url: str, **options: Any) -> list[str]:
-    """Run workflows of each kind; return what was written, without the values."""
+    """Run workflows of each kind; return the writes, without their values."""
     async with Durable(url, **options) as durable:
 
         @durable.step(name="step")
@@ -123,7 +123,7 @@ async def test_a_call_that_goes_on_with_what_is_there_has_the_span_of_that(url: 
     await executed(url, first)
 
     worker = Worker(url, telemetry=second.telemetry)
-    # It takes nothing over: the call does.
+    # Its recovery takes nothing over: the call does.
     await worker.engine.start()
     await worker.options(workflow_id="w").run_workflow(worker.work)
     await worker.engine.stop()

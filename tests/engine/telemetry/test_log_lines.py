@@ -1,4 +1,4 @@
-"""Log lines, once each: about the engine's life, and about failures."""
+"""Log lines of the engine: its start and stop, and failures, each logged once."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def url(database_url: str) -> str:
 
 
 class Lines:
-    """The library's lines so far."""
+    """The log lines of the library so far."""
 
     def __init__(self, caplog: pytest.LogCaptureFixture) -> None:
         self._caplog = caplog
@@ -221,7 +221,7 @@ async def test_a_workflow_that_does_not_fit_its_log_is_one_warning(url: str, lin
     async with build("new") as durable:
         await until(lambda: lines.of(logging.WARNING) != [])
         for _ in range(2):
-            # It is tried again, and nothing new is said.
+            # It is run again, and nothing new is logged.
             with pytest.raises(Exception, match="step log holds"):
                 await durable.options(workflow_id="w").run_workflow(durable.work)  # type: ignore[attr-defined]
     (text,) = lines.texts(logging.WARNING)

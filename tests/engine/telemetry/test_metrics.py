@@ -1,4 +1,4 @@
-"""The counters and durations that a meter provider gets."""
+"""Metrics: counters and histograms of a meter provider."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from asgi_durable import Durable, RetryPolicy
 
 pytestmark = pytest.mark.anyio
 
-# By how much the database's clock may differ from ours within a second.
+# The largest expected difference between the database's clock and ours, in seconds.
 CLOCKS = 0.01
 QUICK = RetryPolicy(max_attempts=3, initial_interval=0.001)
 
@@ -60,7 +60,7 @@ async def test_runs_steps_retries_commits_and_keys_are_counted(url: str) -> None
     assert found["durable.commit.writes"][()] >= 3
     assert found["durable.store.duration"] == {("commit",): found["durable.commit.writes"][()]}
     assert found["http.server.request.duration"] == {("POST", "http", 200): 2}
-    # A request that is answered at once lagged behind nothing.
+    # A request that is handled at once has no lag.
     assert "durable.resume.lag" not in found
 
 
@@ -83,7 +83,7 @@ async def test_how_long_twins_wait_is_told_by_what_comes_of_it(url: str) -> None
         gate.open()
         await asyncio.gather(first, twin)
         waited = time.monotonic() - waits_since
-        # Answered at once, it has waited for nobody.
+        # It got its response at once, and did not wait.
         await exchange(app, keyed(), b"{}")
 
     (point,) = [point for _, point in figures.points("idempotency.wait.duration")]

@@ -1,4 +1,4 @@
-"""An error that comes out of the log shows the lines of the application that raised it."""
+"""An error that is read from the log shows the application's lines that raised it."""
 
 from __future__ import annotations
 

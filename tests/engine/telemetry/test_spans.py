@@ -1,4 +1,4 @@
-"""Spans of runs and steps: for what really runs, each the child of what called it."""
+"""Spans of runs and steps: only for those that really run, each a child of its caller's."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class Shop(Durable):
 
     Args:
         url: The database.
-        spans: Where the spans go.
+        spans: The exporter of its spans.
         waits: True if the gate is closed at first.
     """
 
@@ -154,7 +154,7 @@ async def test_a_resumed_run_is_a_root_linked_to_its_origin_and_replays_nothing(
     assert (run.attributes or {})["durable.run"] == 2
     assert (run.attributes or {})["durable.replayed_steps"] == 1
     (replayed,) = run.events
-    # Before what is new begins.
+    # Before a new run begins.
     charge = spans.take("durable.step charge")
     assert run.start_time <= replayed.timestamp <= charge.start_time
     assert replayed.name == "durable.replayed"
@@ -176,7 +176,7 @@ async def test_a_run_that_calls_nothing_new_replays_until_it_ends(url: str) -> N
                 is_first = False
                 raise StorageUnavailableError("away")
 
-        # It is taken up again by itself, after what it has recorded.
+        # It is resumed without a call, behind its last recorded step.
         await (await durable.options(workflow_id="w").start_workflow(work)).get_result()
 
     first, again = [span for span in spans.ended if span.name == "durable.run work"]
@@ -185,7 +185,7 @@ async def test_a_run_that_calls_nothing_new_replays_until_it_ends(url: str) -> N
 
 
 async def test_what_was_not_sampled_is_not_sampled_after_a_restart_either(url: str) -> None:
-    # Not even by a sampler that does not ask what is decided already.
+    # Not even by a sampler that ignores the decision about the parent.
     off, on = Spans(ALWAYS_OFF), Spans(ALWAYS_ON)
     assert await interrupted_order(url, off) is None
 
@@ -202,7 +202,7 @@ async def test_what_was_sampled_is_sampled_after_a_restart_as_well(url: str) -> 
     async with Shop(url, rarely) as shop:
         await (await shop.retrieve_workflow("w")).get_result()
 
-    # The sampler has decided about that trace, and would decide anew about another one.
+    # The sampler has decided about that trace; another trace would be another decision.
     run = rarely.take("durable.run order")
     assert run.parent is not None
     assert run.parent.span_id == span_id(caller)

@@ -1,4 +1,4 @@
-"""The allowed members of a request's baggage are there again after a restart."""
+"""Members of a request's baggage that may be stored are there again after a restart."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ KEPT = {"tenant": "a b", "plan": "pro"}
 
 
 class Seen:
-    """Return the baggage that the code of a workflow, and of its step, sees."""
+    """The baggage that the code of a workflow and of its step has seen."""
 
     def __init__(self) -> None:
         self.baggage: list[dict[str, str]] = []
@@ -82,20 +82,20 @@ async def leave(
     async with first:
         await exchange(app, http_scope(headers=headers))
         await gate.reached.wait()
-        return await kept_by(first, "w")
+        return await stored_baggage(first, "w")
 
 
-async def go_on(url: str) -> Seen:
-    """Continue as another process; return the baggage that the code has seen."""
+async def continue_workflow(url: str) -> Seen:
+    """Continue as another process; return what the code has seen."""
     second, gate, seen, _ = shop(url)
     gate.open()
     async with second:
         await (await second.retrieve_workflow("w")).get_result()
-        assert await kept_by(second, "w~1") == await kept_by(second, "w")
+        assert await stored_baggage(second, "w~1") == await stored_baggage(second, "w")
     return seen
 
 
-async def kept_by(durable: Durable, workflow_id: str) -> str | None:
+async def stored_baggage(durable: Durable, workflow_id: str) -> str | None:
     workflow = await storage_of(durable).get_workflow(workflow_id)
     assert workflow is not None
     return workflow.trace_context
@@ -106,7 +106,7 @@ async def test_named_members_are_kept_and_there_again(url: str) -> None:
         await leave(url, [*TRACE, *BAGGAGE]) == f"{TRACEPARENT} vendor=1 2\ntenant=a%20b,plan=pro"
     )
 
-    seen = await go_on(url)
+    seen = await continue_workflow(url)
 
     assert seen.baggage == [KEPT] * 3
 
@@ -114,7 +114,7 @@ async def test_named_members_are_kept_and_there_again(url: str) -> None:
 async def test_baggage_is_kept_without_a_trace(url: str) -> None:
     assert await leave(url, BAGGAGE) == "\ntenant=a%20b,plan=pro"
 
-    assert (await go_on(url)).baggage == [KEPT] * 3
+    assert (await continue_workflow(url)).baggage == [KEPT] * 3
 
 
 async def test_no_member_is_kept_unless_it_is_named(url: str) -> None:
@@ -130,7 +130,7 @@ async def test_what_may_be_kept_no_more_is_not_handed_on(url: str, keys, more) -
     async with second:
         await (await second.retrieve_workflow("w")).get_result()
 
-        assert await kept_by(second, "w~1") == f"{TRACEPARENT} vendor=1 2{more}"
+        assert await stored_baggage(second, "w~1") == f"{TRACEPARENT} vendor=1 2{more}"
 
 
 async def test_it_is_the_current_baggage_of_runs_and_steps_where_there_is_tracing(
@@ -180,7 +180,7 @@ async def test_what_the_application_has_put_into_its_baggage_counts(durable: Dur
     await exchange(durable.wrap(handle), http_scope(headers=BAGGAGE))
 
     assert seen == [{"tenant": "c, d", "plan": "pro"}]
-    assert await kept_by(durable, "w") == "\ntenant=c%2C%20d,plan=pro"
+    assert await stored_baggage(durable, "w") == "\ntenant=c%2C%20d,plan=pro"
 
 
 async def test_what_a_workflow_has_changed_of_its_baggage_is_current_in_its_steps(url: str) -> None:
@@ -204,7 +204,7 @@ async def test_what_a_workflow_has_changed_of_its_baggage_is_current_in_its_step
     async with durable:
         await exchange(durable.wrap(handle), http_scope(headers=BAGGAGE))
 
-    # The request's whole baggage is the current one.
+    # The request's baggage is the current one, with all members.
     assert seen.current == [{"user": "ann", **KEPT, "tenant": "new"}]
     assert seen.baggage == [KEPT]
 
@@ -267,19 +267,19 @@ async def test_a_request_that_goes_on_without_its_client_has_its_baggage_in_its_
 
 
 class Service:
-    """Notes the headers that it gets."""
+    """A service that records the headers that it gets."""
 
     def __init__(self, durable: Durable) -> None:
         self.headers: dict[str, str] = {}
         self._hooks = {"request": [durable.add_trace_headers]}
 
-    def _answer(self, request: httpx.Request) -> httpx.Response:
+    def _respond(self, request: httpx.Request) -> httpx.Response:
         wanted = ("traceparent", "tracestate", "baggage")
         self.headers = {name: request.headers[name] for name in wanted if name in request.headers}
         return httpx.Response(200)
 
     async def get(self, headers: dict[str, str] | None = None) -> dict[str, str]:
-        transport = httpx.MockTransport(self._answer)
+        transport = httpx.MockTransport(self._respond)
         async with httpx.AsyncClient(transport=transport, event_hooks=self._hooks) as client:
             await client.get("https://shop.example/", headers=headers)
         return self.headers

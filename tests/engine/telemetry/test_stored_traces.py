@@ -1,4 +1,4 @@
-"""Workflows keep the trace of their request where nobody makes spans."""
+"""Workflows store the trace of their request also if no spans are made."""
 
 from __future__ import annotations
 
@@ -58,8 +58,8 @@ def die_without_spans(url: str, traceparent: str = TRACEPARENT) -> None:
     assert subprocess.run(command, timeout=60, check=False).returncode == 9
 
 
-async def go_on_with(url: str, spans: Spans) -> None:
-    """Finish what the process has left."""
+async def finish_workflow(url: str, spans: Spans) -> None:
+    """Finish the workflow of the dead process."""
     durable = Durable(url, telemetry=spans.telemetry)
 
     @durable.step(name="die")
@@ -79,7 +79,7 @@ async def test_a_process_with_spans_links_to_what_one_without_has_kept(tmp_path)
     die_without_spans(url)
     spans = Spans()
 
-    await go_on_with(url, spans)
+    await finish_workflow(url, spans)
 
     run = spans.take("durable.run order")
     assert run.parent is None
@@ -94,13 +94,13 @@ async def test_what_the_client_has_not_sampled_is_not_sampled_later(tmp_path) ->
     die_without_spans(url, f"{TRACEPARENT[:-2]}00")
     spans = Spans()
 
-    await go_on_with(url, spans)
+    await finish_workflow(url, spans)
 
     assert spans.ended == []
 
 
 async def trace_context_of(durable: Durable, workflow_id: str) -> str | None:
-    """Return what is stored of a workflow's trace."""
+    """Return the stored trace of a workflow."""
     workflow = await storage_of(durable).get_workflow(workflow_id)
     assert workflow is not None
     return workflow.trace_context

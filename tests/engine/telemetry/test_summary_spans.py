@@ -1,4 +1,4 @@
-"""One span of the whole life of a workflow, made by the process that ends it."""
+"""One span for the whole life of a workflow, made by the process that ends it."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def summaries(spans: Spans) -> list[ReadableSpan]:
 
 
 async def started(url: str, spans: Spans) -> None:
-    """Start a workflow in a span of its caller's, and leave it."""
+    """Start a workflow in its caller's span, and leave it unfinished."""
     async with Worker(url, waits=True, telemetry=spans.telemetry) as first:
         with spans.provider.get_tracer("test").start_as_current_span("caller"):
             await first.begin("w")

@@ -1,4 +1,4 @@
-"""Waiting is not a span: a suspended run has no span, and continues in another one."""
+"""A suspended run has no span, and continues in a new one."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ from asgi_durable.engine.steps import sleep
 
 pytestmark = pytest.mark.anyio
 
-# So long that no test lives to see its end.
+# So long that no test runs until its end.
 LONG_SECONDS = 36_000.0
 SUSPENDED = "durable.suspended"
 
 
 class Clock:
-    """The clock that sleeps are ended by; it can be set."""
+    """The clock that ends sleeps; a test can set it."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         real, self.passed = sleepers.seconds_until, 0.0
@@ -44,7 +44,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
 
 
 class Process(Durable):
-    """Has workflows that sleep."""
+    """An instance with workflows that sleep."""
 
     def __init__(self, url: str, spans: Spans, seconds: float = LONG_SECONDS) -> None:
         super().__init__(url, telemetry=spans.telemetry, drain_timeout=0.0)
@@ -109,7 +109,7 @@ class Process(Durable):
         self.impatient, self.cancelling = impatient, cancelling
 
     async def begin(self, workflow: Callable[..., Any]) -> None:
-        """Start a workflow in a span of its caller's."""
+        """Start a workflow in its caller's span."""
         with self.tracer.start_as_current_span("caller"):
             await self.options(workflow_id="w").start_workflow(workflow)
 
@@ -189,7 +189,7 @@ async def test_a_run_is_suspended_when_all_its_branches_sleep(url: str, clock: C
     first, second, third = runs(spans, "branches")
     assert outcomes([first, second, third]) == ["SUSPENDED", "SUSPENDED", "SUCCESS"]
     own = ("own", [])
-    # Calls after the branches are below the span that is open by then, as are spans of users.
+    # Later spans are children of the span that is open by then, as spans of users are.
     assert spans.trees() == [
         ("caller", [("durable.run branches", [])]),
         ("durable.run branches", [ran("one"), own]),

@@ -40,12 +40,12 @@ def is_all_durable(durable: Durable) -> bool:
 
 
 class Shop:
-    """A request handler and a workflow that both start work in the background.
+    """A request handler and a workflow that both start a background workflow.
 
     Attributes:
-        notified: The arguments that the background workflow has run with.
-        gate: The gate at which that workflow waits.
-        status: The status of the handler's response; it raises if there is none.
+        notified: The names for which the background workflow has run.
+        gate: The gate where that waits.
+        status: The status code of the handler's response; if ``None``, it raises.
     """
 
     def __init__(self, durable: Durable) -> None:
@@ -293,7 +293,7 @@ async def test_a_call_that_would_block_the_event_loop_is_refused(shop: Shop) -> 
 
 @pytest.mark.parametrize("now", ["nothing", "another", "step"])
 async def test_code_that_left_its_log_is_told(durable: Durable, now: str) -> None:
-    """Workflows that it started do not run in its place."""
+    """The recorded follower does not run in its place."""
     shop, tries = Shop(durable), []
 
     async def handle(scope, receive, send) -> None:
@@ -345,7 +345,7 @@ async def test_what_is_called_while_the_end_is_committed_is_refused(durable: Dur
 async def test_an_answer_that_is_not_committed_is_not_shown_without_what_follows(
     url: str,
 ) -> None:
-    """Else the client would not ask again, and nothing would be started."""
+    """Otherwise the client would not retry, and nothing would be started."""
     durable = Durable(url, drain_timeout=0.0, storage_patience=0.0)
     async with durable:
         shop, storage = Shop(durable), storage_of(durable)
@@ -360,7 +360,7 @@ async def test_an_answer_that_is_not_committed_is_not_shown_without_what_follows
         async def handle(scope, receive, send) -> None:
             await durable.background(shop.notify, "ann")
             await shop.pack()
-            # Nothing but the end is left to be committed.
+            # Only the end is left to be committed.
             await until(lambda: is_all_durable(durable))
             storage.commit = commit if tries else fail
             tries.append(1)
@@ -406,7 +406,7 @@ async def test_an_answer_stands_that_is_committed_as_the_engine_stops(url: str) 
 
 
 def test_what_an_event_loop_has_no_time_for_runs_on_the_next_one(url: str) -> None:
-    """As under a test client without ``with``: it has an event loop for each request."""
+    """As with a test client without ``with``, which has an event loop for each request."""
     durable = Durable(url)
     shop = Shop(durable)
 
@@ -426,5 +426,5 @@ def test_what_an_event_loop_has_no_time_for_runs_on_the_next_one(url: str) -> No
     asyncio.run(once())
     asyncio.run(later())
 
-    # A step runs at least once: its record may be what there was no time for.
+    # A step runs at least once: the process may have ended before its record.
     assert set(shop.notified) == {"ann"}

@@ -46,7 +46,7 @@ def url(database_url: str) -> str:
 
 
 async def is_cancelled(durable: Durable, workflow_id: str = "w") -> None:
-    """Check that a caller that waits for a workflow gets the error of its cancellation."""
+    """Check that waiting for a workflow raises the error of a cancelled one."""
     handle = await durable.retrieve_workflow(workflow_id)
     with pytest.raises(WorkflowCancelledError, match=f"'{workflow_id}' was cancelled") as raised:
         await handle.get_result(timeout=PATIENCE_SECONDS)
@@ -69,7 +69,7 @@ async def no_run(durable: Durable, workflow_id: str = "w") -> None:
 async def test_the_code_is_cancelled_where_it_waits_and_nothing_more_runs(
     url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # At once, and not as the heartbeat looks.
+    # At once, and not with the next heartbeat.
     monkeypatch.setattr(cancellation, "LOOK_INTERVAL_SECONDS", 600.0)
     durable, gate = Durable(url, drain_timeout=0.0), Gate()
     seen: list[str] = []
@@ -312,7 +312,7 @@ async def test_a_transaction_in_its_body_commits_nothing(url: str) -> None:
         await durable.options(workflow_id="w").start_workflow(work)
         await gate.reached.wait()
         if url.startswith("sqlite"):
-            # It holds the file: the cancellation waits for its end, and it is first.
+            # It holds the file: the cancellation waits for its end, and its commit is first.
             cancelling = asyncio.ensure_future(durable.cancel_workflow("w"))
             done, _ = await asyncio.wait([cancelling], timeout=0.2)
             assert not done
@@ -616,7 +616,7 @@ async def test_an_outage_is_told_and_nothing_is_cancelled(url: str) -> None:
         assert await handle.get_result(timeout=PATIENCE_SECONDS) == [0, 1, 2]
 
 
-# Code that is not async
+# Blocking functions
 
 
 async def test_a_thread_ends_at_its_next_step(url: str) -> None:

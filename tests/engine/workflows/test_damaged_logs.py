@@ -1,4 +1,4 @@
-"""A workflow whose log cannot be read is set aside; nothing of it runs again, and all others do."""
+"""A workflow whose log cannot be read is not run again; all others are."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ async def test_a_workflow_with_a_damaged_log_is_set_aside_and_the_others_go_on(
         bad = await durable.retrieve_workflow("bad")
         with pytest.raises(StorageError, match="BOGUS"):
             await bad.get_result(timeout=60)
-        # A call of the same id runs nothing of it either.
+        # A call with the same id does not run it either.
         with pytest.raises(StorageError, match="BOGUS"):
             await durable.options(workflow_id="bad").run_workflow(work, "bad")
         assert (await bad.get_status()).status == "PENDING"

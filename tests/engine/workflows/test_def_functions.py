@@ -1,4 +1,4 @@
-"""Functions that are not async: in the thread they are called in, with the same log and rules."""
+"""``def`` functions run in the calling thread, with the same log and rules."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ pytestmark = pytest.mark.anyio
 QUICK = RetryPolicy(max_attempts=3, initial_interval=0.0)
 
 
-# In the thread they are called in
+# In the calling thread
 
 
 async def test_a_decorated_def_function_stays_one(durable: Durable) -> None:
@@ -206,12 +206,12 @@ async def test_a_record_is_durable_before_the_next_side_effect_and_not_sooner(
     storage = durable.engine.running().services.storage
     commit = storage.commit
 
-    async def noted(batch: Any) -> Any:
+    async def commit_recorded(batch: Any) -> Any:
         outcomes = await commit(batch)
         written.extend(type(write).__name__ for write in batch)
         return outcomes
 
-    storage.commit = noted  # type: ignore[method-assign]
+    storage.commit = commit_recorded  # type: ignore[method-assign]
 
     @durable.step
     def step() -> list[str]:
@@ -239,7 +239,7 @@ async def test_async_code_runs_them_in_threads_of_the_engines(durable: Durable) 
 
     @durable.step
     def step(number: int) -> int:
-        # Passed only if all of them run at once, while the event loop continues.
+        # This passes only if all of them run at once, while the event loop is free.
         barrier.wait()
         threads.add(threading.get_ident())
         return number + (durable.step_id or 0)
@@ -367,7 +367,7 @@ async def test_what_was_stopped_before_a_thread_came_to_it_never_begins(url: str
     assert seen == ["first"]
 
 
-# Refusals at decoration
+# Functions that the decorators refuse
 
 
 async def test_a_timeout_is_for_async_functions(durable: Durable) -> None:

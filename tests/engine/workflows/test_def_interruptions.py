@@ -1,4 +1,4 @@
-"""Workflows that are not async, interrupted: no thread can be stopped."""
+"""Interrupted ``def`` workflows: no thread can be stopped."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A failing database is never an outcome: its workflows continue later, in the same process."""
+"""A failing database is never an outcome: workflows continue later, in the same process."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ pytestmark = pytest.mark.anyio
 
 @pytest.fixture
 async def durable(url: str, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Durable]:
-    """An instance that gives the storage up at once, and recovers as soon."""
+    """An instance with very short timeouts for retries and for recovery."""
     monkeypatch.setattr(recovery, "FIRST_DELAY_SECONDS", 0.01)
     async with Durable(
         f"{url}?busy_timeout=0.01", drain_timeout=0.0, storage_patience=0.05
@@ -81,7 +81,7 @@ async def test_a_step_whose_record_is_lost_runs_again_in_the_same_process(
         await step("second")
         lock.__enter__()
         try:
-            # Its barrier finds that the second step cannot be recorded.
+            # The wait for the second step's record finds that it cannot be committed.
             await failing()
         except Exception:
             runs.append("swallowed")

@@ -1,4 +1,4 @@
-"""Replay: recorded calls never run again, and code that left its log gets an error."""
+"""Replay: recorded steps never run again, and code that diverges from its log gets an error."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ async def test_a_restart_goes_on_after_the_last_recorded_step(url: str) -> None:
         await durable.options(workflow_id="w").start_workflow(work)
         await gate.reached.wait()
     gate.open()
-    # No call: the start alone resumes it.
+    # The start resumes it, without a call.
     async with durable:
         handle = await durable.retrieve_workflow("w")
         assert await handle.get_result() == [0, 1, 2, 3]
@@ -171,7 +171,7 @@ async def test_a_half_finished_gather_runs_only_what_is_missing(url: str) -> Non
 
 
 async def interrupted_then_changed(url: str, *, changed: str) -> NonDeterministicWorkflowError:
-    """Record two steps and a child, then replay with code that does something else."""
+    """Record two steps and a child, then replay them with different code."""
     gate = Gate()
 
     def build(variant: str) -> tuple[Durable, list[str]]:
@@ -216,7 +216,7 @@ async def interrupted_then_changed(url: str, *, changed: str) -> NonDeterministi
         handle = await durable.retrieve_workflow("w")
         assert (await handle.get_status()).status == "PENDING"
     assert runs == []
-    # The log is as it was: code that follows it again finishes the workflow.
+    # The log is unchanged: code that follows it again finishes the workflow.
     gate.open()
     durable, runs = build("as recorded")
     async with durable:

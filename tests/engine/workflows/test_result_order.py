@@ -1,4 +1,4 @@
-"""Which of several calls ended first: a replay shows what the first execution saw."""
+"""The order in which several calls ended: a replay shows the order of the first run."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class Race:
     """Two steps of which the one that is called last ends first, and a step that waits.
 
     Attributes:
-        seen: The results that the code saw, by execution.
+        seen: The order that the code saw, for each run.
     """
 
     def __init__(self, url: str) -> None:
@@ -48,7 +48,7 @@ class Race:
         return name
 
     async def _note(self, name: str) -> None:
-        """Take a note of a winner: with another one the log does not fit."""
+        """Record the winner in a step: with another winner the log does not fit."""
         self.seen.append(name)
         self._loser_may_end.set()
 
@@ -59,14 +59,14 @@ class Race:
             await self.gate.reached.wait()
 
     async def resumed(self) -> Any:
-        """Return the result of the next execution."""
+        """Return the result of the next run."""
         self.gate.open()
         async with self.durable:
             return await (await self.durable.retrieve_workflow("w")).get_result(timeout=30)
 
 
 async def first_of(*calls: Coroutine[Any, Any, Any]) -> list[Any]:
-    """Return the results that are there when the first one is."""
+    """Return the results that are there together with the first one."""
     tasks = [asyncio.ensure_future(call) for call in calls]
     done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
     results = [task.result() for task in tasks if task in done]
@@ -75,7 +75,7 @@ async def first_of(*calls: Coroutine[Any, Any, Any]) -> list[Any]:
 
 
 def block() -> None:
-    """Keep the event loop from waking anybody."""
+    """Keep the event loop from running other tasks."""
     time.sleep(0.05)
 
 

@@ -1,4 +1,4 @@
-"""A workflow id that is used again: for the same call, or for another one."""
+"""A workflow id that is used again, for the same call or for another one."""
 
 from __future__ import annotations
 

@@ -30,7 +30,7 @@ sa.Table(
 
 
 def engine_for(url: str) -> sa.Engine:
-    """Return an engine of the application's own, as Alembic's ``env.py`` has it."""
+    """Return an engine of the application's, as Alembic's ``env.py`` has it."""
     parts = urlsplit(url)
     if parts.scheme == "sqlite":
         return sa.create_engine(url)
@@ -43,7 +43,7 @@ def engine_for(url: str) -> sa.Engine:
 
 @pytest.fixture
 def engine(database_url: str, tmp_path: Path) -> sa.Engine:
-    """The database of an application, with its tables, the step log and transactions' records."""
+    """An application's database with its tables, the step log and records of transactions."""
     log = Durable(database_url)
     beside = Durable(f"sqlite:///{tmp_path}/log.db", application_url=database_url)
     asyncio.run(log.migrate())
@@ -54,7 +54,7 @@ def engine(database_url: str, tmp_path: Path) -> sa.Engine:
 
 
 def differences(engine: sa.Engine, metadata: sa.MetaData = ITS_OWN, **options: Any) -> list[Any]:
-    """Return what autogenerate would write."""
+    """Return the operations that autogenerate would write."""
     try:
         with engine.connect() as connection:
             context = MigrationContext.configure(connection, opts=options)
@@ -64,7 +64,7 @@ def differences(engine: sa.Engine, metadata: sa.MetaData = ITS_OWN, **options: A
 
 
 def mine(*about: Any) -> bool:
-    """An application's own rule beside ours."""
+    """A rule of the application's for autogenerate, beside the library's."""
     return include_object(*about) and about[1] != "legacy"
 
 

@@ -1,4 +1,4 @@
-"""The parameters of libpq for a database that asyncpg knows by its DSN."""
+"""libpq gets the same settings of a database that asyncpg reads from its DSN."""
 
 from __future__ import annotations
 

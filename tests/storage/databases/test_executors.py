@@ -1,4 +1,4 @@
-"""The contract of ``Executors``: who is alive, and what the dead can do no more."""
+"""The contract of ``Executors``: which executors are alive, and that dead ones write nothing."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ SLOT = StepSlot(workflow_id="w", step_number=0, executor_id=DOOMED)
 
 @pytest.fixture
 async def doomed(open_storage: OpenStorage) -> Storage:
-    """A storage whose executor owns ``w``, and never beats: its lease runs out at once."""
+    """A storage whose executor owns ``w`` and sends no heartbeats: its lease ends at once."""
     storage = await open_storage(DOOMED, lease_seconds=TINY_LEASE_SECONDS)
     await storage.commit([StartWorkflow(workflow(executor_id=DOOMED))])
     return storage
@@ -166,11 +166,11 @@ async def test_the_dead_cannot_commit_a_transaction_that_they_began_alive(
     storage: Storage, doomed: Storage, new_storage: Adapter, level: str
 ) -> None:
     if new_storage.one_writer:
-        return  # nobody can be declared dead while a transaction is open
+        return  # no executor can be declared dead while a transaction is open
     async with storage.transaction(None) as transaction:
         await transaction.session.execute(sa.text("CREATE TABLE effects (name TEXT)"))
 
-    # Where the transaction cannot see the death it cannot be put in a row with it.
+    # If the transaction cannot see the death, the database cannot order the two.
     with pytest.raises((SlotTakenError, StorageUnavailableError)):
         async with doomed.transaction(SLOT, isolation_level=level) as transaction:
             await transaction.session.execute(sa.text("INSERT INTO effects VALUES ('x')"))
@@ -231,7 +231,7 @@ async def test_an_executor_that_beats_outlives_its_lease(
         await beat(storage)
         await asyncio.sleep(0.02)
 
-    # A machine that stood still between two beats proves nothing.
+    # If the machine stood still between two heartbeats, the test proves nothing.
     assert found.is_alive or longest_gap > lease_seconds / 2
 
 
@@ -314,7 +314,7 @@ async def test_a_process_that_was_killed_is_missing_before_anybody_declares_it_d
 
 
 class Inbox:
-    """The messages of an executor; filled on any thread."""
+    """The messages that were sent to an executor; filled on any thread."""
 
     def __init__(self) -> None:
         self.messages: list[str] = []

@@ -1,4 +1,4 @@
-"""Schema versions: forward in order, never past what is known."""
+"""Schema versions: migrations run in order, and unknown versions are refused."""
 
 from __future__ import annotations
 
@@ -9,8 +9,7 @@ import pytest
 
 from asgi_durable import StorageError
 from asgi_durable.storage.schema import MIGRATIONS, pending_migrations
-from asgi_durable.storage.sqlite.commits import writer as sqlite_writer
-from asgi_durable.storage.sqlite.commits.writer import SQLiteWriter
+from asgi_durable.storage.sqlite import schema
 from asgi_durable.storage.sqlite.file import SQLiteFile
 
 
@@ -31,17 +30,17 @@ def versions_and_columns(path: Path) -> tuple[list[int], set[str]]:
 
 
 def migrate(path: Path) -> None:
-    writer = SQLiteWriter(SQLiteFile(path=path))
+    connection = SQLiteFile(path=path).connect()
     try:
-        writer.migrate()
+        schema.migrate(connection, str(path))
     finally:
-        writer.close()
+        connection.close()
 
 
 def with_migrations(monkeypatch: pytest.MonkeyPatch, *more) -> None:
     known = (*MIGRATIONS, *more)
     monkeypatch.setattr(
-        sqlite_writer,
+        schema,
         "pending_migrations",
         lambda found, name: pending_migrations(found, name, known),
     )

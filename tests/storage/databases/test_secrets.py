@@ -1,4 +1,4 @@
-"""The contract of ``Secrets``, and the migration that brings them."""
+"""The contract of ``Secrets``, and the migration that adds them."""
 
 from __future__ import annotations
 

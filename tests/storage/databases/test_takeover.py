@@ -1,4 +1,4 @@
-"""The contract of ``take_over``: whose workflows, which, how many, and what is counted."""
+"""The contract of ``take_over``: which workflows are taken, and how crashes are counted."""
 
 from __future__ import annotations
 
@@ -31,13 +31,13 @@ from asgi_durable.storage.writes import (
 
 pytestmark = pytest.mark.anyio
 
-# By how much the database's clock may differ from ours within a second.
+# The largest expected difference between the database's clock and ours, in seconds.
 CLOCKS = 0.01
 DONE, FENCED = OutcomeKind.DONE, OutcomeKind.FENCED
 
 
 async def leave_behind(storage: Storage, *writes: Write) -> None:
-    """Commit writes of ``executor-2``, which leaves then."""
+    """Commit writes of ``executor-2``, and let it leave."""
     assert set(await kinds(storage, *writes)) == {DONE}
     await storage.retire(OTHER)
 
@@ -75,7 +75,7 @@ async def test_what_was_released_is_taken_over_and_is_no_crash(
 
 
 async def passed(seconds: float) -> None:
-    """Wait until so many seconds have passed."""
+    """Wait until this many seconds have passed."""
     ends_at = time.monotonic() + seconds
 
     async def is_over() -> bool:
@@ -107,7 +107,7 @@ async def test_what_a_dead_executor_had_is_free_since_the_end_of_its_lease(
     doomed = await open_storage("doomed", lease_seconds=TINY_LEASE_SECONDS)
     began_at = time.monotonic()
     await doomed.commit([started("w", executor_id="doomed")])
-    # Nobody looks for a while. It is not the notice that counts.
+    # No executor looks for a while. The end of the lease counts, not its discovery.
     await passed(TINY_LEASE_SECONDS + 0.5)
     await orphans_appear(storage)
 
@@ -213,7 +213,7 @@ async def test_two_at_once_share_everything_and_nothing_twice(
 
 
 class Crashes:
-    """Executors that take ``w`` over, one after the other, and die of it."""
+    """Executors that take ``w`` over, one after the other, and die while they run it."""
 
     def __init__(self, survivor: Storage, open_storage: OpenStorage) -> None:
         self._survivor = survivor
@@ -221,7 +221,7 @@ class Crashes:
         self._count = 0
 
     async def start(self) -> None:
-        """Start ``w``, and die."""
+        """Start ``w``, and let its executor die."""
         executor_id, doomed = await self._doomed()
         await doomed.commit([StartWorkflow(workflow(executor_id=executor_id))])
         await orphans_appear(self._survivor)
@@ -229,7 +229,7 @@ class Crashes:
     async def repeat(
         self, *, suspects: bool, step_number: int | None = None, acquits: bool = False
     ) -> int:
-        """Take it over, record a step or not, and die; return the crashes counted before."""
+        """Take ``w`` over, maybe record a step, and die; return the crashes counted before."""
         executor_id, doomed = await self._doomed()
         taken = (await take_one(doomed, executor_id, suspects=suspects)).workflow
         if step_number is not None:

@@ -1,4 +1,4 @@
-"""URLs of databases: what is no URL, which adapter a scheme names, what messages show."""
+"""URLs of databases: texts that are no URLs, the adapter for a scheme, and URLs in messages."""
 
 from __future__ import annotations
 

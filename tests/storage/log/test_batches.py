@@ -88,7 +88,7 @@ async def test_a_thousand_mixed_writes_are_one_batch(storage: Storage) -> None:
 async def test_writes_that_belong_together_are_applied_in_order_across_workflows(
     storage: Storage,
 ) -> None:
-    # Interleaved, as concurrent runs submit them.
+    # Interleaved, as runs submit them that proceed at the same time.
     writes: list[Write] = [StartWorkflow(workflow(f"w{n}")) for n in range(20)]
     writes += [record(step(f"w{n}", number)) for number in range(5) for n in range(20)]
     writes += [success(f"w{n}") for n in range(20)]
@@ -207,7 +207,7 @@ async def test_a_row_that_no_database_can_hold_is_rejected_alone(
     ids=str,
 )
 async def test_a_row_that_is_at_the_limits_touches_no_other(storage: Storage, write: Write) -> None:
-    # Databases differ in what they hold: a byte 0 in a text, more than 32 bits.
+    # Databases differ in the values that they hold: a NUL in a text, more than 32 bits.
     outcomes = await kinds(
         storage,
         StartWorkflow(workflow("good")),

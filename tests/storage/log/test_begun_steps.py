@@ -191,7 +191,7 @@ async def test_a_retry_drops_neither_a_beginning_nor_a_failure_that_stands(
 
         assert await kinds(storage, ClaimRequest(request())) == [RESUMED]
 
-        # The earlier records stand as well: the code has seen that failure before it continued.
+        # The failure before it stays too: the code saw that failure, and continued.
         assert await steps_of(storage, "r") == [plain[0], standing]
         await storage.commit([success("r", output=None, response=response(expires_at_us=1))])
         assert await storage.forget_request("r", 2_000)

@@ -1,4 +1,4 @@
-"""The contract of ``StepLog`` for cancelling: who is first counts, and nothing comes after it."""
+"""The contract of ``StepLog`` for cancelling: the first outcome counts, and no write follows it."""
 
 from __future__ import annotations
 
@@ -321,9 +321,9 @@ async def test_a_transaction_that_comes_late_commits_nothing(
     await create_effects(storage)
     await storage.commit([StartWorkflow(workflow())])
     if new_storage.one_writer:
-        # It holds the database until its end: it is first, or has not begun.
+        # It holds the database until its end, so it commits first or has not begun.
         await storage.commit([cancel()])
-    with pytest.raises(Exception) as raised:  # noqa: PT011  which one, the database decides
+    with pytest.raises(Exception) as raised:  # noqa: PT011  the database decides which one
         async with storage.transaction(SLOT, isolation_level=isolation_level) as transaction:
             assert not new_storage.one_writer
             await transaction.session.execute(sa.text("INSERT INTO effects VALUES ('x')"))

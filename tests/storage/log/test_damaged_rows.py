@@ -1,4 +1,4 @@
-"""A row that cannot be read is set aside, and named in the log; it stops nobody else."""
+"""A damaged row is ignored and logged, and other workflows are not affected."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ BOGUS_CHILD = f"UPDATE {WORKFLOWS} SET state = 'BOGUS' WHERE workflow_id = 'chil
 
 
 async def execute(url: str, statement: str) -> None:
-    """Damage something."""
+    """Change a database by a statement that damages it."""
     if url.startswith("sqlite"):
         with sqlite3.connect(urlsplit(url).path[1:]) as connection:
             connection.execute(statement)

@@ -1,4 +1,4 @@
-"""The contract of ``StepLog`` for what an end starts: there with the end, and never without."""
+"""The contract of ``StepLog`` for followers: they start with a workflow's end, never without."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The contract of ``SetLastSpan``: a row names the span of its latest execution."""
+"""The contract of ``SetLastSpan``: a row names the span of its latest run."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ async def test_a_workflow_names_its_latest_span(storage: Storage) -> None:
     await storage.commit([StartWorkflow(workflow(last_span="first"))])
     assert await last_span_of(storage) == "first"
 
-    # Again: its response may have got lost.
+    # Again, as if the first result had been lost.
     for _ in range(2):
         assert await kinds(storage, SET) == [DONE]
         assert await last_span_of(storage) == "second"

@@ -31,7 +31,7 @@ ALL = replace(WORK, requests=True)
 DONE, RESUMED = OutcomeKind.DONE, OutcomeKind.RESUMED
 
 
-def kept(workflow_id: str = "r", **fields: object) -> WorkflowRecord:
+def recoverable(workflow_id: str = "r", **fields: object) -> WorkflowRecord:
     return request(workflow_id, **{"input": b"all of it", "executor_id": OTHER} | fields)
 
 
@@ -40,7 +40,7 @@ async def test_what_an_executor_left_is_taken_over_by_who_serves_requests(
 ) -> None:
     await other.commit(
         [
-            ClaimRequest(kept()),
+            ClaimRequest(recoverable()),
             record(step("r"), OTHER),
             ClaimRequest(request("its client's", executor_id=OTHER)),
             StartWorkflow(workflow("w", executor_id=OTHER)),
@@ -63,7 +63,7 @@ async def test_what_an_executor_left_is_taken_over_by_who_serves_requests(
 
 
 async def test_one_that_failed_waits_for_its_client(storage: Storage, other: Storage) -> None:
-    await other.commit([ClaimRequest(kept()), ReleaseWorkflow("r", OTHER)])
+    await other.commit([ClaimRequest(recoverable()), ReleaseWorkflow("r", OTHER)])
     await other.retire(OTHER)
 
     assert not (await beat(storage, runnable=ALL)).has_orphans
@@ -78,7 +78,7 @@ async def test_one_that_failed_waits_for_its_client(storage: Storage, other: Sto
 async def test_one_that_its_client_has_claimed_again_is_the_claims(
     storage: Storage, other: Storage
 ) -> None:
-    await other.commit([ClaimRequest(kept())])
+    await other.commit([ClaimRequest(recoverable())])
     await other.retire(OTHER)
     await storage.commit([ClaimRequest(request())])
 
@@ -86,7 +86,7 @@ async def test_one_that_its_client_has_claimed_again_is_the_claims(
 
 
 async def test_one_that_was_tried_in_vain_is_left(storage: Storage, other: Storage) -> None:
-    await other.commit([ClaimRequest(kept())])
+    await other.commit([ClaimRequest(recoverable())])
     await other.retire(OTHER)
 
     tried = replace(ALL, excluded_ids=frozenset({"r"}))
@@ -101,7 +101,7 @@ async def test_they_are_in_order_with_functions_up_to_a_limit(
 ) -> None:
     ids = "abcd"
     writes = [
-        ClaimRequest(kept(i)) if i in "ac" else StartWorkflow(workflow(i, executor_id=OTHER))
+        ClaimRequest(recoverable(i)) if i in "ac" else StartWorkflow(workflow(i, executor_id=OTHER))
         for i in ids
     ]
     await other.commit(writes)
@@ -116,7 +116,7 @@ async def test_deaths_of_its_owners_are_counted(
     storage: Storage, open_storage: OpenStorage
 ) -> None:
     first = await open_storage("first", lease_seconds=TINY_LEASE_SECONDS)
-    await first.commit([ClaimRequest(kept(executor_id="first"))])
+    await first.commit([ClaimRequest(recoverable(executor_id="first"))])
 
     async def is_orphaned() -> bool:
         return (await beat(storage, runnable=ALL)).has_orphans
@@ -134,7 +134,7 @@ async def test_deaths_of_its_owners_are_counted(
 async def test_an_executor_that_left_nothing_else_is_not_forgotten_before_it(
     storage: Storage, other: Storage, open_storage: OpenStorage
 ) -> None:
-    await other.commit([ClaimRequest(kept())])
+    await other.commit([ClaimRequest(recoverable())])
     await other.retire(OTHER)
     await open_storage("registered later")
     for _ in range(2):

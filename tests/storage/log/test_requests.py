@@ -350,7 +350,7 @@ async def test_it_can_be_told_until_when_a_workflow_sleeps(storage: Storage) -> 
     sleeps = [replace(step(number=number), name=SLEEP) for number in range(3)]
     await storage.commit([StartWorkflow(workflow())])
     assert await sleeps_until() is None
-    # Something before it is not over.
+    # A step before it has no outcome.
     await storage.commit([record(replace(sleeps[1], finished_at_us=11))])
     assert await sleeps_until() is None
 
@@ -376,7 +376,7 @@ async def test_a_request_of_an_executor_that_left_is_nobodys(
     assert not progress.is_owned
 
 
-# Fingerprints that are not known when a request is claimed
+# Placeholders for fingerprints that are not known when a request is claimed
 
 PENDING, LATER = "pending:1", "pending:2"
 SET = SetFingerprint("r", EXECUTOR, PENDING, "v1:aa")
@@ -390,7 +390,7 @@ async def fingerprint_of(storage: Storage, workflow_id: str = "r") -> str | None
 async def test_a_fingerprint_is_set_later(storage: Storage) -> None:
     await storage.commit([ClaimRequest(request(fingerprint=PENDING))])
 
-    # Again: its response may have got lost.
+    # Again, as if the first result had been lost.
     for _ in range(2):
         assert await kinds(storage, SET) == [DONE]
         assert await fingerprint_of(storage) == "v1:aa"

@@ -1,4 +1,4 @@
-"""The contract of ``StepLog`` for requests whose time is over: what is deleted, and what stays."""
+"""The contract of ``StepLog`` for expired requests: which rows are deleted, and which stay."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ DONE, RESUMED = OutcomeKind.DONE, OutcomeKind.RESUMED
 LONG_AGO = 1000
 
 
-def answered(
+def finished_request(
     workflow_id: str = "r", expires_at_us: int = LONG_AGO, forgotten_at_us: int | None = None
 ) -> list[Write]:
-    """Return the writes of a request of one step, and of its response."""
+    """Return the writes of a request with one step and a response."""
     answer = response(
         workflow_id,
         expires_at_us=expires_at_us,
@@ -39,7 +39,7 @@ def answered(
 
 
 def child(parent_id: str, number: int = 1) -> list[Write]:
-    """Return the writes of a child that has recorded a step, and is not finished."""
+    """Return the writes of an unfinished child with one recorded step."""
     workflow_id = f"{parent_id}#{number}"
     started = workflow(workflow_id, parent_id=parent_id, parent_step=number, awaited=False)
     return [StartWorkflow(started), record(step(workflow_id))]
@@ -58,12 +58,12 @@ async def sweep(
 
 
 async def rows_of(storage: Storage, *workflow_ids: str) -> set[str]:
-    """Return of which workflows anything is left."""
+    """Return the workflows that still have any row."""
     left = {run.workflow.workflow_id for run in await storage.load_runs(workflow_ids)}
     return left | {i for i in workflow_ids if await storage.get_response(i) is not None}
 
 
-async def answer_of(storage: Storage, workflow_id: str = "r") -> ResponseRecord:
+async def response_of(storage: Storage, workflow_id: str = "r") -> ResponseRecord:
     answer = await storage.get_response(workflow_id)
     assert answer is not None
     return answer
@@ -72,14 +72,14 @@ async def answer_of(storage: Storage, workflow_id: str = "r") -> ResponseRecord:
 async def test_an_expired_request_is_forgotten_with_all_below_it(storage: Storage) -> None:
     below = [*child("r"), *child("r#1"), *child("r#1#1"), *child("r", 2)]
     ends = [end_of_child("r#1#1"), end_of_child("r#1"), end_of_child("r"), end_of_child("r", 2)]
-    await storage.commit([*answered("r"), *below])
+    await storage.commit([*finished_request("r"), *below])
     await storage.commit(ends)
 
     assert await sweep(storage) == 1
 
     ids = ["r", "r#1", "r#1#1", "r#1#1#1", "r#2"]
     assert await rows_of(storage, *ids) == set()
-    # Nor are there any steps, which would show as soon as the ids are used again.
+    # Steps are deleted too; they would appear again if the ids were used again.
     await storage.commit([ClaimRequest(request("r")), *(StartWorkflow(workflow(i)) for i in ids)])
     assert {run.steps for run in await storage.load_runs(ids)} == {()}
 
@@ -87,7 +87,7 @@ async def test_an_expired_request_is_forgotten_with_all_below_it(storage: Storag
 async def test_the_key_of_a_forgotten_request_can_be_claimed_anew(
     storage: Storage, other: Storage
 ) -> None:
-    await storage.commit(answered())
+    await storage.commit(finished_request())
 
     assert await sweep(other) == 1
 
@@ -95,7 +95,7 @@ async def test_the_key_of_a_forgotten_request_can_be_claimed_anew(
 
 
 async def test_what_is_not_expired_and_what_is_no_request_stays(storage: Storage) -> None:
-    await storage.commit([*answered("later", LONG_AGO + 1), StartWorkflow(workflow("w"))])
+    await storage.commit([*finished_request("later", LONG_AGO + 1), StartWorkflow(workflow("w"))])
     await storage.commit([*child("w"), end_of_child("w"), success("w")])
     await storage.commit([StartWorkflow(workflow("free")), ReleaseWorkflow("free", EXECUTOR)])
 
@@ -106,7 +106,7 @@ async def test_what_is_not_expired_and_what_is_no_request_stays(storage: Storage
 
 async def test_the_longest_expired_come_first_up_to_a_limit(storage: Storage) -> None:
     for workflow_id, expires_at_us in (("c", 1), ("a", 2), ("b", 3)):
-        await storage.commit(answered(workflow_id, expires_at_us))
+        await storage.commit(finished_request(workflow_id, expires_at_us))
 
     assert await sweep(storage, limit=2) == 2
     assert await rows_of(storage, "a", "b", "c") == {"b"}
@@ -118,13 +118,13 @@ async def test_the_longest_expired_come_first_up_to_a_limit(storage: Storage) ->
 
 
 async def test_an_expired_request_may_leave_a_tombstone(storage: Storage) -> None:
-    await storage.commit([*answered("r", LONG_AGO, 2000), *child("r")])
+    await storage.commit([*finished_request("r", LONG_AGO, 2000), *child("r")])
     await storage.commit([end_of_child("r")])
 
     assert await sweep(storage) == 1
 
     assert await rows_of(storage, "r", "r#1") == {"r"}
-    answer = await answer_of(storage)
+    answer = await response_of(storage)
     assert answer.is_tombstone
     assert answer == response(
         status_code=TOMBSTONE_STATUS, body=None, expires_at_us=2000, forgotten_at_us=2000
@@ -135,7 +135,7 @@ async def test_an_expired_request_may_leave_a_tombstone(storage: Storage) -> Non
 
 
 async def test_a_tombstone_is_forgotten_when_its_time_is_over(storage: Storage) -> None:
-    await storage.commit(answered("r", LONG_AGO, 2000))
+    await storage.commit(finished_request("r", LONG_AGO, 2000))
     await sweep(storage)
 
     assert await sweep(storage, 1999) == 0
@@ -145,14 +145,14 @@ async def test_a_tombstone_is_forgotten_when_its_time_is_over(storage: Storage) 
 
 
 async def test_what_nobody_has_swept_in_time_leaves_no_tombstone(storage: Storage) -> None:
-    await storage.commit(answered("r", LONG_AGO, 2000))
+    await storage.commit(finished_request("r", LONG_AGO, 2000))
 
     assert await sweep(storage, 2000) == 1
 
     assert await rows_of(storage, "r") == set()
 
 
-# Requests that no process continues
+# Abandoned requests
 
 
 async def test_a_request_that_waits_for_its_retry_for_too_long_is_forgotten(
@@ -181,7 +181,7 @@ async def test_a_request_that_somebody_alive_owns_is_never_abandoned(
 
 
 async def test_the_limit_is_for_both_kinds_together(storage: Storage) -> None:
-    await storage.commit([*answered("over"), ClaimRequest(request("released"))])
+    await storage.commit([*finished_request("over"), ClaimRequest(request("released"))])
     await storage.commit([ReleaseWorkflow("released", EXECUTOR)])
 
     assert await sweep(storage, abandoned_before_us=LONG_AGO, limit=1) == 1
@@ -189,11 +189,11 @@ async def test_the_limit_is_for_both_kinds_together(storage: Storage) -> None:
     assert await rows_of(storage, "over", "released") == {"released"}
 
 
-# Workflows that still run
+# Requests with workflows that still run
 
 
 async def test_a_request_stays_while_anything_below_it_is_not_finished(storage: Storage) -> None:
-    await storage.commit([*answered("r"), *child("r"), *child("r#1"), end_of_child("r")])
+    await storage.commit([*finished_request("r"), *child("r"), *child("r#1"), end_of_child("r")])
 
     assert await sweep(storage) == 1
 
@@ -205,8 +205,8 @@ async def test_a_request_stays_while_anything_below_it_is_not_finished(storage: 
 async def test_it_is_put_off_and_does_not_keep_others_waiting(storage: Storage) -> None:
     busy = [f"r{n}" for n in range(3)]
     for workflow_id in busy:
-        await storage.commit([*answered(workflow_id, 1), *child(workflow_id)])
-    await storage.commit(answered("over", 2))
+        await storage.commit([*finished_request(workflow_id, 1), *child(workflow_id)])
+    await storage.commit(finished_request("over", 2))
 
     assert [await sweep(storage, limit=3) for _ in range(3)] == [3, 1, 0]
 
@@ -221,7 +221,7 @@ async def test_it_is_put_off_and_does_not_keep_others_waiting(storage: Storage) 
 
 async def test_a_tombstone_to_be_keeps_its_end_while_it_is_put_off(storage: Storage) -> None:
     end = LONG_AGO + 2 * PUT_OFF_US
-    await storage.commit([*answered("r", LONG_AGO, end), *child("r")])
+    await storage.commit([*finished_request("r", LONG_AGO, end), *child("r")])
 
     assert await sweep(storage) == 1
 
@@ -246,7 +246,7 @@ async def test_an_abandoned_request_is_put_off_as_well(storage: Storage) -> None
 
 
 async def test_one_request_is_forgotten_at_once(storage: Storage) -> None:
-    await storage.commit([*answered("r"), *child("r"), *answered("other")])
+    await storage.commit([*finished_request("r"), *child("r"), *finished_request("other")])
     await storage.commit([end_of_child("r")])
 
     assert await storage.forget_request("r", LONG_AGO)
@@ -255,20 +255,20 @@ async def test_one_request_is_forgotten_at_once(storage: Storage) -> None:
 
 
 async def test_one_request_stays_while_anything_below_it_is_not_finished(storage: Storage) -> None:
-    await storage.commit([*answered("r"), *child("r")])
+    await storage.commit([*finished_request("r"), *child("r")])
 
     assert not await storage.forget_request("r", LONG_AGO)
 
     assert await rows_of(storage, "r", "r#1") == {"r", "r#1"}
-    assert (await answer_of(storage)).expires_at_us == LONG_AGO + PUT_OFF_US
+    assert (await response_of(storage)).expires_at_us == LONG_AGO + PUT_OFF_US
 
 
 async def test_one_request_may_leave_a_tombstone(storage: Storage) -> None:
-    await storage.commit(answered("r", LONG_AGO, 2000))
+    await storage.commit(finished_request("r", LONG_AGO, 2000))
 
     assert not await storage.forget_request("r", LONG_AGO)
 
-    assert (await answer_of(storage)).is_tombstone
+    assert (await response_of(storage)).is_tombstone
     assert await storage.forget_request("r", 2000)
     assert await rows_of(storage, "r") == set()
 
@@ -277,7 +277,7 @@ async def test_one_request_may_leave_a_tombstone(storage: Storage) -> None:
     "writes",
     [
         [],
-        answered("r", LONG_AGO + 1),
+        finished_request("r", LONG_AGO + 1),
         [ClaimRequest(request())],
         [ClaimRequest(request()), ReleaseWorkflow("r", EXECUTOR)],
     ],
@@ -341,7 +341,7 @@ async def test_sweeps_at_once_forget_everything_and_nothing_twice(
 ) -> None:
     ids = [f"r{n}" for n in range(50)]
     for i in ids:
-        await storage.commit(answered(i))
+        await storage.commit(finished_request(i))
 
     counts: list[int] = []
 
@@ -357,7 +357,7 @@ async def test_sweeps_at_once_forget_everything_and_nothing_twice(
 async def test_of_those_who_forget_one_request_at_once_one_claims_it(
     storage: Storage, other: Storage
 ) -> None:
-    await storage.commit(answered())
+    await storage.commit(finished_request())
 
     async def claim_anew(storage: Storage, executor_id: str) -> OutcomeKind:
         assert await storage.forget_request("r", LONG_AGO)

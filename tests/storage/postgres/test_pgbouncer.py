@@ -1,4 +1,4 @@
-"""Behind a pooler in transaction mode: no session is taken for granted, and nobody dies of it."""
+"""Behind a pooler in transaction mode: it needs no session, and no executor is declared dead."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def schema(own_postgres: PostgresServer) -> Iterator[str]:
 
 @pytest.fixture
 def new_storage(own_pgbouncer: PgBouncer, schema: str) -> Iterator[Adapter]:
-    """Make storages behind the pooler, the statements of which the server logs."""
+    """Make storages behind the pooler; the server logs their statements."""
     with own_pgbouncer.database(schema, settings="SET log_statement TO 'all'") as url:
         yield Adapter(url=url, **POSTGRES)
 
@@ -113,7 +113,7 @@ async def test_executors_behind_it_and_beside_it_outlive_their_leases_together(
         asked_at = time.monotonic()
         alive = await asyncio.gather(*(is_alive(s, name) for name, s in storages.items()))
         taken = await asyncio.gather(*(take_over(s, name) for name, s in storages.items()))
-        # A machine that stood still between two beats proves nothing.
+        # If the machine stood still between two heartbeats, the test proves nothing.
         if max(*gaps, time.monotonic() - asked_at) < LEASE_SECONDS / 2:
             assert all(alive)
             assert taken == [[]] * len(storages)
@@ -178,7 +178,7 @@ async def wait_for_the_lock(sessions: PostgresSessions) -> int:
 
 
 async def all_wait(server: PostgresServer) -> bool:
-    """Tell whether the whole pool waits for the lock."""
+    """Return True if the whole pool waits for the lock."""
     waiting = await fetch(
         server.url, "SELECT 1 FROM pg_locks WHERE locktype = 'advisory' AND NOT granted"
     )

@@ -37,12 +37,12 @@ pytestmark = pytest.mark.anyio
 
 DONE = OutcomeKind.DONE
 PASSWORD = "hush-3f9c61d2b07e"
-# How the server logs a statement of the simple and of the extended protocol.
+# The server's log lines for statements of the simple and of the extended protocol.
 
 
 @pytest.fixture
 def new_storage(own_postgres_url: str) -> Adapter:
-    """Make storages on a schema of a server that nobody else uses."""
+    """Make storages on a schema of a server that no other test uses."""
     return Adapter(url=own_postgres_url, **POSTGRES)
 
 
@@ -115,7 +115,7 @@ async def schema_of(storage: Storage) -> str:
 
 @pytest.fixture
 def role(own_postgres: PostgresServer) -> Iterator[str]:
-    """A role that may log in, and nothing else."""
+    """A role with the right to log in only."""
     role = f"role_{uuid.uuid4().hex}"
     asyncio.run(fetch(own_postgres.url, f"CREATE ROLE {role} LOGIN"))
     yield role
@@ -240,7 +240,7 @@ async def test_a_name_that_cannot_be_resolved_is_named() -> None:
         await PostgresStorage("postgresql://nowhere.invalid/orders").open()
 
 
-# Costs
+# The number of statements
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""Connection options in a Postgres URL: they hold for the step log and the application."""
+"""Settings of connections in a Postgres URL: all connections have them, also the application's."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ NewDurable = Callable[[str], Durable]
 PASSWORD = "hush-3f9c61d2b07e"
 WRONG_PASSWORD = "loud-91b0c2e4d7a5"
 ROLES = ("anybody", "encrypted", "certified", "secret")
-# Roles that may connect, and how: `all` does not include the replication that standbys need.
+# The server's access rules. `all` does not include the replication that standbys need.
 ACCESS = """
 local all anybody trust
 host all,replication postgres 127.0.0.1/32 trust
@@ -43,7 +43,7 @@ NO_OPENSSL = "These tests make certificates: install the program openssl."
 
 @pytest.fixture(autouse=True)
 def _nothing_of_the_machine_s(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """Let neither variables nor files of the user's say how to connect."""
+    """Remove the user's variables and files that contain connection settings."""
     for name in [name for name in os.environ if name.startswith("PG") and name != "PG_BINDIR"]:
         monkeypatch.delenv(name)
     monkeypatch.setenv("HOME", str(tmp_path))
@@ -51,11 +51,11 @@ def _nothing_of_the_machine_s(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -
 
 @pytest.fixture(scope="module")
 def folder() -> Iterator[Path]:
-    """The server's certificates, and its socket; a CA of the name of the server's that is not."""
+    """The server's certificates and socket, and a CA of the same name that is not the server's."""
     folder = new_folder()
     issue("/CN=Authority", "authority", folder)
     issue("/CN=Authority", "impostor", folder)
-    # The name alone: 127.0.0.1 is an address of a host that it is not for.
+    # For the name only: it is not valid for the address 127.0.0.1.
     name = ("-addext", "subjectAltName=DNS:localhost")
     issue("/CN=localhost", "server", folder, *signed_by("authority"), *name)
     issue("/CN=certified", "client", folder, *signed_by("authority"))
@@ -70,7 +70,7 @@ def signed_by(authority: str) -> tuple[str, ...]:
 
 
 def issue(subject: str, name: str, folder: Path, *options: str) -> None:
-    """Make a certificate and its key, as the user whom the server runs as."""
+    """Make a certificate and its key, as the user that the server runs as."""
     openssl = shutil.which("openssl")
     assert openssl is not None, NO_OPENSSL
     command = [openssl, "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256"]
@@ -89,7 +89,7 @@ def issue(subject: str, name: str, folder: Path, *options: str) -> None:
 
 @pytest.fixture(scope="module")
 def server(folder: Path) -> Iterator[PostgresServer]:
-    """A server with certificates, a socket, and a role for each way to prove who one is."""
+    """A server with certificates, a socket, and a role for each method of authentication."""
     settings = {
         "hba_file": f"{folder}/access",
         "unix_socket_directories": str(folder),
@@ -107,14 +107,14 @@ def server(folder: Path) -> Iterator[PostgresServer]:
 
 @pytest.fixture(params=["step log", "application"])
 def new_durable(request: pytest.FixtureRequest, sqlite_url: str) -> NewDurable:
-    """Make instances whose step log, or only whose application's data, is where a URL says."""
+    """Make instances whose step log, or only whose application's data, is in a URL's database."""
     if request.param == "step log":
         return lambda url: Durable(url, drain_timeout=0.0)
     return lambda url: Durable(sqlite_url, application_url=url, drain_timeout=0.0)
 
 
 async def read(durable: Durable, query: str) -> list[object]:
-    """Start, and return what a transaction of a workflow reads: the values of one column."""
+    """Start, and return the values of one column, read in a transaction of a workflow."""
 
     @durable.transaction
     async def select() -> list[object]:
@@ -129,7 +129,7 @@ async def read(durable: Durable, query: str) -> list[object]:
 
 
 async def refusal(durable: Durable) -> StorageError:
-    """Fail to start; return the error, which must not be one that passes."""
+    """Fail to start; return the error, which must not be a temporary one."""
     with pytest.raises(StorageError) as caught:
         async with durable:
             pass
@@ -179,7 +179,7 @@ async def test_a_certificate_proves_who_the_application_is(
 
 
 # The driver closes an encrypted connection that is refused without waiting for the server's
-# goodbye, which the end of the storage's event loop may cut off.
+# closing message, which the end of the storage's event loop may cut off.
 @pytest.mark.filterwarnings("ignore::ResourceWarning")
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.parametrize(
@@ -215,7 +215,7 @@ async def test_a_connection_that_is_not_safe_is_refused_for_good(
 
     assert reason in str(error)
     assert f"{authority.partition('@')[2]}:{server.port}/postgres" in str(error)
-    # Found here, and not in the next test.
+    # Warnings must appear here, and not in the next test.
     del error
     gc.collect()
 
@@ -277,7 +277,7 @@ WAYS = ["URL", "parameter", "passfile", "PGPASSFILE", "PGPASSWORD"]
 def url_with(
     server: PostgresServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Callable[[str, str], str]:
-    """Return a URL for ``secret``, and put the password where it, or the driver, finds it."""
+    """Return a URL for ``secret``, and put the password where the URL, or the driver, finds it."""
     base = f"localhost:{server.port}/postgres"
 
     def url_with(way: str, password: str) -> str:
@@ -342,7 +342,7 @@ async def test_a_host_that_is_down_is_passed_over(
 
 @pytest.fixture(scope="module")
 def standby(server: PostgresServer) -> Iterator[StandbyServer]:
-    """A server that takes no writes."""
+    """A server that refuses writes."""
     with StandbyServer(server) as standby:
         yield standby
 
@@ -403,7 +403,7 @@ async def test_the_system_ends_a_connection_whose_other_end_is_silent(
     try:
         end = connection._transport.get_extra_info("socket")
         assert end.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
-        # A server that waits for a lock does not read; its connection must not end for that.
+        # A server that waits for a lock does not read; its connection must not be closed for that.
         assert end.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT) == 0
         assert end.getsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE) <= 15
     finally:

@@ -1,4 +1,4 @@
-"""Connections that break and servers that restart: tried again it works, exactly once."""
+"""Connections that break and servers that restart: a repeated call has its effect exactly once."""
 
 from __future__ import annotations
 
@@ -42,12 +42,12 @@ DONE = OutcomeKind.DONE
 
 @pytest.fixture
 def new_storage(own_postgres_url: str) -> Adapter:
-    """Make storages on a schema of a server that nobody else uses."""
+    """Make storages on a schema of a server that no other test uses."""
     return Adapter(url=own_postgres_url, **POSTGRES)
 
 
 async def until_available(work: Callable[[], Awaitable[Any]]) -> Any:
-    """Try until it succeeds; until then it may only fail as a database that is away does."""
+    """Repeat a call until it succeeds; before, it may only raise ``StorageUnavailableError``."""
 
     async def succeeds() -> list[Any]:
         try:
@@ -164,7 +164,7 @@ async def proxied(proxy: Proxy, new_storage: Adapter) -> AsyncIterator[Storage]:
 async def cut_at_each_reply(
     proxy: Proxy, work: Callable[[int], Awaitable[None]], *, check: Callable[[int], Awaitable[None]]
 ) -> None:
-    """Do some work again and again, the n-th time without the server's n-th reply to it."""
+    """Do some work repeatedly; the n-th time the server's n-th reply is lost."""
     for number in itertools.count(1):
         proxy.cut_at_reply(number)
         await work(number)
@@ -245,7 +245,7 @@ async def test_a_takeover_without_an_answer_leaves_nothing_that_nobody_runs(
         )
 
     async def check(number: int) -> None:
-        # Workflows that no message names are found among its own.
+        # Without a message it finds them among its own.
         assert f"w{number}" in await proxied.list_pending(EXECUTOR, after="", limit=1000)
 
     await cut_at_each_reply(proxy, work, check=check)
@@ -360,7 +360,7 @@ async def test_nothing_acknowledged_is_lost_when_the_server_restarts(
     async def write(writer: int) -> None:
         for number in itertools.takewhile(lambda _: not is_over.is_set(), itertools.count()):
             start = StartWorkflow(workflow(f"{writer}-{number}"))
-            # Repeated as it is: the response may have got lost, and not the commit.
+            # Repeated unchanged: the result may have been lost, and not the commit.
             assert await until_available(lambda start=start: kinds(storage, start)) == [DONE]
             done.append(start.workflow.workflow_id)
 

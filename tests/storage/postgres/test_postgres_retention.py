@@ -1,4 +1,4 @@
-"""Forgetting requests on Postgres: what it waits for, and what it costs."""
+"""Forgetting requests on Postgres: the locks it waits for, and its statements."""
 
 from __future__ import annotations
 
@@ -39,12 +39,12 @@ DOOMED = "doomed"
 
 @pytest.fixture
 def new_storage(own_postgres_url: str) -> Adapter:
-    """Make storages on a schema of a server that nobody else uses."""
+    """Make storages on a schema of a server that no other test uses."""
     return Adapter(url=own_postgres_url, **POSTGRES)
 
 
-def answered(workflow_id: str) -> list[Write]:
-    """Return the writes of a request with a finished child, that is expired."""
+def expired_request(workflow_id: str) -> list[Write]:
+    """Return the writes of an expired request with a finished child."""
     child = f"{workflow_id}#0"
     end = success(workflow_id, response=response(workflow_id))
     return [
@@ -64,7 +64,7 @@ async def sweep(storage: Storage) -> int:
 async def transaction(
     server: PostgresServer, storage: Storage
 ) -> AsyncIterator[asyncpg.Connection]:
-    """Open a transaction on a connection of its own, which finds our tables without a schema."""
+    """Open a transaction on a separate connection that finds our tables without a schema."""
     connection = await asyncpg.connect(server.url)
     try:
         schema = storage._names.quoted_schema  # type: ignore[attr-defined]
@@ -79,7 +79,7 @@ async def transaction(
 async def test_a_sweep_waits_for_nobody_who_has_locked_a_request(
     own_postgres: PostgresServer, storage: Storage, table: str
 ) -> None:
-    await storage.commit(answered("expired"))
+    await storage.commit(expired_request("expired"))
     await storage.commit([ClaimRequest(request("released"))])
     await storage.commit([ReleaseWorkflow("released", EXECUTOR)])
 
@@ -97,7 +97,7 @@ async def test_a_sweep_waits_for_nobody_who_has_locked_a_request(
 async def test_what_is_put_off_before_it_is_locked_stays(
     own_postgres: PostgresServer, storage: Storage
 ) -> None:
-    await storage.commit(answered("r"))
+    await storage.commit(expired_request("r"))
 
     async with transaction(own_postgres, storage) as connection:
         await connection.execute(
@@ -139,7 +139,7 @@ async def somebody_waits(server: PostgresServer) -> bool:
 async def test_one_at_a_time_sweeps_a_schema(
     own_postgres: PostgresServer, storage: Storage, other: Storage
 ) -> None:
-    await storage.commit(answered("r"))
+    await storage.commit(expired_request("r"))
     lock = storage._opened.parts.retention._sql.sweep_lock_key  # type: ignore[attr-defined]
 
     async with transaction(own_postgres, storage) as connection:
@@ -185,7 +185,7 @@ async def test_a_sweep_takes_as_many_statements_whatever_it_finds(
         counts = []
         # With the first one the driver asks about types that it does not know.
         for size in (2, 1, 100):
-            await storage.commit([w for n in range(size) for w in answered(f"{size}-{n}")])
+            await storage.commit([w for n in range(size) for w in expired_request(f"{size}-{n}")])
             statement_log.new_statements()
             assert await sweep(storage) == size
             counts.append(len(statement_log.new_statements()))
@@ -201,7 +201,7 @@ async def test_a_sweep_takes_as_many_statements_whatever_it_finds(
 async def test_a_claim_that_meets_a_sweep_waits_for_it(
     own_postgres: PostgresServer, storage: Storage, other: Storage
 ) -> None:
-    await storage.commit(answered("r"))
+    await storage.commit(expired_request("r"))
 
     async with transaction(own_postgres, storage) as connection:
         await connection.execute("DELETE FROM asgi_durable_workflows WHERE workflow_id = 'r'")

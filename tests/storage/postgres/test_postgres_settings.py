@@ -1,4 +1,4 @@
-"""Settings in a Postgres URL beside the server: the driver, the pool, a name, files."""
+"""Other parts of a Postgres URL than the server: its driver, the pool, a name, files."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Connections whose other end is silent: a running statement continues, any other one fails."""
+"""Connections whose server is silent: a running statement continues, any other one fails."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ pytestmark = pytest.mark.anyio
 Use = Callable[[AsyncConnection], Awaitable[object]]
 Read = Callable[[AsyncConnection, Callable[[], None]], Awaitable[object]]
 
-# How long a statement waits without an inquiry. A machine under load must respond within it.
+# The wait before the server is asked about a statement. Machines under load must reply in it.
 WAIT_SECONDS = 0.5
 LOCK = 4711
 MANY_ROWS = sa.text("SELECT repeat('x', 1000) FROM generate_series(1, CAST(:rows AS int))")
@@ -31,7 +31,7 @@ MANY_ROWS = sa.text("SELECT repeat('x', 1000) FROM generate_series(1, CAST(:rows
 
 @pytest.fixture
 async def sessions(proxied_url: str) -> AsyncIterator[PostgresSessions]:
-    """Connections through that network, whose statements are asked about soon."""
+    """Connections through that network; the server is soon asked about their statements."""
     database = PostgresDatabase.from_url(
         f"{proxied_url}&command_timeout={WAIT_SECONDS}&connect_timeout=4"
     )
@@ -86,7 +86,7 @@ async def stream_all(connection: AsyncConnection, fall_silent: Callable[[], None
 
 
 async def fetch_all(connection: AsyncConnection, fall_silent: Callable[[], None]) -> None:
-    """Read what the server cannot send all at once: it has to wait for who reads."""
+    """Read more than the server can send at once, so that it has to wait for the reader."""
     fall_silent()
     await connection.execute(MANY_ROWS, {"rows": 100_000})
 
@@ -174,12 +174,12 @@ async def test_connections_that_fell_silent_in_the_pool_are_closed_all_the_same(
         await sessions.close()
 
 
-# Statements that must not be ended
+# Statements that must not be cut off
 
 
 @asynccontextmanager
 async def held_lock(server: PostgresServer) -> AsyncIterator[None]:
-    """Hold a lock of the server's that statements can wait for."""
+    """Hold a lock on the server for which statements can wait."""
     holder = await asyncpg.connect(server.url)
     try:
         await holder.fetch("SELECT pg_advisory_lock($1)", LOCK)
@@ -194,7 +194,7 @@ async def wait_for_the_lock(sessions: PostgresSessions) -> object:
 
 
 async def more_questions(proxy: Proxy, number: int = 3) -> None:
-    """Wait until the server was asked some more times, each on a new connection."""
+    """Wait until the server was asked a few more times, each time on a new connection."""
     asked_before = proxy.connections_made
 
     async def are_asked() -> bool:
@@ -204,7 +204,7 @@ async def more_questions(proxy: Proxy, number: int = 3) -> None:
 
 
 async def is_waited_for(server: PostgresServer) -> None:
-    """Wait until somebody waits for the lock."""
+    """Wait until a statement waits for the lock."""
 
     async def is_waiting() -> bool:
         found = await fetch(
@@ -305,7 +305,7 @@ async def test_a_large_row_that_arrives_slowly_is_not_cut(
     assert proxy.connections_made > asked_before + 2
 
 
-# Being cancelled
+# Cancellation
 
 
 async def test_nothing_is_left_of_a_watch_whose_statement_is_cancelled(

@@ -1,4 +1,4 @@
-"""SQLite files as they are found: missing, damaged, not writable, too new, in use."""
+"""SQLite files in various states: missing, damaged, read-only, too new, in use."""
 
 from __future__ import annotations
 
@@ -262,7 +262,7 @@ except StorageError as error:
 
 @pytest.fixture
 def folder_for_all() -> Iterator[Path]:
-    """A folder that other users can reach, as those of ``tmp_path`` are not."""
+    """A folder that other users can reach, unlike that of ``tmp_path``."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder)
         path.chmod(0o755)

@@ -22,7 +22,7 @@ pytestmark = pytest.mark.anyio
 
 TIMEOUT_SECONDS = 60
 
-# Prints a line at each beginning, and continues when its input has a line.
+# Prints that it has begun, and continues after a line of input; each beginning is a line.
 PROGRAM = """
 import asyncio, sys
 from asgi_durable import Durable
@@ -57,7 +57,7 @@ asyncio.run(main())
 
 
 class Process:
-    """A process with an engine, which ends when its input has a line."""
+    """A process with an engine, which ends after a line of input."""
 
     def __init__(self, file: Path, folder: Path, role: str) -> None:
         command = [sys.executable, "-c", PROGRAM, f"sqlite:///{file}", str(folder), role]
@@ -68,7 +68,7 @@ class Process:
         assert self.popen.stdout is not None
         assert self.popen.stdout.readline() == f"{line}\n"
 
-    def go_on(self) -> None:
+    def send_line(self) -> None:
         self.popen.communicate("\n", timeout=TIMEOUT_SECONDS)
 
     def end(self) -> None:
@@ -78,7 +78,7 @@ class Process:
 
 @contextmanager
 def processes(*arguments: tuple[Path, Path, str]) -> Iterator[list[Process]]:
-    """Start processes, one after the other, and end them however they are."""
+    """Start processes, one after the other, and kill them at the end."""
     started: list[Process] = []
     try:
         for argument in arguments:
@@ -107,7 +107,7 @@ def names(folder: Path) -> set[str]:
 
 
 async def until_both_have_looked_around(data: Path) -> None:
-    """Wait until two executors have put off the end of their leases some times."""
+    """Wait until two executors have renewed their leases a few times."""
     seen: dict[str, set[int]] = {}
     async with asyncio.timeout(TIMEOUT_SECONDS):
         while sorted(len(times) >= 6 for times in seen.values()) != [True, True]:
@@ -118,14 +118,14 @@ async def until_both_have_looked_around(data: Path) -> None:
 
 @pytest.fixture
 def data(tmp_path: Path) -> Path:
-    """The folder of the database, that links point to."""
+    """The folder of the database; links point to it."""
     folder = tmp_path / "data"
     folder.mkdir()
     return folder
 
 
 def linked(tmp_path: Path, data: Path, name: str, how: str) -> Path:
-    """Return another name of the file ``orders.db``, as a release of a deployment has."""
+    """Return a link to the file ``orders.db``, as a release of a deployment has one."""
     if how == "folder":
         (tmp_path / name).symlink_to(data)
     else:
@@ -144,8 +144,8 @@ async def test_two_processes_on_two_links_know_of_each_other(
         await until_both_have_looked_around(data)
         assert executors(data / "orders.db") == ["ALIVE", "ALIVE"]
         (tmp_path / "gate").touch()
-        second.go_on()
-        first.go_on()
+        second.send_line()
+        first.send_line()
 
     assert (tmp_path / "ledger").read_text() == "begun\n"
 

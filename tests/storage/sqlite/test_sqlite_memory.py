@@ -1,4 +1,4 @@
-"""``sqlite://``: a database for as long as an instance runs."""
+"""``sqlite://``: a database that exists while an instance runs."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ pytestmark = pytest.mark.anyio
 
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Where temporary files are."""
+    """The folder for temporary files."""
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     return tmp_path
 
@@ -141,7 +141,7 @@ async def test_an_opening_that_fails_leaves_nothing_behind(folder: Path) -> None
     with pytest.raises(StorageError):
         await storage.open()
 
-    # The thread that has opened it cleans up, for which nobody waits.
+    # The thread that opened it cleans up, and no task waits for that.
     async with asyncio.timeout(60):
         while names(folder):
             await asyncio.sleep(0.01)

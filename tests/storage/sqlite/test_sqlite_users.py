@@ -1,4 +1,4 @@
-"""The small files beside a SQLite file, where a process may not delete or even read them."""
+"""The small files beside a SQLite file, if a process has no right to delete or read them."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ import asyncio, concurrent.futures.thread, os, sys
 from pathlib import Path
 from asgi_durable.storage.protocol import Runnable
 from asgi_durable.storage.sqlite import SQLiteStorage
-from asgi_durable.storage.sqlite.lock import ProcessLock
+from asgi_durable.storage.sqlite.locks import ProcessLock
 from asgi_durable.storage.writes import StartWorkflow
 from support.records import workflow
 import aiosqlite, sqlalchemy.dialects.sqlite.aiosqlite
@@ -34,7 +34,7 @@ if os.geteuid() == 0:
 file, executor, part = Path(sys.argv[1]), sys.argv[2], sys.argv[3]
 RUNNABLE = Runnable(names=frozenset({"work"}))
 
-async def be_told(text):
+async def wait_for_line(text):
     print(text, flush=True)
     sys.stdin.readline()
 
@@ -49,11 +49,11 @@ async def main():
 
 async def own(storage):
     await storage.commit([StartWorkflow(workflow("w", executor_id=executor))])
-    await be_told("ready")
+    await wait_for_line("ready")
 
 async def take(storage):
     beat = await storage.beat(executor, lease_seconds=600.0, runnable=RUNNABLE)
-    await be_told("sees orphans" if beat.has_orphans else "ready")
+    await wait_for_line("sees orphans" if beat.has_orphans else "ready")
     while not beat.has_orphans:
         beat = await storage.beat(executor, lease_seconds=600.0, runnable=RUNNABLE)
     taken = await storage.take_over(executor, runnable=RUNNABLE, limit=9, suspects=False)
@@ -68,7 +68,7 @@ else:
 
 @contextmanager
 def process(file: Path, *arguments: str) -> Iterator[subprocess.Popen[str]]:
-    """Start a program that is no superuser; end it however it is."""
+    """Start a program as an ordinary user; kill it at the end."""
     pipe = subprocess.PIPE
     environment = {**os.environ, "PYTHONPATH": str(TESTS)}
     command = [sys.executable, "-c", PROGRAM, str(file), *arguments]
@@ -91,7 +91,7 @@ def lines_until(started: subprocess.Popen[Any], last: str) -> Sequence[str]:
     raise AssertionError(message)
 
 
-def go_on(started: subprocess.Popen[Any]) -> None:
+def send_line(started: subprocess.Popen[Any]) -> None:
     assert started.stdin is not None
     started.stdin.write("\n")
     started.stdin.flush()
@@ -99,7 +99,7 @@ def go_on(started: subprocess.Popen[Any]) -> None:
 
 @pytest.fixture
 def folder() -> Iterator[Path]:
-    """A folder that anybody may write to, for now."""
+    """A folder that any user may write to, during the test."""
     with tempfile.TemporaryDirectory() as outer:
         Path(outer).chmod(0o755)
         inner = Path(outer) / "data"
@@ -113,7 +113,7 @@ def test_a_lock_file_that_cannot_be_deleted_breaks_no_stop(folder: Path) -> None
     with process(folder / "a.db", "one", "own") as one:
         lines_until(one, "ready")
         folder.chmod(0o555)
-        go_on(one)
+        send_line(one)
         assert lines_until(one, "stopped") == ["stopped"]
         assert one.wait(TIMEOUT_SECONDS) == 0
 
@@ -128,7 +128,7 @@ def test_a_lock_file_that_cannot_be_deleted_breaks_no_takeover(folder: Path) -> 
         folder.chmod(0o555)
         one.kill()
         one.wait(TIMEOUT_SECONDS)
-        go_on(other)
+        send_line(other)
         assert lines_until(other, "stopped") == ["['w']", "stopped"]
         assert other.wait(TIMEOUT_SECONDS) == 0
 
@@ -157,7 +157,7 @@ def test_a_lock_may_be_looked_at_by_whoever_may_write_to_the_database(folder: Pa
     file = folder / "a.db"
     with process(file, "one", "own") as one:
         lines_until(one, "ready")
-        go_on(one)
+        send_line(one)
         lines_until(one, "stopped")
     file.chmod(0o660)
 

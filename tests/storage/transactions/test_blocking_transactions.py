@@ -1,4 +1,4 @@
-"""The contract of ``blocking_transaction``: the same as that of ``transaction``, in a thread."""
+"""The contract of ``blocking_transaction``: that of ``transaction``, in a thread."""
 
 from __future__ import annotations
 
@@ -199,7 +199,7 @@ async def test_a_place_that_is_lost_while_the_transaction_is_open_is_refused_at_
     storage: Storage, new_storage: Adapter, write: Write, level: str
 ) -> None:
     if new_storage.one_writer:
-        return  # nobody writes while a transaction is open
+        return  # no other write commits while a transaction is open
     loop = asyncio.get_running_loop()
 
     def work() -> None:
@@ -247,7 +247,7 @@ async def test_an_open_transaction_holds_up_no_event_loop(storage: Storage) -> N
 
     working = asyncio.ensure_future(in_thread(work))
     await in_thread(opened.wait, 60)
-    # Waits for its turn where there is one writer; the event loop continues either way.
+    # It waits for its turn if there is one writer; the event loop runs in either case.
     inserting = asyncio.ensure_future(in_thread(insert, storage, None))
     assert await storage.get_workflow("w") is not None
     go_on.set()

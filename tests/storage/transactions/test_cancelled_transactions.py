@@ -25,7 +25,7 @@ pytestmark = pytest.mark.anyio
 
 SLOT = StepSlot(workflow_id="w", step_number=0, executor_id=EXECUTOR)
 INSERT = sa.text("INSERT INTO effects VALUES ('x')")
-# More than a pool has connections.
+# More than the connections of a pool.
 MANY = 20
 
 
@@ -58,7 +58,7 @@ async def fail(storage: Storage) -> None:
         raise ZeroDivisionError
 
 
-async def go_on_after_it(storage: Storage) -> None:
+async def continue_after_it(storage: Storage) -> None:
     async with storage.transaction(None) as transaction:
         try:
             await transaction.session.execute(INSERT)
@@ -68,7 +68,7 @@ async def go_on_after_it(storage: Storage) -> None:
 
 
 async def lock_is_free(url: str) -> bool:
-    """Tell whether somebody else can write, without any waiting."""
+    """Return True if another connection can write, without waiting."""
     if url.startswith("sqlite"):
         connection = sqlite3.connect(urlsplit(url).path[1:], timeout=0, isolation_level=None)
         try:
@@ -86,7 +86,7 @@ async def lock_is_free(url: str) -> bool:
 
 
 @pytest.mark.parametrize("and_after", [False, True], ids=["once", "again and again"])
-@pytest.mark.parametrize("body", [work, fail, go_on_after_it])
+@pytest.mark.parametrize("body", [work, fail, continue_after_it])
 async def test_a_transaction_that_is_cancelled_leaves_its_lock_at_once(
     storage: Storage, new_storage: Adapter, body, *, and_after: bool
 ) -> None:
@@ -119,7 +119,7 @@ async def test_connections_that_are_cancelled_leave_no_thread(
     await cancel_at_each_await(lambda: fail(storage), nothing, and_after=and_after)
     await storage.close()
 
-    async def are_gone() -> bool:
+    async def have_ended() -> bool:
         return set(threading.enumerate()) <= before
 
-    await until(are_gone)
+    await until(have_ended)

@@ -1,4 +1,4 @@
-"""Transactions on a connection that falls silent: recorded or not, and done exactly once."""
+"""Transactions on a connection that falls silent: recorded or not, and committed exactly once."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ from asgi_durable.storage.writes import StartWorkflow
 
 pytestmark = pytest.mark.anyio
 
-# For how long a statement waits unasked.
+# The wait before the server is asked about a statement.
 WAIT_SECONDS = 0.5
 SLOT = StepSlot(workflow_id="w", step_number=0, executor_id=EXECUTOR)
 
 
 @pytest.fixture
 async def storage(own_postgres_url: str) -> AsyncIterator[Storage]:
-    """A storage that is never silent, in which ``w`` has been started."""
+    """A storage whose connections are never silent, with the workflow ``w``."""
     storage = Adapter(url=own_postgres_url, **POSTGRES)()
     await storage.open()
     await enter(storage)

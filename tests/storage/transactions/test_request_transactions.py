@@ -54,7 +54,7 @@ class InTask:
 
 
 class InThreads:
-    """Each call in whatever thread there is."""
+    """Each call in any thread of a pool."""
 
     def __init__(self, transaction: Any) -> None:
         self._transaction = transaction
@@ -191,7 +191,7 @@ async def test_a_twin_waits_for_the_end_of_the_first(
 
     async def claim_too() -> None:
         while True:
-            # A serializable one that has waited does not see what it has waited for.
+            # A serializable transaction does not see the commit for which it has waited.
             with contextlib.suppress(StorageUnavailableError):
                 async with begin(other, twin, level):
                     pytest.fail("the application's code ran")
@@ -245,7 +245,7 @@ async def test_a_transaction_that_was_ended_behind_the_session_is_refused(
             await transaction.answer()
 
     assert await storage.get_response("r") is None
-    # A COMMIT in SQL leaves no finished request behind.
+    # The COMMIT leaves no request that is finished.
     left = await storage.get_workflow("r")
     assert left == (request() if end == "COMMIT" else None)
 

@@ -190,9 +190,9 @@ async def test_a_place_that_is_lost_while_the_transaction_is_open_is_refused_at_
     storage: Storage, new_storage: Adapter, write: Write, level: str
 ) -> None:
     if new_storage.one_writer:
-        return  # nobody writes while a transaction is open
+        return  # no other write commits while a transaction is open
 
-    # Where the transaction cannot see what happened it cannot be put in a row with it.
+    # If the transaction cannot see the other commit, the database cannot order the two.
     with pytest.raises((SlotTakenError, StorageUnavailableError)):
         async with storage.transaction(SLOT, isolation_level=level) as transaction:
             await transaction.session.execute(sa.text("INSERT INTO effects VALUES ('x')"))

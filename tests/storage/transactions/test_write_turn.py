@@ -9,7 +9,7 @@ import pytest
 from support.databases.storages import until
 
 from asgi_durable.storage.sqlite import SQLiteStorage
-from asgi_durable.storage.sqlite.transactions.write_turn import WriteTurn
+from asgi_durable.storage.sqlite.locks import WriteTurn
 
 pytestmark = pytest.mark.anyio
 
@@ -91,7 +91,7 @@ async def test_an_event_loop_that_ended_keeps_nobody_waiting() -> None:
         loop.call_later(0.0, loop.stop)
         loop.run_forever()
         loop.close()
-        left[0]._log_destroy_pending = False  # as it is
+        left[0]._log_destroy_pending = False  # it is dropped on purpose
 
     async with turn:
         thread = threading.Thread(target=leave_a_waiter)
@@ -114,7 +114,7 @@ async def test_a_thread_waits_for_its_turn_and_not_for_the_file(sqlite_url: str)
     async with storage.transaction(None):
         writing = asyncio.create_task(asyncio.to_thread(write))
         await waiters(storage._turn, 1)
-        # Longer than the file's own timeout.
+        # Longer than the busy timeout of the file.
         await asyncio.sleep(0.05)
     assert await writing == "written"
     await storage.close()

@@ -1,4 +1,4 @@
-"""Whatever an exception holds, it is recorded, and comes back as itself or a stand-in."""
+"""An exception with any content is recorded, and comes back as itself or as a stand-in."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from asgi_durable.codec.exceptions.unrecorded import Unrecorded
 
 
 class Unknown:
-    """Nothing that can be recorded."""
+    """A value that cannot be recorded."""
 
     def __init__(self, text: str) -> None:
         self.text = text

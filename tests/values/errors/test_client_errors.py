@@ -1,4 +1,4 @@
-"""Errors of well-known libraries keep what an application asks them for, and no credentials."""
+"""Errors of well-known libraries keep the attributes that applications use, and no credentials."""
 
 from __future__ import annotations
 
@@ -139,7 +139,7 @@ def test_an_error_of_a_connection_keeps_its_request() -> None:
 
 
 class ShopError(Exception):
-    """Holds a response, as errors of applications do."""
+    """An error with a response, as applications have them."""
 
     def __init__(self, response: httpx.Response) -> None:
         super().__init__("the shop is closed")
@@ -162,7 +162,7 @@ def test_an_error_of_the_applications_that_holds_a_response_keeps_it() -> None:
 
 
 class Answering(requests.adapters.BaseAdapter):
-    """Stands for the network."""
+    """A transport in place of the network."""
 
     def __init__(self, body: object) -> None:
         super().__init__()

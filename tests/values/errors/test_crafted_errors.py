@@ -1,4 +1,4 @@
-"""Rows that somebody has written: the record of an error never runs code of the application's."""
+"""Forged rows: reading the record of an error never runs code of the application."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ RAN: list[str] = []
 
 
 class Watching(type):
-    """A metaclass whose every method would be noticed."""
+    """A metaclass that records each call of its methods."""
 
     def __getattribute__(cls, name: str) -> Any:
         RAN.append(f"metaclass {name}")
@@ -90,7 +90,7 @@ class PathError(OSError):
 
 @dataclass
 class Curious:
-    """A registered class that says when the constructor of an exception looks into it."""
+    """A registered class that records when the constructor of an exception reads it."""
 
     number: int = 1
 

@@ -1,4 +1,4 @@
-"""A workflow catches the same error on its first run and on a replay elsewhere."""
+"""A workflow catches the same error in its first run and in a replay by another process."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def shop(url: str, gate: Gate, seen: Seen, fail: Callable[[], None]) -> Durable:
 async def seen_twice(
     url: str, fail: Callable[[], None], between: Callable[[Durable], None] = lambda _: None
 ) -> tuple[list[Any], list[Any]]:
-    """Return what two processes see, the second one of a log that the first has written."""
+    """Return what two processes see; the second one reads the log of the first."""
     first, second, gate = [], [], Gate()
     durable = shop(url, gate, first, fail)
     async with durable:
@@ -173,7 +173,7 @@ async def test_an_attribute_that_cannot_be_recorded_is_missing_on_the_first_run_
 
 
 def module(name: str, *, renamed: bool = False) -> ModuleType:
-    """Return a module of an application, in one of two versions of its code."""
+    """Return a module of an application in one of two versions."""
     made = ModuleType(name)
     body = {"__module__": name}
     cls: Any = type("PaidError" if renamed else "PayError", (Exception,), body)

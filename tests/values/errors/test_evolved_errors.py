@@ -1,4 +1,4 @@
-"""Errors that one version of an application's code has raised, and that the next one catches."""
+"""Errors that one version of an application raised and the next version catches."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class OutOfStock(Exception):
         self.item = item
         self.left = left
 """
-# It takes other arguments, and has an attribute more.
+# It takes other arguments, and has one more attribute.
 LATER = """
 class {name}(Exception):
     unit = "pieces"
@@ -46,7 +46,7 @@ EMPTY = ""
 
 @contextmanager
 def defined(source: str, module: str = "shop", name: str = "OutOfStock") -> Iterator[Any]:
-    """Define a class in a module, which is there until the end of the block."""
+    """Define a class in a module, until the end of the block."""
     made = ModuleType(module)
     sys.modules[module] = made
     try:
@@ -193,7 +193,7 @@ async def test_a_finished_workflow_s_error_may_have_another_name(url: str) -> No
 @pytest.mark.parametrize("kind", ["dataclass", "model", "namedtuple"])
 @pytest.mark.parametrize("change", ["a field with a default is added", "a field is gone"])
 async def test_an_attribute_is_of_today_s_class(url: str, kind: str, change: str) -> None:
-    """A class that a step returns or takes is known, and an error may have it as an attribute."""
+    """Classes of steps' results and arguments are known, also as attributes of an error."""
 
     def failing(code: Code) -> Defined:
         code.step("return", code.make, **{"return": code.version.hint})

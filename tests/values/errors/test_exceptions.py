@@ -1,4 +1,4 @@
-"""Exceptions through the step log."""
+"""Exceptions that are written to the step log and read again."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ def test_the_fields_of_builtin_errors_survive() -> None:
     restored = through_the_log(error)
 
     assert (restored.errno, restored.filename, restored.args) == (2, "a.txt", error.args)
-    # As the version before wants it.
+    # As the former version requires it.
     assert json.loads(JsonCodec().encode(error))["a"] == [2, "no such file", "a.txt"]
 
 
@@ -177,7 +177,7 @@ def test_a_group_keeps_its_members() -> None:
 
 
 class Counting(Exception):  # noqa: N818
-    """Its message is made of what cannot be recorded."""
+    """An error whose message is made of a value that cannot be recorded."""
 
     def __init__(self, things: object) -> None:
         super().__init__()
@@ -409,7 +409,7 @@ def test_a_list_that_contains_itself_does_not_break_the_log() -> None:
 
 
 def former(error: BaseException, **members: object) -> bytes:
-    """Return a record of the version before: it had no mark, and cut the message."""
+    """Return a record of the former version: it had no mark, and cut the message."""
     packed = {"$": "error", "t": f"{__name__}:{type(error).__name__}", "m": str(error)[:65_536]}
     packed |= {"a": list(error.args), "s": vars(error), "tb": ""}
     return json.dumps(packed | members).encode()
@@ -444,7 +444,7 @@ def test_a_stored_name_reaches_nothing_but_exceptions() -> None:
 
 
 def local_error(base: type[DurableError] = DurableError, **attributes: object) -> DurableError:
-    """Return an error whose class nobody finds again."""
+    """Return an error whose class cannot be found by its name."""
 
     class LocalError(base):  # type: ignore[valid-type,misc]
         title = "No money"

@@ -1,4 +1,4 @@
-"""Errors that do not fit into a payload are recorded without some of what they hold."""
+"""Errors that do not fit into a payload are recorded without some of their content."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from asgi_durable.payloads import Payloads
 
 
 class SmallCodec(JsonCodec):
-    """Takes so many bytes at most."""
+    """A codec with a size limit in bytes."""
 
     def __init__(self, size: int) -> None:
         super().__init__()

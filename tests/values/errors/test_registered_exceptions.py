@@ -1,4 +1,4 @@
-"""Classes of exceptions that an application has said how to record."""
+"""Exception classes for which an application has registered functions to record them."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from asgi_durable import DecodeError, Durable, DurableUsageError, JsonCodec, Rem
 
 
 class CardError(Exception):
-    """Holds what cannot be recorded."""
+    """An error with a value that cannot be recorded."""
 
     def __init__(self, text: str, reply: memoryview) -> None:
         super().__init__(text)

@@ -1,4 +1,4 @@
-"""The second version: classes renamed and changed, and a step with one parameter more."""
+"""The second version: classes renamed and changed, and a step with one more parameter."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Values that one version of an application's code recorded, and the next one reads."""
+"""Values that one version of an application recorded and the next version reads."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ WITH_DEFAULT_GONE = Change(
 )
 WITH_DEFAULT_NOW = Change(BEFORE, Class((N, Field("name", "str", "'a'"))))
 NUMBERS = [Field(name, "int") for name in ("a", "b", "c")]
-# One in the middle was removed, and the others have changed places.
+# A field in the middle is removed, and the others have changed places.
 OTHER_FIELDS = Change(
     Class(tuple(NUMBERS)),
     Class((NUMBERS[2], NUMBERS[0])),
@@ -77,7 +77,7 @@ CONTAINERS: dict[str, tuple[Callable[[Any], Any], Callable[[Any], Any]]] = {
 async def evolve(
     place: Callable[[Code], Defined], versions: tuple[Version, Version], url: str
 ) -> Code:
-    """Leave a workflow to the second version; return that, once it has finished it."""
+    """Let the second version finish a workflow of the first; return the second version."""
     before = Code(place, versions[0], url, waits=True)
     await leave(before)
     after = Code(place, versions[1], url)
@@ -115,7 +115,7 @@ async def test_so_it_is_within_other_types(url: str, container: str, kind: str) 
         assert difference(code.seen, [wrapped[1].make()]) == ""
 
 
-# Pydantic and msgspec do not know each other's classes, and pydantic takes no TypedDict of
+# Pydantic and msgspec do not know each other's classes, and pydantic refuses a TypedDict of
 # `typing` before Python 3.12.
 NO_MODELS = ("struct", "attrs", "typeddict")
 HOLDERS = [
@@ -175,7 +175,7 @@ async def test_an_argument_of_any_kind_is_the_one_that_is_recorded(url: str, kin
 
 
 async def test_another_argument_is_another_one_still(url: str, caplog) -> None:
-    """A digest leaves out defaults, and no value that differs from them."""
+    """A digest leaves out defaults, and no values that differ from them."""
     change = Change(
         BEFORE, Class((N, NAME, Field("x", "str", "'x'"))), expected={"n": 1, "name": "a", "x": "y"}
     )
@@ -185,7 +185,7 @@ async def test_another_argument_is_another_one_still(url: str, caplog) -> None:
             assert "other arguments" in await stays_parked(durable, caplog)
 
 
-# Transactions in a database of the application's own
+# Transactions in a database of the application's
 
 
 @pytest.mark.parametrize("is_logged", [True, False])
@@ -349,7 +349,7 @@ async def test_a_child_may_get_a_parameter_with_a_default(url: str) -> None:
 
 
 async def change_code(url: str, define: Callable[..., Any], *args: object) -> None:
-    """Leave a workflow of the former functions in its middle, and finish it with the later ones."""
+    """Interrupt a workflow of the former functions, and finish it with the later ones."""
     before, after = (
         Code(lambda code: (None, tuple), NO_VERSION, url, waits=waits) for waits in (True, False)
     )
@@ -406,7 +406,7 @@ async def test_a_member_of_an_enum_may_have_another_name(
 
 @pytest.mark.parametrize("kind", ["dataclass", "model", "struct", "attrs", "namedtuple"])
 async def test_a_member_of_a_union_is_of_its_class_still(url: str, kind: str) -> None:
-    """Another class of the union may have fields by now that were this one's."""
+    """Another class of the union may now have the fields that this one had."""
     n, m, k = (Field(name, "int", "0") for name in "nmk")
     one, other = Class((replace(n, default=None),)), Class((replace(m, default=None),), "Other")
     one_later, other_later = Class((k,)), Class((m, n), "Other")
@@ -426,7 +426,7 @@ async def test_a_member_of_a_union_is_of_its_class_still(url: str, kind: str) ->
 
 
 def make_unannotated(code: Code) -> Defined:
-    """Define a step without annotations, whose result is seen."""
+    """Define a step without annotations, and record its result."""
     make = code.step("make", code.make)
 
     async def work() -> None:

@@ -1,4 +1,4 @@
-"""A step's caller gets the same on the first run and on a replay, in every part."""
+"""A step's caller gets the same value in the first run and in a replay, in every part."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from asgi_durable import Durable, EncodeError
 
 pytestmark = [
     pytest.mark.anyio,
-    # Of values that are none of their hints.
+    # For values that do not fit their hints.
     pytest.mark.filterwarnings("ignore:Pydantic serializer warnings"),
 ]
 
@@ -124,7 +124,7 @@ class Parcel:
 
 
 def changed_order() -> Order:
-    """Return one whose computed field was given another value."""
+    """Return a model whose computed field has another value."""
     made = order()
     made.total = decimal.Decimal(1)
     return made
@@ -144,7 +144,7 @@ def customer() -> Customer:
     return made
 
 
-# A step is annotated with the first, and returns what the second makes.
+# The first is the annotation of a step, the second makes its result.
 FITTING: dict[str, tuple[Any, Callable[[], Any]]] = {
     "none": (None, lambda: None),
     "bool": (bool, lambda: True),
@@ -226,7 +226,7 @@ FITTING: dict[str, tuple[Any, Callable[[], Any]]] = {
     "attrs": (Parcel, lambda: Parcel(1.5, Address("Elm"))),
 }
 
-# A detail that the hint does not name is recorded as it is all the same.
+# Parts that the hint does not describe are recorded unchanged.
 WRONG: dict[str, tuple[Any, Callable[[], Any]]] = {
     "none for str": (str, lambda: None),
     "str for none": (None, lambda: "a"),
@@ -273,14 +273,14 @@ CASES = FITTING | WRONG
 
 
 class Run:
-    """A workflow for each case, which is given the value and gets it from a step as well.
+    """A workflow for each case; it gets the value as its argument and from a step.
 
     Args:
         url: The database.
-        waits: True if each workflow waits for ever once it has both.
+        waits: True if each workflow waits for ever when it has both.
 
     Attributes:
-        seen: The argument and the result, by case; or the error instead.
+        seen: For each case, the argument and the step's result, or the error.
     """
 
     def __init__(self, url: str, *, waits: bool) -> None:
@@ -295,7 +295,7 @@ class Run:
         self._workflows = {name: self._define(name, *case) for name, case in CASES.items()}
 
     async def begin(self) -> None:
-        """Start all of them, and stop when each has got its value."""
+        """Start all workflows, and stop when each has its value."""
         async with self.durable as durable:
             for name, (_, make) in CASES.items():
                 try:
@@ -303,11 +303,11 @@ class Run:
                     await with_id.start_workflow(self._workflows[name], make())
                 except EncodeError as error:
                     self.seen[name] = error
-            # When its body begins, all before it is durable.
+            # When its body begins, all earlier records are durable.
             await until(lambda: self._held | self._refused() == CASES.keys())
 
     async def finish(self) -> None:
-        """Continue all of them."""
+        """Continue all workflows."""
         async with self.durable:
             await until(lambda: self.seen.keys() == CASES.keys())
 
@@ -340,7 +340,7 @@ class Run:
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Return what the workflows of all cases saw, in their first run and in a replay."""
+    """The values that the workflows of all cases have seen, in their first run and in a replay."""
     url = f"sqlite:///{tmp_path_factory.mktemp('runs')}/test.db"
     first, replay = Run(url, waits=True), Run(url, waits=False)
     asyncio.run(first.begin())
@@ -361,7 +361,7 @@ def test_both_get_what_was_given_and_what_a_step_has_returned(
 
 
 def see_twice(code: Code) -> Defined:
-    """Define a workflow that sees a step's result before and after its interruption."""
+    """Define a workflow that records a step's result before and after its interruption."""
     make = code.step("make", code.make, **{"return": code.version.hint})
 
     async def work() -> None:
@@ -398,7 +398,7 @@ async def test_what_the_caller_does_to_a_result_is_done_to_its_own(url: str, kin
     kept = make()
 
     def change_it(code: Code) -> Defined:
-        # The body keeps what it returns, as a cache would.
+        # The body holds on to its result, as a cache would.
         async def body() -> Any:
             return kept
 
@@ -421,7 +421,7 @@ async def test_what_the_caller_does_to_a_result_is_done_to_its_own(url: str, kin
 
 
 def change_argument(code: Code) -> Defined:
-    """Define a workflow that changes what it was given."""
+    """Define a workflow that changes its argument."""
 
     async def work(given: Any) -> None:
         code.seen.append(list(given))

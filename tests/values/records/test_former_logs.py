@@ -1,4 +1,4 @@
-"""Logs that the version before has left: workflows are finished, and values read, by this one."""
+"""Logs of the former version: this version finishes their workflows and reads their values."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ EVENTS = b"data: 1\n\ndata: 2\n\n"
 
 @pytest.fixture(params=["sqlite", "postgres"])
 def url_of(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Callable[[str], str]]:
-    """Gives the URL of a database as the version before has left it, by its name."""
+    """Returns the URL of a database of the former version, by the name of its dump."""
     if request.param == "sqlite":
         for name in NAMES:
             shutil.copy(FORMER / f"{name}.sqlite", tmp_path)
@@ -63,7 +63,7 @@ def url_of(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Callable[
 
 
 async def restore(url: str, schemas: dict[str, str]) -> None:
-    """Load the dump, into schemas of these names."""
+    """Load the dump into schemas of these names."""
     sql = (FORMER / "postgres.sql").read_text()
     for name, schema in schemas.items():
         sql = re.sub(rf"\b{name}\b(?=[.;])", schema, sql)
@@ -85,21 +85,21 @@ def program_with_two_databases(url_of: Callable[[str], str]) -> Program:
 
 
 def reserved() -> Order:
-    """Return what the step makes of an order."""
+    """Return the step's result for an order."""
     made = order()
     made.notes["strict"] = False
     return made
 
 
 def bought() -> tuple[Order, Line, Point, str]:
-    """Return what the workflow that buys returns."""
+    """Return the result of the workflow that buys."""
     return reserved(), Line("tea", Decimal("2.50"), 2), Point(1, 2, "Elm"), "tea"
 
 
 async def post(
     program: Program, key: str, path: str, *, times: int = 0, body: object = CUSTOMER
 ) -> Exchange:
-    """Send a request as its client would send it again."""
+    """Send a request again, as its client would."""
     scope = keyed(key, path, [JSON, HOST], query_string=b"times=%d" % times)
     async with asyncio.timeout(PATIENCE_SECONDS):
         return await exchange(program.app, scope, json.dumps(body).encode())
@@ -168,7 +168,7 @@ async def test_steps_a_transaction_and_a_child_are_not_run_again(program: Progra
     assert difference(result, bought()) == ""
     assert difference(finished, bought()) == ""
     assert program.ran_in("pending-buy") == ["hold", "insert"]
-    # Two of the finished one and two of this.
+    # Two rows of the finished one and two of this one.
     assert (sold, program.ran_in("pending-buy~2")) == (4, [])
 
 
@@ -182,7 +182,7 @@ async def test_a_transaction_of_another_database_is_not_run_again(
 
     assert difference(results, [bought(), bought()]) == ""
     assert program.ran_in("pending-buy") == ["hold", "insert"]
-    # Killed when the transaction's rows were committed, and its record was in their table alone.
+    # Killed when the transaction was committed, with its record only in the application's table.
     assert program.ran_in("pending-unlogged") == ["hold", "insert"]
     assert sold == 6
 

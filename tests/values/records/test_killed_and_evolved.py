@@ -1,4 +1,4 @@
-"""A process is killed, and the next one, with other code, continues its workflows."""
+"""A process is killed, and the next one continues its workflows with other code."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def run(version: int, url: str, folder: Path) -> int:
 def seen(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[dict[str, str]]:
-    """Return what the second version saw, by place, after the first one was killed."""
+    """The values that the second version has seen, by place, after the first one was killed."""
     folder = tmp_path_factory.mktemp("evolving")
     with ExitStack() as stack:
         url = f"sqlite:///{folder}/log.db"

@@ -1,4 +1,4 @@
-"""Codecs of an application's own: they write what no annotation describes."""
+"""Codecs of an application: they write values that no annotation describes."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ pytestmark = pytest.mark.anyio
 
 
 class OwnCodec:
-    """JSON behind a prefix, which may be one that the library's own forms begin with."""
+    """JSON behind a prefix, which may be one of the library's own forms."""
 
     def __init__(self, prefix: bytes = b"t:") -> None:
         self.prefix = prefix
@@ -33,7 +33,7 @@ class OwnCodec:
         return ValueError(value["error"]) if is_error else value
 
     def register(self, hint: object) -> None:
-        """Nothing needs to be known."""
+        """Do nothing: the codec needs no classes."""
 
 
 @dataclasses.dataclass

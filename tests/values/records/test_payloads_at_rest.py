@@ -1,4 +1,4 @@
-"""With encryption keys no value, request or response can be read in the database."""
+"""With encryption keys no part of values, requests and responses can be read in the database."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ OLD, NEW, FOREIGN = (bytes([number]) * 31 + b"k" for number in (1, 2, 3))
 ENCRYPTED = Payloads(encryption_keys=[OLD])
 ROTATED = Payloads(encryption_keys=[NEW, OLD], compress_from=50)
 WITHOUT_KEY = (Payloads(), Payloads(encryption_keys=[FOREIGN]))
-# Each kind of recorded thing has one of its own.
+# Each kind of record has its own secret.
 SECRETS = {
     name: f"secret-{name}-{name.encode().hex()}"
     for name in (
@@ -55,11 +55,11 @@ def url(database_url: str) -> str:
 
 
 class Process:
-    """A process with workflows and an app, which do all that is recorded.
+    """A process with workflows and an app that make every kind of record.
 
     Attributes:
-        steps: How often steps and transactions ran here.
-        gate: Where workflows and requests wait that are to be interrupted.
+        steps: The number of calls of steps and transactions in this process.
+        gate: The gate where workflows and requests wait to be interrupted.
     """
 
     def __init__(self, url: str, payloads: Payloads, folder: Path | None = None) -> None:
@@ -161,7 +161,7 @@ def scope_of(path: str) -> dict[str, object]:
 
 
 async def do_all(process: Process) -> dict[str, Exchange]:
-    """Let a process record everything there is; it stops in the midst of two things."""
+    """Let a process make every kind of record; it stops during a workflow and a request."""
     durable = process.durable
     async with process.living():
         await durable.options(workflow_id="work").run_workflow(process.work, SECRETS["argument"])
@@ -189,7 +189,7 @@ async def is_recorded(url: str, *, steps: int) -> None:
 
 
 async def stored(url: str, folder: Path) -> bytes:
-    """Return all that the databases hold, column by column, and each SQLite file as it is."""
+    """Return the content of the databases, column by column, and the bytes of SQLite files."""
     data = await asyncio.to_thread(
         lambda: b"".join(path.read_bytes() for path in folder.iterdir() if path.is_file())
     )
@@ -200,14 +200,14 @@ async def stored(url: str, folder: Path) -> bytes:
 
 
 def found_in(data: bytes) -> set[str]:
-    """Return which secrets some bytes show, be it as base64."""
+    """Return the secrets that some bytes show, plain or as base64."""
     return {name for name, text in SECRETS.items() if any(form in data for form in forms_of(text))}
 
 
 def forms_of(text: str) -> Iterable[bytes]:
     yield text.encode()
     for shift in range(3):
-        # The characters that do not depend on what is in front and behind.
+        # The characters that do not depend on the bytes before and behind.
         yield base64.b64encode(b" " * shift + text.encode())[4:-4]
 
 
@@ -483,7 +483,7 @@ async def test_an_interrupted_stream_goes_on_after_a_rotation(url: str, before: 
     assert without_ids(second.body) == b"".join(events)
     assert replay.body == second.body
     assert whole.calls == 1
-    # The record with the old key was confirmed, and not replaced.
+    # Chunks that were recorded with the old key were confirmed, and not replaced.
     assert cuts == [(-1,)]
 
 

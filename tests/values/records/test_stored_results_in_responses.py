@@ -1,4 +1,4 @@
-"""A route that returns a result which earlier code stored responds as today's code does."""
+"""A route that returns a result stored by earlier code responds as today's code does."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Values that today's code cannot read: the workflow waits for other code; one line says why."""
+"""A value that today's code cannot read: the workflow waits for other code, and logs why."""
 
 from __future__ import annotations
 
@@ -44,15 +44,15 @@ OTHER_TYPE = Change(
     {"extra": [1], "name": "a"},
 )
 CHANGES = {"a required field is added": REQUIRED, "a field has another type": OTHER_TYPE}
-# The name of the function whose value it is, by place.
+# The name of the value's function, by place.
 NAMES = {place: "work" if place == "a workflow's input" else "make" for place in READING_PLACES}
 SOME_KINDS = ["dataclass", "model"]
-# The remedies in messages: a default, a type, the former code, a registration.
+# The remedies that a line names: a default, a type, the former code, a registration.
 REMEDIES = ("default", "type", "register")
 
 
-def tells(warning: str, *names: str) -> bool:
-    """Tell whether a line names all that somebody needs who is to mend it."""
+def names_all(warning: str, *names: str) -> bool:
+    """Return True if a line names everything that is needed for the repair."""
     assert [name for name in ("w", *names) if name not in warning] == [], warning
     assert any(remedy in warning for remedy in REMEDIES), warning
     return True
@@ -67,7 +67,7 @@ async def test_a_step_s_result_waits_for_code_that_can_read_it(
     with CHANGES[change].made(KINDS[kind]) as (former, later):
         await leave(Code(place, former, url, waits=True))
         async with (code := Code(place, later, url)).durable as durable:
-            assert tells(await stays_parked(durable, caplog), "make", "extra")
+            assert names_all(await stays_parked(durable, caplog), "make", "extra")
         assert (code.seen, code.ran) == ([], [])
         again = Code(place, former, url)
         await finish(again)
@@ -85,7 +85,7 @@ async def test_so_does_what_is_elsewhere(
     with CHANGES[change].made(KINDS[kind]) as (former, later):
         await leave(Code(PLACES[place], former, url, waits=True))
         async with (code := Code(PLACES[place], later, url)).durable as durable:
-            assert tells(await stays_parked(durable, caplog), NAMES[place], "extra")
+            assert names_all(await stays_parked(durable, caplog), NAMES[place], "extra")
         assert (code.seen, code.ran) == ([], [])
         again = Code(PLACES[place], former, url)
         await finish(again)
@@ -107,7 +107,7 @@ async def test_so_does_a_record_beside_the_application_s_rows(
         if not is_logged:
             await query(url, "DELETE FROM asgi_durable_steps")
         async with (code := Code(place, later, url, **options)).durable as durable:
-            assert tells(await stays_parked(durable, caplog), "make", "extra")
+            assert names_all(await stays_parked(durable, caplog), "make", "extra")
         assert (code.seen, code.ran) == ([], [])
         again = Code(place, former, url, **options)
         await finish(again)
@@ -134,7 +134,7 @@ async def test_later_code_that_can_read_it_finishes_it_as_well(
 
 
 def call_finished(code: Code) -> Defined:
-    """Define a workflow that calls one that is finished already, in its first run."""
+    """Define a workflow that calls a finished workflow in its first run."""
 
     async def work() -> None:
         called = code.durable.options(workflow_id="finished").run_workflow(make)
@@ -145,7 +145,7 @@ def call_finished(code: Code) -> Defined:
 
 
 def ask_finished(code: Code) -> Defined:
-    """Define a workflow that asks for the result of such a one."""
+    """Define a workflow that retrieves the result of a finished workflow."""
 
     async def work() -> None:
         handle = await code.durable.retrieve_workflow("finished")
@@ -166,7 +166,7 @@ async def test_a_first_run_waits_as_well(url: str, caplog, kind: str, define) ->
             await durable.options(workflow_id="finished").run_workflow(made.work)
         async with (code := Code(define, later, url)).durable as durable:
             await durable.options(workflow_id="w").start_workflow(code.work)
-            assert tells(await stays_parked(durable, caplog), "make", "extra")
+            assert names_all(await stays_parked(durable, caplog), "make", "extra")
         again = Code(define, former, url)
         await finish(again)
 
@@ -199,7 +199,7 @@ async def test_who_asks_for_a_finished_result_gets_an_error_and_the_status(
 
 
 async def a_former_workflow(url: str) -> None:
-    """Leave a workflow with a parameter, ``n``, in its middle."""
+    """Interrupt a workflow with a parameter ``n``."""
     code = Code(
         lambda code: (work_of(code.durable, code.hold), lambda: (1,)), NONE, url, waits=True
     )
@@ -260,7 +260,7 @@ async def test_a_value_whose_annotation_is_gone_waits_for_one(url: str, caplog, 
         code = Code(PLACES[place], replace(former, hint=Any), url)
         code.durable.register_type(former.hint)
         async with code.durable as durable:
-            assert tells(await stays_parked(durable, caplog), NAMES[place], "annotate it again")
+            assert names_all(await stays_parked(durable, caplog), NAMES[place], "annotate it again")
         again = Code(PLACES[place], former, url)
         await finish(again)
 
@@ -268,7 +268,7 @@ async def test_a_value_whose_annotation_is_gone_waits_for_one(url: str, caplog, 
 
 
 def make_unannotated(code: Code) -> Defined:
-    """Define a step without annotations, whose result is seen."""
+    """Define a step without annotations, and record its result."""
     make = code.step("make", code.make)
 
     async def work() -> None:
@@ -279,7 +279,7 @@ def make_unannotated(code: Code) -> Defined:
 
 
 def take_unannotated(code: Code) -> Defined:
-    """Define a workflow without annotations, whose argument is seen."""
+    """Define a workflow without annotations, and record its argument."""
 
     async def work(value: Any) -> None:
         await code.hold()
@@ -300,7 +300,7 @@ async def test_a_registered_class_that_is_gone_is_waited_for(
         await leave(code)
         async with Code(define, former, url).durable as durable:
             warning = await stays_parked(durable, caplog)
-            assert tells(warning, "shop:Order", "register")
+            assert names_all(warning, "shop:Order", "register")
         again = Code(define, former, url)
         again.durable.register_type(former.hint)
         await finish(again)
@@ -319,7 +319,7 @@ async def test_a_registered_class_that_requires_more_is_waited_for(
         changed = Code(make_unannotated, later, url)
         changed.durable.register_type(later.hint)
         async with changed.durable as durable:
-            assert tells(await stays_parked(durable, caplog), "make", "extra")
+            assert names_all(await stays_parked(durable, caplog), "make", "extra")
         again = Code(make_unannotated, former, url)
         again.durable.register_type(former.hint)
         await finish(again)
@@ -331,7 +331,7 @@ async def test_a_registered_class_that_requires_more_is_waited_for(
 
 
 def application(code: Code) -> Any:
-    """Return an app whose handler makes the value in a step, and responds after another one."""
+    """Return an app whose handler makes the value in a step, and responds after another step."""
     make = code.step("make", code.make, **{"return": code.version.hint})
 
     async def serve(_scope, _receive, send) -> None:

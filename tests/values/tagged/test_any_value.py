@@ -1,4 +1,4 @@
-"""Whatever a type hint allows comes back equal and of the same classes, or is refused."""
+"""Every value that a type hint allows comes back equal, of the same classes, or is refused."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ class Order(BaseModel):
     tags: set[str] = set()
 
 
-# The hint `object` says nothing.
+# `object` says nothing about the value.
 st.register_type_strategy(
     Order, st.builds(Order, price=st.none() | st.decimals(allow_nan=False, allow_infinity=False))
 )
@@ -116,7 +116,7 @@ HINTS: list[Any] = [
     Leaf | None,
     Leaf | Tree,
 ]
-# Values that a caller may return whatever the hint says.
+# Values that a function may return in spite of its hint.
 ANYTHING = st.recursive(
     st.none()
     | st.booleans()

@@ -1,4 +1,4 @@
-"""Values whose class has changed since they were recorded, without and with a name of its own."""
+"""Values whose class has changed since they were recorded, with and without a registered name."""
 
 from __future__ import annotations
 
@@ -219,7 +219,7 @@ def test_a_default_that_cannot_be_made_is_a_decode_error() -> None:
         read_as(Today, recorded(Order(1)))
 
 
-# The recorded bytes.
+# The recorded form, byte by byte.
 FORMER_ROWS: dict[str, tuple[type, bytes, Callable[[], object]]] = {
     "dataclass": (
         Order,

@@ -91,7 +91,7 @@ def test_a_name_of_another_class_is_refused(name: str | None, aliases: list[str]
     with pytest.raises(DurableUsageError, match=r"\.Order and .*\.Purchase"):
         codec.register(Purchase, name=name, aliases=aliases)
 
-    # Nothing of it was taken over.
+    # No part of it was registered.
     assert codec.types.name_of(Purchase) is None
 
 
@@ -254,7 +254,7 @@ def module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     monkeypatch.setattr(sys, "dont_write_bytecode", True)
     monkeypatch.delitem(sys.modules, "orders_of_a_test", raising=False)
     module = importlib.import_module("orders_of_a_test")
-    # Whatever the test loads is forgotten again.
+    # Modules that the test loads are removed again.
     monkeypatch.setitem(sys.modules, "orders_of_a_test", module)
     return module
 

@@ -1,4 +1,4 @@
-"""Rows that nobody wrote: they run no code, import nothing, and are a ``DecodeError`` at worst."""
+"""Forged rows: they run no code, import no module, and at worst raise a ``DecodeError``."""
 
 from __future__ import annotations
 
@@ -103,7 +103,7 @@ class Struct(msgspec.Struct):
 class StructWithCode(msgspec.Struct):
     number: int
 
-    # No function, and called all the same.
+    # Not a function, but callable.
     __post_init__ = staticmethod(functools.partial(noted("__post_init__")))
 
 
@@ -162,7 +162,7 @@ def test_nothing_of_a_class_runs_when_a_value_is_rebuilt(codec: JsonCodec) -> No
 
 @dataclasses.dataclass(frozen=True)
 class Lookalike:
-    """Looks like the text "number" in a set, until it is compared."""
+    """A value that looks like the text "number" in a set until it is compared."""
 
     def __hash__(self) -> int:
         return hash("number")
@@ -236,7 +236,7 @@ TAGS = [
 
 
 def read(codec: JsonCodec, data: bytes) -> None:
-    """Read a row; that it can be read is no fault, and anything but a ``DecodeError`` is."""
+    """Read a row; it may be readable, but no error other than ``DecodeError`` is allowed."""
     try:
         codec.decode(data)
     except DecodeError:
@@ -260,7 +260,7 @@ def test_wrong_members_are_a_decode_error_and_run_nothing(codec: JsonCodec, tag:
     for named in (5, None, [], {}, "os:system", "os.path:join", f"{__name__}:CALLS", "a:b.c"):
         read(codec, json.dumps({"$": tag, "t": named, "v": {}}).encode())
 
-    # Hashing a member of a set or a key is the one thing that a class may do.
+    # A class may do one thing only: hash a member of a set, or a key.
     assert CALLS == []
     assert sys.modules == modules
 
@@ -326,7 +326,7 @@ def test_a_tag_that_comes_twice_is_the_last_one(codec: JsonCodec) -> None:
 def test_an_odd_zone_is_no_path_and_no_package(
     codec: JsonCodec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: Any
 ) -> None:
-    # A package as ZoneInfo itself would import it, were it asked for the name.
+    # A package that ZoneInfo itself would import for this name.
     for package in ("tzdata", "tzdata/zoneinfo", "tzdata/zoneinfo/this", "tzdata/zoneinfo/Europe"):
         (tmp_path / package).mkdir()
         (tmp_path / package / "__init__.py").write_text("raise SystemExit\n")
@@ -342,7 +342,7 @@ def test_an_odd_zone_is_no_path_and_no_package(
 
 
 class LazyModule(ModuleType):
-    """A module that loads itself when it is looked into."""
+    """A module that loads itself when its attributes are read."""
 
     def __getattribute__(self, name: str) -> Any:
         if name != "__class__":

@@ -1,4 +1,4 @@
-"""Bytes of the first version: digests of arguments in its logs are made of them."""
+"""Bytes of the first version: the digests of arguments in its logs are made of them."""
 
 from __future__ import annotations
 

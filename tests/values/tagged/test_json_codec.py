@@ -131,7 +131,7 @@ def test_a_value_comes_back_equal_and_of_its_type(codec: JsonCodec, value: objec
 
     assert restored == value
     assert type(restored) is type(value)
-    # -0.0 equals 0.0, and a fold is no part of equality.
+    # -0.0 equals 0.0, and equality ignores a fold.
     assert str(codec.encode(restored)) == str(codec.encode(value))
 
 

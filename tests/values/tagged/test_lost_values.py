@@ -1,4 +1,4 @@
-"""Values that would come back as something else: they are refused when they are recorded."""
+"""Values that would come back as other values: they are refused when they are recorded."""
 
 from __future__ import annotations
 
@@ -292,7 +292,7 @@ def test_halves_of_a_character_beside_each_other_are_refused() -> None:
     for value in ("\ud83d\ude00", {"\ud83d\ude00": 1}, [{"a": ("\ud83d\ude00",)}]):
         with pytest.raises(EncodeError, match="halves of a surrogate pair"):
             codec.encode(value)
-    # The character itself, halves by themselves, and in another order.
+    # The character itself, its halves alone, and the halves in the other order.
     for value in ("\U0001f600", "\ud83d", "\ude00\ud83d", ["\ud83d", "\ude00"]):
         assert codec.decode(codec.encode(value)) == value
 

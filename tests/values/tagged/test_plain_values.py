@@ -1,4 +1,4 @@
-"""Plain JSON values take a short way, and are written as they always were."""
+"""Values that JSON has take a fast path, and are written as before."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ PLAIN = st.recursive(
 
 
 def is_tagged(value: Any) -> bool:
-    """Tell whether the member that names tags is a key of the value's own."""
+    """Return True if the member that names tags is a key of the value itself."""
     if isinstance(value, dict):
         return "$" in value or any(map(is_tagged, value.values()))
     return isinstance(value, list) and any(map(is_tagged, value))

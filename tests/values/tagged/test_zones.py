@@ -81,7 +81,7 @@ def test_a_zone_that_no_name_leads_to_is_refused() -> None:
 
 @pytest.fixture
 def zone_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """A time zone database that is a Python package, as on systems that have no other."""
+    """A time zone database in a Python package, as on systems without their own."""
     source = next(Path(each) for each in zoneinfo.TZPATH if (Path(each) / "UTC").exists()) / "UTC"
     folder = tmp_path / "tzdata" / "zoneinfo" / "Somewhere"
     folder.mkdir(parents=True)

@@ -1,4 +1,4 @@
-"""Values by their type hints: what is written, what comes back, and what code may change."""
+"""Values by their type hints: the recorded form, the result, and allowed changes of code."""
 
 from __future__ import annotations
 
@@ -165,8 +165,8 @@ def test_no_class_is_named(hint: Any, value: Any) -> None:
     assert not any(cls in data for cls in (b"Item", b"Point", b"Order", b"Row", b"Crate"))
 
 
-# A hint, a value of it that would come back as something else, what is said of it, and whether
-# the hint is wrong.
+# A hint, a value of it that would come back as another value, the warning, and whether the hint
+# is wrong.
 MISFITS: list[tuple[Any, Any, str, bool]] = [
     (str, None, "NoneType", True),
     (int, "5", "str", True),
@@ -181,7 +181,7 @@ MISFITS: list[tuple[Any, Any, str, bool]] = [
     (Item, Special("pen"), "Special", False),
     (list[Item], [Special("pen")], "Special", False),
     (dict[str, int], types.MappingProxyType({}), "no form", False),
-    # Right as they are, and JSON has no form for them.
+    # Correct values for which JSON has no form.
     (float | None, math.nan, "no form", False),
     (datetime.datetime, datetime.datetime(2026, 1, 2, tzinfo=BERLIN), "no form", False),
     (datetime.time, datetime.time(1, fold=1), "no form", False),

@@ -1,4 +1,4 @@
-"""Digests of arguments: equal for calls that mean the same, whatever the code is called."""
+"""Digests of arguments: equal for calls of the same meaning, also if the code has other names."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class Colour(enum.Enum):
 
 
 def versions(base: Any, decorate: Any, name: str, fields: dict[str, Any]) -> Any:
-    """Make a class with fields, all of them with defaults but the first."""
+    """Make a class with fields; all but the first have defaults."""
     hints = dict.fromkeys(fields, Any)
     defaults = {field: default for field, default in fields.items() if default is not ...}
     members = {"__annotations__": hints, "__module__": __name__, "__qualname__": name, **defaults}

@@ -1,4 +1,4 @@
-"""Values that nobody compares with what comes back: only where nothing else can come back."""
+"""Values that are not compared with the decoded ones, as no other value can come back."""
 
 from __future__ import annotations
 

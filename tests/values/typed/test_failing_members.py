@@ -1,4 +1,4 @@
-"""Values whose own code fails, and values without an end, under an annotation."""
+"""Values whose own code fails, and endless values, under an annotation."""
 
 from __future__ import annotations
 
@@ -112,7 +112,7 @@ def test_a_thread_waits_for_the_one_that_resolves_the_annotations(
     )
     first.start()
     assert began.wait(60)
-    # It may get its turn before or after the first has ended; both have to be right.
+    # It may run before or after the first has ended; both orders must work.
     second.start()
     second.join(0.05)
     go_on.set()

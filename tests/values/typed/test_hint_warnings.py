@@ -1,4 +1,4 @@
-"""Warnings about annotations: once for each function, and only where a remedy is due."""
+"""Warnings about annotations: once for each function, and only if the code should change."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class Special(Item):
 
 
 async def warnings_of(caplog: pytest.LogCaptureFixture, hint: Any, value: Any) -> list[str]:
-    """Return what is said where a step with a hint returns a value twice."""
+    """Return the warnings of a step with a hint that returns a value twice."""
     durable = Durable("sqlite://")
 
     async def make() -> Any:

@@ -1,4 +1,4 @@
-"""The cost of a replay that diverges."""
+"""The largest cost of a replay that diverges."""
 
 from __future__ import annotations
 

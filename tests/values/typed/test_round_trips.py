@@ -1,4 +1,4 @@
-"""Whatever is accepted comes back equal, of the same classes, however deep it is."""
+"""Every accepted value comes back equal, of the same classes, at any depth."""
 
 from __future__ import annotations
 
@@ -146,7 +146,7 @@ def new_codec() -> JsonCodec:
 
 
 def parts(value: Any) -> Any:
-    """Return what a value is made of, down to what ``==`` does not look at."""
+    """Return the parts of a value, also those that ``==`` ignores."""
     kind = type(value)
     if isinstance(value, enum.Enum):
         shown: Any = value._name_, value._value_
@@ -267,7 +267,7 @@ def test_a_value_comes_back_or_is_refused(value: Any) -> None:
     try:
         data = codec.encode(value)
     except EncodeError as error:
-        # Nothing else that is made here is refused.
+        # No other value that is made here is refused.
         if "surrogate" not in str(error):
             raise
         return

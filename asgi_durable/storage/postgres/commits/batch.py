@@ -14,10 +14,10 @@ from asgi_durable.storage.postgres.rows import (
     Parameters,
     PostgresNames,
     arrays_of,
+    chunk_values,
     columns,
     each_of,
     list_of,
-    piece_values,
     response_values,
     step_values,
     workflow_values,
@@ -204,7 +204,7 @@ def _parts_and_values(rows: Rows) -> tuple[_Parts, list[Any]]:
     if rows.completions:
         values += arrays_of([_outcome_values(write.step) for write in rows.completions])
     if rows.pieces:
-        values += arrays_of([piece_values(write.piece) for write in rows.pieces])
+        values += arrays_of([chunk_values(write.piece) for write in rows.pieces])
         values.append(list({write.piece.workflow_id for write in rows.pieces}))
     if rows.ends:
         values += arrays_of([_end_values(end) for end in rows.ends])

@@ -13,7 +13,7 @@ from asgi_durable.storage.postgres.connections.reconnecting import Wire
 from asgi_durable.storage.postgres.errors import ChangedMeanwhileError
 from asgi_durable.storage.postgres.rows import (
     arrays_of,
-    piece_from,
+    chunk_from,
     step_from,
     workflow_from,
 )
@@ -240,7 +240,7 @@ class _Settlement:
             return
         places = [(write.piece.workflow_id, write.piece.end_offset) for write in refused]
         rows = await self._wire.fetch(self._statements.find_pieces, *zip(*places, strict=True))
-        found = {(piece.workflow_id, piece.end_offset): piece for piece in map(piece_from, rows)}
+        found = {(piece.workflow_id, piece.end_offset): piece for piece in map(chunk_from, rows)}
         for write, place in zip(refused, places, strict=True):
             self.outcomes[id(write)] = _of_piece(write, found.get(place))
 

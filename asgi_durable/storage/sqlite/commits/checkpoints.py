@@ -1,4 +1,4 @@
-"""Moving the write-ahead log into the database, by one process at a time."""
+"""Checkpoints: move the write-ahead log into the database file, in one process at a time."""
 
 from __future__ import annotations
 
@@ -6,17 +6,18 @@ import sqlite3
 from pathlib import Path
 
 from asgi_durable.storage.sqlite.file import CHECKPOINTS_ITSELF, SQLiteFile
-from asgi_durable.storage.sqlite.lock import ProcessLock
+from asgi_durable.storage.sqlite.locks import ProcessLock
 
 __all__ = ["SQLiteCheckpoints"]
 
 
 class SQLiteCheckpoints:
-    """Checkpoints now and then, where SQLite had better not do it by itself.
+    """Makes checkpoints with versions of SQLite that must not make them by themselves.
 
     Args:
         file: The database.
-        writer: The connection that writes here; idle when :meth:`checkpoint_if_due` is called.
+        writer: The connection that writes; it has no open transaction when
+            :meth:`checkpoint_if_due` is called.
     """
 
     def __init__(self, file: SQLiteFile, writer: sqlite3.Connection) -> None:
@@ -24,35 +25,33 @@ class SQLiteCheckpoints:
         self._log = file.beside("wal")
         self._lock = ProcessLock(file.beside("checkpointer"), database=file.path)
         self._connection = None if CHECKPOINTS_ITSELF else file.connect()
-        self._last_seen: tuple[int, int] | None = None
+        # Size and time of the write-ahead log after the last checkpoint.
+        self._last_state: tuple[int, int] | None = None
 
     def checkpoint_if_due(self) -> None:
-        """Checkpoint if something was written since, unless another process does that.
+        """Checkpoint if the log has changed since the last time, unless another process does so.
 
         Raises:
             sqlite3.Error: The database is locked, or failed.
         """
-        if self._connection is None or self._seen() == self._last_seen:
+        if self._connection is None or _size_and_time(self._log) == self._last_state:
             return
         if not self._lock.is_mine and not self._lock.try_acquire():
             return
-        # Invariant: under the write lock, so that no commit of any process resets the log
-        # while it is being moved. That race is the bug of SQLite before 3.51.3.
+        # Invariant: this runs under the write lock, so that no commit of any process resets the
+        # log during the checkpoint. SQLite before 3.51.3 has a bug in that race.
         self._writer.execute("BEGIN IMMEDIATE")
         try:
             self._connection.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()
-            self._last_seen = self._seen()
+            self._last_state = _size_and_time(self._log)
         finally:
             self._writer.execute("ROLLBACK")
 
     def close(self) -> None:
-        """Leave it to another process."""
+        """Let another process make the checkpoints."""
         self._lock.release()
         if self._connection is not None:
             self._connection.close()
-
-    def _seen(self) -> tuple[int, int] | None:
-        return _size_and_time(self._log)
 
 
 def _size_and_time(path: Path) -> tuple[int, int] | None:

@@ -1,4 +1,4 @@
-"""The statements that write workflows and what is recorded of them, and their parameters."""
+"""SQL statements that write workflows, steps and chunks, and their parameters."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import Any
 
 from asgi_durable.storage import tables
 from asgi_durable.storage.sqlite.rows import (
+    SELECT_CHUNK,
     SELECT_RESPONSE,
     SELECT_STEP,
     SELECT_WORKFLOW,
@@ -22,13 +23,17 @@ from asgi_durable.storage.writes import (
 )
 
 __all__ = [
-    "ACQUIT_WORKFLOW",
+    "CLEAR_CRASH_COUNT",
     "COMPLETE_STEP",
+    "CUT_CHUNKS",
+    "DELETE_CHUNKS",
+    "FIND_CHUNK",
     "FIND_RESPONSE",
     "FIND_STEP",
     "FIND_WORKFLOW",
     "FINISH_WORKFLOW",
     "FORGET_REQUEST",
+    "INSERT_CHUNK",
     "INSERT_STEP",
     "INSERT_WORKFLOW",
     "RELEASE_WORKFLOW",
@@ -44,7 +49,7 @@ __all__ = [
     "step_parameters",
 ]
 
-# Both ends of a claim: the row must be pending and the executor's own.
+# The workflow is PENDING and owned by the executor.
 _OWNED = "workflow_id = ? AND executor_id = ? AND state = 'PENDING'"
 
 INSERT_WORKFLOW = f"{insert(tables.workflows)} ON CONFLICT DO NOTHING"
@@ -53,13 +58,13 @@ INSERT_STEP = (
     f"SELECT ?, ?, ?, ?, ?, ?, ? FROM {tables.workflows.name} WHERE {_OWNED} "
     "ON CONFLICT DO NOTHING"
 )
-# As long as it has none: the first outcome stands.
+# Only if it has no outcome: the first one is final.
 COMPLETE_STEP = (
     f"UPDATE {tables.steps.name} SET output = ?, error = ?, finished_at_us = ? "
     "WHERE workflow_id = ? AND step_number = ? AND output IS NULL AND error IS NULL "
     f"AND EXISTS (SELECT 1 FROM {tables.workflows.name} WHERE {_OWNED})"
 )
-# How many steps a statement inserts; the largest number that is left.
+# The numbers of steps that one statement inserts; the largest that is not too large is used.
 STEPS_AT_ONCE = (64, 8)
 FINISH_WORKFLOW = (
     f"UPDATE {tables.workflows.name} SET state = ?, output = ?, error = ?, updated_at_us = ? "
@@ -77,7 +82,7 @@ TAKE_REQUEST = (
 SET_FINGERPRINT = (
     f"UPDATE {tables.workflows.name} SET fingerprint = ? WHERE {_OWNED} AND fingerprint = ?"
 )
-# Of one that is over as well: an outcome may be dropped, and the workflow go on.
+# Also for a finished workflow: a retry may drop its outcome and continue it.
 SET_LAST_SPAN = (
     f"UPDATE {tables.workflows.name} SET last_span = ? WHERE workflow_id = ? AND executor_id = ?"
 )
@@ -85,8 +90,9 @@ RESUME_WORKFLOW = (
     f"UPDATE {tables.workflows.name} SET executor_id = ?, attempts = attempts + 1, "
     "updated_at_us = ? WHERE workflow_id = ?"
 )
-# Whatever its log will have then is more than nothing: see `SQLiteExecutors.take_over`.
-ACQUIT_WORKFLOW = f"UPDATE {tables.workflows.name} SET crashed_at_entry = -1 WHERE {_OWNED}"
+# After the next crash its log has more than -1 entries, and so that crash counts as the first: see
+# `SQLiteExecutors.take_over`.
+CLEAR_CRASH_COUNT = f"UPDATE {tables.workflows.name} SET crashed_at_entry = -1 WHERE {_OWNED}"
 RELEASE_WORKFLOW = (
     f"UPDATE {tables.workflows.name} SET executor_id = NULL, retry_at_us = ? WHERE {_OWNED}"
 )
@@ -97,6 +103,13 @@ FORGET_REQUEST = (
     f"AND NOT EXISTS (SELECT 1 FROM {tables.workflows.name} AS child"
     f" WHERE child.parent_id = {tables.workflows.name}.workflow_id)"
 )
+INSERT_CHUNK = (
+    f"INSERT INTO {tables.pieces.name} ({', '.join(columns(tables.pieces))}) "
+    f"SELECT ?, ?, ?, ? FROM {tables.workflows.name} WHERE {_OWNED} ON CONFLICT DO NOTHING"
+)
+FIND_CHUNK = f"{SELECT_CHUNK} WHERE workflow_id = ? AND end_offset = ?"
+DELETE_CHUNKS = f"DELETE FROM {tables.pieces.name} WHERE workflow_id = ?"
+CUT_CHUNKS = f"{DELETE_CHUNKS} AND end_offset > ? AND end_offset < ?"
 
 
 def step_parameters(write: RecordStep) -> tuple[Any, ...]:
@@ -106,7 +119,7 @@ def step_parameters(write: RecordStep) -> tuple[Any, ...]:
 
 @cache
 def insert_steps(count: int) -> str:
-    """Return the statement for so many steps, each with its executor behind it."""
+    """Return the statement that inserts *count* steps; see :func:`owned_step_values`."""
     names = columns(tables.steps)
     row = f"({', '.join('?' * (len(names) + 1))})"
     # SQLite calls the columns of VALUES column1 and so on.
@@ -121,7 +134,7 @@ def insert_steps(count: int) -> str:
 
 
 def owned_step_values(write: RecordStep) -> tuple[Any, ...]:
-    """Return a step's part of the parameters of :func:`insert_steps`."""
+    """Return the parameters of one step for :func:`insert_steps`: its row and its executor."""
     return (*step_values(write.step), write.executor_id)
 
 

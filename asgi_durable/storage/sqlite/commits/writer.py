@@ -11,22 +11,23 @@ from collections.abc import Callable, Iterable, Sequence
 from itertools import chain
 from typing import Any
 
-from sqlalchemy.dialects.sqlite.pysqlite import SQLiteDialect_pysqlite
-
-from asgi_durable.storage import tables
 from asgi_durable.storage.records import ResponseRecord, StepRecord, WorkflowRecord
-from asgi_durable.storage.schema import SECRETS_VERSION, pending_migrations
-from asgi_durable.storage.sqlite.commits.cancel import cancel_workflow
-from asgi_durable.storage.sqlite.commits.chunks import DELETE_PIECES, record_chunk
-from asgi_durable.storage.sqlite.commits.resume import drop_trailing_failures
+from asgi_durable.storage.sqlite.commits.called_workflows import (
+    cancel_workflow,
+    drop_trailing_failures,
+)
 from asgi_durable.storage.sqlite.commits.write_statements import (
-    ACQUIT_WORKFLOW,
+    CLEAR_CRASH_COUNT,
     COMPLETE_STEP,
+    CUT_CHUNKS,
+    DELETE_CHUNKS,
+    FIND_CHUNK,
     FIND_RESPONSE,
     FIND_STEP,
     FIND_WORKFLOW,
     FINISH_WORKFLOW,
     FORGET_REQUEST,
+    INSERT_CHUNK,
     INSERT_STEP,
     INSERT_WORKFLOW,
     RELEASE_WORKFLOW,
@@ -46,6 +47,8 @@ from asgi_durable.storage.sqlite.executors import LIVING
 from asgi_durable.storage.sqlite.file import SQLiteFile, write_transaction
 from asgi_durable.storage.sqlite.rows import (
     INSERT_RESPONSE,
+    chunk_from,
+    chunk_values,
     response_from,
     response_values,
     step_from,
@@ -53,7 +56,6 @@ from asgi_durable.storage.sqlite.rows import (
     workflow_from,
     workflow_values,
 )
-from asgi_durable.storage.sqlite.secret import keep_secret
 from asgi_durable.storage.write_order import is_one_group
 from asgi_durable.storage.writes import (
     DONE,
@@ -83,44 +85,28 @@ from asgi_durable.storage.writes import (
 __all__ = ["SQLiteWriter"]
 
 
-# What the driver raises for a row that it cannot bind or the database cannot hold.
+# The driver raises these for values that it cannot bind or the database cannot hold.
 _BAD_ROW = (sqlite3.Error, OverflowError, ValueError)
 
 
 class _NotAllAppliedError(Exception):
-    """A write among many did not apply; which one, only applying them singly can tell."""
+    """One write of several was not applied; they have to be applied singly to find it."""
 
 
 class SQLiteWriter:
-    """Applies batches of writes."""
+    """Commits batches of writes, on the connection that writes."""
 
     def __init__(self, file: SQLiteFile) -> None:
         self._file = file
         self.connection = file.connect()
         self.connection.text_factory = text_or_bytes
         self._cursor = self.connection.cursor()
-        # As of the transaction under way.
+        # The living executors, as read in the open transaction.
         self._living: frozenset[str | None] = frozenset()
 
     def close(self) -> None:
         """Close the connection."""
         self.connection.close()
-
-    def migrate(self) -> None:
-        """Create the tables, or bring them up to date, in one transaction."""
-        dialect = SQLiteDialect_pysqlite()
-        version = tables.schema_version.name
-        with write_transaction(self.connection):
-            self._cursor.execute(f"CREATE TABLE IF NOT EXISTS {version} (version INTEGER NOT NULL)")
-            found = self._cursor.execute(f"SELECT max(version) FROM {version}").fetchone()[0] or 0
-            missing = pending_migrations(found, str(self._file.path))
-            for migration in missing:
-                for statement in migration(dialect):
-                    self._cursor.execute(statement)
-            keep_secret(self._cursor, added_later=0 < found < SECRETS_VERSION)
-            # Written in any case: a file that may only be read is refused here, not later.
-            self._cursor.execute(f"DELETE FROM {version}")
-            self._cursor.execute(f"INSERT INTO {version} VALUES (?)", (found + len(missing),))
 
     def commit(self, batch: Sequence[Write]) -> list[Outcome]:
         """Apply a batch in one transaction; see ``StepLog.commit``."""
@@ -143,8 +129,8 @@ class SQLiteWriter:
         self, batch: Sequence[Write], apply: Callable[[Sequence[Write]], list[Outcome]]
     ) -> list[Outcome]:
         with write_transaction(self.connection):
-            # Invariant: read inside the transaction that writes. An executor that was
-            # declared dead meanwhile changes nothing any more.
+            # Invariant: read in the transaction that writes, so an executor that was declared
+            # dead before writes nothing.
             self._living = frozenset(row[0] for row in self._cursor.execute(LIVING))
             allowed = [write for write in batch if executor_of(write) in self._living]
             outcomes = iter(apply(allowed))
@@ -153,7 +139,7 @@ class SQLiteWriter:
             ]
 
     def _raise_failure(self, error: Exception) -> None:
-        """Raise the library's error if the database failed; return if a row is to blame."""
+        """Raise the library's error if the database failed; return if a write was at fault."""
         failure = storage_error(error, str(self._file.path))
         if failure is not None:
             raise failure from error
@@ -162,9 +148,8 @@ class SQLiteWriter:
         by_kind: dict[type, list[Any]] = {}
         for write in batch:
             by_kind.setdefault(type(write), []).append(write)
-        # Invariant: starts before steps before ends, and what gives a workflow up comes last.
-        # Within one batch a workflow's writes were submitted in this order, and each needs
-        # the row that the one before left.
+        # Invariant: starts, then steps, then ends, then releases. A workflow's writes were
+        # submitted in this order, and each needs the row as the one before left it.
         alone = {
             id(write): self._apply_alone(write)
             for kind in (ClaimRequest, ResumeWorkflow, SetFingerprint, SetLastSpan)
@@ -177,12 +162,12 @@ class SQLiteWriter:
         completions = by_kind.get(CompleteStep, ())
         self._execute_all(COMPLETE_STEP, map(completion_parameters, completions))
         for write in by_kind.get(RecordChunk, ()):
-            if record_chunk(self._cursor, write) is not DONE:
+            if self._record_chunk(write) is not DONE:
                 raise _NotAllAppliedError
         ends = by_kind.get(FinishWorkflow, ())
         self._execute_all(FINISH_WORKFLOW, map(finish_parameters, ends))
-        answers = [response_values(end.response) for end in ends if end.response is not None]
-        self._execute_all(INSERT_RESPONSE, answers)
+        responses = [response_values(end.response) for end in ends if end.response is not None]
+        self._execute_all(INSERT_RESPONSE, responses)
         starts = [workflow_values(start) for end in ends for start in end.starts]
         self._execute_all(INSERT_WORKFLOW, starts)
         for kind in (ClearCrashCount, ReleaseWorkflow, ForgetRequest):
@@ -203,7 +188,7 @@ class SQLiteWriter:
                 raise _NotAllAppliedError
 
     def _insert_steps(self, writes: Sequence[RecordStep]) -> None:
-        """Insert many rows by a statement: after each the driver lets another thread run."""
+        """Insert many rows by each statement, as the driver releases the GIL for each statement."""
         done = 0
         for count in STEPS_AT_ONCE:
             while done + count <= len(writes):
@@ -283,7 +268,19 @@ class SQLiteWriter:
         return of_refused_step(write, self._step(write.step))
 
     def _record_chunk(self, write: RecordChunk) -> Outcome:
-        return record_chunk(self._cursor, write)
+        chunk = write.piece
+        owner = (chunk.workflow_id, write.executor_id)
+        if self._changes(INSERT_CHUNK, (*chunk_values(chunk), *owner)):
+            if write.cuts:
+                cut = (chunk.workflow_id, chunk.cut_to, chunk.end_offset)
+                self._cursor.execute(CUT_CHUNKS, cut)
+            return DONE
+        place = (chunk.workflow_id, chunk.end_offset)
+        found = self._cursor.execute(FIND_CHUNK, place).fetchone()
+        if found is None:
+            return FENCED
+        # The same chunk: this very write was committed before, and its result was lost.
+        return DONE if chunk_from(found) == chunk else Outcome(OutcomeKind.CONFLICT)
 
     def _resume(self, write: ResumeWorkflow) -> Outcome:
         existing = self._workflow(write.workflow_id)
@@ -315,8 +312,8 @@ class SQLiteWriter:
         self._cursor.executemany(INSERT_WORKFLOW, map(workflow_values, write.starts))
         return DONE
 
-    def _acquit(self, write: ClearCrashCount) -> Outcome:
-        self._cursor.execute(ACQUIT_WORKFLOW, (write.workflow_id, write.executor_id))
+    def _clear_crash_count(self, write: ClearCrashCount) -> Outcome:
+        self._cursor.execute(CLEAR_CRASH_COUNT, (write.workflow_id, write.executor_id))
         return DONE
 
     def _release(self, write: ReleaseWorkflow) -> Outcome:
@@ -326,7 +323,7 @@ class SQLiteWriter:
 
     def _forget(self, write: ForgetRequest) -> Outcome:
         if self._changes(FORGET_REQUEST, (write.workflow_id, write.executor_id)):
-            self._cursor.execute(DELETE_PIECES, (write.workflow_id,))
+            self._cursor.execute(DELETE_CHUNKS, (write.workflow_id,))
         return DONE
 
     def _cancel(self, write: CancelWorkflow) -> Outcome:
@@ -355,7 +352,7 @@ _APPLY: dict[type, Callable[[SQLiteWriter, Any], Outcome]] = {
     SetFingerprint: SQLiteWriter._set_fingerprint,
     SetLastSpan: SQLiteWriter._set_last_span,
     FinishWorkflow: SQLiteWriter._finish,
-    ClearCrashCount: SQLiteWriter._acquit,
+    ClearCrashCount: SQLiteWriter._clear_crash_count,
     ReleaseWorkflow: SQLiteWriter._release,
     ForgetRequest: SQLiteWriter._forget,
     CancelWorkflow: SQLiteWriter._cancel,

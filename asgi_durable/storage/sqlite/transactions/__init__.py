@@ -1,1 +1,1 @@
-"""Transactions of the application on SQLite."""
+"""Transactions of the application in a SQLite file."""

@@ -1,10 +1,11 @@
-"""The application's connections to a SQLite file, through SQLAlchemy."""
+"""The application's connections to a SQLite file, through SQLAlchemy, for tasks and threads."""
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
-from contextlib import AbstractContextManager, asynccontextmanager
-from typing import Any
+import sqlite3
+from collections.abc import AsyncIterator, Iterator
+from contextlib import AbstractContextManager, asynccontextmanager, contextmanager
+from typing import Any, cast
 
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
@@ -14,23 +15,23 @@ from asgi_durable.storage.application import checked_isolation_level
 from asgi_durable.storage.engines import LoopEngines, driver_of
 from asgi_durable.storage.sqlite.errors import TranslatingErrors, application_error
 from asgi_durable.storage.sqlite.file import SQLiteFile
+from asgi_durable.storage.sqlite.locks import WriteTurn
 from asgi_durable.storage.sqlite.transactions.task_connection import (
     TaskConnection,
     interrupt,
     task_connection_of,
-    until_it_is_over,
+    wait_until_unlocked,
 )
-from asgi_durable.storage.sqlite.transactions.write_turn import WriteTurn
 
-__all__ = ["SQLiteSessions"]
+__all__ = ["SQLiteBlockingSessions", "SQLiteSessions"]
 
 
 class SQLiteSessions:
-    """Opens connections with a write transaction, one at a time.
+    """Opens connections for tasks, each with a write transaction, one at a time.
 
     Args:
         file: The database.
-        turn: When this process writes.
+        turn: The lock under which this process writes.
     """
 
     def __init__(self, file: SQLiteFile, turn: WriteTurn) -> None:
@@ -42,7 +43,7 @@ class SQLiteSessions:
         """Connect.
 
         Raises:
-            StorageError: It cannot be done.
+            StorageError: The file cannot be used.
         """
         self._file.check()
         with TranslatingErrors(str(self._file.path)):
@@ -56,13 +57,8 @@ class SQLiteSessions:
 
     @asynccontextmanager
     async def begin(self, isolation_level: str | None) -> AsyncIterator[AsyncConnection]:
-        """Give a connection whose transaction the caller commits; else it is rolled back.
-
-        Raises:
-            DurableUsageError: There is no such isolation level.
-            StorageError: The database failed, here or in what was done with the connection.
-        """
-        # SQLite is serializable whatever is asked for.
+        """See :class:`asgi_durable.storage.application.Sessions`."""
+        # The level is only checked: SQLite's transactions are always serializable.
         checked_isolation_level(isolation_level)
         engines = self._engines
         if engines is None:
@@ -78,15 +74,15 @@ class SQLiteSessions:
 
     @asynccontextmanager
     async def _connect(self, engine: AsyncEngine) -> AsyncIterator[AsyncConnection]:
-        """Give a connection, and wait until it has no transaction any more, at the end."""
+        """Open a connection; at the end, wait until it has no transaction any more."""
         own: TaskConnection | None = None
         try:
             async with engine.connect() as connection:
                 own = task_connection_of(driver_of(connection))
                 yield connection
         finally:
-            # Where this is cancelled again and again it is closed by its thread alone.
-            await until_it_is_over(own, self._file.busy_timeout_seconds)
+            # If this is cancelled repeatedly, the connection's thread closes it by itself.
+            await wait_until_unlocked(own, self._file.busy_timeout_seconds)
 
     def our_own_statements(self) -> AbstractContextManager[None]:
         """See :class:`asgi_durable.storage.application.Sessions`."""
@@ -97,7 +93,7 @@ class SQLiteSessions:
         await connection.commit()
 
     async def is_in_transaction(self, connection: AsyncConnection) -> bool:
-        """Tell whether the transaction has not been ended behind the connection's back."""
+        """See :class:`asgi_durable.storage.application.Sessions`."""
         raw = await connection.get_raw_connection()
         driver: Any = raw.driver_connection
         return driver is not None and bool(driver.in_transaction)
@@ -124,8 +120,51 @@ class SQLiteSessions:
         return engine
 
 
+class SQLiteBlockingSessions:
+    """Opens connections for threads, each with a write transaction, one at a time.
+
+    Args:
+        file: The database.
+        turn: The lock under which this process writes.
+    """
+
+    def __init__(self, file: SQLiteFile, turn: WriteTurn) -> None:
+        self._file = file
+        self._turn = turn
+        # The engine opens no connection before it is used.
+        self._engine = sa.create_engine("sqlite://", creator=file.connect, poolclass=sa.QueuePool)
+
+    def close(self) -> None:
+        """Close all connections that are not in use."""
+        self._engine.dispose()
+
+    @contextmanager
+    def begin(self, isolation_level: str | None) -> Iterator[sa.Connection]:
+        """See :class:`asgi_durable.storage.application.BlockingSessions`."""
+        # The level is only checked: SQLite's transactions are always serializable.
+        checked_isolation_level(isolation_level)
+        naming = TranslatingErrors(str(self._file.path), application_error)
+        with self._turn, naming, self._engine.connect() as connection:
+            with self.our_own_statements():
+                connection.exec_driver_sql("BEGIN IMMEDIATE")
+            yield connection
+
+    def our_own_statements(self) -> AbstractContextManager[None]:
+        """See :class:`asgi_durable.storage.application.BlockingSessions`."""
+        return TranslatingErrors(str(self._file.path))
+
+    def commit(self, connection: sa.Connection) -> None:
+        """See :class:`asgi_durable.storage.application.BlockingSessions`."""
+        connection.commit()
+
+    def is_in_transaction(self, connection: sa.Connection) -> bool:
+        """See :class:`asgi_durable.storage.application.BlockingSessions`."""
+        driver = cast("sqlite3.Connection | None", connection.connection.driver_connection)
+        return driver is not None and driver.in_transaction
+
+
 async def _begin(connection: AsyncConnection) -> None:
-    """Begin a write transaction."""
+    """Begin a write transaction, and mark the connection while it is uncertain whether it has."""
     own = task_connection_of(driver_of(connection))
     if own is not None:
         own.begins()

@@ -1,4 +1,4 @@
-"""The driver's connections for transactions in tasks, which may be cancelled anywhere."""
+"""Connections of the driver for transactions in tasks, which may be cancelled at any await."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from contextlib import contextmanager
 from typing import Any
 from weakref import WeakSet
 
-__all__ = ["TaskConnection", "interrupt", "task_connection_of", "until_it_is_over"]
+__all__ = ["TaskConnection", "interrupt", "task_connection_of", "wait_until_unlocked"]
 
 POLL_SECONDS = 0.001
 
 
 class TaskConnection(sqlite3.Connection):
-    """A connection whose transaction is over once it is closed.
+    """A connection whose transaction is over when it is closed.
 
-    SQLite keeps a connection that is closed while rows of a statement can be read still, with its
-    transaction and the file's write lock. Where a task is cancelled such a statement stays until
-    the garbage collector finds it.
+    A plain connection that is closed while a statement still has rows to read stays open inside
+    SQLite, with its transaction and the file's write lock. If a task is cancelled, such a
+    statement exists until the garbage collector finds it.
     """
 
     def __init__(self, *args: Any, **options: Any) -> None:
@@ -32,23 +32,25 @@ class TaskConnection(sqlite3.Connection):
 
     @property
     def holds_lock(self) -> bool:
-        """True while a transaction begins, is open, or is being ended; callable on any thread."""
+        """True while a transaction begins, is open, or ends; may be read on any thread."""
         try:
-            # Invariant: in this order. SQLite calls it over before the lock is free.
+            # Invariant: read in this order. SQLite reports the end of a transaction before it
+            # releases the lock.
             return self._may_begin or self.in_transaction or self._is_ending
         except sqlite3.ProgrammingError:
-            # It is closed.
+            # The connection is closed.
             return False
 
     def begins(self) -> None:
-        """Take note that a transaction will begin, in the connection's thread.
+        """Record that the connection's thread will begin a transaction.
 
-        Who is cancelled meanwhile cannot tell whether it has: not before the thread has ended it.
+        A task that is cancelled before :meth:`has_begun` cannot know whether the transaction has
+        begun, so :attr:`holds_lock` is True until the thread has ended it.
         """
         self._may_begin = True
 
     def has_begun(self) -> None:
-        """Take note that it has."""
+        """Record that the transaction has begun."""
         self._may_begin = False
 
     def commit(self) -> None:
@@ -76,7 +78,7 @@ class TaskConnection(sqlite3.Connection):
         return cursor
 
     def close(self) -> None:
-        """Roll back, and close."""
+        """Close all statements, roll back, and close."""
         for cursor in list(self._cursors):
             with contextlib.suppress(sqlite3.Error):
                 cursor.close()
@@ -90,7 +92,7 @@ class TaskConnection(sqlite3.Connection):
 
 
 def interrupt(connection: Any, _record: object) -> None:
-    """Let a statement under way fail, as nobody waits for it: its connection is being closed."""
+    """Interrupt the running statement of a connection that is being closed."""
     own = task_connection_of(connection.driver_connection)
     if own is not None:
         with contextlib.suppress(sqlite3.Error):
@@ -98,17 +100,17 @@ def interrupt(connection: Any, _record: object) -> None:
 
 
 def task_connection_of(driver: Any) -> TaskConnection | None:
-    """Return the connection below one of aiosqlite's, ``None`` if that is closed."""
+    """Return the connection below a connection of aiosqlite's, ``None`` if it is closed."""
     own: TaskConnection | None = getattr(driver, "_connection", None)
     return own
 
 
-async def until_it_is_over(connection: TaskConnection | None, longest_seconds: float) -> None:
-    """Wait until a connection has no transaction, however often that is cancelled.
+async def wait_until_unlocked(connection: TaskConnection | None, longest_seconds: float) -> None:
+    """Wait until a connection has no transaction; a cancellation takes effect after that.
 
     Args:
-        connection: Which one, if there is any.
-        longest_seconds: For how long at most.
+        connection: The connection, if there is one.
+        longest_seconds: The longest time to wait.
     """
     give_up_at = time.monotonic() + longest_seconds
     cancelled: asyncio.CancelledError | None = None
