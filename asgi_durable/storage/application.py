@@ -34,7 +34,7 @@ __all__ = [
     "checked_isolation_level",
     "end_blocking_session",
     "end_session",
-    "ended_behind_the_session",
+    "transaction_ended_error",
 ]
 
 metadata = sa.MetaData()
@@ -78,7 +78,7 @@ class Sessions(Protocol):
             StorageError: The database failed, here or in a statement of the caller's.
         """
 
-    def our_own_statements(self) -> AbstractContextManager[None]:
+    def library_statements(self) -> AbstractContextManager[None]:
         """Run statements of the library's in the application's transaction.
 
         If a time limit that the application has set ends one of them, that is an outage of the
@@ -113,7 +113,7 @@ class BlockingSessions(Protocol):
             StorageError: The database failed, here or in a statement of the caller's.
         """
 
-    def our_own_statements(self) -> AbstractContextManager[None]:
+    def library_statements(self) -> AbstractContextManager[None]:
         """See :class:`Sessions`."""
 
     def commit(self, connection: sa.Connection) -> None:
@@ -123,7 +123,7 @@ class BlockingSessions(Protocol):
         """Return False if the application's code has ended the transaction."""
 
 
-def ended_behind_the_session() -> DurableUsageError:
+def transaction_ended_error() -> DurableUsageError:
     """Return the error for a transaction that is over before its record is written."""
     return DurableUsageError(
         "a transaction was ended behind the session's back, by a COMMIT or ROLLBACK in "
@@ -141,7 +141,7 @@ async def end_session(
     """
     await session.commit()
     if not await sessions.is_in_transaction(connection):
-        raise ended_behind_the_session()
+        raise transaction_ended_error()
 
 
 def end_blocking_session(
@@ -150,7 +150,7 @@ def end_blocking_session(
     """Flush as :func:`end_session` does, in a thread."""
     session.commit()
     if not sessions.is_in_transaction(connection):
-        raise ended_behind_the_session()
+        raise transaction_ended_error()
 
 
 class _Transaction:
@@ -172,7 +172,7 @@ class _Transaction:
         # Invariant: the application's rows and the record are in one transaction.
         await end_session(self._sessions, self._connection, self.session)
         if self._slot is not None:
-            with self._sessions.our_own_statements():
+            with self._sessions.library_statements():
                 await self._connection.run_sync(_insert, step, self._slot)
 
 
@@ -195,7 +195,7 @@ class _BlockingTransaction:
         # Invariant: the application's rows and the record are in one transaction.
         end_blocking_session(self._sessions, self._connection, self.session)
         if self._slot is not None:
-            with self._sessions.our_own_statements():
+            with self._sessions.library_statements():
                 _insert(self._connection, step, self._slot)
 
 
@@ -267,7 +267,7 @@ class SQLApplicationDatabase:
     async def _begin_for_library(self) -> AsyncIterator[AsyncConnection]:
         """Begin a transaction that has no statements of the application's."""
         try:
-            with self._sessions.our_own_statements():
+            with self._sessions.library_statements():
                 async with self._sessions.begin(None) as connection:
                     yield connection
         except GivenUpError as error:

@@ -199,7 +199,7 @@ class StepLog(Protocol):
     async def get_response(self, workflow_id: str) -> ResponseRecord | None:
         """Return the response to a finished request, ``None`` if there is none."""
 
-    async def read_pieces(self, workflow_id: str, after: int) -> list[ChunkRecord]:
+    async def read_chunks(self, workflow_id: str, after: int) -> list[ChunkRecord]:
         """Return the next chunks of a recorded stream, in order; ``[]`` if there are none yet.
 
         These are the chunks that end within ``PAGE_BYTES`` behind the offset *after*. If there

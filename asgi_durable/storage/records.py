@@ -118,7 +118,7 @@ class WorkflowRecord:
         """True if it is an HTTP request, False if it is a durable function."""
         return self.fingerprint is not None
 
-    def may_be(self, fingerprint: str | None) -> bool:
+    def may_have_fingerprint(self, fingerprint: str | None) -> bool:
         """Return True if its fingerprint is this one, or is not known yet."""
         return self.fingerprint == fingerprint or is_pending(self.fingerprint)
 
@@ -186,7 +186,7 @@ class ResponseRecord:
         """True if only the key is still taken, and the response is deleted."""
         return self.status_code == TOMBSTONE_STATUS
 
-    def is_given_at(self, now_us: int) -> bool:
+    def is_replayable_at(self, now_us: int) -> bool:
         """Return True if a duplicate gets the response at this time (microseconds, UTC)."""
         return now_us < self.expires_at_us and not self.is_tombstone
 

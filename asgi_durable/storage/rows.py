@@ -26,7 +26,7 @@ from asgi_durable.storage.records import (
 )
 
 __all__ = [
-    "OF_REQUEST_IDS",
+    "REQUEST_IDS",
     "ROLLOUT_US",
     "RowDecoder",
     "chunk_values",
@@ -39,7 +39,7 @@ __all__ = [
 
 Row = Any
 
-OF_REQUEST_IDS = "request ids"
+REQUEST_IDS = "request ids"
 # Processes of an earlier version may still run beside a migrated database, and make request ids
 # without the secret. Requests that were claimed within this time are looked up by such an id too.
 ROLLOUT_US = 24 * 3600 * 1_000_000
@@ -159,7 +159,7 @@ def new_secret(*, added_later: bool) -> tuple[str, bytes, int, bool]:
     Args:
         added_later: True for a database that may already have requests.
     """
-    return OF_REQUEST_IDS, secrets.token_bytes(32), time.time_ns() // 1000, added_later
+    return REQUEST_IDS, secrets.token_bytes(32), time.time_ns() // 1000, added_later
 
 
 class _TypeCheck:

@@ -77,7 +77,7 @@ class RequestTransaction(Protocol):
             DurableUsageError: The application has ended the transaction itself.
         """
 
-    async def answer(self, end: FinishWorkflow) -> None:
+    async def store_response(self, end: FinishWorkflow) -> None:
         """Store the response and start the followers; called last before the commit.
 
         Raises:
@@ -103,7 +103,7 @@ class BlockingRequestTransaction(Protocol):
     def flush(self) -> None:
         """See :meth:`RequestTransaction.flush`."""
 
-    def answer(self, end: FinishWorkflow) -> None:
+    def store_response(self, end: FinishWorkflow) -> None:
         """See :meth:`RequestTransaction.answer`."""
 
 

@@ -93,5 +93,5 @@ def is_one_group(writes: Iterable[Write]) -> bool:
 
 def _place(write: RecordStep | CompleteStep | RecordChunk) -> tuple[str, int, bool]:
     if isinstance(write, RecordChunk):
-        return write.piece.workflow_id, write.piece.end_offset, True
+        return write.chunk.workflow_id, write.chunk.end_offset, True
     return write.step.workflow_id, write.step.step_number, False

@@ -21,7 +21,7 @@ from asgi_durable.storage.records import (
 __all__ = [
     "DONE",
     "FENCED",
-    "MAX_TOLD_BYTES",
+    "MAX_INLINE_BYTES",
     "CancelWorkflow",
     "ClaimRequest",
     "ClearCrashCount",
@@ -41,13 +41,13 @@ __all__ = [
     "executor_of",
     "is_same_end",
     "is_same_start",
-    "of_refused_step",
+    "outcome_of_refused_step",
     "workflow_id_of",
 ]
 
 # Up to this length the outcome of a claim has the body of a stored response; a longer one, which
 # would make the other writes of the batch wait, is read on its own.
-MAX_TOLD_BYTES = 64 * 1024
+MAX_INLINE_BYTES = 64 * 1024
 
 
 @fast_dataclass()
@@ -69,7 +69,7 @@ class ClaimRequest:
       fingerprint, or waits for its retry and this one comes too soon: *workflow* has an
       ``updated_at_us`` before the row's ``retry_at_us``. If the row is finished and has the same
       fingerprint, the outcome has the response too, unless its body is longer than
-      ``MAX_TOLD_BYTES``.
+      ``MAX_INLINE_BYTES``.
     """
 
     workflow: WorkflowRecord
@@ -139,13 +139,13 @@ class CompleteStep:
 class RecordChunk:
     """Insert a chunk, and delete those that it cuts. CONFLICT if its offset has another chunk."""
 
-    piece: ChunkRecord
+    chunk: ChunkRecord
     executor_id: str
 
     @property
     def cuts(self) -> bool:
         """True if there may be chunks to delete."""
-        return self.piece.cut_to is not None and self.piece.end_offset > 0
+        return self.chunk.cut_to is not None and self.chunk.end_offset > 0
 
 
 @fast_dataclass(kw_only=True)
@@ -261,7 +261,7 @@ def workflow_id_of(write: Write) -> str:
     if isinstance(write, (StartWorkflow, ClaimRequest)):
         return write.workflow.workflow_id
     if isinstance(write, RecordChunk):
-        return write.piece.workflow_id
+        return write.chunk.workflow_id
     if isinstance(write, (RecordStep, CompleteStep)):
         return write.step.workflow_id
     return write.workflow_id
@@ -289,7 +289,9 @@ def is_same_end(existing: WorkflowRecord, end: FinishWorkflow) -> bool:
     )
 
 
-def of_refused_step(write: RecordStep | CompleteStep, existing: StepRecord | None) -> Outcome:
+def outcome_of_refused_step(
+    write: RecordStep | CompleteStep, existing: StepRecord | None
+) -> Outcome:
     """Return the outcome of a write that changed no row.
 
     Args:

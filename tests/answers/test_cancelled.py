@@ -87,11 +87,11 @@ async def test_another_process_cancels_and_the_client_that_waits_is_told(
         first = asyncio.create_task(shop.post())
         await gate.reached.wait()
         request_id = await id_of(elsewhere)
-        twin = asyncio.create_task(elsewhere.post(headers=[("Prefer", "wait=30")]))
+        duplicate = asyncio.create_task(elsewhere.post(headers=[("Prefer", "wait=30")]))
         assert await elsewhere.durable.cancel_workflow(request_id) is True
 
         is_cancelled(await first, request_id)
-        is_cancelled(await twin, request_id)
+        is_cancelled(await duplicate, request_id)
     assert (shop.ran, elsewhere.calls, await sold(url)) == (ALL[:2], 0, 0)
 
 

@@ -90,7 +90,7 @@ async def test_a_retry_that_comes_too_soon_is_refused_by_everybody(
     assert await requests(url) == [("SUCCESS", 2)]
 
 
-async def test_a_twin_that_waits_is_told_when_to_come_if_the_first_one_fails(
+async def test_a_duplicate_that_waits_is_told_when_to_come_if_the_first_one_fails(
     url: str, framework: str
 ) -> None:
     """Row 13 of the table, after row 10."""
@@ -100,12 +100,12 @@ async def test_a_twin_that_waits_is_told_when_to_come_if_the_first_one_fails(
     async with shop.durable, elsewhere.durable:
         first = asyncio.create_task(shop.post())
         await gate.reached.wait()
-        twins = [asyncio.create_task(one.post()) for one in (shop, elsewhere)]
+        duplicates = [asyncio.create_task(one.post()) for one in (shop, elsewhere)]
         gate.open()
 
         assert (await first).status == 500
-        for twin in twins:
-            is_too_soon(await twin)
+        for duplicate in duplicates:
+            is_too_soon(await duplicate)
     assert (shop.calls, elsewhere.calls) == (1, 0)
 
 

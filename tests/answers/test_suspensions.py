@@ -76,14 +76,16 @@ async def test_who_asks_for_what_sleeps_is_told_where_to_look(
     shops = [sleeping_shop(url, framework, max_wait=PATIENCE_SECONDS) for _ in range(2)]
     async with shops[0].durable, shops[1].durable, asyncio.timeout(PATIENCE_SECONDS):
         first = await shops[0].post()
-        twins = [await shop.post(headers=how) for shop in shops for how in ([], prefer("wait=0"))]
+        duplicates = [
+            await shop.post(headers=how) for shop in shops for how in ([], prefer("wait=0"))
+        ]
         pages = [await shop.get(first.headers("location")[0]) for shop in shops]
         results = [await shop.get(f"{first.headers('location')[0]}/result") for shop in shops]
         wake_up()
         await until(lambda: sold(url))
         replays = [await shop.post() for shop in shops]
 
-    for told in (first, *twins):
+    for told in (first, *duplicates):
         is_suspended(told, first)
     for page in pages:
         content = json.loads(page.body)
@@ -98,19 +100,19 @@ async def test_who_asks_for_what_sleeps_is_told_where_to_look(
     assert (shops[0].ran, shops[1].ran, await sold(url)) == (ALL, [], 1)
 
 
-async def test_twins_that_wait_are_told_once_it_falls_asleep(url: str, framework: str) -> None:
+async def test_duplicates_that_wait_are_told_once_it_falls_asleep(url: str, framework: str) -> None:
     """Row 16 of the table."""
     shops = [sleeping_shop(url, framework, max_wait=PATIENCE_SECONDS) for _ in range(2)]
     shops[0].script.gate = gate = Gate()
     async with shops[0].durable, shops[1].durable, asyncio.timeout(PATIENCE_SECONDS):
         request = asyncio.create_task(shops[0].post())
         await gate.reached.wait()
-        twins = [asyncio.create_task(shop.post()) for shop in shops]
+        duplicates = [asyncio.create_task(shop.post()) for shop in shops]
         await until(lambda: all(waits(shop) for shop in shops))
         gate.open()
         first = await request
-        for twin in twins:
-            is_suspended(await twin, first)
+        for duplicate in duplicates:
+            is_suspended(await duplicate, first)
 
     assert (shops[0].ran, shops[1].ran) == (SLEPT, [])
 
@@ -121,7 +123,7 @@ def waits(shop: Shop) -> bool:
     return running.requests._duplicates.total() > 0
 
 
-async def test_where_nothing_can_be_looked_at_twins_are_to_come_back(
+async def test_where_nothing_can_be_looked_at_duplicates_are_to_come_back(
     url: str, framework: str, wake_up: Callable[[], None]
 ) -> None:
     """Row 16 of the table."""
@@ -133,14 +135,14 @@ async def test_where_nothing_can_be_looked_at_twins_are_to_come_back(
         await gate.reached.wait()
         gate.open()
         await until(lambda: is_asleep(shops[0]))
-        twins = [await shop.post() for shop in shops]
+        duplicates = [await shop.post() for shop in shops]
         wake_up()
         first = await request
 
-    for twin in twins:
-        problem = is_problem(twin, 409, "IN_PROGRESS", retryable=True, has_page=False)
+    for duplicate in duplicates:
+        problem = is_problem(duplicate, 409, "IN_PROGRESS", retryable=True, has_page=False)
         assert 0 <= ENDLESS_SECONDS - problem["retry_after"] < 100
-        assert twin.headers("location") == []
+        assert duplicate.headers("location") == []
     is_own(first, 201)
     assert (shops[0].ran, shops[1].ran, await sold(url)) == (ALL, [], 1)
 

@@ -87,19 +87,19 @@ async def rest(chunks: AsyncIterator[bytes]) -> bytes:
     return b"".join([chunk async for chunk in chunks])
 
 
-async def test_twins_follow_and_a_retry_gets_the_whole(answers: Answers, kind: str) -> None:
+async def test_duplicates_follow_and_a_retry_gets_the_whole(answers: Answers, kind: str) -> None:
     begun = whole(kind, BEGUN[kind])
     await answers.control(f"allow={BEGUN[kind]}")
     first, chunks = await answers.send()
     await read(chunks, begun)
-    twin, chunks_of_twin = await answers.send()
-    await read(chunks_of_twin, begun)
+    duplicate, chunks_of_duplicate = await answers.send()
+    await read(chunks_of_duplicate, begun)
     await answers.control(f"allow={PIECES}")
 
-    assert begun + await rest(chunks) == begun + await rest(chunks_of_twin) == whole(kind)
+    assert begun + await rest(chunks) == begun + await rest(chunks_of_duplicate) == whole(kind)
     again, chunks_again = await answers.send()
     assert await rest(chunks_again) == whole(kind)
-    replayed = [each.headers.get("idempotent-replayed") for each in (first, twin, again)]
+    replayed = [each.headers.get("idempotent-replayed") for each in (first, duplicate, again)]
     assert replayed == [None, "true", "true"]
     assert (await answers.control()).count("piece 0") == 1
 
@@ -127,11 +127,11 @@ async def test_who_follows_an_app_that_fails_sees_that_the_answer_is_not_whole(
     await answers.control(f"allow={BEGUN[kind]}")
     _, chunks = await answers.send()
     await read(chunks, begun)
-    _, chunks_of_twin = await answers.send()
-    await read(chunks_of_twin, begun)
+    _, chunks_of_duplicate = await answers.send()
+    await read(chunks_of_duplicate, begun)
     await answers.control("fail")
 
-    for left in (chunks, chunks_of_twin):
+    for left in (chunks, chunks_of_duplicate):
         with pytest.raises(httpx.RemoteProtocolError):
             await rest(left)
     await answers.control(f"allow={PIECES}")

@@ -162,7 +162,7 @@ def _payload_bytes(write: Write) -> int:
     if isinstance(write, (RecordStep, CompleteStep)):
         return len(write.step.output or write.step.error or b"")
     if isinstance(write, RecordChunk):
-        return len(write.piece.data)
+        return len(write.chunk.data)
     if isinstance(write, FinishWorkflow):
         body = write.response.body if write.response is not None else None
         inputs = sum(len(start.input or b"") for start in write.starts)

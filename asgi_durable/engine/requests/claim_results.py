@@ -136,7 +136,7 @@ class TakenKey:
 
 def result_for_running(running: WorkflowRecord, fingerprint: str) -> Refusal:
     """Return the result of a claim whose key belongs to an unfinished request."""
-    if not running.may_be(fingerprint):
+    if not running.may_have_fingerprint(fingerprint):
         return _other(running, fingerprint)
     if running.retry_at_us is None:
         return InProgress(running)
@@ -165,7 +165,7 @@ async def result_for_taken_key(
     # The row comes without its response if that is long, or belongs to another request.
     response = taken.response or await storage.get_response(existing.workflow_id)
     now_us = time.time_ns() // 1000
-    if response is None or not response.is_given_at(now_us):
+    if response is None or not response.is_replayable_at(now_us):
         if response is not None and now_us < response.forgotten_at_us:
             return Expired()
         if await storage.forget_request(existing.workflow_id, now_us):

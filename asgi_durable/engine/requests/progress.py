@@ -50,7 +50,7 @@ async def progress_of(workflow_id: str, storage: StepLog, active: ActiveRuns) ->
         return None
     is_over = found.workflow.is_final
     response = await storage.get_response(workflow_id) if is_over else None
-    if is_over and (response is None or not response.is_given_at(time.time_ns() // 1000)):
+    if is_over and (response is None or not response.is_replayable_at(time.time_ns() // 1000)):
         return None
     sleeps_until_us = _end_of_sleep(found, active)
     state = _state(found, is_asleep=sleeps_until_us is not None)

@@ -96,7 +96,7 @@ async def find_redirect(
     now_us = time.time_ns() // 1000
     for fingerprint in dict.fromkeys(fingerprints):
         response = await storage.get_response(_redirect_id(workflow_id, fingerprint))
-        if response is not None and response.is_given_at(now_us):
+        if response is not None and response.is_replayable_at(now_us):
             return response
     return None
 

@@ -26,7 +26,7 @@ __all__ = [
     "check_pieces",
     "checked_start",
     "fits",
-    "read_pieces",
+    "read_chunks",
 ]
 
 # How many follow streams that are not complete, in this process.
@@ -80,7 +80,7 @@ class StreamLog:
         """
         services = self._run.services
         try:
-            return await read_pieces(
+            return await read_chunks(
                 services.storage, services.registry.sealer, self.workflow_id, after
             )
         except EncryptionKeyMissingError as error:
@@ -188,7 +188,7 @@ class Streams:
         return page
 
     def _page(self, workflow_id: str, after: int) -> Awaitable[list[ChunkRecord]]:
-        return read_pieces(self._storage, self._sealer, workflow_id, after)
+        return read_chunks(self._storage, self._sealer, workflow_id, after)
 
     async def tail_of(self, workflow_id: str, after: int) -> int:
         """Return the last offset of a stream for now, at or after another."""
@@ -284,7 +284,7 @@ class StreamDamagedError(Exception):
     """The recorded chunks of a stream are damaged."""
 
 
-async def read_pieces(
+async def read_chunks(
     storage: StepLog, sealer: Sealer, workflow_id: str, after: int
 ) -> list[ChunkRecord]:
     """Return a page of a stream's chunks after an offset, opened.
@@ -295,7 +295,7 @@ async def read_pieces(
         StorageError: The storage failed.
     """
     try:
-        return [_opened(piece, sealer) for piece in await storage.read_pieces(workflow_id, after)]
+        return [_opened(piece, sealer) for piece in await storage.read_chunks(workflow_id, after)]
     except DamagedRowError as error:
         raise StreamDamagedError(str(error)) from error
 

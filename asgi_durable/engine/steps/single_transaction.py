@@ -242,7 +242,7 @@ class _HeldByTask:
 
     async def answer(self, end: FinishWorkflow) -> None:
         async with self._stack:
-            await self._transaction.answer(end)
+            await self._transaction.store_response(end)
 
     async def roll_back(self) -> None:
         stopped = RunStopped()
@@ -263,7 +263,7 @@ class _HeldByThreads:
     async def answer(self, end: FinishWorkflow) -> None:
         def answer() -> None:
             with self._stack:
-                self._transaction.answer(end)
+                self._transaction.store_response(end)
 
         await self._threads.run(answer)
 

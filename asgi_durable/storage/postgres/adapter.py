@@ -198,8 +198,8 @@ class PostgresStorage:
     async def get_response(self, workflow_id: str) -> ResponseRecord | None:
         return await self._run(lambda parts: parts.reader.get_response(workflow_id))
 
-    async def read_pieces(self, workflow_id: str, after: int) -> list[ChunkRecord]:
-        return await self._run(lambda parts: parts.reader.read_pieces(workflow_id, after))
+    async def read_chunks(self, workflow_id: str, after: int) -> list[ChunkRecord]:
+        return await self._run(lambda parts: parts.reader.read_chunks(workflow_id, after))
 
     async def load_runs(self, workflow_ids: Sequence[str]) -> list[StoredRun]:
         return await self._run(lambda parts: parts.reader.load_runs(workflow_ids))

@@ -105,8 +105,8 @@ class PostgresReader:
         rows = await self._fetch(self._response, workflow_id)
         return response_from(rows[0]) if rows else None
 
-    async def read_pieces(self, workflow_id: str, after: int) -> list[ChunkRecord]:
-        """See ``StepLog.read_pieces``."""
+    async def read_chunks(self, workflow_id: str, after: int) -> list[ChunkRecord]:
+        """See ``StepLog.read_chunks``."""
         return [chunk_from(row) for row in await self._fetch(self._pieces, workflow_id, after)]
 
     async def load_runs(self, workflow_ids: Sequence[str]) -> list[StoredRun]:

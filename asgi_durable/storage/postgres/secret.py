@@ -15,7 +15,7 @@ from asgi_durable.storage.postgres.connections.reconnecting import Wire
 from asgi_durable.storage.postgres.errors import is_refused_right
 from asgi_durable.storage.postgres.rows import PostgresNames
 from asgi_durable.storage.records import StoredSecret
-from asgi_durable.storage.rows import OF_REQUEST_IDS, ROLLOUT_US, new_secret
+from asgi_durable.storage.rows import REQUEST_IDS, ROLLOUT_US, new_secret
 
 __all__ = ["find_secret", "grant_secrets", "make_secret", "read_secret"]
 
@@ -82,7 +82,7 @@ async def _look_for_former_requests(wire: Wire, names: PostgresNames) -> None:
     )
     # Without the right it stays as it is: one more look-up for each request, and no harm.
     with contextlib.suppress(asyncpg.InsufficientPrivilegeError):
-        await wire.fetch(statement, OF_REQUEST_IDS, long_ago_us, ROLLOUT_US)
+        await wire.fetch(statement, REQUEST_IDS, long_ago_us, ROLLOUT_US)
 
 
 async def read_secret(wire: Wire, names: PostgresNames) -> StoredSecret:
@@ -96,5 +96,5 @@ async def read_secret(wire: Wire, names: PostgresNames) -> StoredSecret:
 
 async def _find(wire: Wire, names: PostgresNames) -> Any:
     statement = f"SELECT value, added_later FROM {names.secrets} WHERE name = $1"
-    rows = await wire.fetch(statement, OF_REQUEST_IDS)
+    rows = await wire.fetch(statement, REQUEST_IDS)
     return rows[0] if rows else None

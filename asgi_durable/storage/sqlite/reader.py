@@ -112,8 +112,8 @@ class SQLiteReader:
         row = self._find(SELECT_RESPONSE, workflow_id)
         return self._damaged.read(response_from, row) if row is not None else None
 
-    def read_pieces(self, workflow_id: str, after: int) -> list[ChunkRecord]:
-        """See ``StepLog.read_pieces``."""
+    def read_chunks(self, workflow_id: str, after: int) -> list[ChunkRecord]:
+        """See ``StepLog.read_chunks``."""
         parameters = {"id": workflow_id, "after": after}
         try:
             rows = self.connection.execute(_READ_CHUNKS, parameters).fetchall()

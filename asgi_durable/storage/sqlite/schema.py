@@ -9,7 +9,7 @@ from sqlalchemy.dialects.sqlite.pysqlite import SQLiteDialect_pysqlite
 
 from asgi_durable.errors import StorageError
 from asgi_durable.storage.records import StoredSecret
-from asgi_durable.storage.rows import OF_REQUEST_IDS, ROLLOUT_US, new_secret
+from asgi_durable.storage.rows import REQUEST_IDS, ROLLOUT_US, new_secret
 from asgi_durable.storage.schema import SECRETS_VERSION, pending_migrations
 from asgi_durable.storage.sqlite.file import write_transaction
 from asgi_durable.storage.tables import schema_version, secrets, workflows
@@ -54,7 +54,7 @@ def migrate(connection: sqlite3.Connection, database: str) -> None:
 
 def read_secret(connection: sqlite3.Connection) -> StoredSecret:
     """See ``Secrets.read_secret``."""
-    row = connection.execute(_SELECT_SECRET, (OF_REQUEST_IDS,)).fetchone()
+    row = connection.execute(_SELECT_SECRET, (REQUEST_IDS,)).fetchone()
     if row is None:
         msg = f"the row of {secrets.name} has been deleted; start again to have a new one"
         raise StorageError(msg)
@@ -70,4 +70,4 @@ def _make_secret(connection: sqlite3.Connection, *, added_later: bool) -> None:
     """
     connection.execute(_INSERT_SECRET, new_secret(added_later=added_later))
     long_ago_us = time.time_ns() // 1000 - ROLLOUT_US
-    connection.execute(_CLEAR_ADDED_LATER, (OF_REQUEST_IDS, long_ago_us, ROLLOUT_US))
+    connection.execute(_CLEAR_ADDED_LATER, (REQUEST_IDS, long_ago_us, ROLLOUT_US))

@@ -72,7 +72,8 @@ class Metrics:
             description="How often this process was declared dead while it was not.",
         )
         self.idempotency_waits = self._seconds(
-            "idempotency.wait.duration", "How long requests waited for their twins, by outcome."
+            "idempotency.wait.duration",
+            "How long requests waited for their duplicates, by outcome.",
         )
         self.idempotency_requests = meter.create_counter(
             "idempotency.requests",

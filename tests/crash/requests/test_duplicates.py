@@ -14,7 +14,7 @@ pytestmark = pytest.mark.anyio
 TWINS = 200
 
 
-async def test_200_twins_over_two_processes_are_one_execution(
+async def test_200_duplicates_over_two_processes_are_one_execution(
     tmp_path: Path, database_url: str
 ) -> None:
     service = Service(tmp_path, database_url, size=2)

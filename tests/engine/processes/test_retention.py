@@ -28,7 +28,7 @@ from asgi_durable.engine.requests.retention_sweeper import Sweeper
 from asgi_durable.engine.runs.active_runs import wait_for
 from asgi_durable.storage.protocol import Storage
 from asgi_durable.storage.records import ResponseRecord
-from asgi_durable.storage.writes import MAX_TOLD_BYTES
+from asgi_durable.storage.writes import MAX_INLINE_BYTES
 
 pytestmark = pytest.mark.anyio
 
@@ -123,7 +123,7 @@ async def test_it_can_be_kept_for_ever(desk: Desk) -> None:
 
 
 @pytest.mark.parametrize("fingerprint", ["v1:aa", OTHER])
-@pytest.mark.parametrize("size", [0, MAX_TOLD_BYTES + 1], ids=["short", "long"])
+@pytest.mark.parametrize("size", [0, MAX_INLINE_BYTES + 1], ids=["short", "long"])
 async def test_an_expired_request_is_carried_out_again(
     desk: Desk, fingerprint: str, size: int
 ) -> None:
@@ -138,7 +138,7 @@ async def test_an_expired_request_is_carried_out_again(
 
 
 async def test_what_is_forgotten_before_it_is_read_is_carried_out_again(desk: Desk) -> None:
-    desk.size = MAX_TOLD_BYTES + 1
+    desk.size = MAX_INLINE_BYTES + 1
     await desk.send(NO_TIME)
     storage: Any = storage_of(desk)
     read = storage.get_response

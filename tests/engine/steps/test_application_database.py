@@ -178,7 +178,9 @@ async def test_a_failure_is_recorded_once_and_its_rows_are_rolled_back(durable: 
 
 
 @pytest.mark.parametrize("application_url", ["postgres"], indirect=True)
-async def test_of_twins_the_first_commits_and_the_other_takes_its_result(durable: Durable) -> None:
+async def test_of_duplicates_the_first_commits_and_the_other_takes_its_result(
+    durable: Durable,
+) -> None:
     """Another run committed while this one was in the body of the transaction.
 
     This cannot happen on SQLite, which has one writer: the other run commits before or after it.
@@ -187,7 +189,7 @@ async def test_of_twins_the_first_commits_and_the_other_takes_its_result(durable
     @durable.transaction
     async def insert() -> str:
         await durable.session.execute(INSERT, {"name": "late"})
-        twin.set()
+        duplicate.set()
         await committed.wait()
         return "late"
 
@@ -195,9 +197,9 @@ async def test_of_twins_the_first_commits_and_the_other_takes_its_result(durable
     async def work() -> str:
         return await insert()
 
-    twin, committed = asyncio.Event(), asyncio.Event()
+    duplicate, committed = asyncio.Event(), asyncio.Event()
     task = asyncio.ensure_future(durable.options(workflow_id="w").run_workflow(work))
-    await twin.wait()
+    await duplicate.wait()
 
     @durable.transaction
     async def commit_other_run() -> None:

@@ -336,7 +336,7 @@ async def test_many_transactions_at_once_all_commit(durable: Durable, effects) -
     assert sorted(effects(), key=int) == [str(number) for number in range(50)]
 
 
-async def test_the_losing_twin_stops_and_shows_nothing(durable: Durable, effects) -> None:
+async def test_the_losing_duplicate_stops_and_shows_nothing(durable: Durable, effects) -> None:
     """Another executor took the workflow over while this one was in the transaction.
 
     The waiting caller gets the outcome of the other executor.

@@ -64,7 +64,7 @@ async def test_runs_steps_retries_commits_and_keys_are_counted(url: str) -> None
     assert "durable.resume.lag" not in found
 
 
-async def test_how_long_twins_wait_is_told_by_what_comes_of_it(url: str) -> None:
+async def test_how_long_duplicates_wait_is_told_by_what_comes_of_it(url: str) -> None:
     figures, gate = Figures(), Gate()
     durable = Durable(url, telemetry=figures.telemetry)
 
@@ -76,12 +76,12 @@ async def test_how_long_twins_wait_is_told_by_what_comes_of_it(url: str) -> None
     async with durable:
         first = asyncio.create_task(exchange(app, keyed(), b"{}"))
         await gate.reached.wait()
-        twin = asyncio.create_task(exchange(app, keyed(), b"{}"))
+        duplicate = asyncio.create_task(exchange(app, keyed(), b"{}"))
         waits_since = time.monotonic()
         running = durable.engine.running()
         await until(running.requests._duplicates.total)
         gate.open()
-        await asyncio.gather(first, twin)
+        await asyncio.gather(first, duplicate)
         waited = time.monotonic() - waits_since
         # It got its response at once, and did not wait.
         await exchange(app, keyed(), b"{}")

@@ -79,14 +79,14 @@ async def test_other_arguments_are_a_conflict_while_it_runs_here_or_elsewhere(ur
 
         return durable, work
 
-    (first, work), (second, twin) = build(), build()
+    (first, work), (second, duplicate) = build(), build()
     async with first, second:
         handle = await first.options(workflow_id="w").start_workflow(work, 1)
         with pytest.raises(WorkflowConflictError):
             await first.options(workflow_id="w").run_workflow(work, 2)
         with pytest.raises(WorkflowConflictError):
-            await second.options(workflow_id="w").run_workflow(twin, 2)
-        attached = second.options(workflow_id="w", on_conflict="attach").run_workflow(twin, 2)
+            await second.options(workflow_id="w").run_workflow(duplicate, 2)
+        attached = second.options(workflow_id="w", on_conflict="attach").run_workflow(duplicate, 2)
         waiting = asyncio.ensure_future(attached)
         gate.open()
         assert await handle.get_result() == await waiting == 1

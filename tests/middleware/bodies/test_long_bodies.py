@@ -282,20 +282,22 @@ async def test_the_last_attempt_compares_as_well(url: str) -> None:
 # Running
 
 
-async def test_before_its_fingerprint_is_known_a_twin_is_to_come_back(url: str) -> None:
+async def test_before_its_fingerprint_is_known_a_duplicate_is_to_come_back(url: str) -> None:
     here, there = Upload(url, max_wait=0.0), Upload(url, max_wait=0.0)
     sender = Sender()
     sender.gate = Gate()
     async with here.durable, there.durable:
         running = asyncio.create_task(here.post(sender=sender))
         await sender.gate.reached.wait()
-        twins = [await one.post(body) for one in (here, there) for body in (LONG, OTHER, [b"s"])]
+        duplicates = [
+            await one.post(body) for one in (here, there) for body in (LONG, OTHER, [b"s"])
+        ]
         accepted = await there.post(LONG, headers=[("prefer", "respond-async")])
         states = await fingerprints(url)
         sender.gate.open()
         first = await running
 
-    assert [(one.status, code_of(one)) for one in twins] == [(409, "IN_PROGRESS")] * 6
+    assert [(one.status, code_of(one)) for one in duplicates] == [(409, "IN_PROGRESS")] * 6
     # It is not known to be the same request: nothing is promised.
     assert accepted.status == 409
     assert len(states) == 1
@@ -321,10 +323,10 @@ async def test_once_its_fingerprint_is_known_a_running_request_is_compared(url: 
         running = asyncio.create_task(here.post())
         await gate.reached.wait()
         others = [await one.post(OTHER) for one in (here, there)]
-        twins = [asyncio.create_task(one.post()) for one in (here, there)]
+        duplicates = [asyncio.create_task(one.post()) for one in (here, there)]
         await until(lambda: all(is_waited_for(one.durable) for one in (here, there)))
         gate.open()
-        answers = [await one for one in (running, *twins)]
+        answers = [await one for one in (running, *duplicates)]
 
     assert [one.status for one in others] == [422] * 2
     assert [one.body for one in answers] == [b"3500"] * 3
@@ -337,17 +339,17 @@ def is_waited_for(durable: Durable) -> bool:
     return running.requests._duplicates.total() > 0
 
 
-async def test_a_twin_that_waited_for_the_fingerprint_is_compared_then(url: str) -> None:
+async def test_a_duplicate_that_waited_for_the_fingerprint_is_compared_then(url: str) -> None:
     here, there, sender = Upload(url), Upload(url), Sender()
     sender.gate = Gate()
     async with here.durable, there.durable:
         running = asyncio.create_task(here.post(sender=sender))
         await sender.gate.reached.wait()
         bodies = [LONG, OTHER]
-        twins = [asyncio.create_task(there.post(body)) for body in bodies]
+        duplicates = [asyncio.create_task(there.post(body)) for body in bodies]
         await until(lambda: is_waited_for(there.durable))
         sender.gate.open()
-        first, same, other = [await one for one in (running, *twins)]
+        first, same, other = [await one for one in (running, *duplicates)]
 
     assert (same.status, same.body, other.status) == (200, first.body, 422)
     assert (here.calls, there.calls) == (1, 0)

@@ -115,11 +115,11 @@ async def test_a_former_request_that_runs_elsewhere_is_waited_for(url: str) -> N
         await here.gate.reached.wait()
         await make_former(url, former_fingerprint(keyed(headers=JSON), ORDER, None))
         other = await there.post(b"{}")
-        twin = tasks.create_task(there.post(REORDERED))
+        duplicate = tasks.create_task(there.post(REORDERED))
         here.gate.open()
 
     assert code_of(other) == "KEY_REUSED"
-    assert twin.result().body == first.result().body
+    assert duplicate.result().body == first.result().body
     assert there.calls == 0
 
 

@@ -180,17 +180,17 @@ async def test_a_client_that_is_there_is_waited_for(url: str) -> None:
     assert exchanged.body == b"order done"
 
 
-async def test_a_twin_gets_the_answer(url: str) -> None:
-    shop, exchanged, twin = Shop(url, IdempotencyPolicy(max_wait=60.0)), Watched(), Watched()
+async def test_a_duplicate_gets_the_answer(url: str) -> None:
+    shop, exchanged, duplicate = Shop(url, IdempotencyPolicy(max_wait=60.0)), Watched(), Watched()
     async with shop.durable:
         call = exchanged.begin(shop.app)
         await shop.gate.reached.wait()
-        second = twin.begin(shop.app)
+        second = duplicate.begin(shop.app)
         await leave(shop, exchanged, call)
         shop.gate.open()
         await second
 
-    assert (twin.body, twin.headers("idempotent-replayed")) == (b"order done", ["true"])
+    assert (duplicate.body, duplicate.headers("idempotent-replayed")) == (b"order done", ["true"])
 
 
 async def test_what_the_app_raises_later_is_logged(

@@ -195,16 +195,16 @@ async def test_a_server_that_cancels_the_request_cancels_the_handler(url: str) -
     assert shop.ran == ["reserve", "ship", "cancelled", "ship"]
 
 
-async def test_who_took_over_from_a_twin_and_has_gone_is_cancelled_too(url: str) -> None:
+async def test_who_took_over_from_a_duplicate_and_has_gone_is_cancelled_too(url: str) -> None:
     shop, first, second = Shop(url), Exchange(b""), Exchange(b"")
     async with shop.durable:
         call = shop.begin(first)
         await shop.gate.reached.wait()
-        twin = shop.begin(second)
+        duplicate = shop.begin(second)
         await until(lambda: waiting_duplicates(shop.durable) == 1)
         second.disconnected.set()
         first.disconnected.set()
-        await asyncio.gather(call, twin)
+        await asyncio.gather(call, duplicate)
         retry = await shop.post()
 
     assert (first.sent, second.sent) == ([], [])
@@ -359,15 +359,15 @@ async def test_a_request_that_is_cancelled_before_its_body_is_read_leaves_nothin
     assert (retry.headers("idempotent-replayed"), shop.ran) == ([], ["reserve", "ship"])
 
 
-async def test_a_twin_that_is_cancelled_leaves_the_first_one_alone(url: str) -> None:
+async def test_a_duplicate_that_is_cancelled_leaves_the_first_one_alone(url: str) -> None:
     shop, first, second = Shop(url), Exchange(b""), Exchange(b"")
     async with shop.durable:
         call = shop.begin(first)
         await shop.gate.reached.wait()
-        twin = shop.begin(second)
+        duplicate = shop.begin(second)
         await until(lambda: waiting_duplicates(shop.durable) == 1)
-        twin.cancel()
-        await asyncio.wait([twin])
+        duplicate.cancel()
+        await asyncio.wait([duplicate])
         left = waiting_duplicates(shop.durable)
         shop.gate.open()
         await call

@@ -33,12 +33,12 @@ class Desk:
 
     async def waiting_duplicates(self, count: int) -> list[asyncio.Task[Exchange]]:
         """Send the request so many times more, and return once all of them wait."""
-        twins = [asyncio.create_task(self.post()) for _ in range(count)]
+        duplicates = [asyncio.create_task(self.post()) for _ in range(count)]
         running = self.durable.engine._running
         assert running is not None
         while running.requests._duplicates.total() < count:
             await asyncio.sleep(0)
-        return twins
+        return duplicates
 
     async def _serve(self, scope, receive, send) -> None:
         self.calls += 1
@@ -46,28 +46,28 @@ class Desk:
         await answer(send, f"call {self.calls}".encode())
 
 
-async def test_twins_are_answered_as_soon_as_the_first_one_is(database_url: str) -> None:
+async def test_duplicates_are_answered_as_soon_as_the_first_one_is(database_url: str) -> None:
     desk = Desk(database_url)
     async with desk.durable:
         first = asyncio.create_task(desk.post())
         await desk.gate.reached.wait()
-        twins = await desk.waiting_duplicates(200)
+        duplicates = await desk.waiting_duplicates(200)
         desk.gate.open()
-        answers = await asyncio.gather(first, *twins)
+        answers = await asyncio.gather(first, *duplicates)
 
     assert desk.calls == 1
     assert {(a.status, a.body) for a in answers} == {(200, b"call 1")}
     assert sum(a.headers("idempotent-replayed") == ["true"] for a in answers) == 200
 
 
-async def test_twins_on_another_process_are_answered_as_well(database_url: str) -> None:
+async def test_duplicates_on_another_process_are_answered_as_well(database_url: str) -> None:
     here, there = Desk(database_url), Desk(database_url)
     async with here.durable, there.durable:
         first = asyncio.create_task(here.post())
         await here.gate.reached.wait()
-        twins = [*await here.waiting_duplicates(5), *await there.waiting_duplicates(5)]
+        duplicates = [*await here.waiting_duplicates(5), *await there.waiting_duplicates(5)]
         here.gate.open()
-        answers = await asyncio.gather(first, *twins)
+        answers = await asyncio.gather(first, *duplicates)
 
     assert (here.calls, there.calls) == (1, 0)
     assert {(a.status, a.body) for a in answers} == {(200, b"call 1")}
@@ -79,11 +79,11 @@ async def test_a_client_may_prefer_not_to_wait(database_url: str, prefer: str) -
     async with desk.durable:
         first = asyncio.create_task(desk.post())
         await desk.gate.reached.wait()
-        twin = await desk.post(prefer)
+        duplicate = await desk.post(prefer)
         desk.gate.open()
         await first
 
-    assert (twin.status, twin.headers("retry-after")) == (409, ["1"])
+    assert (duplicate.status, duplicate.headers("retry-after")) == (409, ["1"])
 
 
 async def test_nobody_waits_for_longer_than_is_allowed(database_url: str) -> None:
@@ -92,12 +92,12 @@ async def test_nobody_waits_for_longer_than_is_allowed(database_url: str) -> Non
         first = asyncio.create_task(here.post())
         await here.gate.reached.wait()
         began_at = time.monotonic()
-        twins = await asyncio.gather(here.post("wait=30"), there.post("wait=30"))
+        duplicates = await asyncio.gather(here.post("wait=30"), there.post("wait=30"))
         waited = time.monotonic() - began_at
         here.gate.open()
         await first
 
-    assert [twin.status for twin in twins] == [409, 409]
+    assert [duplicate.status for duplicate in duplicates] == [409, 409]
     assert waited >= 0.2
 
 
@@ -109,16 +109,16 @@ async def test_where_too_many_wait_the_others_are_to_come_back(
     async with desk.durable:
         first = asyncio.create_task(desk.post())
         await desk.gate.reached.wait()
-        twins = await desk.waiting_duplicates(3)
+        duplicates = await desk.waiting_duplicates(3)
         refused = await desk.post()
         desk.gate.open()
-        answers = await asyncio.gather(first, *twins)
+        answers = await asyncio.gather(first, *duplicates)
 
     assert refused.status == 409
     assert {a.status for a in answers} == {200}
 
 
-async def test_a_twin_takes_over_what_the_first_one_fails_to_do(database_url: str) -> None:
+async def test_a_duplicate_takes_over_what_the_first_one_fails_to_do(database_url: str) -> None:
     desk = Desk(database_url)
     failing = [True]
 
@@ -134,11 +134,11 @@ async def test_a_twin_takes_over_what_the_first_one_fails_to_do(database_url: st
     async with desk.durable:
         first = asyncio.create_task(desk.post())
         await desk.gate.reached.wait()
-        (twin,) = await desk.waiting_duplicates(1)
+        (duplicate,) = await desk.waiting_duplicates(1)
         desk.gate.open()
 
         assert (await first).status == 500
-        assert (await twin).body == b"yes"
+        assert (await duplicate).body == b"yes"
 
 
 @pytest.mark.parametrize(

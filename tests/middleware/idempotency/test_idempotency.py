@@ -233,7 +233,7 @@ async def test_a_client_that_leaves_before_its_body_is_complete_leaves_nothing(
     connection.close()
 
 
-async def test_a_twin_of_a_running_request_is_asked_to_come_back(durable: Durable) -> None:
+async def test_a_duplicate_of_a_running_request_is_asked_to_come_back(durable: Durable) -> None:
     may_end, begun = asyncio.Event(), asyncio.Event()
 
     async def handle(scope, receive, send) -> None:
@@ -245,20 +245,20 @@ async def test_a_twin_of_a_running_request_is_asked_to_come_back(durable: Durabl
     wrapped = durable.wrap(app)
     first = asyncio.ensure_future(exchange(wrapped, keyed(), b"{}"))
     await begun.wait()
-    twin = await exchange(wrapped, keyed(headers=[("Prefer", "wait=0")]), b"{}")
+    duplicate = await exchange(wrapped, keyed(headers=[("Prefer", "wait=0")]), b"{}")
     other = await exchange(wrapped, keyed(), b"other")
     may_end.set()
 
-    assert (twin.status, twin.headers("retry-after")) == (409, ["1"])
-    assert problem(twin)["code"] == "IN_PROGRESS"
-    assert problem(twin)["retryable"] is True
+    assert (duplicate.status, duplicate.headers("retry-after")) == (409, ["1"])
+    assert problem(duplicate)["code"] == "IN_PROGRESS"
+    assert problem(duplicate)["retryable"] is True
     assert other.status == 422
     assert (await first).body == b"done"
     assert (await exchange(wrapped, keyed(), b"{}")).body == b"done"
     assert app.calls == 1
 
 
-async def test_many_twins_at_once_are_one_execution(durable: Durable) -> None:
+async def test_many_duplicates_at_once_are_one_execution(durable: Durable) -> None:
     app = App()
     wrapped = durable.wrap(app)
 

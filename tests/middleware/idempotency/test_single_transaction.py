@@ -309,7 +309,7 @@ async def test_what_runs_in_the_background_starts_with_the_answer(url: str, kind
         assert (sales, workflows) == (1, 2)
 
 
-async def test_twins_of_one_process_share_one_execution(url: str, kind: str) -> None:
+async def test_duplicates_of_one_process_share_one_execution(url: str, kind: str) -> None:
     async with Till(url, kind).opened() as till:
         answers = await asyncio.gather(*(till.post() for _ in range(20)))
 
@@ -317,7 +317,7 @@ async def test_twins_of_one_process_share_one_execution(url: str, kind: str) -> 
         assert await till.rows() == (1, 1, 0)
 
 
-async def test_twins_of_several_processes_share_one_execution(url: str, kind: str) -> None:
+async def test_duplicates_of_several_processes_share_one_execution(url: str, kind: str) -> None:
     async with Till(url, kind).opened() as till, Till(url, kind).opened() as other:
         posts = [one.post(f"k{n}") for n in range(10) for one in (till, other)]
         answers = await asyncio.gather(*posts)
@@ -328,7 +328,7 @@ async def test_twins_of_several_processes_share_one_execution(url: str, kind: st
         assert await till.rows() == (10, 10, 0)
 
 
-async def test_a_twin_elsewhere_waits_no_longer_than_it_may(url: str, kind: str) -> None:
+async def test_a_duplicate_elsewhere_waits_no_longer_than_it_may(url: str, kind: str) -> None:
     if urlsplit(url).scheme != "postgresql":
         pytest.skip("whoever writes waits for whoever else writes")
     gate = Gate()
@@ -339,11 +339,11 @@ async def test_a_twin_elsewhere_waits_no_longer_than_it_may(url: str, kind: str)
         till.after = gate.wait
         first = asyncio.create_task(till.post())
         await gate.reached.wait()
-        twin = await other.post()
+        duplicate = await other.post()
         gate.open()
 
         assert (await first).status == 201
-        assert (twin.status, json.loads(twin.body)["code"]) == (409, "IN_PROGRESS")
+        assert (duplicate.status, json.loads(duplicate.body)["code"]) == (409, "IN_PROGRESS")
         assert (await other.post()).headers("idempotent-replayed") == ["true"]
         assert await till.rows() == (1, 1, 0)
 

@@ -42,9 +42,9 @@ async def test_a_workflow_that_the_handler_calls_may_sleep_for_it(database_url: 
     app = serving(durable, outer)
     async with asyncio.timeout(PATIENCE_SECONDS):
         async with durable:
-            first, twin = [await exchange(app, keyed(), b"") for _ in range(2)]
+            first, duplicate = [await exchange(app, keyed(), b"") for _ in range(2)]
 
-    for one in (first, twin):
+    for one in (first, duplicate):
         assert (one.status, json.loads(one.body)["state"]) == (202, "SUSPENDED")
 
 
@@ -63,13 +63,13 @@ async def test_what_is_done_beside_a_sleep_keeps_its_client_waiting(url: str) ->
     async with durable:
         first = asyncio.create_task(exchange(app, keyed(), b""))
         await gate.reached.wait()
-        twin = await exchange(app, keyed(headers=[("Prefer", "wait=0")]), b"")
+        duplicate = await exchange(app, keyed(headers=[("Prefer", "wait=0")]), b"")
         assert not first.done()
         gate.open()
         # From here on there is nothing but the sleep.
         told = await first
 
-    assert twin.status == 409
+    assert duplicate.status == 409
     assert (told.status, json.loads(told.body)["state"]) == (202, "SUSPENDED")
 
 

@@ -60,7 +60,7 @@ async def test_a_key_of_another_request_is_answered_in_the_dialect(
 
 
 @pytest.mark.parametrize("dialect", ["ietf", "stripe"])
-async def test_a_twin_is_refused_at_once_in_the_dialects_that_have_it_so(
+async def test_a_duplicate_is_refused_at_once_in_the_dialects_that_have_it_so(
     url: str, dialect: str
 ) -> None:
     durable = Durable(url, idempotency=IdempotencyPolicy(dialect=dialect, max_wait=60.0))
@@ -74,10 +74,10 @@ async def test_a_twin_is_refused_at_once_in_the_dialects_that_have_it_so(
     async with durable:
         first = asyncio.create_task(exchange(app, keyed(), b"{}"))
         await gate.reached.wait()
-        twin = await exchange(app, keyed(), b"{}")
+        duplicate = await exchange(app, keyed(), b"{}")
         gate.open()
 
-        assert twin.status == 409
+        assert duplicate.status == 409
         assert (await first).status == 200
 
 

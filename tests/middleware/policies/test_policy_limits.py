@@ -132,14 +132,14 @@ async def get_until(status: int, desk: Desk, path: str) -> Exchange:
 async def test_a_client_is_told_where_to_look_without_asking_for_it(database_url: str) -> None:
     desk = Desk(database_url, async_after=0.05)
     async with desk.durable:
-        accepted, twin = [await exchange(desk.app, keyed()) for _ in range(2)]
+        accepted, duplicate = [await exchange(desk.app, keyed()) for _ in range(2)]
         (path,) = accepted.headers("location")
         desk.gate.open()
         done = await get_until(303, desk, path)
         result = await exchange(desk.app, http_scope("GET", done.headers("location")[0]))
 
-    assert (accepted.status, twin.status, desk.calls) == (202, 202, 1)
-    assert twin.headers("location") == [path]
+    assert (accepted.status, duplicate.status, desk.calls) == (202, 202, 1)
+    assert duplicate.headers("location") == [path]
     assert accepted.headers("preference-applied") == []
     assert accepted.is_complete
     assert (result.status, result.body) == (201, b"served")
@@ -325,14 +325,17 @@ async def test_a_problem_names_the_key_and_where_to_look(url: str) -> None:
     async with desk.durable:
         first = asyncio.create_task(exchange(desk.app, keyed('"k 1"')))
         await desk.gate.reached.wait()
-        twin = await exchange(desk.app, keyed('"k 1"', headers=[("Prefer", "wait=0")]))
+        duplicate = await exchange(desk.app, keyed('"k 1"', headers=[("Prefer", "wait=0")]))
         other = await exchange(desk.app, keyed('"k 1"', path="/other"))
         desk.gate.open()
         request_id = (await first).headers("durable-id")[0]
 
     location = f"/durable/requests/{request_id}"
-    assert (problem(twin)["idempotency_key"], problem(twin)["instance"]) == ("k 1", location)
-    assert (problem(twin)["retry_after"], twin.headers("retry-after")) == (1, ["1"])
+    assert (problem(duplicate)["idempotency_key"], problem(duplicate)["instance"]) == (
+        "k 1",
+        location,
+    )
+    assert (problem(duplicate)["retry_after"], duplicate.headers("retry-after")) == (1, ["1"])
     assert (problem(other)["idempotency_key"], problem(other)["instance"]) == ("k 1", location)
     assert "retry_after" not in problem(other)
 

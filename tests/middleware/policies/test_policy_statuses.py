@@ -71,10 +71,10 @@ async def in_progress(desk: Desk, _: pytest.MonkeyPatch) -> Exchange:
     desk.gate = Gate()
     first = asyncio.create_task(desk.post())
     await desk.gate.reached.wait()
-    twin = await desk.post()
+    duplicate = await desk.post()
     desk.gate.open()
     await first
-    return twin
+    return duplicate
 
 
 async def too_soon(desk: Desk, _: pytest.MonkeyPatch) -> Exchange:

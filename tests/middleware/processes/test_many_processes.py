@@ -133,7 +133,7 @@ async def test_a_request_that_runs_elsewhere_is_to_be_asked_for_later(url: str) 
     assert second.ran == []
 
 
-async def test_twins_on_all_processes_at_once_run_once(url: str) -> None:
+async def test_duplicates_on_all_processes_at_once_run_once(url: str) -> None:
     shops = [Shop(url), Shop(url)]
     async with shops[0].durable, shops[1].durable:
         results = await asyncio.gather(*(shop.post_until(201) for shop in shops for _ in range(5)))

@@ -133,11 +133,11 @@ async def test_who_follows_a_damaged_stream_is_left(
         await app.passed_by(first, 1)
         await until(lambda: without_ids(first.body) == b"".join(events("ab")))
         await query(url, f"DELETE FROM {PIECES} WHERE end_offset = 9")
-        twin = await ask(wrapped)
+        duplicate = await ask(wrapped)
         await app.passed_by(first, 3)
         await call
 
-    assert (twin.body, twin.is_complete, first.is_complete) == (b"", False, True)
+    assert (duplicate.body, duplicate.is_complete, first.is_complete) == (b"", False, True)
     assert len(errors(caplog)) == 1
 
 

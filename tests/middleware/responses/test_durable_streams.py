@@ -288,15 +288,15 @@ async def test_a_stream_that_is_replaced_between_two_reads(url: str, has_some: b
         if has_some:
             await reader.read()
         storage, replaced = storage_of(there), asyncio.Event()
-        read_pieces = storage.read_pieces
+        read_chunks = storage.read_chunks
 
         async def read_late(workflow_id: str, after: int) -> list[ChunkRecord]:
             if after >= 0 and not replaced.is_set():
                 replaced.set()
                 await ask(here.wrap(app))
-            return await read_pieces(workflow_id, after)
+            return await read_chunks(workflow_id, after)
 
-        storage.read_pieces = read_late  # type: ignore[method-assign]
+        storage.read_chunks = read_late  # type: ignore[method-assign]
         found, rest = await reader.read(), await reader.read()
 
     if has_some:
@@ -311,15 +311,15 @@ async def test_a_stream_that_has_just_expired_is_not_found(url: str) -> None:
     async with durable:
         reader = Reader(wrapped, await ask(wrapped))
         storage = storage_of(durable)
-        read_pieces = storage.read_pieces
+        read_chunks = storage.read_chunks
 
         async def read_late(workflow_id: str, after: int) -> list[ChunkRecord]:
             if after >= 0:
                 for table in ("pieces", "responses"):
                     await query(url, f"DELETE FROM asgi_durable_{table}")
-            return await read_pieces(workflow_id, after)
+            return await read_chunks(workflow_id, after)
 
-        storage.read_pieces = read_late  # type: ignore[method-assign]
+        storage.read_chunks = read_late  # type: ignore[method-assign]
         found = await reader.read()
 
     assert found.status == 404

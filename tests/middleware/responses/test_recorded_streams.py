@@ -43,7 +43,7 @@ async def pieces_of(durable: Durable, exchanged: Exchange) -> list[bytes]:
 
 async def all_pieces(durable: Durable, workflow_id: str):
     storage, after = storage_of(durable), -1
-    while page := await storage.read_pieces(workflow_id, after):
+    while page := await storage.read_chunks(workflow_id, after):
         for piece in page:
             yield piece
         after = page[-1].end_offset
@@ -135,46 +135,50 @@ async def test_an_app_that_is_faster_than_its_client_waits(url: str) -> None:
 
 
 @pytest.mark.parametrize("is_here", [True, False])
-async def test_a_twin_follows_from_the_beginning_to_the_end(url: str, is_here: bool) -> None:
+async def test_a_duplicate_follows_from_the_beginning_to_the_end(url: str, is_here: bool) -> None:
     here, there = recording(url), recording(url)
     gates = [Gate(), Gate()]
     app = Script([event("a"), gates[0], event("b"), gates[1], event("c")])
-    first, twin = Exchange(b""), Exchange(b"")
+    first, duplicate = Exchange(b""), Exchange(b"")
     wrapped = here.wrap(app)
     async with here, there:
         call = begin(wrapped, first)
         await until(has(first, event("a")))
-        call_of_twin = begin(wrapped if is_here else there.wrap(app), twin)
-        await until(has(twin, event("a")))
+        call_of_duplicate = begin(wrapped if is_here else there.wrap(app), duplicate)
+        await until(has(duplicate, event("a")))
         gates[0].open()
-        await until(has(twin, event("a") + event("b")))
+        await until(has(duplicate, event("a") + event("b")))
         gates[1].open()
-        await asyncio.gather(call, call_of_twin)
+        await asyncio.gather(call, call_of_duplicate)
 
-    assert twin.body == first.body
-    assert (twin.is_complete, twin.headers("idempotent-replayed"), app.calls) == (True, REPLAYED, 1)
+    assert duplicate.body == first.body
+    assert (duplicate.is_complete, duplicate.headers("idempotent-replayed"), app.calls) == (
+        True,
+        REPLAYED,
+        1,
+    )
 
 
-async def test_a_twin_here_is_told_at_once(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_duplicate_here_is_told_at_once(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(streams, "FIRST_POLL_SECONDS", 1000.0)
     monkeypatch.setattr(streams, "LONGEST_POLL_SECONDS", 1000.0)
     durable, gates = recording(url), [Gate(), Gate()]
     wrapped = durable.wrap(Script([event("a"), gates[0], event("b"), gates[1]]))
-    first, twin = Exchange(b""), Exchange(b"")
+    first, duplicate = Exchange(b""), Exchange(b"")
     async with durable:
         call = begin(wrapped, first)
         await until(has(first, event("a")))
-        call_of_twin = begin(wrapped, twin)
-        await until(has(twin, event("a")))
+        call_of_duplicate = begin(wrapped, duplicate)
+        await until(has(duplicate, event("a")))
         gates[0].open()
-        await until(has(twin, event("a") + event("b")))
+        await until(has(duplicate, event("a") + event("b")))
         gates[1].open()
-        await asyncio.gather(call, call_of_twin)
+        await asyncio.gather(call, call_of_duplicate)
 
-    assert twin.is_complete
+    assert duplicate.is_complete
 
 
-async def test_a_twin_waits_for_the_beginning(url: str) -> None:
+async def test_a_duplicate_waits_for_the_beginning(url: str) -> None:
     durable, begun, gate = recording(url), Gate(), Gate()
     app = Script([event("a"), gate])
 
@@ -182,21 +186,21 @@ async def test_a_twin_waits_for_the_beginning(url: str) -> None:
         await begun.wait()
         await app(scope, receive, send)
 
-    wrapped, first, twin = durable.wrap(serve), Exchange(b""), Exchange(b"")
+    wrapped, first, duplicate = durable.wrap(serve), Exchange(b""), Exchange(b"")
     async with durable:
         call = begin(wrapped, first)
         await begun.reached.wait()
-        call_of_twin = begin(wrapped, twin)
+        call_of_duplicate = begin(wrapped, duplicate)
         begun.open()
-        await until(has(twin, event("a")))
+        await until(has(duplicate, event("a")))
         gate.open()
-        await asyncio.gather(call, call_of_twin)
+        await asyncio.gather(call, call_of_duplicate)
 
-    assert twin.body == first.body
+    assert duplicate.body == first.body
 
 
 @pytest.mark.parametrize("policy", [{"dialect": "ietf"}, {"stream": "bypass"}])
-async def test_a_twin_is_told_to_come_back_where_it_does_not_follow(
+async def test_a_duplicate_is_told_to_come_back_where_it_does_not_follow(
     url: str, policy: dict[str, str]
 ) -> None:
     here, there, gate = recording(url), recording(url, **policy, max_wait=0.0), Gate()
@@ -204,23 +208,23 @@ async def test_a_twin_is_told_to_come_back_where_it_does_not_follow(
     async with here, there:
         call = begin(here.wrap(app), first)
         await until(has(first, event("a")))
-        twin = await ask(there.wrap(app))
+        duplicate = await ask(there.wrap(app))
         gate.open()
         await call
 
-    assert twin.status == 409
+    assert duplicate.status == 409
 
 
 async def test_not_more_follow_than_may(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(streams, "MAX_FOLLOWERS_OF_ONE", 1)
     durable, gate = recording(url, max_wait=0.0), Gate()
     wrapped = durable.wrap(Script([event("a"), gate]))
-    first, twin = Exchange(b""), Exchange(b"")
+    first, duplicate = Exchange(b""), Exchange(b"")
     async with durable:
         call = begin(wrapped, first)
         await until(has(first, event("a")))
-        following = begin(wrapped, twin)
-        await until(has(twin, event("a")))
+        following = begin(wrapped, duplicate)
+        await until(has(duplicate, event("a")))
         refused = await ask(wrapped)
         gate.open()
         await asyncio.gather(call, following)
@@ -370,7 +374,11 @@ async def test_a_short_answer_is_kept_as_ever(url: str) -> None:
 async def test_a_replay_has_the_headers_of_the_first_answer(
     url: str, stream_after: float, length: list[tuple[bytes, bytes]]
 ) -> None:
-    durable, gate, first, twin = recording(url, stream_after=stream_after), Gate(), *exchanges(2)
+    durable, gate, first, duplicate = (
+        recording(url, stream_after=stream_after),
+        Gate(),
+        *exchanges(2),
+    )
     headers = [(b"content-type", b"text/plain"), *length]
 
     async def app(scope, receive, send) -> None:
@@ -385,13 +393,13 @@ async def test_a_replay_has_the_headers_of_the_first_answer(
         await gate.reached.wait()
         if not stream_after:
             await until(has(first, b"ab"))
-            calls.append(begin(wrapped, twin))
-            await until(has(twin, b"ab"))
+            calls.append(begin(wrapped, duplicate))
+            await until(has(duplicate, b"ab"))
         gate.open()
         await asyncio.gather(*calls)
         again = await ask(wrapped)
 
-    answers = [first, again, twin] if not stream_after else [first, again]
+    answers = [first, again, duplicate] if not stream_after else [first, again]
     assert [each.body for each in answers] == [b"abcde"] * len(answers)
     lengths = [each.headers("content-length") for each in answers]
     assert lengths == [["5"] if length else []] * len(answers)
@@ -490,15 +498,20 @@ async def test_what_an_app_says_about_its_cancellation_is_not_recorded(url: str)
 async def test_a_stream_that_is_too_long_passes_through_and_is_not_kept(
     url: str, media_type: bytes
 ) -> None:
-    durable, gate, first, twin = recording(url, max_stream=40), Gate(), Exchange(b""), Exchange(b"")
+    durable, gate, first, duplicate = (
+        recording(url, max_stream=40),
+        Gate(),
+        Exchange(b""),
+        Exchange(b""),
+    )
     script = [event("a"), gate, event("b" * 40), event("c")]
     app = Script(script, media_type=media_type)
     wrapped = durable.wrap(app)
     async with durable:
         call = begin(wrapped, first)
         await until(has(first, event("a")))
-        following = begin(wrapped, twin)
-        await until(has(twin, event("a")))
+        following = begin(wrapped, duplicate)
+        await until(has(duplicate, event("a")))
         gate.open()
         await asyncio.gather(call, following)
         again = await ask(wrapped)
@@ -507,7 +520,7 @@ async def test_a_stream_that_is_too_long_passes_through_and_is_not_kept(
 
     whole = event("a") + event("b" * 40) + event("c")
     assert (without_ids(first.body), first.is_complete) == (whole, True)
-    assert (without_ids(twin.body), twin.is_complete) == (event("a"), False)
+    assert (without_ids(duplicate.body), duplicate.is_complete) == (event("a"), False)
     assert (again.status, app.calls, left) == (410, 1, [b""])
 
 

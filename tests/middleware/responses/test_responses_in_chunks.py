@@ -347,8 +347,8 @@ async def test_a_refusal_of_the_library_is_one_piece(url: str) -> None:
     async with durable:
         first = asyncio.create_task(exchange(wrapped, keyed()))
         await gate.reached.wait()
-        twin = await exchange(wrapped, keyed(headers=[("Prefer", "wait=0")]))
+        duplicate = await exchange(wrapped, keyed(headers=[("Prefer", "wait=0")]))
         gate.open()
         await first
 
-    assert (twin.is_complete, json.loads(twin.body)["status"]) == (True, 409)
+    assert (duplicate.is_complete, json.loads(duplicate.body)["status"]) == (True, 409)

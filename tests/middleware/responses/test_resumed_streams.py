@@ -51,7 +51,7 @@ async def kept_of(durable: Durable, exchanged: Exchange) -> bytes:
     """Return what is recorded of the body."""
     (workflow_id,) = exchanged.headers("durable-id")
     storage, after, kept = storage_of(durable), -1, []
-    while page := await storage.read_pieces(workflow_id, after):
+    while page := await storage.read_chunks(workflow_id, after):
         kept += [piece.data for piece in page if piece.cut_to is None]
         after = page[-1].end_offset
     return b"".join(kept)
@@ -186,13 +186,13 @@ async def test_who_follows_is_told_of_a_cut_or_left(
         [event("x"), gates[1], event("y")],
     ]
     app = Script(*scripts, media_type=media_type)
-    first, twin, again = Exchange(b""), Exchange(b""), Exchange(b"")
+    first, duplicate, again = Exchange(b""), Exchange(b""), Exchange(b"")
     wrapped = here.wrap(app)
     async with here, there:
         call = begin(wrapped, first)
         await until(lambda: first.body)
-        following = begin(there.wrap(app), twin)
-        await until(lambda: twin.body)
+        following = begin(there.wrap(app), duplicate)
+        await until(lambda: duplicate.body)
         gates[0].open()
         with pytest.raises(LookupError):
             await call
@@ -205,25 +205,25 @@ async def test_who_follows_is_told_of_a_cut_or_left(
         await following
 
     if media_type == b"text/event-stream":
-        assert (Client().take(twin.body).names, twin.is_complete) == ("xy", True)
+        assert (Client().take(duplicate.body).names, duplicate.is_complete) == ("xy", True)
     else:
-        assert (twin.body, twin.is_complete) == (event("a"), False)
+        assert (duplicate.body, duplicate.is_complete) == (event("a"), False)
 
 
 async def test_who_follows_what_is_interrupted_is_left(url: str) -> None:
-    durable, gate, first, twin = recording(url), Gate(), Exchange(b""), Exchange(b"")
+    durable, gate, first, duplicate = recording(url), Gate(), Exchange(b""), Exchange(b"")
     wrapped = durable.wrap(Script([event("a"), gate, event("b"), BROKEN]))
     async with durable:
         call = begin(wrapped, first)
         await until(lambda: first.body)
-        following = begin(wrapped, twin)
-        await until(lambda: twin.body)
+        following = begin(wrapped, duplicate)
+        await until(lambda: duplicate.body)
         gate.open()
         with pytest.raises(LookupError):
             await call
         await following
 
-    assert (without_ids(twin.body), twin.is_complete) == (b"".join(events("ab")), False)
+    assert (without_ids(duplicate.body), duplicate.is_complete) == (b"".join(events("ab")), False)
 
 
 async def test_a_stream_too_long_before_is_not_recorded_again(url: str) -> None:
@@ -269,25 +269,25 @@ async def test_a_service_that_a_step_asked_is_not_asked_again(url: str) -> None:
 
 async def test_who_follows_gets_what_came_just_before_the_end(url: str) -> None:
     here, there = recording(url), recording(url)
-    gate, first, twin = Gate(), Exchange(b""), Exchange(b"")
+    gate, first, duplicate = Gate(), Exchange(b""), Exchange(b"")
     app = Script([event("a"), gate, event("b")])
     async with here, there:
         call = begin(here.wrap(app), first)
         await until(lambda: first.body)
         storage = storage_of(there)
-        read_pieces = storage.read_pieces
+        read_chunks = storage.read_chunks
 
         async def read_late(workflow_id: str, after: int) -> list[ChunkRecord]:
-            page = await read_pieces(workflow_id, after)
+            page = await read_chunks(workflow_id, after)
             if not page and not gate.is_open:
                 gate.open()
                 await call
             return page
 
-        storage.read_pieces = read_late  # type: ignore[method-assign]
-        await begin(there.wrap(app), twin)
+        storage.read_chunks = read_late  # type: ignore[method-assign]
+        await begin(there.wrap(app), duplicate)
 
-    assert (twin.body, twin.is_complete) == (first.body, True)
+    assert (duplicate.body, duplicate.is_complete) == (first.body, True)
 
 
 async def test_what_is_encoded_otherwise_is_another_answer(url: str) -> None:

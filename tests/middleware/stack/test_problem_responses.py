@@ -110,7 +110,7 @@ async def test_a_frameworks_handler_of_errors_says_so_as_well(url: str) -> None:
 # The request of a response
 
 
-async def test_answers_about_a_twin_a_misuse_and_a_lost_answer(database_url: str) -> None:
+async def test_answers_about_a_duplicate_a_misuse_and_a_lost_answer(database_url: str) -> None:
     durable, gate = durable_with(database_url, max_wait=0.0, max_response_body=1), Gate()
 
     async def serve(scope, receive, send) -> None:
@@ -121,15 +121,15 @@ async def test_answers_about_a_twin_a_misuse_and_a_lost_answer(database_url: str
     async with durable:
         running = asyncio.create_task(exchange(app, keyed()))
         await gate.reached.wait()
-        twin, misuse = await exchange(app, keyed()), await exchange(app, keyed(), b"other")
+        duplicate, misuse = await exchange(app, keyed()), await exchange(app, keyed(), b"other")
         gate.open()
         await running
         lost = await exchange(app, keyed())
 
-    is_about_key(twin, "IN_PROGRESS")
+    is_about_key(duplicate, "IN_PROGRESS")
     is_about_key(misuse, "KEY_REUSED", run=None)
     is_about_key(lost, "RESPONSE_NOT_KEPT")
-    assert [one.headers("link") for one in (twin, misuse, lost)] == [[LINK]] * 3
+    assert [one.headers("link") for one in (duplicate, misuse, lost)] == [[LINK]] * 3
 
 
 async def test_the_answer_to_a_request_that_was_tried_too_often(url: str) -> None:

@@ -165,7 +165,7 @@ async def test_a_workflow_that_failed_goes_on_below_the_retry(url: str, seconds:
     assert links_by_kind(run) == {"origin": span_id(first), "previous": span_id(failed)}
 
 
-async def test_twins_and_other_requests_under_a_key_say_what_became_of_them(url: str) -> None:
+async def test_duplicates_and_other_requests_under_a_key_say_what_became_of_them(url: str) -> None:
     spans = Spans()
     shop = Shop(url, spans)
     shop.gate = Gate()
@@ -176,12 +176,12 @@ async def test_twins_and_other_requests_under_a_key_say_what_became_of_them(url:
         impatient = keyed(path="/pay", headers=[("Prefer", "wait=0")])
         assert (await exchange(shop.app, impatient)).status == 409
         assert (await shop.post(path="/charge")).status == 422
-        twin = asyncio.create_task(shop.post())
+        duplicate = asyncio.create_task(shop.post())
         requests = shop.durable.engine.requests
         while not requests._duplicates:
             await asyncio.sleep(0)
         shop.gate.open()
-        await asyncio.gather(first, twin)
+        await asyncio.gather(first, duplicate)
 
     requests_ended = [span for span in spans.ended if span.kind is SpanKind.SERVER]
     outcomes = [attributes_of(span)["idempotency.outcome"] for span in requests_ended]

@@ -12,7 +12,7 @@ from support.records import EXECUTOR, OTHER, record, request, response, step, su
 from asgi_durable.storage.protocol import Storage
 from asgi_durable.storage.records import SLEEP, WorkflowState
 from asgi_durable.storage.writes import (
-    MAX_TOLD_BYTES,
+    MAX_INLINE_BYTES,
     ClaimRequest,
     ForgetRequest,
     OutcomeKind,
@@ -153,7 +153,9 @@ async def test_an_answer_is_kept_with_the_end_of_its_request(storage: Storage) -
     assert outcome.response == response()
 
 
-@pytest.mark.parametrize(("size", "is_told"), [(MAX_TOLD_BYTES, True), (MAX_TOLD_BYTES + 1, False)])
+@pytest.mark.parametrize(
+    ("size", "is_told"), [(MAX_INLINE_BYTES, True), (MAX_INLINE_BYTES + 1, False)]
+)
 async def test_a_long_answer_is_not_told_with_the_row(
     storage: Storage, size: int, *, is_told: bool
 ) -> None:

@@ -50,7 +50,7 @@ class InTask:
         return await self._transaction.session.execute(statement)
 
     async def answer(self, *starts: WorkflowRecord, end: FinishWorkflow = END) -> None:
-        await self._transaction.answer(replace(end, starts=starts))
+        await self._transaction.store_response(replace(end, starts=starts))
 
 
 class InThreads:
@@ -66,7 +66,7 @@ class InThreads:
         await asyncio.to_thread(self._transaction.flush)
 
     async def answer(self, *starts: WorkflowRecord, end: FinishWorkflow = END) -> None:
-        await asyncio.to_thread(self._transaction.answer, replace(end, starts=starts))
+        await asyncio.to_thread(self._transaction.store_response, replace(end, starts=starts))
 
 
 @asynccontextmanager
@@ -184,16 +184,16 @@ async def test_an_executor_that_left_claims_nothing(
 
 
 @pytest.mark.parametrize("level", [None, "SERIALIZABLE"])
-async def test_a_twin_waits_for_the_end_of_the_first(
+async def test_a_duplicate_waits_for_the_end_of_the_first(
     storage: Storage, other: Storage, begin: Open, level: str | None
 ) -> None:
-    twin = RequestSlot(workflow=request(executor_id=OTHER), wait_seconds=30.0)
+    duplicate = RequestSlot(workflow=request(executor_id=OTHER), wait_seconds=30.0)
 
     async def claim_too() -> None:
         while True:
             # A serializable transaction does not see the commit for which it has waited.
             with contextlib.suppress(StorageUnavailableError):
-                async with begin(other, twin, level):
+                async with begin(other, duplicate, level):
                     pytest.fail("the application's code ran")
 
     async with begin(storage, SLOT, level) as transaction:
@@ -205,14 +205,14 @@ async def test_a_twin_waits_for_the_end_of_the_first(
         await waiting
 
 
-async def test_a_twin_goes_on_where_the_first_is_rolled_back(
+async def test_a_duplicate_goes_on_where_the_first_is_rolled_back(
     storage: Storage, other: Storage, begin: Open
 ) -> None:
-    twin = RequestSlot(workflow=request(executor_id=OTHER), wait_seconds=30.0)
+    duplicate = RequestSlot(workflow=request(executor_id=OTHER), wait_seconds=30.0)
     end = replace(END, executor_id=OTHER)
 
     async def claim_too() -> None:
-        async with begin(other, twin) as transaction:
+        async with begin(other, duplicate) as transaction:
             await transaction.answer(end=end)
 
     with pytest.raises(ZeroDivisionError):
@@ -271,15 +271,15 @@ async def test_the_place_of_a_function_is_no_request_of_its_own(
             pytest.fail("the application's code ran")
 
 
-async def test_on_postgres_a_twin_waits_no_longer_than_it_may(
+async def test_on_postgres_a_duplicate_waits_no_longer_than_it_may(
     postgres_storages: tuple[Storage, Storage], begin: Open
 ) -> None:
     storage, other = postgres_storages
-    twin = RequestSlot(workflow=request(executor_id=OTHER), wait_seconds=0.05)
+    duplicate = RequestSlot(workflow=request(executor_id=OTHER), wait_seconds=0.05)
 
     async with begin(storage) as transaction:
         with pytest.raises(SlotBusyError):
-            async with begin(other, twin):
+            async with begin(other, duplicate):
                 pytest.fail("the application's code ran")
         await transaction.answer()
 

@@ -154,7 +154,7 @@ async def test_an_executor_that_left_has_no_free_place(storage: Storage) -> None
     assert await effects(storage) == 0
 
 
-async def test_of_twins_in_a_race_one_commits(storage: Storage) -> None:
+async def test_of_duplicates_in_a_race_one_commits(storage: Storage) -> None:
     results = await asyncio.gather(*(insert(storage) for _ in range(10)), return_exceptions=True)
 
     assert sum(result is None for result in results) == 1

@@ -135,7 +135,7 @@ class Applied:
             place = (write.step.workflow_id, write.step.step_number)
             return self.is_whole or place in self.recorded
         if isinstance(write, RecordChunk):
-            place = (write.piece.workflow_id, write.piece.end_offset)
+            place = (write.chunk.workflow_id, write.chunk.end_offset)
             return self.is_whole or place in self.streamed
         return isinstance(write, FinishWorkflow) and (
             self.is_whole or write.workflow_id in self.ended
@@ -204,8 +204,8 @@ def _parts_and_values(rows: Rows) -> tuple[_Parts, list[Any]]:
     if rows.completions:
         values += arrays_of([_outcome_values(write.step) for write in rows.completions])
     if rows.pieces:
-        values += arrays_of([chunk_values(write.piece) for write in rows.pieces])
-        values.append(list({write.piece.workflow_id for write in rows.pieces}))
+        values += arrays_of([chunk_values(write.chunk) for write in rows.pieces])
+        values.append(list({write.chunk.workflow_id for write in rows.pieces}))
     if rows.ends:
         values += arrays_of([_end_values(end) for end in rows.ends])
     for others in (answers, followers):

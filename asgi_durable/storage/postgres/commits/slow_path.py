@@ -38,7 +38,7 @@ from asgi_durable.storage.writes import (
     Write,
     is_same_end,
     is_same_start,
-    of_refused_step,
+    outcome_of_refused_step,
     workflow_id_of,
 )
 
@@ -186,7 +186,7 @@ class _Settlement:
         await self._settle_steps([step for step in steps if not applied.has(step)])
         await self._settle_pieces([piece for piece in rows.pieces if not applied.has(piece)])
         await self._settle_ends([end for end in rows.ends if not applied.has(end)])
-        if cuts := [write.piece for write in rows.pieces if write.cuts and applied.has(write)]:
+        if cuts := [write.chunk for write in rows.pieces if write.cuts and applied.has(write)]:
             places = [(piece.workflow_id, piece.cut_to, piece.end_offset) for piece in cuts]
             await self._wire.fetch(self._statements.cut_pieces, *zip(*places, strict=True))
 
@@ -233,12 +233,12 @@ class _Settlement:
         rows = await self._wire.fetch(self._statements.find_steps, *zip(*places, strict=True))
         found = {(step.workflow_id, step.step_number): step for step in map(step_from, rows)}
         for write, place in zip(refused, places, strict=True):
-            self.outcomes[id(write)] = of_refused_step(write, found.get(place))
+            self.outcomes[id(write)] = outcome_of_refused_step(write, found.get(place))
 
     async def _settle_pieces(self, refused: Sequence[RecordChunk]) -> None:
         if not refused:
             return
-        places = [(write.piece.workflow_id, write.piece.end_offset) for write in refused]
+        places = [(write.chunk.workflow_id, write.chunk.end_offset) for write in refused]
         rows = await self._wire.fetch(self._statements.find_pieces, *zip(*places, strict=True))
         found = {(piece.workflow_id, piece.end_offset): piece for piece in map(chunk_from, rows)}
         for write, place in zip(refused, places, strict=True):
@@ -287,7 +287,7 @@ def _of_taking(
         return Outcome(OutcomeKind.CONFLICT, existing=existing)
     if isinstance(write, ResumeWorkflow):
         return DONE
-    is_same = existing.may_be(write.workflow.fingerprint)
+    is_same = existing.may_have_fingerprint(write.workflow.fingerprint)
     if not is_same or write.comes_too_soon_for(existing):
         return Outcome(OutcomeKind.CONFLICT, existing=existing)
     return Outcome(OutcomeKind.RESUMED, existing=existing)
@@ -319,7 +319,7 @@ def _of_start(write: StartWorkflow, found: _Found | None) -> Outcome:
 def _of_piece(write: RecordChunk, existing: ChunkRecord | None) -> Outcome:
     if existing is None:
         return FENCED
-    return DONE if existing == write.piece else Outcome(OutcomeKind.CONFLICT)
+    return DONE if existing == write.chunk else Outcome(OutcomeKind.CONFLICT)
 
 
 def _of_end(write: FinishWorkflow, found: _Found | None) -> Outcome:

@@ -12,7 +12,7 @@ from asgi_durable.storage.postgres.rows import (
     list_of,
 )
 from asgi_durable.storage.writes import (
-    MAX_TOLD_BYTES,
+    MAX_INLINE_BYTES,
 )
 
 __all__ = ["SettleStatements"]
@@ -77,7 +77,7 @@ def _find_answers(names: PostgresNames, found: str, owner_lives: str) -> str:
         f"LEFT JOIN LATERAL (SELECT {list_of(tables.responses, 'r')} FROM {names.responses} AS r "
         "WHERE r.workflow_id = w.workflow_id AND w.state <> 'PENDING' "
         "AND w.fingerprint = wanted.fingerprint "
-        f"AND coalesce(octet_length(r.body), 0) <= {MAX_TOLD_BYTES} OFFSET 0) AS r ON true"
+        f"AND coalesce(octet_length(r.body), 0) <= {MAX_INLINE_BYTES} OFFSET 0) AS r ON true"
     )
     return (
         f"SELECT {list_of(tables.workflows, 'w')}, {owner_lives} AS owner_lives, "

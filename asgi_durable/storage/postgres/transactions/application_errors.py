@@ -17,8 +17,8 @@ __all__ = [
     "application_error",
     "drop_outdated_connections",
     "is_outdated",
+    "library_statements",
     "our_own_commit",
-    "our_own_statements",
     "unavailable_error",
 ]
 
@@ -92,7 +92,7 @@ def unavailable_error(error: Exception, database: str) -> StorageUnavailableErro
 
 
 @contextmanager
-def our_own_statements(database: str) -> Iterator[None]:
+def library_statements(database: str) -> Iterator[None]:
     """Take a limit for an outage where it has ended a statement of ours.
 
     The application's limits hold for those in its transaction as well. That one took too long

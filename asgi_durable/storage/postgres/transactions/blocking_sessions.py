@@ -18,8 +18,8 @@ from asgi_durable.storage.postgres.connections.database import PostgresDatabase
 from asgi_durable.storage.postgres.transactions.application_errors import (
     application_error,
     drop_outdated_connections,
+    library_statements,
     our_own_commit,
-    our_own_statements,
     unavailable_error,
 )
 
@@ -76,13 +76,13 @@ class PostgresBlockingSessions:
         with self.connect(isolation_level) as connection:
             # The driver's BEGIN comes with the first statement. It is sent at once, so that the
             # driver knows from here on whether the transaction is open.
-            with self.our_own_statements():
+            with self.library_statements():
                 connection.exec_driver_sql("SELECT")
             yield connection
 
-    def our_own_statements(self) -> AbstractContextManager[None]:
+    def library_statements(self) -> AbstractContextManager[None]:
         """See :class:`asgi_durable.storage.application.BlockingSessions`."""
-        return our_own_statements(self._database.name)
+        return library_statements(self._database.name)
 
     def commit(self, connection: sa.Connection) -> None:
         """See :class:`asgi_durable.storage.application.BlockingSessions`."""

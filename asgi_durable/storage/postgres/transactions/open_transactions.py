@@ -13,9 +13,9 @@ import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
 from asgi_durable.errors import DurableUsageError
-from asgi_durable.storage.application import ended_behind_the_session
+from asgi_durable.storage.application import transaction_ended_error
 from asgi_durable.storage.postgres.rows import PostgresNames, step_values, workflow_values
-from asgi_durable.storage.postgres.transactions.application_errors import our_own_statements
+from asgi_durable.storage.postgres.transactions.application_errors import library_statements
 from asgi_durable.storage.postgres.transactions.slots import (
     RequestStatements,
     SlotStatements,
@@ -81,7 +81,7 @@ class Openings:
             # conflict with the transactions of other workflows.
             values = (slot.executor_id, slot.workflow_id, slot.step_number)
             statement = self._step_statements.check
-            with our_own_statements(self._database):
+            with library_statements(self._database):
                 is_free = self._driver.fetch_value(connection, statement, values)
             if not is_free:
                 raise slot_taken(slot)
@@ -96,7 +96,7 @@ class Openings:
         """
         connection.begin()
         values = (whole_milliseconds(slot), *workflow_values(slot.workflow))
-        with our_own_statements(self._database), claiming(slot):
+        with library_statements(self._database), claiming(slot):
             row = self._driver.fetch_row(connection, self._request_statements.claim, values)
         if row[0] != 1:
             raise request_taken(slot)
@@ -144,7 +144,7 @@ class _OpenTransaction:
         if transaction is None or not transaction.is_active or is_over:
             # There is no savepoint left, and the session would fail at its own.
             self._connection.invalidate()
-            raise ended_behind_the_session()
+            raise transaction_ended_error()
         self.session.commit()
 
     def _on_begin(self, *_: object) -> None:
@@ -174,7 +174,7 @@ class OpenStepTransaction(_OpenTransaction):
         # both durable.
         self.flush()
         values = (slot.executor_id, *step_values(step))
-        with our_own_statements(self._database):
+        with library_statements(self._database):
             rows = self._driver.execute(self._connection, self._statement, values)
         if rows != 1:
             raise slot_taken(slot)
@@ -196,10 +196,10 @@ class OpenRequestTransaction(_OpenTransaction):
         # The claim was its first statement.
         self._has_begun = True
 
-    def answer(self, end: FinishWorkflow) -> None:
+    def store_response(self, end: FinishWorkflow) -> None:
         # Once more: code that read an object since the last time may have begun a savepoint.
         self.flush()
-        with our_own_statements(self._database):
+        with library_statements(self._database):
             for start in end.starts:
                 row = workflow_values(start)
                 self._driver.execute(self._connection, self._statements.start, row)

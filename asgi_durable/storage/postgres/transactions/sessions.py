@@ -18,8 +18,8 @@ from asgi_durable.storage.postgres.connections.watch import WatchedDatabase, far
 from asgi_durable.storage.postgres.transactions.application_errors import (
     application_error,
     drop_outdated_connections,
+    library_statements,
     our_own_commit,
-    our_own_statements,
     unavailable_error,
 )
 
@@ -92,13 +92,13 @@ class PostgresSessions:
         async with self.connect(isolation_level) as connection:
             # The driver's BEGIN comes with the first statement: at once, so that it can be
             # told whether the transaction goes on.
-            with self.our_own_statements():
+            with self.library_statements():
                 await connection.exec_driver_sql("SELECT")
             yield connection
 
-    def our_own_statements(self) -> AbstractContextManager[None]:
+    def library_statements(self) -> AbstractContextManager[None]:
         """See :class:`asgi_durable.storage.application.Sessions`."""
-        return our_own_statements(self._database.name)
+        return library_statements(self._database.name)
 
     async def commit(self, connection: AsyncConnection) -> None:
         """See :class:`asgi_durable.storage.application.Sessions`."""

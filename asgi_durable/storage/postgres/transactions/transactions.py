@@ -52,8 +52,8 @@ class PostgresRequestTransaction:
     async def flush(self) -> None:
         await self._connection.run_sync(lambda _: self._opened.flush())
 
-    async def answer(self, end: FinishWorkflow) -> None:
-        await self._connection.run_sync(lambda _: self._opened.answer(end))
+    async def store_response(self, end: FinishWorkflow) -> None:
+        await self._connection.run_sync(lambda _: self._opened.store_response(end))
 
 
 class PostgresTransactions:

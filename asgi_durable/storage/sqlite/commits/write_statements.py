@@ -16,7 +16,7 @@ from asgi_durable.storage.sqlite.rows import (
     step_values,
 )
 from asgi_durable.storage.writes import (
-    MAX_TOLD_BYTES,
+    MAX_INLINE_BYTES,
     CompleteStep,
     FinishWorkflow,
     RecordStep,
@@ -72,7 +72,7 @@ FINISH_WORKFLOW = (
 )
 FIND_WORKFLOW = f"{SELECT_WORKFLOW} WHERE workflow_id = ?"
 FIND_RESPONSE = (
-    f"{SELECT_RESPONSE} WHERE workflow_id = ? AND ifnull(length(body), 0) <= {MAX_TOLD_BYTES}"
+    f"{SELECT_RESPONSE} WHERE workflow_id = ? AND ifnull(length(body), 0) <= {MAX_INLINE_BYTES}"
 )
 FIND_STEP = f"{SELECT_STEP} WHERE workflow_id = ? AND step_number = ?"
 TAKE_REQUEST = (

@@ -79,7 +79,7 @@ from asgi_durable.storage.writes import (
     executor_of,
     is_same_end,
     is_same_start,
-    of_refused_step,
+    outcome_of_refused_step,
 )
 
 __all__ = ["SQLiteWriter"]
@@ -241,7 +241,7 @@ class SQLiteWriter:
         return Outcome(OutcomeKind.RESUMED, existing=existing)
 
     def _may_take(self, existing: WorkflowRecord, claim: ClaimRequest) -> bool:
-        same = existing.may_be(claim.workflow.fingerprint)
+        same = existing.may_have_fingerprint(claim.workflow.fingerprint)
         is_free = same and self._is_free(existing, claim.workflow.executor_id)
         return is_free and not claim.comes_too_soon_for(existing)
 
@@ -260,15 +260,15 @@ class SQLiteWriter:
     def _record(self, write: RecordStep) -> Outcome:
         if self._changes(INSERT_STEP, step_parameters(write)):
             return DONE
-        return of_refused_step(write, self._step(write.step))
+        return outcome_of_refused_step(write, self._step(write.step))
 
     def _complete(self, write: CompleteStep) -> Outcome:
         if self._changes(COMPLETE_STEP, completion_parameters(write)):
             return DONE
-        return of_refused_step(write, self._step(write.step))
+        return outcome_of_refused_step(write, self._step(write.step))
 
     def _record_chunk(self, write: RecordChunk) -> Outcome:
-        chunk = write.piece
+        chunk = write.chunk
         owner = (chunk.workflow_id, write.executor_id)
         if self._changes(INSERT_CHUNK, (*chunk_values(chunk), *owner)):
             if write.cuts:

@@ -68,7 +68,7 @@ class SQLiteSessions:
         async with self._turn:
             with naming:
                 async with self._connect(engines.here()) as connection:
-                    with self.our_own_statements():
+                    with self.library_statements():
                         await _begin(connection)
                     yield connection
 
@@ -84,7 +84,7 @@ class SQLiteSessions:
             # If this is cancelled repeatedly, the connection's thread closes it by itself.
             await wait_until_unlocked(own, self._file.busy_timeout_seconds)
 
-    def our_own_statements(self) -> AbstractContextManager[None]:
+    def library_statements(self) -> AbstractContextManager[None]:
         """See :class:`asgi_durable.storage.application.Sessions`."""
         return TranslatingErrors(str(self._file.path))
 
@@ -145,11 +145,11 @@ class SQLiteBlockingSessions:
         checked_isolation_level(isolation_level)
         naming = TranslatingErrors(str(self._file.path), application_error)
         with self._turn, naming, self._engine.connect() as connection:
-            with self.our_own_statements():
+            with self.library_statements():
                 connection.exec_driver_sql("BEGIN IMMEDIATE")
             yield connection
 
-    def our_own_statements(self) -> AbstractContextManager[None]:
+    def library_statements(self) -> AbstractContextManager[None]:
         """See :class:`asgi_durable.storage.application.BlockingSessions`."""
         return TranslatingErrors(str(self._file.path))
 

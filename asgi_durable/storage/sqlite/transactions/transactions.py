@@ -18,7 +18,7 @@ from asgi_durable.storage.application import (
     SESSION_OPTIONS,
     end_blocking_session,
     end_session,
-    ended_behind_the_session,
+    transaction_ended_error,
 )
 from asgi_durable.storage.records import StepRecord, WorkflowState
 from asgi_durable.storage.sqlite.commits.write_statements import (
@@ -146,7 +146,7 @@ class SQLiteBlockingTransaction(_OpenBlockingTransaction):
 class SQLiteRequestTransaction(_OpenTransaction):
     """See :class:`asgi_durable.storage.transaction_port.RequestTransaction`."""
 
-    async def answer(self, end: FinishWorkflow) -> None:
+    async def store_response(self, end: FinishWorkflow) -> None:
         # Again: attributes that were read since the last flush may have changed the session.
         await self.flush()
         await self._connection.run_sync(_store_response, end)
@@ -155,8 +155,8 @@ class SQLiteRequestTransaction(_OpenTransaction):
 class SQLiteBlockingRequestTransaction(_OpenBlockingTransaction):
     """See :class:`asgi_durable.storage.transaction_port.BlockingRequestTransaction`."""
 
-    def answer(self, end: FinishWorkflow) -> None:
-        # Again: see `SQLiteRequestTransaction.answer`.
+    def store_response(self, end: FinishWorkflow) -> None:
+        # Again: see `SQLiteRequestTransaction.store_response`.
         self.flush()
         _store_response(self._connection, end)
 
@@ -201,7 +201,7 @@ def _claim(connection: sa.Connection, slot: RequestSlot) -> None:
 
 def _store_response(connection: sa.Connection, end: FinishWorkflow) -> None:
     if connection.exec_driver_sql(FINISH_WORKFLOW, finish_parameters(end)).rowcount != 1:
-        raise ended_behind_the_session()
+        raise transaction_ended_error()
     if end.response is not None:
         connection.exec_driver_sql(INSERT_RESPONSE, response_values(end.response))
     for start in end.starts:

@@ -52,18 +52,18 @@ def status_path(request: Exchange) -> str:
     return f"/durable/requests/{request.headers('durable-id')[0]}"
 
 
-async def test_twins_wait_for_the_answer(url: str, framework: str) -> None:
+async def test_duplicates_wait_for_the_answer(url: str, framework: str) -> None:
     """Row 10 of the table."""
     shops = pair(url, framework, max_wait=60.0)
     async with shops.running() as request:
-        twins = [
+        duplicates = [
             asyncio.create_task(shop.post(headers=ALICE)) for shop in (shops.here, shops.there)
         ]
         await until(lambda: waits(shops.here) and waits(shops.there))
         shops.gate.open()
         first = await request
-        for twin in twins:
-            is_replay(await twin, first)
+        for duplicate in duplicates:
+            is_replay(await duplicate, first)
 
     is_own(first, 201)
     assert (shops.here.ran, shops.there.ran, await sold(url)) == (ALL, [], 1)
@@ -75,17 +75,17 @@ def waits(shop: Shop) -> bool:
     return running.requests._duplicates.total() > 0
 
 
-async def test_twins_that_do_not_wait_are_to_come_back(url: str, framework: str) -> None:
+async def test_duplicates_that_do_not_wait_are_to_come_back(url: str, framework: str) -> None:
     """Row 10 of the table."""
     shops = pair(url, framework, max_wait=ENDLESS_SECONDS)
     async with shops.running() as request:
-        twins = await shops.both_post(*prefer("wait=0"))
+        duplicates = await shops.both_post(*prefer("wait=0"))
         shops.gate.open()
         first = await request
         is_replay((await shops.both_post())[1], first)
 
-    for twin in twins:
-        is_to_come_back(twin, first)
+    for duplicate in duplicates:
+        is_to_come_back(duplicate, first)
     assert (shops.here.ran, shops.there.ran, await sold(url)) == (ALL, [], 1)
 
 
@@ -94,38 +94,38 @@ async def test_twins_that_do_not_wait_are_to_come_back(url: str, framework: str)
     [{"max_wait": 0.01}, {"max_wait": ENDLESS_SECONDS, "dialect": "ietf"}],
     ids=["max_wait", "dialect"],
 )
-async def test_the_policy_may_keep_twins_from_waiting(
+async def test_the_policy_may_keep_duplicates_from_waiting(
     file_url: str, framework: str, policy: dict[str, object]
 ) -> None:
     """Row 10 of the table."""
     shops = pair(file_url, framework, **policy)
     async with shops.running() as request:
-        twins = await shops.both_post(*prefer("wait=36000"))
+        duplicates = await shops.both_post(*prefer("wait=36000"))
         shops.gate.open()
         first = await request
 
-    for twin in twins:
-        is_to_come_back(twin, first)
+    for duplicate in duplicates:
+        is_to_come_back(duplicate, first)
 
 
-def is_to_come_back(twin: Exchange, first: Exchange) -> None:
-    problem = is_problem(twin, 409, "IN_PROGRESS", retryable=True)
-    assert twin.headers("location") == [status_path(first)] == [problem["instance"]]
-    assert twin.headers("idempotency-key") == ["k"]
-    assert twin.headers("idempotent-replayed") == []
+def is_to_come_back(duplicate: Exchange, first: Exchange) -> None:
+    problem = is_problem(duplicate, 409, "IN_PROGRESS", retryable=True)
+    assert duplicate.headers("location") == [status_path(first)] == [problem["instance"]]
+    assert duplicate.headers("idempotency-key") == ["k"]
+    assert duplicate.headers("idempotent-replayed") == []
 
 
-async def test_twins_may_rather_be_told_where_to_look(url: str, framework: str) -> None:
+async def test_duplicates_may_rather_be_told_where_to_look(url: str, framework: str) -> None:
     """Row 11 of the table."""
     shops = pair(url, framework, max_wait=ENDLESS_SECONDS)
     async with shops.running() as request:
-        twins = await shops.both_post(*prefer("respond-async"))
+        duplicates = await shops.both_post(*prefer("respond-async"))
         shops.gate.open()
         first = await request
 
-    for twin in twins:
-        is_accepted(twin, first)
-        assert twin.headers("preference-applied") == ["respond-async"]
+    for duplicate in duplicates:
+        is_accepted(duplicate, first)
+        assert duplicate.headers("preference-applied") == ["respond-async"]
     assert (shops.here.ran, shops.there.ran, await sold(url)) == (ALL, [], 1)
 
 
@@ -177,12 +177,12 @@ async def test_the_status_of_a_request_is_its_principals(url: str, framework: st
     """Row 32 of the table."""
     shops = pair(url, framework)
     async with shops.running() as request:
-        (twin, _) = await shops.both_post(*prefer("respond-async"))
-        path = status_path(twin)
+        (duplicate, _) = await shops.both_post(*prefer("respond-async"))
+        path = status_path(duplicate)
         for shop in (shops.here, shops.there):
             page = await shop.get(path, *ALICE)
             assert json.loads(page.body) == {
-                "id": twin.headers("durable-id")[0],
+                "id": duplicate.headers("durable-id")[0],
                 "state": "RUNNING",
                 "steps": 1,
                 "attempts": 1,
