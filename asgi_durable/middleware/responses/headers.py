@@ -1,4 +1,4 @@
-"""Headers of answers: which are kept, and which are the library's own."""
+"""Headers of responses: those that are stored, and those that the library adds."""
 
 from __future__ import annotations
 
@@ -12,17 +12,19 @@ __all__ = [
     "IGNORED",
     "REPLAYED_HEADER",
     "add_headers",
+    "adding_headers",
     "decode_headers",
     "encode_headers",
-    "marking",
     "without_length",
 ]
 
 CONTENT_LENGTH = b"content-length"
-
 REPLAYED_HEADER = b"idempotent-replayed"
-# What only concerns the connection, the moment or one client's session; and what the library adds.
-_NOT_KEPT = HOP_BY_HOP | {
+# The header of a response to a request that was served without protection.
+IGNORED = (b"idempotency-status", b"ignored")
+
+# Headers of the connection, of the moment or of one request's trace; and those that are added.
+_NOT_STORED = HOP_BY_HOP | {
     REPLAYED_HEADER,
     b"date",
     b"server",
@@ -31,60 +33,71 @@ _NOT_KEPT = HOP_BY_HOP | {
     b"tracestate",
     b"x-request-id",
 }
-# How much the sender may send still.
-_OF_RATE_LIMITS = (b"ratelimit", b"x-ratelimit-", b"x-rate-limit-")
+# They say how many requests the client may still send.
+_RATE_LIMIT_PREFIXES = (b"ratelimit", b"x-ratelimit-", b"x-rate-limit-")
 _COOKIE = b"set-cookie"
-# On the answer to a request that was served without any protection.
-IGNORED = (b"idempotency-status", b"ignored")
 
 
-def add_headers(headers: Iterable[tuple[bytes, bytes]], marks: Headers) -> Headers:
-    """Return an answer's headers with those of the library's, which an app may pass on."""
-    ours = {REPLAYED_HEADER, *(name for name, _ in marks)}
-    return [*((name, value) for name, value in headers if name.lower() not in ours), *marks]
+def add_headers(headers: Iterable[tuple[bytes, bytes]], added: Headers) -> Headers:
+    """Return a response's headers with those of the library, which replace the app's."""
+    names = {REPLAYED_HEADER, *(name for name, _ in added)}
+    return [*((name, value) for name, value in headers if name.lower() not in names), *added]
 
 
-def marking(send: Send, marks: Headers) -> Send:
-    """Return a ``send`` that puts the library's headers on the answer."""
+def adding_headers(send: Send, added: Headers) -> Send:
+    """Return a ``send`` that adds the library's headers to the response."""
 
-    async def send_marked(message: Message) -> None:
+    async def send_with_headers(message: Message) -> None:
         if message["type"] == "http.response.start":
-            message = {**message, "headers": add_headers(message.get("headers", ()), marks)}
+            message = {**message, "headers": add_headers(message.get("headers", ()), added)}
         await send(message)
 
-    return send_marked
+    return send_with_headers
 
 
 def without_length(headers: Iterable[tuple[bytes, bytes]]) -> Headers:
-    """Return an answer's headers without the length of its body."""
+    """Return a response's headers without ``Content-Length``."""
     return [(name, value) for name, value in headers if name.lower() != CONTENT_LENGTH]
 
 
-def encode_headers(headers: Iterable[tuple[bytes, bytes]], *, keeps_cookies: bool = False) -> bytes:
-    """Return the headers that are kept with an answer, in order, as JSON."""
+def encode_headers(
+    headers: Iterable[tuple[bytes, bytes]],
+    *,
+    keeps_cookies: bool = False,
+    entries: Iterable[tuple[str, str]] = (),
+) -> bytes:
+    """Return the headers that are stored with a response, in order, as JSON.
+
+    Args:
+        headers: All headers of the response.
+        keeps_cookies: True to store ``Set-Cookie``.
+        entries: Further names and values, which are stored behind them.
+    """
     lower = [(name.lower(), value) for name, value in headers]
-    # What else only concerns the connection (RFC 9110, section 7.6.1).
-    named = {
+    # RFC 9110, section 7.6.1: `Connection` names further headers of the connection.
+    excluded = {
         option.strip().lower()
         for name, value in lower
         if name == b"connection"
         for option in value.split(b",")
     }
     if not keeps_cookies:
-        named.add(_COOKIE)
-    kept = [
+        excluded.add(_COOKIE)
+    stored = [
         (name.decode("latin-1"), value.decode("latin-1"))
         for name, value in lower
-        if name not in _NOT_KEPT and name not in named and not name.startswith(_OF_RATE_LIMITS)
+        if name not in _NOT_STORED
+        and name not in excluded
+        and not name.startswith(_RATE_LIMIT_PREFIXES)
     ]
-    return json.dumps(kept).encode("ascii")
+    return json.dumps([*stored, *entries]).encode("ascii")
 
 
 def decode_headers(data: bytes) -> Headers:
-    """Return what :func:`encode_headers` was given, without what is not kept.
+    """Return the headers that :func:`encode_headers` stored.
 
     Raises:
-        ValueError: It is no such thing.
+        ValueError: The data is damaged.
     """
     try:
         return [

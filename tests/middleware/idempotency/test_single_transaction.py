@@ -460,7 +460,7 @@ async def test_an_answer_is_not_shown_before_it_is_whole(url: str, content_type:
     async with Till(url, max_response_body=8, stream_after=0.0).opened() as till:
         till.pieces, till.content_type = ([b"a", b"b"] if is_stream else [b"x" * 9]), content_type
         refused = Exchange(b"{}")
-        with pytest.raises(DurableUsageError, match="in pieces"):
+        with pytest.raises(DurableUsageError, match="in chunks"):
             await till.app(keyed(), refused.receive, refused.send)
 
         assert b"x" not in refused.body
