@@ -290,7 +290,8 @@ class KeyedRequest:
     async def _replay(self, response: ResponseRecord) -> None:
         try:
             response = self._requests.opened(response)
-            restore_session(self._scope, response.headers)
+            if "session" in self._scope:
+                restore_session(self._scope, response.headers)
             await send_stored_response(
                 self._send, response, self._client.response_headers, policy=self._policy
             )

@@ -24,7 +24,7 @@ REPLAYED_HEADER = b"idempotent-replayed"
 IGNORED = (b"idempotency-status", b"ignored")
 
 # Headers of the connection, of the moment or of one request's trace; and those that are added.
-_NOT_STORED = HOP_BY_HOP | {
+_NOT_STORED_WITH_COOKIES = HOP_BY_HOP | {
     REPLAYED_HEADER,
     b"date",
     b"server",
@@ -33,15 +33,15 @@ _NOT_STORED = HOP_BY_HOP | {
     b"tracestate",
     b"x-request-id",
 }
+_NOT_STORED = _NOT_STORED_WITH_COOKIES | {b"set-cookie"}
 # They say how many requests the client may still send.
 _RATE_LIMIT_PREFIXES = (b"ratelimit", b"x-ratelimit-", b"x-rate-limit-")
-_COOKIE = b"set-cookie"
 
 
 def add_headers(headers: Iterable[tuple[bytes, bytes]], added: Headers) -> Headers:
     """Return a response's headers with those of the library, which replace the app's."""
-    names = {REPLAYED_HEADER, *(name for name, _ in added)}
-    return [*((name, value) for name, value in headers if name.lower() not in names), *added]
+    replaced = {REPLAYED_HEADER, *dict(added)}
+    return [(name, value) for name, value in headers if name.lower() not in replaced] + added
 
 
 def adding_headers(send: Send, added: Headers) -> Send:
@@ -74,21 +74,19 @@ def encode_headers(
         entries: Further names and values, which are stored behind them.
     """
     lower = [(name.lower(), value) for name, value in headers]
-    # RFC 9110, section 7.6.1: `Connection` names further headers of the connection.
-    excluded = {
-        option.strip().lower()
-        for name, value in lower
-        if name == b"connection"
-        for option in value.split(b",")
-    }
-    if not keeps_cookies:
-        excluded.add(_COOKIE)
+    excluded = _NOT_STORED_WITH_COOKIES if keeps_cookies else _NOT_STORED
+    if b"connection" in dict(lower):
+        # RFC 9110, section 7.6.1: its values are names of further headers of the connection.
+        excluded |= {
+            option.strip().lower()
+            for name, value in lower
+            if name == b"connection"
+            for option in value.split(b",")
+        }
     stored = [
         (name.decode("latin-1"), value.decode("latin-1"))
         for name, value in lower
-        if name not in _NOT_STORED
-        and name not in excluded
-        and not name.startswith(_RATE_LIMIT_PREFIXES)
+        if name not in excluded and not name.startswith(_RATE_LIMIT_PREFIXES)
     ]
     return json.dumps([*stored, *entries]).encode("ascii")
 

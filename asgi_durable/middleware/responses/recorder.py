@@ -8,7 +8,7 @@ import logging
 
 from asgi_durable.engine.requests.claims import ResponseCommit
 from asgi_durable.errors import DurableError, DurableUsageError, StorageError
-from asgi_durable.middleware.asgi import Headers, Message, Send, header_values
+from asgi_durable.middleware.asgi import Headers, Message, Send
 from asgi_durable.middleware.policies.policy import IdempotencyPolicy
 from asgi_durable.middleware.policies.retry_after import RETRY_AFTER, response_delay, whole_seconds
 from asgi_durable.middleware.problem_context import current_problem_context
@@ -79,6 +79,8 @@ class ResponseRecorder:
         self._policy = policy
         self._added_headers = added_headers
         self._start: Message | None = None
+        # Names of the app's headers, in lower case.
+        self._names: set[bytes] = set()
         self._is_start_sent = False
         # The whole body as long as it is to be stored, else the bytes that are not sent yet.
         self._body = bytearray()
@@ -138,6 +140,7 @@ class ResponseRecorder:
         """Receive the response's start."""
         # The headers may be an iterator, and are read several times.
         start = self._start = {**message, "headers": list(message.get("headers", ()))}
+        self._names = {name.lower() for name, _ in start["headers"]}
         has_events = is_event_stream(start["headers"])
         if self._policy.stream == "record":
             if self._request.attempts > 1:
@@ -241,7 +244,7 @@ class ResponseRecorder:
             if not self.is_taken_over:
                 await self.send_error(error)
             return
-        if delay > 0 and not header_values(start["headers"], RETRY_AFTER):
+        if delay > 0 and RETRY_AFTER not in self._names:
             self._added_headers = [*self._added_headers, (RETRY_AFTER, whole_seconds(delay))]
         # Invariant: complete before it is sent. If the client cannot be reached, the committed
         # response stands all the same.
@@ -291,8 +294,8 @@ class ResponseRecorder:
             if stream is not None and stream.is_recorded:
                 await request.finish(status, stream.headers, None, stream.end_offset)
                 return
-            is_encoded = bool(header_values(start["headers"], b"content-encoding"))
-            await request.finish(status, *self._encoded(start), may_compress=not is_encoded)
+            may_compress = b"content-encoding" not in self._names
+            await request.finish(status, *self._encoded(start), may_compress=may_compress)
         elif status >= 500 or self._has_recorded:
             await request.leave_for_retry(delay)
         elif status in _REPEATS_REQUEST:

@@ -80,8 +80,8 @@ async def send_stored_response(
     Raises:
         ResponseDamagedError: The response cannot be read; nothing was sent.
     """
-    status, stored = _read(response)
-    headers = without_length(stored)
+    added_headers = [*added_headers, (REPLAYED_HEADER, b"true")]
+    status, headers = _read(response)
     body = response.body
     if body is None:
         error = ResponseNotKeptError("the request was carried out; its response was not stored")
@@ -94,10 +94,12 @@ async def send_stored_response(
             policy.with_own_status(error)
         status, headers, body = problem_response(error, members=members)
         headers += policy.links if policy is not None else []
-    elif status not in _WITHOUT_BODY and len(headers) < len(stored):
-        # The first response had a length, perhaps of a body that a HEAD request did not get.
-        headers.append((CONTENT_LENGTH, b"%d" % len(body)))
-    headers = add_headers(headers, [*added_headers, (REPLAYED_HEADER, b"true")])
+    elif status in _WITHOUT_BODY:
+        headers = without_length(headers)
+    elif CONTENT_LENGTH in dict(headers):
+        # The length that the app stated may be wrong for the body that is stored.
+        added_headers.insert(0, (CONTENT_LENGTH, b"%d" % len(body)))
+    headers = add_headers(headers, added_headers)
     await send({"type": "http.response.start", "status": status, "headers": headers})
     await send({"type": "http.response.body", "body": body})
 
