@@ -41,7 +41,7 @@ def test_an_end_is_found_wherever_the_bytes_are_cut(line_end: bytes) -> None:
             assert end_of_events(data, place) == len(data)
 
 
-def test_data_without_an_id_gets_one_that_says_where_it_ends() -> None:
+def test_data_without_an_id_gets_one_with_its_end_offset() -> None:
     events = [
         b"data: a\n\n",
         b"id: 7\ndata: b\n\n",
@@ -68,7 +68,7 @@ def test_comments_are_left_out_where_they_are_alone() -> None:
     assert without_comments(data) == b"data: a\n\n: about\ndata: b\n\n"
 
 
-def test_an_id_tells_of_which_stream_it_is() -> None:
+def test_an_id_belongs_to_one_stream() -> None:
     assert IDS.offset_of(IDS.id_at(12)) == 12
     assert [IDS.offset_of(other) for other in (b"ac-12", b"ab-", b"12", b"ab-1 ", b"")] == [
         None
@@ -91,7 +91,7 @@ def test_the_last_id_is_that_of_the_last_event_that_has_one() -> None:
         ([(b"content-type", b"text/plain")], False),
     ],
 )
-def test_the_media_type_says_whether_it_is_events(
+def test_the_media_type_announces_events(
     headers: list[tuple[bytes, bytes]], expected: bool
 ) -> None:
     assert is_event_stream(headers) == expected
