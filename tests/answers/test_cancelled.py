@@ -77,7 +77,7 @@ async def id_of_retryable(shop: Shop, url: str) -> str:
     return reused.headers("durable-id")[0]
 
 
-async def test_another_process_cancels_and_the_client_that_waits_is_told(
+async def test_another_process_cancels_and_the_client_that_waits_gets_a_response(
     url: str, framework: str
 ) -> None:
     """Row 18 of the table."""

@@ -9,7 +9,7 @@ from answers.shop import ALL, Shop, sold
 pytestmark = pytest.mark.anyio
 
 
-async def test_an_answer_that_has_expired_is_not_given_and_its_key_is_free(
+async def test_an_expired_response_is_not_replayed_and_its_key_is_free(
     url: str, framework: str
 ) -> None:
     """Row 19 of the table, and row 8 after it."""
@@ -24,7 +24,7 @@ async def test_an_answer_that_has_expired_is_not_given_and_its_key_is_free(
     assert (shop.ran, await sold(url)) == (ALL * 2, 2)
 
 
-async def test_a_key_may_be_refused_when_its_answer_has_expired(url: str, framework: str) -> None:
+async def test_a_key_may_be_refused_when_its_response_has_expired(url: str, framework: str) -> None:
     """Row 19 of the table."""
     shop, elsewhere = (Shop(url, framework, retention=0.0, on_expired="reject") for _ in range(2))
     async with shop.durable, elsewhere.durable:
@@ -48,7 +48,7 @@ async def test_a_refused_key_is_free_in_the_end(url: str, framework: str) -> Non
     assert (shop.ran, await sold(url)) == (ALL * 2, 2)
 
 
-async def test_an_answer_that_has_not_expired_is_given(url: str, framework: str) -> None:
+async def test_a_response_that_has_not_expired_is_replayed(url: str, framework: str) -> None:
     """Row 14 of the table, beside row 19."""
     shop = Shop(url, framework, retention=3600.0, on_expired="reject")
     async with shop.durable:

@@ -51,7 +51,7 @@ async def test_a_request_whose_process_died_is_resumed_by_its_retry(
     assert await requests(url) == [("SUCCESS", 2)]
 
 
-async def test_who_has_lost_a_request_answers_what_its_new_owner_answers(
+async def test_a_process_that_lost_a_request_sends_its_new_owners_response(
     url: str, framework: str
 ) -> None:
     """Row 26 of the table."""
@@ -163,9 +163,7 @@ async def test_a_client_that_leaves_does_not_stop_the_work(url: str, framework: 
     assert (shop.ran, await sold(url), await requests(url)) == (ALL, 1, [("SUCCESS", 1)])
 
 
-async def test_a_client_that_leaves_does_not_stop_an_answer_in_pieces(
-    url: str, framework: str
-) -> None:
+async def test_a_disconnect_does_not_stop_a_response_in_chunks(url: str, framework: str) -> None:
     """Row 30 of the table: frameworks listen for the disconnect then, so the call may end first."""
     shop, client = waiting_shop(url, framework), Client(b"{}")
     shop.script.pieces = [b"a", b"b"]

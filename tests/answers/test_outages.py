@@ -50,7 +50,7 @@ async def test_a_request_may_bypass_a_storage_that_is_not_available(
     assert protected.body == b"\xff\x00call 2"
 
 
-async def test_an_answer_that_the_log_makes_again_is_sent_though_it_is_not_committed(
+async def test_a_response_that_the_log_repeats_is_sent_though_it_is_not_committed(
     url: str, framework: str
 ) -> None:
     """Row 24 of the table."""
@@ -72,7 +72,7 @@ async def test_an_answer_that_the_log_makes_again_is_sent_though_it_is_not_commi
     assert (shop.ran, await sold(url)) == (ALL, 1)
 
 
-async def test_an_answer_that_nothing_makes_again_is_not_shown_unless_committed(
+async def test_a_response_that_nothing_repeats_is_not_sent_unless_committed(
     url: str, framework: str
 ) -> None:
     """Row 25 of the table."""
@@ -96,7 +96,7 @@ async def test_an_answer_that_nothing_makes_again_is_not_shown_unless_committed(
     is_replay(replay, own)
 
 
-async def test_an_answer_that_nothing_makes_again_is_shown_with_a_bypass(
+async def test_a_response_that_nothing_repeats_is_sent_with_a_bypass(
     url: str, framework: str
 ) -> None:
     """Row 25 of the table."""

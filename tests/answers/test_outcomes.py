@@ -33,7 +33,7 @@ async def test_a_new_key_is_claimed_before_anything_runs(url: str, framework: st
     assert (shop.ran, await sold(url)) == (ALL, 1)
 
 
-async def test_a_retry_is_answered_the_same_by_whoever_it_asks(url: str, framework: str) -> None:
+async def test_a_retry_gets_the_same_response_from_any_process(url: str, framework: str) -> None:
     """Row 14 of the table."""
     shop, elsewhere, later = (Shop(url, framework) for _ in range(3))
     async with elsewhere.durable:
@@ -50,7 +50,7 @@ async def test_a_retry_is_answered_the_same_by_whoever_it_asks(url: str, framewo
     assert (shop.ran, elsewhere.ran, later.ran, await sold(url)) == (ALL, [], [], 1)
 
 
-async def test_an_answer_in_pieces_is_given_again_as_one(url: str, framework: str) -> None:
+async def test_a_response_in_chunks_is_replayed_as_one(url: str, framework: str) -> None:
     """Row 14 of the table."""
     shop = Shop(url, framework)
     shop.script.pieces = [b"a", b"", b"\xff" * 1000]
@@ -64,7 +64,7 @@ async def test_an_answer_in_pieces_is_given_again_as_one(url: str, framework: st
     assert (shop.ran, await sold(url)) == (ALL, 1)
 
 
-async def test_an_answer_that_is_too_long_is_not_kept(url: str, framework: str) -> None:
+async def test_a_response_that_is_too_long_is_not_stored(url: str, framework: str) -> None:
     """Row 15 of the table."""
     shop = Shop(url, framework, max_response_body=30)
     async with shop.durable:
@@ -74,7 +74,7 @@ async def test_an_answer_that_is_too_long_is_not_kept(url: str, framework: str) 
     assert (shop.ran, await sold(url)) == (ALL, 1)
 
 
-async def test_an_event_stream_is_not_kept(url: str, framework: str) -> None:
+async def test_an_event_stream_is_not_stored(url: str, framework: str) -> None:
     """Row 15 of the table."""
     shop = Shop(url, framework)
     shop.script.media_type, shop.script.pieces = "text/event-stream", EVENTS
@@ -95,7 +95,7 @@ def is_gone(gone: Exchange, first: Exchange) -> None:
     assert gone.headers("durable-id") == first.headers("durable-id")
 
 
-async def test_a_request_is_tried_as_often_as_it_may_be(url: str, framework: str) -> None:
+async def test_a_request_has_as_many_attempts_as_it_may(url: str, framework: str) -> None:
     """Row 17 of the table."""
     shop, elsewhere = (Shop(url, framework, max_attempts=2) for _ in range(2))
     shop.script.error = Breakdown()
@@ -112,7 +112,7 @@ async def test_a_request_is_tried_as_often_as_it_may_be(url: str, framework: str
     assert (shop.ran, await sold(url)) == (ALL, 1)
 
 
-async def test_an_answer_is_committed_before_it_is_sent(url: str, framework: str) -> None:
+async def test_a_response_is_committed_before_it_is_sent(url: str, framework: str) -> None:
     """Row 20 of the table."""
     shop = Shop(url, framework)
     async with shop.durable:
@@ -127,7 +127,7 @@ async def test_an_answer_is_committed_before_it_is_sent(url: str, framework: str
     assert (shop.ran, await sold(url)) == (ALL * 3, 3)
 
 
-async def test_what_fails_after_the_answer_undoes_nothing(url: str, framework: str) -> None:
+async def test_a_failure_after_the_response_undoes_nothing(url: str, framework: str) -> None:
     """Row 20 of the table, and the last crash point after it."""
     shop = Shop(url, framework)
     shop.script.late_error = Breakdown()
@@ -151,7 +151,7 @@ async def test_a_refusal_after_something_was_recorded_is_final(url: str, framewo
     assert (shop.ran, await sold(url), await requests(url)) == (ALL, 1, [("SUCCESS", 1)])
 
 
-async def test_a_refusal_is_final_where_refusals_are_kept(url: str, framework: str) -> None:
+async def test_a_refusal_is_final_if_refusals_are_stored(url: str, framework: str) -> None:
     """Row 21 of the table."""
     shop = Shop(url, framework, store_4xx=True)
     shop.script.refusal = 409
@@ -182,7 +182,7 @@ async def test_a_refusal_before_anything_was_recorded_leaves_the_key_free(
 OF_THE_MOMENT = [401, 403, 407, 408, 421, 425, 429]
 
 
-async def test_an_answer_about_the_moment_leaves_the_key_free(url: str, framework: str) -> None:
+async def test_a_response_about_the_moment_leaves_the_key_free(url: str, framework: str) -> None:
     """Row 22 of the table."""
     shop = Shop(url, framework, store_4xx=True)
     async with shop.durable:
@@ -193,7 +193,7 @@ async def test_an_answer_about_the_moment_leaves_the_key_free(url: str, framewor
     assert (shop.calls, shop.ran) == (len(OF_THE_MOMENT), [])
 
 
-async def test_an_answer_about_the_moment_leaves_what_is_recorded_to_the_retry(
+async def test_a_response_about_the_moment_leaves_what_is_recorded_to_the_retry(
     url: str, framework: str
 ) -> None:
     """Row 22 of the table."""
@@ -211,9 +211,7 @@ async def test_an_answer_about_the_moment_leaves_what_is_recorded_to_the_retry(
 
 
 @pytest.mark.parametrize("how", ["raises", "answers 503"])
-async def test_a_failure_is_not_final_and_its_log_is_kept(
-    url: str, framework: str, how: str
-) -> None:
+async def test_a_failure_is_not_final_and_its_log_stays(url: str, framework: str, how: str) -> None:
     """Row 23 of the table."""
     shop, elsewhere = Shop(url, framework), Shop(url, framework)
     if how == "raises":
@@ -240,7 +238,7 @@ async def test_a_failure_is_not_final_and_its_log_is_kept(
     assert (await sold(url), await requests(url)) == (1, [("SUCCESS", 3)])
 
 
-async def test_a_retry_goes_on_at_the_step_that_failed(url: str, framework: str) -> None:
+async def test_a_retry_continues_at_the_step_that_failed(url: str, framework: str) -> None:
     """Row 23 of the table."""
     shop = Shop(url, framework)
     shop.script.fails_at = {"ship"}
@@ -265,7 +263,7 @@ async def test_a_retry_does_not_repeat_what_runs_at_most_once(url: str, framewor
     assert (shop.ran, await sold(url), await requests(url)) == (ALL[:2], 0, [("PENDING", 2)])
 
 
-async def test_a_final_error_is_the_answer_for_ever(url: str, framework: str) -> None:
+async def test_a_final_error_is_the_response_for_ever(url: str, framework: str) -> None:
     """Row 23 of the table."""
     shop = Shop(url, framework)
     shop.script.error = FinalError("sold out", code="SOLD_OUT", status_code=503)
@@ -278,7 +276,7 @@ async def test_a_final_error_is_the_answer_for_ever(url: str, framework: str) ->
     assert (shop.ran, await sold(url), await requests(url)) == (ALL, 1, [("SUCCESS", 1)])
 
 
-async def test_code_that_left_its_log_is_told_so_and_may_be_repaired(
+async def test_code_that_left_its_log_gets_an_error_and_may_be_repaired(
     url: str, framework: str
 ) -> None:
     """Row 28 of the table."""

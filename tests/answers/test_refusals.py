@@ -91,7 +91,7 @@ async def test_a_body_over_the_limit_is_refused(url: str, framework: str) -> Non
         is_own(await shop.post(body=b"x" * 10), 201)
 
 
-async def test_a_client_that_vanishes_before_its_body_ends_is_told_nothing(
+async def test_a_client_that_disconnects_before_its_body_ends_gets_no_response(
     url: str, framework: str
 ) -> None:
     """Row 6 of the table."""
@@ -166,7 +166,7 @@ async def test_the_key_of_a_failed_request_is_no_other_requests(url: str, framew
     assert (shop.ran, await sold(url)) == (ALL, 1)
 
 
-async def test_a_dialect_answers_the_key_of_another_request_as_stripe_does(
+async def test_a_dialect_refuses_the_key_of_another_request_as_stripe_does(
     file_url: str, framework: str
 ) -> None:
     """Row 9 of the table."""

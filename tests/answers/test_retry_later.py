@@ -90,7 +90,7 @@ async def test_a_retry_that_comes_too_soon_is_refused_by_everybody(
     assert await requests(url) == [("SUCCESS", 2)]
 
 
-async def test_a_duplicate_that_waits_is_told_when_to_come_if_the_first_one_fails(
+async def test_a_duplicate_that_waits_gets_a_retry_time_if_the_first_one_fails(
     url: str, framework: str
 ) -> None:
     """Row 13 of the table, after row 10."""

@@ -69,7 +69,7 @@ def is_suspended(result: Exchange, first: Exchange) -> None:
     assert result.is_complete
 
 
-async def test_who_asks_for_what_sleeps_is_told_where_to_look(
+async def test_a_duplicate_of_a_sleeping_request_gets_a_location(
     url: str, framework: str, wake_up: Callable[[], None]
 ) -> None:
     """Row 16 of the table."""
@@ -100,7 +100,9 @@ async def test_who_asks_for_what_sleeps_is_told_where_to_look(
     assert (shops[0].ran, shops[1].ran, await sold(url)) == (ALL, [], 1)
 
 
-async def test_duplicates_that_wait_are_told_once_it_falls_asleep(url: str, framework: str) -> None:
+async def test_duplicates_that_wait_get_a_location_once_it_falls_asleep(
+    url: str, framework: str
+) -> None:
     """Row 16 of the table."""
     shops = [sleeping_shop(url, framework, max_wait=PATIENCE_SECONDS) for _ in range(2)]
     shops[0].script.gate = gate = Gate()

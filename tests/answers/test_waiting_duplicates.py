@@ -52,7 +52,7 @@ def status_path(request: Exchange) -> str:
     return f"/durable/requests/{request.headers('durable-id')[0]}"
 
 
-async def test_duplicates_wait_for_the_answer(url: str, framework: str) -> None:
+async def test_duplicates_wait_for_the_response(url: str, framework: str) -> None:
     """Row 10 of the table."""
     shops = pair(url, framework, max_wait=60.0)
     async with shops.running() as request:
@@ -115,7 +115,7 @@ def is_to_come_back(duplicate: Exchange, first: Exchange) -> None:
     assert duplicate.headers("idempotent-replayed") == []
 
 
-async def test_duplicates_may_rather_be_told_where_to_look(url: str, framework: str) -> None:
+async def test_duplicates_may_get_a_location_instead_of_waiting(url: str, framework: str) -> None:
     """Row 11 of the table."""
     shops = pair(url, framework, max_wait=ENDLESS_SECONDS)
     async with shops.running() as request:
@@ -129,7 +129,9 @@ async def test_duplicates_may_rather_be_told_where_to_look(url: str, framework: 
     assert (shops.here.ran, shops.there.ran, await sold(url)) == (ALL, [], 1)
 
 
-async def test_the_first_one_may_rather_be_told_where_to_look(url: str, framework: str) -> None:
+async def test_the_first_one_may_get_a_location_instead_of_waiting(
+    url: str, framework: str
+) -> None:
     """Row 11 of the table."""
     shop = Shop(url, framework, max_wait=60.0)
     shop.script.gate = gate = Gate()
@@ -145,7 +147,7 @@ async def test_the_first_one_may_rather_be_told_where_to_look(url: str, framewor
     assert (shop.ran, await sold(url)) == (ALL, 1)
 
 
-async def test_a_route_may_tell_everybody_where_to_look(url: str, framework: str) -> None:
+async def test_a_route_may_send_everybody_a_location(url: str, framework: str) -> None:
     """Row 11 of the table."""
     shops = pair(url, framework, async_after=0.01)
     async with shops.running() as request:

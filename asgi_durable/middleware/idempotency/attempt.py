@@ -183,7 +183,7 @@ class RequestAttempt:
         )
         recorder.retry_delay = delay
         if policy.stream == "record":
-            recorder.seen = last_event_id(self._scope)
+            recorder.last_event_id = last_event_id(self._scope)
         if policy.keep_cookies and "session" in self._scope:
             recorder.session = SessionChanges(self._scope)
         return recorder
@@ -309,7 +309,7 @@ class RequestAttempt:
         if not isinstance(error, DurableError):
             raise error
         if self._recorder is not None:
-            await self._recorder.answer(error)
+            await self._recorder.send_error(error)
         else:
             headers = [*self._client.response_headers, *self._policy.links]
             error = self._policy.with_own_status(error)

@@ -38,7 +38,7 @@ from asgi_durable.middleware.problem_context import ProblemContext, current_prob
 from asgi_durable.middleware.problem_details import send_problem
 from asgi_durable.middleware.request_bodies.body_source import lift_limit
 from asgi_durable.middleware.request_bodies.replayed_body import ReplayedBody
-from asgi_durable.middleware.responses.headers import IGNORED, marking
+from asgi_durable.middleware.responses.headers import IGNORED, adding_headers
 from asgi_durable.middleware.responses.replay import (
     StoredResponse,
     send_stored_response,
@@ -290,7 +290,8 @@ class KeyedRequest:
     async def _replay(self, response: ResponseRecord) -> None:
         try:
             response = self._requests.opened(response)
-            restore_session(self._scope, response.headers)
+            if "session" in self._scope:
+                restore_session(self._scope, response.headers)
             await send_stored_response(
                 self._send, response, self._client.response_headers, policy=self._policy
             )
@@ -353,7 +354,7 @@ class KeyedRequest:
             await self._refuse(error)
 
     async def _serve_without_protection(self) -> None:
-        send = marking(self._send, [*self._client.response_headers, IGNORED])
+        send = adding_headers(self._send, [*self._client.response_headers, IGNORED])
         body, connection = self._body.content, self._body.connection
         replayed = ReplayedBody(body, connection.receive, ahead=connection.ahead)
         replayed.may_report_disconnect.set()

@@ -37,7 +37,7 @@ from asgi_durable.middleware.request_bodies.replayed_body import (
     ClientDisconnectedError,
     end_without_client,
 )
-from asgi_durable.middleware.responses.headers import IGNORED, marking
+from asgi_durable.middleware.responses.headers import IGNORED, adding_headers
 
 __all__ = ["IdempotencyMiddleware"]
 
@@ -145,7 +145,7 @@ class IdempotencyMiddleware:
         receive = found.receive
         if found.key is None or requests is None:
             # The response says that a key may have been ignored.
-            marked = marking(send, [IGNORED]) if found.is_unknown else send
+            marked = adding_headers(send, [IGNORED]) if found.is_unknown else send
             await self.app(scope, receive, marked)
             return
         if policy.recover == "server" and not self._serving.is_started:

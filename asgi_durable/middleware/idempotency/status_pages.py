@@ -22,9 +22,9 @@ from asgi_durable.middleware.connection import Connection
 from asgi_durable.middleware.keys.principal import Senders
 from asgi_durable.middleware.problem_details import send_problem
 from asgi_durable.middleware.responses.durable_streams import (
-    closed_marks,
+    is_catch_up,
     send_catch_up,
-    wants_part,
+    stream_end_headers,
 )
 from asgi_durable.middleware.responses.replay import (
     StoredResponse,
@@ -225,10 +225,10 @@ async def _send_recorded_stream(
     Raises:
         DurableError: See ``StatusPages.serve``.
     """
-    if stored.response is not None and not stored.is_whole:
+    if stored.response is not None and stored.stream_end is None:
         return False
     streams, headers = requests.streams, _response_headers(stored)
-    if wants_part(connection.scope):
+    if is_catch_up(connection.scope):
         if state == CANCELLED:
             # A client that reads part by part would wait for the end for ever.
             return False
@@ -236,7 +236,7 @@ async def _send_recorded_stream(
             return True
     if stored.response is None and not streams.may_follow(stored.workflow_id):
         return False
-    return await send_stream(connection, streams, stored, [*headers, *closed_marks(stored)])
+    return await send_stream(connection, streams, stored, [*headers, *stream_end_headers(stored)])
 
 
 def _response_headers(stored: StoredResponse) -> Headers:

@@ -1,4 +1,4 @@
-"""Headers of responses: those that are stored, and the library's own."""
+"""Headers of responses: those that are stored, and those that the library adds."""
 
 from __future__ import annotations
 
@@ -12,17 +12,19 @@ __all__ = [
     "IGNORED",
     "REPLAYED_HEADER",
     "add_headers",
+    "adding_headers",
     "decode_headers",
     "encode_headers",
-    "marking",
     "without_length",
 ]
 
 CONTENT_LENGTH = b"content-length"
-
 REPLAYED_HEADER = b"idempotent-replayed"
-# Headers about the connection, the moment or one client's session, and those that the library adds.
-_NOT_KEPT = HOP_BY_HOP | {
+# The header of a response to a request that was served without protection.
+IGNORED = (b"idempotency-status", b"ignored")
+
+# Headers of the connection, of the moment or of one request's trace; and those that are added.
+_NOT_STORED_WITH_COOKIES = HOP_BY_HOP | {
     REPLAYED_HEADER,
     b"date",
     b"server",
@@ -31,60 +33,69 @@ _NOT_KEPT = HOP_BY_HOP | {
     b"tracestate",
     b"x-request-id",
 }
-# How much the sender may send still.
-_OF_RATE_LIMITS = (b"ratelimit", b"x-ratelimit-", b"x-rate-limit-")
-_COOKIE = b"set-cookie"
-# Marks the response to a request that was served without any protection.
-IGNORED = (b"idempotency-status", b"ignored")
+_NOT_STORED = _NOT_STORED_WITH_COOKIES | {b"set-cookie"}
+# They say how many requests the client may still send.
+_RATE_LIMIT_PREFIXES = (b"ratelimit", b"x-ratelimit-", b"x-rate-limit-")
 
 
-def add_headers(headers: Iterable[tuple[bytes, bytes]], marks: Headers) -> Headers:
-    """Return a response's headers with the library's in place of those of the same names."""
-    ours = {REPLAYED_HEADER, *(name for name, _ in marks)}
-    return [*((name, value) for name, value in headers if name.lower() not in ours), *marks]
+def add_headers(headers: Iterable[tuple[bytes, bytes]], added: Headers) -> Headers:
+    """Return a response's headers with those of the library, which replace the app's."""
+    replaced = {REPLAYED_HEADER, *dict(added)}
+    return [(name, value) for name, value in headers if name.lower() not in replaced] + added
 
 
-def marking(send: Send, marks: Headers) -> Send:
+def adding_headers(send: Send, added: Headers) -> Send:
     """Return a ``send`` that adds the library's headers to the response."""
 
-    async def send_marked(message: Message) -> None:
+    async def send_with_headers(message: Message) -> None:
         if message["type"] == "http.response.start":
-            message = {**message, "headers": add_headers(message.get("headers", ()), marks)}
+            message = {**message, "headers": add_headers(message.get("headers", ()), added)}
         await send(message)
 
-    return send_marked
+    return send_with_headers
 
 
 def without_length(headers: Iterable[tuple[bytes, bytes]]) -> Headers:
-    """Return a response's headers without the length of its body."""
+    """Return a response's headers without ``Content-Length``."""
     return [(name, value) for name, value in headers if name.lower() != CONTENT_LENGTH]
 
 
-def encode_headers(headers: Iterable[tuple[bytes, bytes]], *, keeps_cookies: bool = False) -> bytes:
-    """Return the headers that are stored with a response, in order, as JSON."""
+def encode_headers(
+    headers: Iterable[tuple[bytes, bytes]],
+    *,
+    keeps_cookies: bool = False,
+    entries: Iterable[tuple[str, str]] = (),
+) -> bytes:
+    """Return the headers that are stored with a response, in order, as JSON.
+
+    Args:
+        headers: All headers of the response.
+        keeps_cookies: True to store ``Set-Cookie``.
+        entries: Further names and values, which are stored behind them.
+    """
     lower = [(name.lower(), value) for name, value in headers]
-    # The other headers that only concern the connection (RFC 9110, section 7.6.1).
-    named = {
-        option.strip().lower()
-        for name, value in lower
-        if name == b"connection"
-        for option in value.split(b",")
-    }
-    if not keeps_cookies:
-        named.add(_COOKIE)
-    kept = [
+    excluded = _NOT_STORED_WITH_COOKIES if keeps_cookies else _NOT_STORED
+    if b"connection" in dict(lower):
+        # RFC 9110, section 7.6.1: its values are names of further headers of the connection.
+        excluded |= {
+            option.strip().lower()
+            for name, value in lower
+            if name == b"connection"
+            for option in value.split(b",")
+        }
+    stored = [
         (name.decode("latin-1"), value.decode("latin-1"))
         for name, value in lower
-        if name not in _NOT_KEPT and name not in named and not name.startswith(_OF_RATE_LIMITS)
+        if name not in excluded and not name.startswith(_RATE_LIMIT_PREFIXES)
     ]
-    return json.dumps(kept).encode("ascii")
+    return json.dumps([*stored, *entries]).encode("ascii")
 
 
 def decode_headers(data: bytes) -> Headers:
-    """Return the headers that :func:`encode_headers` encoded.
+    """Return the headers that :func:`encode_headers` stored.
 
     Raises:
-        ValueError: The text is not of its form.
+        ValueError: The data is damaged.
     """
     try:
         return [

@@ -1,4 +1,4 @@
-"""Answering a request again that is finished, or that is recorded as a stream."""
+"""Sends recorded responses again: stored ones, and streams that may still be recorded."""
 
 from __future__ import annotations
 
@@ -42,30 +42,49 @@ logger = logging.getLogger(__name__)
 _WITHOUT_BODY = frozenset({204, 304})
 
 
+@dataclass(frozen=True, slots=True)
+class StoredResponse:
+    """The recorded response to a keyed request.
+
+    Attributes:
+        workflow_id: The request's id.
+        created_at_us: The time when the request was claimed, in microseconds.
+        response: ``None`` while the response is still recorded as a stream.
+    """
+
+    workflow_id: str
+    created_at_us: int
+    response: ResponseRecord | None
+
+    @property
+    def stream_end(self) -> int | None:
+        """The offset at which the stream ends, if it is complete."""
+        return self.response.stream_end if self.response is not None else None
+
+
 async def send_stored_response(
     send: Send,
     response: ResponseRecord,
-    marks: Headers,
+    added_headers: Headers,
     *,
     policy: IdempotencyPolicy | None = None,
 ) -> None:
-    """Send the response of a finished request again, byte for byte.
+    """Send the response to a finished request again, byte for byte.
 
     Args:
-        send: Sends the messages.
-        response: The recorded response.
-        marks: Headers to add.
-        policy: The policy of the request, if it has a key.
+        send: Sends to the client.
+        response: The response.
+        added_headers: The library's headers.
+        policy: The request's, if it has a key.
 
     Raises:
-        ResponseDamagedError: The response cannot be read; nothing is sent.
+        ResponseDamagedError: The response cannot be read; nothing was sent.
     """
-    marks = [*marks, (REPLAYED_HEADER, b"true")]
-    status, kept = _read(response)
-    headers = without_length(kept)
+    added_headers = [*added_headers, (REPLAYED_HEADER, b"true")]
+    status, headers = _read(response)
     body = response.body
     if body is None:
-        error = ResponseNotKeptError("the request was carried out; its answer was not kept")
+        error = ResponseNotKeptError("the request was carried out; its response was not stored")
         locations = header_values(headers, b"location")
         members: dict[str, Any] = {
             "original_status": status,
@@ -75,87 +94,51 @@ async def send_stored_response(
             policy.with_own_status(error)
         status, headers, body = problem_response(error, members=members)
         headers += policy.links if policy is not None else []
-    elif status not in _WITHOUT_BODY and len(headers) < len(kept):
-        # The first response had one.
-        headers.append((CONTENT_LENGTH, b"%d" % len(body)))
-    await send(
-        {"type": "http.response.start", "status": status, "headers": add_headers(headers, marks)}
-    )
+    elif status in _WITHOUT_BODY:
+        headers = without_length(headers)
+    elif CONTENT_LENGTH in dict(headers):
+        # The length that the app stated may be wrong for the body that is stored.
+        added_headers.insert(0, (CONTENT_LENGTH, b"%d" % len(body)))
+    headers = add_headers(headers, added_headers)
+    await send({"type": "http.response.start", "status": status, "headers": headers})
     await send({"type": "http.response.body", "body": body})
 
 
-def _read(response: ResponseRecord) -> tuple[int, Headers]:
-    """Return the status and the headers of a recorded response."""
-    status = response.status_code
-    try:
-        headers = decode_headers(response.headers)
-        if not isinstance(status, int) or not 100 <= status <= 999:
-            msg = f"its status is {status!r}"
-            raise ValueError(msg)
-    except ValueError as error:
-        raise ResponseDamagedError.of(error, response.workflow_id) from error
-    return status, headers
-
-
-@dataclass(frozen=True, slots=True)
-class StoredResponse:
-    """A response that is recorded as a stream.
-
-    Attributes:
-        created_at_us: When its request was claimed.
-        response: ``None`` while it is still being recorded.
-    """
-
-    workflow_id: str
-    created_at_us: int
-    response: ResponseRecord | None
-
-    @property
-    def end(self) -> int | None:
-        """Where the stream ends, if the whole of it is recorded."""
-        return self.response.stream_end if self.response is not None else None
-
-    @property
-    def is_whole(self) -> bool:
-        """True if the whole of it is recorded."""
-        return self.end is not None
-
-
 async def send_stream(
-    connection: Connection, streams: Streams, answer: StoredResponse, marks: Headers
+    connection: Connection, streams: Streams, stored: StoredResponse, added_headers: Headers
 ) -> bool:
-    """Send a stream after the part that the client has seen; return False if there is none.
+    """Send a stream from where the client already has it; return False if there is no stream.
 
-    New chunks are sent as soon as they are recorded, until the client disconnects: the stream may
-    have no end. If the recording ends before the stream is complete, the response ends unfinished,
-    and the server closes the connection.
+    Chunks that are not recorded yet are sent as soon as they are, until the client disconnects:
+    the stream may have no end. If the recording stops before its end, the response ends
+    unfinished, and servers close the connection.
 
     Raises:
         StorageError: The storage failed before anything was sent.
-        EncryptionKeyMissingError: It is encrypted with a key that this process does not have.
-        ResponseDamagedError: A recorded chunk that was read by then is damaged.
+        EncryptionKeyMissingError: The stream is encrypted with a key that this process lacks.
+        ResponseDamagedError: The stream's start, or its first page, is damaged.
     """
-    workflow_id = answer.workflow_id
+    workflow_id, end = stored.workflow_id, stored.stream_end
     try:
-        opened = await _open(streams, answer, [*marks, (REPLAYED_HEADER, b"true")])
+        opened = await _open(streams, stored)
     except StreamDamagedError as error:
         raise ResponseDamagedError.of(error, workflow_id) from error
     if opened is None:
         return False
     message, offset, page = opened
     scope = connection.scope
-    sender = StreamSender(connection.send, StreamIds(answer.created_at_us), last_event_id(scope))
-    await sender.begin(message, offset)
+    sender = StreamSender(connection.send, StreamIds(stored.created_at_us), last_event_id(scope))
+    await sender.begin(message, offset, [*added_headers, (REPLAYED_HEADER, b"true")])
     try:
         if scope["method"] == "HEAD":
             pass
-        elif answer.end is not None:
-            await _send_pieces(sender, streams.replay(workflow_id, page, answer.end))
+        elif end is not None:
+            await _send_chunks(sender, streams.replay(workflow_id, page, end))
         else:
-            async with _noticing_leaving(connection) as has_gone:
-                pieces = streams.follow(workflow_id, sender.position, has_gone)
-                await _send_pieces(sender, pieces)
-                if has_gone():
+            async with _watching_for_disconnect(connection) as is_disconnected:
+                chunks = streams.follow(workflow_id, sender.position, is_disconnected)
+                await _send_chunks(sender, chunks)
+                if is_disconnected():
                     return True
     except (EncryptionKeyMissingError, StreamDamagedError) as error:
         logger.error("The stream of request %s ends unfinished, damaged: %s", workflow_id, error)
@@ -167,47 +150,33 @@ async def send_stream(
     return True
 
 
-async def _send_pieces(sender: StreamSender, pieces: AsyncGenerator[ChunkRecord, None]) -> None:
-    async with aclosing(pieces):
-        async for piece in pieces:
-            await sender.take(piece)
-
-
-@asynccontextmanager
-async def _noticing_leaving(connection: Connection) -> AsyncIterator[Callable[[], bool]]:
-    """Give a function that returns True once the client is known to have disconnected.
-
-    Some servers raise nothing about that in ``send()``, and stop only after their last request.
-    """
-
-    async def until_gone() -> None:
-        receive = connection.receive if connection.ahead is None else connection.ahead.read_ahead
-        while (await receive())["type"] != "http.disconnect":
-            pass
-
-    watch = asyncio.get_running_loop().create_task(until_gone())
+def _read(response: ResponseRecord) -> tuple[int, Headers]:
+    """Return the status and the headers of a stored response."""
+    status = response.status_code
     try:
-        # A middleware that raises in `receive()` says nothing about the client.
-        yield lambda: watch.done() and not watch.cancelled() and watch.exception() is None
-    finally:
-        watch.cancel()
-        await asyncio.gather(watch, return_exceptions=True)
+        headers = decode_headers(response.headers)
+        if not isinstance(status, int) or not 100 <= status <= 999:
+            msg = f"its status is {status!r}"
+            raise ValueError(msg)
+    except ValueError as error:
+        raise ResponseDamagedError.of(error, response.workflow_id) from error
+    return status, headers
 
 
 async def _open(
-    streams: Streams, answer: StoredResponse, marks: Headers
+    streams: Streams, stored: StoredResponse
 ) -> tuple[Message, int, list[ChunkRecord]] | None:
     """Return a stream's start, its offset, and the first chunks of a complete stream.
 
-    They are read before anything is sent, as an error can be sent only until then.
+    They are read before anything is sent, so that a damaged stream still gets an error response.
 
     Returns:
         ``None`` if there is no stream.
 
     Raises:
-        StreamDamagedError: The stream is damaged.
+        StreamDamagedError: One of them is damaged.
     """
-    workflow_id, end, page = answer.workflow_id, answer.end, list[ChunkRecord]()
+    workflow_id, end, page = stored.workflow_id, stored.stream_end, list[ChunkRecord]()
     start = await streams.start_of(workflow_id)
     try:
         if start is not None and end is not None:
@@ -216,6 +185,31 @@ async def _open(
             raise await streams.why_missing(workflow_id, end)
     except StreamLostError:
         return None
-    if start is None:
-        return None
-    return decode_start(start.data, marks), start.end_offset, page
+    return None if start is None else (decode_start(start.data), start.end_offset, page)
+
+
+async def _send_chunks(sender: StreamSender, chunks: AsyncGenerator[ChunkRecord, None]) -> None:
+    async with aclosing(chunks):
+        async for chunk in chunks:
+            await sender.send_chunk(chunk)
+
+
+@asynccontextmanager
+async def _watching_for_disconnect(connection: Connection) -> AsyncIterator[Callable[[], bool]]:
+    """Yield a function that returns True once the client is known to have disconnected.
+
+    With some servers ``send()`` does not raise then, and they end the call only when they stop.
+    """
+
+    async def wait_for_disconnect() -> None:
+        receive = connection.receive if connection.ahead is None else connection.ahead.read_ahead
+        while (await receive())["type"] != "http.disconnect":
+            pass
+
+    watch = asyncio.get_running_loop().create_task(wait_for_disconnect())
+    try:
+        # An exception in `receive()` comes from a middleware, and does not mean a disconnect.
+        yield lambda: watch.done() and not watch.cancelled() and watch.exception() is None
+    finally:
+        watch.cancel()
+        await asyncio.gather(watch, return_exceptions=True)

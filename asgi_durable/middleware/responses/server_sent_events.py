@@ -1,4 +1,4 @@
-"""Server-sent events: their ends, their ids, and the place where a client continues."""
+"""Server-sent events: where an event ends, and the ids with which a client resumes a stream."""
 
 from __future__ import annotations
 
@@ -16,34 +16,34 @@ __all__ = [
     "without_comments",
 ]
 
-# Two ends of lines; the first half of CR LF is none.
+# Two line ends. A CR in front of LF is only the first half of one.
 _END_OF_EVENT = re.compile(rb"(?:\r\n|\n|\r(?!\n)){2}")
-_OUR_ID = re.compile(rb"([0-9a-f]{1,16})-([0-9]{1,18})")
+_LIBRARY_ID = re.compile(rb"([0-9a-f]{1,16})-([0-9]{1,18})")
 
 
 def is_event_stream(headers: Iterable[tuple[bytes, bytes]]) -> bool:
-    """Tell whether a response's headers announce events."""
+    """Return whether a response with these headers consists of events."""
     media_type = header_values(headers, b"content-type")
     return bool(media_type) and media_type[0].lower().startswith(b"text/event-stream")
 
 
 def last_event_id(scope: Scope) -> bytes | None:
-    """Return which event a request's client has seen last, ``None`` if it does not say."""
+    """Return a request's ``Last-Event-ID``, ``None`` if it has none."""
     values = header_values(scope["headers"], b"last-event-id")
     return values[0] if values and values[0] else None
 
 
 def is_offset(value: bytes) -> bool:
-    """Tell whether it is an offset of a recorded stream, or the id of an event, of any one."""
-    return bool(_OUR_ID.fullmatch(value))
+    """Return whether a value is an offset, or an event's id, of any recorded stream."""
+    return bool(_LIBRARY_ID.fullmatch(value))
 
 
 def end_of_events(data: bytes | bytearray, known: int) -> int:
-    """Return the length of the whole events that data begins with.
+    """Return the length of the complete events at the beginning of data.
 
     Args:
-        data: Of a stream, from the beginning of an event.
-        known: So many bytes of it are known to hold no end of an event.
+        data: Bytes of a stream, from the beginning of an event.
+        known: Number of leading bytes that were searched before, and in which no event ends.
     """
     end = 0
     for found in _END_OF_EVENT.finditer(data, max(0, known - 3)):
@@ -52,47 +52,53 @@ def end_of_events(data: bytes | bytearray, known: int) -> int:
 
 
 def without_comments(data: bytes) -> bytes:
-    """Return whole events without those that say nothing, which keep a connection alive."""
-    return b"".join(event for event in _events(data) if not _says_nothing(event))
+    """Return complete events without the empty ones, which only keep a connection alive."""
+    return b"".join(event for event in _events(data) if not _is_empty(event))
 
 
 class StreamIds:
-    """The ids of one recorded stream's events: each is unique, whatever is cut.
+    """The ids of one recorded stream's events. No two events have the same id.
 
-    An id is made of the time at which the request was claimed, and of the end of the event.
+    An id consists of the time when the request was claimed and the offset at which the event
+    ends, for example ``5f0c3b2a91d40-1024``. Offsets of deleted chunks are not used again.
 
     Args:
-        created_at_us: The time at which the request was claimed.
+        created_at_us: The time when the request was claimed, in microseconds.
     """
 
     def __init__(self, created_at_us: int) -> None:
         self._prefix = b"%x" % created_at_us
 
     def id_at(self, offset: int) -> bytes:
-        """Return the id of an event that ends at an offset."""
+        """Return the id of the event that ends at an offset."""
         return b"%s-%d" % (self._prefix, offset)
 
-    def sorted_at(self, offset: int) -> bytes:
-        """Return the id that stands for an offset, so that later ones are greater as strings."""
+    def sortable_id_at(self, offset: int) -> bytes:
+        """Return an id for an offset. Ids of greater offsets are greater as strings."""
         return b"%s-%018d" % (self._prefix, offset)
 
     def offset_of(self, event_id: bytes) -> int | None:
-        """Return where the event ends that has an id; ``None`` for any other id."""
-        found = _OUR_ID.fullmatch(event_id)
+        """Return the offset in an id of this stream; ``None`` for any other id."""
+        found = _LIBRARY_ID.fullmatch(event_id)
         return int(found[2]) if found is not None and found[1] == self._prefix else None
 
-    def is_of_another(self, event_id: bytes) -> bool:
-        """Tell whether it is the id of an event of another stream that was recorded."""
-        return bool(_OUR_ID.fullmatch(event_id)) and self.offset_of(event_id) is None
+    def is_from_other_stream(self, event_id: bytes) -> bool:
+        """Return whether an id belongs to an event of another recorded stream."""
+        return bool(_LIBRARY_ID.fullmatch(event_id)) and self.offset_of(event_id) is None
 
-    def added_to(self, data: bytes, end_offset: int) -> bytes:
-        """Return events, each with an id that has data, no id of its own, and is whole."""
+    def add_ids(self, data: bytes, end_offset: int) -> bytes:
+        """Return data in which each complete event with data has an id, its own or an added one.
+
+        Args:
+            data: Bytes of a stream.
+            end_offset: The offset at which they end.
+        """
         begin = offset = end_offset - len(data)
         parts = []
         for event in _events(data):
             offset += len(event)
             if _has_field(event, b"data") and not _has_field(event, b"id"):
-                # Behind the end of a line that belongs to the event before.
+                # Line ends in front of the event belong to the event before it.
                 content = event.lstrip(b"\r\n")
                 parts.append(event[: len(event) - len(content)])
                 parts.append(b"id: %s\n" % self.id_at(offset))
@@ -101,16 +107,21 @@ class StreamIds:
                 parts.append(event)
         return b"".join([*parts, data[offset - begin :]])
 
-    def last_of(self, data: bytes, end_offset: int) -> bytes | None:
-        """Return the last id of whole events, those that are added included."""
+    def last_id_in(self, data: bytes, end_offset: int) -> bytes | None:
+        """Return the last id in complete events, including added ids; ``None`` if there is none."""
         found = None
-        for line in self.added_to(data, end_offset).splitlines():
+        for line in self.add_ids(data, end_offset).splitlines():
             if line.startswith(b"id:"):
                 found = line[3:].removeprefix(b" ")
         return found
 
-    def rollback(self, at: int, to: bytes) -> bytes:
-        """Return the event, itself at an offset, that takes back what is behind an id."""
+    def rollback_event(self, at: int, to: bytes) -> bytes:
+        """Return the event that makes a client drop all events behind another one.
+
+        Args:
+            at: The offset of the returned event.
+            to: The id of the last event that stays; empty to drop all events.
+        """
         return b"event: rollback\nid: %s\ndata: %s\n\n" % (self.id_at(at), to)
 
 
@@ -121,7 +132,7 @@ def _events(data: bytes) -> Iterator[bytes]:
         begin = found.end()
 
 
-def _says_nothing(event: bytes) -> bool:
+def _is_empty(event: bytes) -> bool:
     return all(not line or line.startswith(b":") for line in event.splitlines())
 
 

@@ -1,7 +1,8 @@
-"""The changes of a request's session, stored with its response and made again for a replay.
+"""Changes that a request makes to its session: stored with its response, and repeated by a replay.
 
-A session middleware around the idempotency middleware sets its cookie when the response passes,
-after the response was recorded, and only if the session was changed. No replay would ever set it.
+A session middleware around the idempotency middleware sets its cookie while the response passes,
+which is after the response was recorded, and only if the session was changed. A replay that does
+not change the session would never set the cookie.
 """
 
 from __future__ import annotations
@@ -24,53 +25,48 @@ __all__ = ["SessionChanges", "restore_session", "warn_of_lost_sessions"]
 
 logger = logging.getLogger(__name__)
 
-# A cookie has 4 KiB at most; what a server keeps may be longer.
+# A cookie has 4 KiB at most; a session that the server stores may be longer.
 MAX_SESSION_BYTES = 64 * 1024
-# The name among a response's recorded headers: no version sends a header that is recorded under
-# it, and an application's own header of the name is not recorded.
+# The changes are stored among the response's headers under this name. No version replays a
+# stored header of this name, and an application's own header of this name is not stored.
 _NAME, _PREFIX = REPLAYED_HEADER, "session:"
 
-_OF_SESSIONS = (
-    "%s sets its cookie as an answer passes, and a replay changes no session: a login that is "
-    "retried under its key is answered again, and leaves its client without a session. "
-    "IdempotencyPolicy(keep_cookies=True) keeps what a request has changed in its session, and "
-    "cookies that the application sets itself, for the routes where that matters."
+_WARNING = (
+    "%s sets its cookie while a response passes, and a replay changes no session: the retry of a "
+    "login gets the stored response, and its client has no session. "
+    "IdempotencyPolicy(keep_cookies=True) stores the changes that a request makes to its session, "
+    "and cookies that the application sets itself, for the routes where that matters."
 )
 
 
 class SessionChanges:
-    """Compares a session with what it was when a request began.
+    """Compares a request's session with its state at the beginning of the request.
 
     Args:
-        scope: The request's.
+        scope: The request's scope.
     """
 
     def __init__(self, scope: Scope) -> None:
         self._scope = scope
-        self._before = _texts_of(scope)
+        self._before = _json_values(scope)
 
     def encode_with(self, headers: Iterable[tuple[bytes, bytes]]) -> bytes:
-        """Return the headers of a response to store, ``Set-Cookie`` too, with the changes."""
+        """Return a response's encoded headers, ``Set-Cookie`` included, with the changes."""
         changes = self._changes()
-        encoded = encode_headers(headers, keeps_cookies=True)
-        if changes is None:
-            return encoded
-        return json.dumps(
-            [*json.loads(encoded), [_NAME.decode("ascii"), _PREFIX + changes]]
-        ).encode("ascii")
+        entries = [] if changes is None else [(_NAME.decode("ascii"), _PREFIX + changes)]
+        return encode_headers(headers, keeps_cookies=True, entries=entries)
 
     def _changes(self) -> str | None:
-        after, before = _texts_of(self._scope), self._before
-        # A change that cannot be written is left out, and logged.
+        after, before = _json_values(self._scope), self._before
         changed = {
             key: text for key, text in after.items() if text is not None and before.get(key) != text
         }
-        lost = [key for key, text in after.items() if text is None]
-        if lost:
+        skipped = [key for key, text in after.items() if text is None]
+        if skipped:
             logger.warning(
-                "The session of %s is not kept whole with its answer: %s is no JSON",
+                "The session of %s is not stored whole with its response: %s cannot be JSON",
                 request_name(self._scope),
-                lost,
+                skipped,
             )
         removed = [key for key in before if key not in after]
         if not changed and not removed:
@@ -80,7 +76,7 @@ class SessionChanges:
         )
         if len(changes) > MAX_SESSION_BYTES:
             logger.warning(
-                "The session of %s is not kept with its answer: its changes have %d bytes",
+                "The session of %s is not stored with its response: its changes have %d bytes",
                 request_name(self._scope),
                 len(changes),
             )
@@ -89,10 +85,10 @@ class SessionChanges:
 
 
 def restore_session(scope: Scope, recorded: bytes) -> None:
-    """Make the session changes of a request again whose response is sent again.
+    """Repeat the session changes of the request whose response is replayed.
 
     Args:
-        scope: The scope of the replay.
+        scope: The scope of the duplicate request.
         recorded: The response's headers, encoded.
     """
     session = scope.get("session")
@@ -106,9 +102,9 @@ def restore_session(scope: Scope, recorded: bytes) -> None:
             return
         changes: dict[str, Any] = json.loads(texts[-1].removeprefix(_PREFIX))
     except ValueError:
-        # The code that sends the response finds it damaged.
+        # The replay reads the headers again, and reports the damage.
         return
-    # Only what is different: a client that has its session already gets no other one.
+    # Only differences are set: a client whose session has the values gets no new cookie.
     for key, value in changes["set"].items():
         if key not in session or session[key] != value:
             session[key] = value
@@ -120,35 +116,35 @@ def restore_session(scope: Scope, recorded: bytes) -> None:
 def warn_of_lost_sessions(
     policies: Callable[[], Iterable[IdempotencyPolicy]], classes: Callable[[], Iterable[type]]
 ) -> None:
-    """Write a line to the log where replays lose what requests have changed in their sessions.
+    """Log a warning if replays lose the changes that requests make to their sessions.
 
     Args:
-        policies: Returns those that requests may have.
+        policies: Returns the policies of all requests.
         classes: Returns the classes of the application's middlewares.
     """
     try:
         covering = [policy for policy in policies() if policy.methods]
-        # A policy that stores cookies accepts this.
+        # A developer who stores cookies for one route knows about sessions.
         is_known = any(policy.keep_cookies for policy in covering)
         kinds = list(classes()) if covering and not is_known else []
     except Exception:
-        # It is for advice alone: an application that cannot be looked into starts all the same.
-        logger.debug("The application cannot be looked into", exc_info=True)
+        # The warning is only advice: an application that cannot be inspected starts as well.
+        logger.debug("The application cannot be inspected", exc_info=True)
         return
     found = next((kind for kind in kinds if is_session(kind)), None)
     if found is not None:
-        logger.warning(_OF_SESSIONS, found.__qualname__)
+        logger.warning(_WARNING, found.__qualname__)
 
 
-def _texts_of(scope: Scope) -> dict[str, str | None]:
-    """Return a session's values as JSON, ``None`` for one that is none."""
+def _json_values(scope: Scope) -> dict[str, str | None]:
+    """Return the values of a session as JSON, ``None`` for a value that JSON cannot express."""
     session = scope.get("session")
     if not isinstance(session, MutableMapping):
         return {}
-    return {str(key): _text_of(value) for key, value in session.items()}
+    return {str(key): _to_json(value) for key, value in session.items()}
 
 
-def _text_of(value: object) -> str | None:
+def _to_json(value: object) -> str | None:
     try:
         return json.dumps(value, sort_keys=True)
     except (TypeError, ValueError):

@@ -9,11 +9,7 @@ from collections.abc import Awaitable
 from asgi_durable.engine.requests.response_streams import StreamDamagedError, StreamLog, fits
 from asgi_durable.middleware.asgi import Headers, Message, Send, header_values
 from asgi_durable.middleware.policies.policy import IdempotencyPolicy
-from asgi_durable.middleware.responses.headers import (
-    CONTENT_LENGTH,
-    add_headers,
-    without_length,
-)
+from asgi_durable.middleware.responses.headers import CONTENT_LENGTH, without_length
 from asgi_durable.middleware.responses.server_sent_events import (
     StreamIds,
     end_of_events,
@@ -28,28 +24,30 @@ from asgi_durable.middleware.responses.stream_sender import (
 )
 from asgi_durable.storage.records import CUT_ALL, CUT_FOR_GOOD, ChunkRecord
 
-__all__ = ["RecordedStream"]
+__all__ = ["StreamRecorder"]
 
-# How much may wait to be recorded, before the app has to wait.
-MAX_WAITING_BYTES = 64 * 1024
+# The app has to wait while more bytes than this are not recorded.
+MAX_UNRECORDED_BYTES = 64 * 1024
 
 
-class RecordedStream:
-    """The response of one execution, compared with earlier recorded chunks, and recorded.
+class StreamRecorder:
+    """Records the response of one attempt, which begins like those of the attempts before.
 
-    The bytes that wait when a commit is done go into the next one together. Of an event stream only
-    whole events are recorded and sent: no client ever has a part of an event that is then cut.
+    The response is compared with the chunks that earlier attempts have recorded. As long as it is
+    equal, these chunks are sent; from the first difference on they are cut, and its own chunks
+    are recorded. All bytes that arrive during a commit go into the next commit together. Of an
+    event stream only complete events are recorded and sent, so a cut never divides an event.
 
     Args:
-        log: The chunks of the request.
-        send: Sends the messages.
-        policy: The policy of the request. A stream that becomes longer than its ``max_stream``,
-            together with the cut chunks, passes through from there on, and is not stored.
-        seen: The id of the last event that the client has seen.
+        log: The request's recorded stream.
+        send: Sends to the client.
+        policy: The request's. If the stream becomes longer than ``max_stream``, deleted chunks
+            included, its recording is deleted, and the rest is sent without being recorded.
+        last_event_id: The id of the last event that the client has.
 
     Attributes:
-        has_sent: True once the client has seen a part of the response.
-        is_kept: True unless the stream is too long.
+        has_sent: True once the client has a part of the response.
+        is_recorded: False once the stream was too long.
     """
 
     def __init__(
@@ -58,278 +56,303 @@ class RecordedStream:
         send: Send,
         policy: IdempotencyPolicy,
         *,
-        seen: bytes | None,
+        last_event_id: bytes | None,
     ) -> None:
         self._log = log
         self._send = send
-        self._seen = seen
+        self._last_event_id = last_event_id
         self._ids = StreamIds(log.created_at_us)
-        self._sender = StreamSender(send, self._ids, seen)
+        self._sender = StreamSender(send, self._ids, last_event_id)
         self._policy = policy
         self._is_event_stream = False
-        # Recorded before and still to be met; and whether that is all.
+        # Chunks of earlier attempts that this one has yet to repeat; and whether they are all.
         self._recorded: deque[ChunkRecord] = deque()
         self._is_past_log = False
+        # This attempt is equal to the log, or has recorded its own chunks, up to this offset.
         self._position = 0
-        self._last_id = b""
+        self._last_recorded_id = b""
         self._start = b""
-        # Events that are not whole yet, and what waits to be recorded.
-        self._begun = bytearray()
-        self._waiting = bytearray()
-        self._is_whole = False
+        self._incomplete_events = bytearray()
+        self._unrecorded = bytearray()
+        self._is_finished = False
         self._task: asyncio.Task[None] | None = None
-        self.is_kept = True
+        self.is_recorded = True
 
     @property
     def has_sent(self) -> bool:
-        """True once the client has seen a part of the response."""
+        """True once the client has a part of the response."""
         return self._sender.has_begun
 
     @property
     def headers(self) -> bytes:
-        """The encoded headers to store."""
+        """The encoded headers that are stored."""
         return self._start.partition(b" ")[2]
 
     @property
     def end_offset(self) -> int:
-        """Where it ends, once it is finished."""
+        """The offset at which the stream ends, once it is finished."""
         return self._position
 
-    async def begin(self, start: Message, marks: Headers, recorded: list[ChunkRecord]) -> None:
+    async def begin(
+        self, start: Message, added_headers: Headers, recorded: list[ChunkRecord]
+    ) -> None:
         """Record the response's start, and send it.
 
         Args:
             start: The app's message.
-            marks: The library's headers.
-            recorded: The first page of chunks that earlier executions have recorded.
+            added_headers: The library's headers.
+            recorded: The first page of the chunks that earlier attempts have recorded.
 
         Raises:
-            RunStopped: It could not be recorded.
+            RunStopped: The start could not be recorded.
         """
-        headers = start.get("headers", ())
+        headers = start["headers"]
         self._log.may_compress = not header_values(headers, b"content-encoding")
         self._is_event_stream = is_event_stream(headers)
         if self._is_event_stream:
-            # Ids are added.
+            # Added ids make the body longer.
             start = {**start, "headers": without_length(headers)}
         self._start = encode_start(start, keeps_cookies=self._policy.keep_cookies)
-        message: Message = {**start, "headers": add_headers(start.get("headers", ()), marks)}
-        first = recorded[0] if recorded else None
-        if first is None:
-            # Nobody can have any of it, unless the key has expired since.
-            if self._seen is not None and not self._ids.is_of_another(self._seen):
-                self._sender = StreamSender(self._send, self._ids, None)
+        if not recorded:
+            self._ignore_event_id()
             await self._record_start(0)
-        elif first.cut_to == CUT_FOR_GOOD:
-            self.is_kept = False
-            self._position = first.end_offset
-        elif _may_stand_for(first, start):
-            if first.data != self._start:
-                self._start = first.data
-                message = decode_start(first.data, marks)
-            self._recorded.extend(list(recorded)[1:])
-            self._position = first.end_offset
+        elif recorded[0].cut_to == CUT_FOR_GOOD:
+            self.is_recorded = False
+            self._position = recorded[0].end_offset
         else:
-            self._position = first.end_offset
-            await self._record_start(await self._top() + 1)
-        await self._passed(self._sender.begin(message, self._position))
+            self._position = recorded[0].end_offset
+            recorded_start = _equivalent_start(recorded[0], start)
+            if recorded_start is None:
+                await self._record_start(await self._highest_offset() + 1)
+            else:
+                self._recorded.extend(recorded[1:])
+                if recorded[0].data != self._start:
+                    self._start, start = recorded[0].data, recorded_start
+        await self._ignoring_disconnect(self._sender.begin(start, self._position, added_headers))
 
     async def write(self, data: bytes) -> None:
-        """Add the next bytes of the body; they are sent once they are durable.
+        """Receive the next bytes of the body. They are sent once they are durable.
 
         Raises:
-            RunStopped: The bytes before them could not be recorded.
+            RunStopped: Earlier bytes could not be recorded.
         """
         await self._raise_failure()
-        if not self.is_kept:
-            await self._passed(self._sender.send(data))
+        if not self.is_recorded:
+            await self._ignoring_disconnect(self._sender.send_bytes(data))
             return
-        known = len(self._begun)
-        self._begun += data
-        size = self._position + len(self._waiting) + len(self._begun)
+        known = len(self._incomplete_events)
+        self._incomplete_events += data
+        size = self._position + len(self._unrecorded) + len(self._incomplete_events)
         if size > self._policy.max_stream:
             await self._give_up()
             return
-        end = end_of_events(self._begun, known) if self._is_event_stream else len(self._begun)
-        whole = bytes(self._begun[:end])
-        del self._begun[:end]
-        kept = without_comments(whole) if self._is_event_stream else whole
-        self._waiting += kept
-        self._go_on()
-        if whole and not kept and self._task is None:
-            # It keeps the connection alive, and says nothing.
-            await self._passed(self._sender.send(whole))
+        await self._take_complete(known)
         task = self._task
-        if task is not None and len(self._waiting) > MAX_WAITING_BYTES:
+        if task is not None and len(self._unrecorded) > MAX_UNRECORDED_BYTES:
             await asyncio.wait([task])
 
     async def finish(self) -> None:
-        """Record all that is left, and send it; nothing follows.
+        """Record and send all that is left. Nothing follows.
 
         Raises:
             RunStopped: It could not be recorded.
         """
         await self._raise_failure()
-        if self.is_kept:
-            self._waiting += self._begun
-            self._begun.clear()
-            self._is_whole = True
-            await self._join()
-            await self._pump()
+        if self.is_recorded:
+            self._unrecorded += self._incomplete_events
+            self._incomplete_events.clear()
+            self._is_finished = True
+            await self._wait_for_task()
+            await self._record_all()
 
     async def end(self) -> None:
-        """Send the end of the body, once the response is committed."""
-        await self._passed(self._sender.end())
+        """End the response, once it is committed."""
+        await self._ignoring_disconnect(self._sender.end())
 
     async def close(self) -> None:
-        """Record the rest after the app has ended, unless the run must not continue."""
+        """Record what the app has sent before it ended, unless the run was stopped."""
         task = self._task
         if task is None or not self._log.is_stopped:
-            await self._join()
+            await self._wait_for_task()
             return
         task.cancel()
         await asyncio.wait([task])
         if not task.cancelled():
+            # Read, so that asyncio does not log it as never retrieved.
             task.exception()
 
-    def _go_on(self) -> None:
+    def _ignore_event_id(self) -> None:
+        """Ignore the client's event id: no attempt has recorded events, so it has none.
+
+        If the id is of another stream, an earlier request with this key has expired. The id is
+        not ignored then, so that the client drops the events of that request.
+        """
+        event_id = self._last_event_id
+        if event_id is not None and not self._ids.is_from_other_stream(event_id):
+            self._sender = StreamSender(self._send, self._ids, None)
+
+    async def _take_complete(self, known: int) -> None:
+        """Let the complete events, or all bytes of another body, be recorded."""
+        if self._is_event_stream:
+            end = end_of_events(self._incomplete_events, known)
+            complete = bytes(self._incomplete_events[:end])
+            recorded = without_comments(complete)
+        else:
+            end = len(self._incomplete_events)
+            complete = recorded = bytes(self._incomplete_events)
+        del self._incomplete_events[:end]
+        self._unrecorded += recorded
+        self._start_recording()
+        if complete and not recorded and self._task is None:
+            # Comments that keep the connection alive.
+            await self._ignoring_disconnect(self._sender.send_bytes(complete))
+
+    def _start_recording(self) -> None:
         if self._task is None or self._task.done():
             self._task = None
-            if self._waiting:
-                self._task = asyncio.get_running_loop().create_task(self._pump())
+            if self._unrecorded:
+                self._task = asyncio.get_running_loop().create_task(self._record_all())
 
     async def _raise_failure(self) -> None:
         if self._task is not None and self._task.done():
-            await self._join()
+            await self._wait_for_task()
 
-    async def _join(self) -> None:
+    async def _wait_for_task(self) -> None:
         task, self._task = self._task, None
         if task is not None:
             await task
 
-    async def _pump(self) -> None:
-        """Record and send what waits, until more of it is needed."""
-        while self._waiting or (self._is_whole and await self._next() is not None):
+    async def _record_all(self) -> None:
+        """Record and send the bytes so far, or as many as can be compared with the log."""
+        while self._unrecorded or (self._is_finished and await self._next_recorded() is not None):
             if not await self._advance():
                 return
 
     async def _advance(self) -> bool:
-        """Record or confirm the next chunk, and send it; return False if it is not complete."""
-        recorded = await self._next()
+        """Repeat or record the next chunk, and send it; return False if more bytes are needed."""
+        recorded = await self._next_recorded()
         if recorded is None:
             await self._append()
             return True
         if not fits(recorded, self._position):
-            # Damaged: what was recorded up to here stands.
+            # Damaged: the chunks in front of it stay.
             await self._roll_back()
             return True
         if recorded.cut_to is None:
             length = len(recorded.data)
-            if not recorded.data.startswith(self._waiting[:length]):
+            if not recorded.data.startswith(self._unrecorded[:length]):
                 await self._roll_back()
                 return True
-            if len(self._waiting) < length:
-                if self._is_whole:
+            if len(self._unrecorded) < length:
+                if self._is_finished:
                     await self._roll_back()
-                return self._is_whole
-            del self._waiting[:length]
+                return self._is_finished
+            del self._unrecorded[:length]
             if self._is_event_stream:
-                last_id = self._ids.last_of(recorded.data, recorded.end_offset)
-                self._last_id = self._last_id if last_id is None else last_id
+                last_id = self._ids.last_id_in(recorded.data, recorded.end_offset)
+                self._last_recorded_id = self._last_recorded_id if last_id is None else last_id
         self._recorded.popleft()
         self._position = recorded.end_offset
-        await self._passed(self._sender.take(recorded))
+        await self._ignoring_disconnect(self._sender.send_chunk(recorded))
         return True
 
-    async def _next(self) -> ChunkRecord | None:
-        """Return the next chunk that is recorded already, ``None`` if there are no more."""
+    async def _next_recorded(self) -> ChunkRecord | None:
+        """Return the next chunk of earlier attempts, ``None`` if there are no more."""
         if not self._recorded and not self._is_past_log:
             self._recorded.extend(await self._log.read(self._position))
             self._is_past_log = not self._recorded
         return self._recorded[0] if self._recorded else None
 
     async def _append(self) -> None:
-        data = bytes(self._waiting)
-        self._waiting.clear()
-        # Events stay together: a chunk has whole events.
-        size = len(data) if self._is_event_stream else MAX_WAITING_BYTES
-        chunks = [data[place : place + size] for place in range(0, len(data), size)]
-        pieces = []
+        data = bytes(self._unrecorded)
+        self._unrecorded.clear()
+        # A chunk of an event stream consists of complete events.
+        size = len(data) if self._is_event_stream else MAX_UNRECORDED_BYTES
+        chunks = []
+        for place in range(0, len(data), size):
+            part = data[place : place + size]
+            self._position += len(part)
+            chunks.append(self._chunk(self._position, part))
+        await self._log.record(*chunks)
         for chunk in chunks:
-            self._position += len(chunk)
-            pieces.append(self._piece(self._position, chunk))
-        await self._log.record(*pieces)
-        for piece in pieces:
-            await self._passed(self._sender.take(piece))
+            await self._ignoring_disconnect(self._sender.send_chunk(chunk))
 
     async def _roll_back(self) -> None:
-        """Cut the chunks that this execution does not repeat, from the first one that differs.
+        """Cut the chunks of earlier attempts from the first one on that differs.
 
-        Invariant: at the end of a chunk, and recorded in one commit. After it no reader finds a cut
-        chunk, or a part of one, together with the chunks of another execution.
+        Invariant: the cut is at the end of a chunk, and one commit deletes the chunks and records
+        the cut. So no reader finds deleted chunks followed by chunks of another attempt.
         """
-        cut = self._piece(await self._top() + 1, self._last_id, cut_to=self._position)
+        offset = await self._highest_offset() + 1
+        cut = self._chunk(offset, self._last_recorded_id, cut_to=self._position)
         await self._log.record(cut)
-        self._leave_log(cut.end_offset)
-        await self._passed(self._sender.take(cut))
+        self._leave_log(offset)
+        await self._ignoring_disconnect(self._sender.send_chunk(cut))
 
     async def _give_up(self) -> None:
-        """Keep nothing of the stream, as it is too long; what is left of it passes through."""
-        await self._join()
-        await self._log.record(self._piece(await self._top() + 1, b"", cut_to=CUT_FOR_GOOD))
-        self.is_kept = False
+        """Delete the recording of a stream that is too long; send the rest unrecorded."""
+        await self._wait_for_task()
+        await self._log.record(
+            self._chunk(await self._highest_offset() + 1, b"", cut_to=CUT_FOR_GOOD)
+        )
+        self.is_recorded = False
         if self._sender.position > self._position:
-            # It had more of it than this execution has come to; the retry tells it.
+            # The client already has more than this attempt has repeated. The response fails, and
+            # the client's retry gets the stream from its beginning.
             raise StreamCutError
-        rest = bytes(self._waiting + self._begun)
-        self._waiting.clear()
-        self._begun.clear()
-        await self._passed(self._sender.send(rest))
+        rest = bytes(self._unrecorded + self._incomplete_events)
+        self._unrecorded.clear()
+        self._incomplete_events.clear()
+        await self._ignoring_disconnect(self._sender.send_bytes(rest))
 
-    async def _passed(self, sending: Awaitable[None]) -> None:
+    async def _ignoring_disconnect(self, sending: Awaitable[None]) -> None:
         try:
             await sending
         except OSError:
-            # Servers raise so once the client has disconnected. It does not stop the recording.
-            if not self.is_kept or self._policy.on_disconnect == "cancel":
+            # Servers raise it once the client has disconnected. The recording continues.
+            if not self.is_recorded or self._policy.on_disconnect == "cancel":
                 raise
 
     async def _record_start(self, offset: int) -> None:
-        await self._log.record(self._piece(offset, self._start, cut_to=CUT_ALL))
+        await self._log.record(self._chunk(offset, self._start, cut_to=CUT_ALL))
         self._leave_log(offset)
 
     def _leave_log(self, offset: int) -> None:
+        """Record from an offset on, and compare no further chunks of earlier attempts."""
         self._recorded.clear()
         self._is_past_log = True
         self._position = offset
 
-    async def _top(self) -> int:
-        """Return the last offset that was ever given out."""
-        top = self._position
-        while not self._is_past_log and (page := await self._log.read(top)):
-            top = page[-1].end_offset
-        return top
+    async def _highest_offset(self) -> int:
+        """Return the highest offset that was ever used."""
+        highest = self._position
+        while not self._is_past_log and (page := await self._log.read(highest)):
+            highest = page[-1].end_offset
+        return highest
 
-    def _piece(self, end_offset: int, data: bytes, *, cut_to: int | None = None) -> ChunkRecord:
+    def _chunk(self, end_offset: int, data: bytes, *, cut_to: int | None = None) -> ChunkRecord:
         return ChunkRecord(
             workflow_id=self._log.workflow_id, end_offset=end_offset, cut_to=cut_to, data=data
         )
 
 
-def _may_stand_for(first: ChunkRecord, start: Message) -> bool:
-    """Tell whether a recorded start may stand for another one: of the same kind of body."""
+def _equivalent_start(recorded: ChunkRecord, start: Message) -> Message | None:
+    """Return a recorded start if this response may have it: both describe the same kind of body.
+
+    Returns:
+        ``None`` also for a damaged start. The response is then recorded again from its start on.
+    """
     try:
-        recorded = decode_start(first.data, []) if first.cut_to == CUT_ALL else None
+        former = decode_start(recorded.data) if recorded.cut_to == CUT_ALL else None
     except StreamDamagedError:
-        recorded = None
-    if recorded is None:
-        # Damaged: it is recorded anew, and all that follows.
-        return False
-    headers, recorded_headers = start.get("headers", ()), recorded["headers"]
-    lengths = header_values(recorded_headers, CONTENT_LENGTH)
-    if lengths and lengths != header_values(headers, CONTENT_LENGTH):
-        return False
-    return bool(recorded["status"] == start["status"]) and all(
-        header_values(headers, name) == header_values(recorded_headers, name)
+        return None
+    if former is None or former["status"] != start["status"]:
+        return None
+    lengths = header_values(former["headers"], CONTENT_LENGTH)
+    if lengths and lengths != header_values(start["headers"], CONTENT_LENGTH):
+        return None
+    is_same_kind = all(
+        header_values(start["headers"], name) == header_values(former["headers"], name)
         for name in (b"content-type", b"content-encoding")
     )
+    return former if is_same_kind else None

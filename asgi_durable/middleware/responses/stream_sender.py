@@ -1,4 +1,4 @@
-"""Sending a recorded stream to one client: each part of it once, and never two versions."""
+"""Sends a recorded stream to one client: each byte once, and never a mix of two versions."""
 
 from __future__ import annotations
 
@@ -12,88 +12,96 @@ __all__ = ["StreamCutError", "StreamSender", "decode_start", "encode_start"]
 
 
 class StreamCutError(Exception):
-    """A part that was sent is void, and the stream cannot say so."""
+    """The client has bytes that were deleted since, and the stream cannot tell it so."""
 
 
 class StreamSender:
-    """Sends the chunks of a stream, in order, after the part that its client has already.
+    """Sends the chunks of a stream, in order, from where the client already has it.
 
-    Invariant: an offset means the same bytes for ever, or void ones. So the offset of the last sent
-    chunk says what the client has: bytes that are cut before it are revoked.
+    Invariant: the bytes at an offset never change, unless they are deleted; then the offset is
+    not used again. So the last offset that a client got says which bytes it has, and a cut in
+    front of that offset concerns this client.
 
     Args:
-        send: Sends the messages.
+        send: Sends to the client.
         ids: The ids of the stream's events.
-        seen: The id of the last event that the client has seen, ``None`` if it has none.
+        last_event_id: The id of the last event that the client has, ``None`` if it has none.
 
     Attributes:
         has_begun: True once the client has seen a part of the response.
-        position: The offset up to which it has the stream.
+        position: The offset up to which the client has the stream.
     """
 
-    def __init__(self, send: Send, ids: StreamIds, seen: bytes | None) -> None:
+    def __init__(self, send: Send, ids: StreamIds, last_event_id: bytes | None) -> None:
         self._send = send
         self._ids = ids
-        self._seen = seen
+        self._last_event_id = last_event_id
         self._is_event_stream = False
         self.has_begun = False
         self.position = 0
 
-    async def begin(self, start: Message, offset: int) -> None:
-        """Send the response's start, which is recorded at an offset."""
+    async def begin(self, start: Message, offset: int, added_headers: Headers) -> None:
+        """Send the response's start, with the library's headers.
+
+        Args:
+            start: The message of the app, or the recorded one.
+            offset: The offset at which the start is recorded.
+            added_headers: The library's headers.
+        """
         self.has_begun = True
         self.position = offset
         self._is_event_stream = is_event_stream(start["headers"])
-        await self._send(start)
-        if self._is_event_stream and self._seen is not None:
-            seen = self._ids.offset_of(self._seen)
-            if seen is None or seen < offset:
-                # Of another version, or nobody knows of which.
-                await self.send(self._ids.rollback(offset, b""))
+        await self._send({**start, "headers": add_headers(start["headers"], added_headers)})
+        if self._is_event_stream and self._last_event_id is not None:
+            known = self._ids.offset_of(self._last_event_id)
+            if known is None or known < offset:
+                # The client's events are of an earlier version, or of no stream that is known.
+                await self.send_bytes(self._ids.rollback_event(offset, b""))
             else:
-                self.position = seen
+                self.position = known
 
-    async def take(self, piece: ChunkRecord) -> None:
-        """Send a chunk, or the part that the client does not have, and a cut that concerns it.
+    async def send_chunk(self, chunk: ChunkRecord) -> None:
+        """Send the part of a chunk that the client does not have, or a cut that concerns it.
 
         Raises:
-            StreamCutError: The stream has no form for a cut.
+            StreamCutError: The client has bytes that are cut, and only events can tell it so.
         """
-        position, self.position = self.position, max(self.position, piece.end_offset)
-        if piece.cut_to is None:
-            await self._send_rest(piece, position)
-        elif piece.cut_to < position < piece.end_offset:
-            if piece.cut_to < 0 or not self._is_event_stream:
+        position, self.position = self.position, max(self.position, chunk.end_offset)
+        if chunk.cut_to is None:
+            await self._send_rest(chunk, position)
+        elif chunk.cut_to < position < chunk.end_offset:
+            if chunk.cut_to < 0 or not self._is_event_stream:
                 raise StreamCutError
-            await self.send(self._ids.rollback(piece.end_offset, piece.data))
+            await self.send_bytes(self._ids.rollback_event(chunk.end_offset, chunk.data))
 
-    async def send(self, data: bytes) -> None:
-        """Send bytes as they are."""
+    async def send_bytes(self, data: bytes) -> None:
+        """Send bytes unchanged."""
         await self._send({"type": "http.response.body", "body": data, "more_body": True})
 
     async def end(self) -> None:
-        """Send that this was all."""
+        """End the response."""
         await self._send({"type": "http.response.body", "body": b"", "more_body": False})
 
-    async def _send_rest(self, piece: ChunkRecord, position: int) -> None:
-        begin = piece.end_offset - len(piece.data)
-        data = piece.data[max(0, position - begin) :]
+    async def _send_rest(self, chunk: ChunkRecord, position: int) -> None:
+        begin = chunk.end_offset - len(chunk.data)
+        data = chunk.data[max(0, position - begin) :]
         if data:
-            is_event_stream, end = self._is_event_stream, piece.end_offset
-            await self.send(self._ids.added_to(data, end) if is_event_stream else data)
+            if self._is_event_stream:
+                data = self._ids.add_ids(data, chunk.end_offset)
+            await self.send_bytes(data)
 
 
 def encode_start(start: Message, *, keeps_cookies: bool) -> bytes:
-    """Return the recorded form of a response's start."""
-    headers = encode_headers(start.get("headers", ()), keeps_cookies=keeps_cookies)
+    """Return the bytes that record a response's start: its status and its headers."""
+    headers = encode_headers(start["headers"], keeps_cookies=keeps_cookies)
     return b"%d " % start["status"] + headers
 
 
-def decode_start(data: bytes, marks: Headers) -> Message:
-    """Return a response's start as it is sent again.
+def decode_start(data: bytes) -> Message:
+    """Return the start of a response as a message, with its recorded headers only.
 
     Raises:
-        StreamDamagedError: It is not what :func:`encode_start` returns.
+        StreamDamagedError: The data is not from :func:`encode_start`.
     """
     number, _, encoded = data.partition(b" ")
     try:
@@ -101,8 +109,4 @@ def decode_start(data: bytes, marks: Headers) -> Message:
     except (ValueError, TypeError, AttributeError) as error:
         msg = "its start cannot be read"
         raise StreamDamagedError(msg) from error
-    return {
-        "type": "http.response.start",
-        "status": status,
-        "headers": add_headers(headers, marks),
-    }
+    return {"type": "http.response.start", "status": status, "headers": headers}

@@ -145,7 +145,7 @@ async def attempts(url: str) -> list[int]:
 # Finished
 
 
-async def test_a_long_body_is_taken_once_and_its_retry_is_answered_the_same(
+async def test_a_long_body_is_taken_once_and_its_retry_gets_the_same_response(
     upload: Upload, url: str
 ) -> None:
     async with upload.durable:
@@ -168,7 +168,7 @@ async def test_another_long_body_is_another_request(upload: Upload) -> None:
     assert upload.calls == 1
 
 
-async def test_how_a_body_is_cut_into_pieces_makes_no_difference(url: str) -> None:
+async def test_how_a_body_is_cut_into_chunks_makes_no_difference(url: str) -> None:
     upload, whole = Upload(url), b"".join(LONG)
     announced = [("content-length", str(len(whole)))]
     async with upload.durable:
@@ -252,7 +252,7 @@ async def test_what_the_app_leaves_of_a_body_is_compared_too(url: str, how: str)
     assert (other.status, upload.calls) == (422, 1)
 
 
-async def test_for_an_answer_that_is_not_kept_the_rest_is_not_awaited(url: str) -> None:
+async def test_the_rest_of_the_body_is_not_awaited_if_the_response_is_not_stored(url: str) -> None:
     upload, sender = Upload(url), Sender()
     upload.reads = False
     sender.gate = Gate()
@@ -355,7 +355,7 @@ async def test_a_duplicate_that_waited_for_the_fingerprint_is_compared_then(url:
     assert (here.calls, there.calls) == (1, 0)
 
 
-async def test_who_looks_later_is_told_only_when_the_body_is_there(url: str) -> None:
+async def test_a_202_is_sent_only_once_the_body_is_complete(url: str) -> None:
     upload, sender, gate = Upload(url), Sender(), Gate()
     sender.gate = Gate()
 
@@ -383,7 +383,7 @@ async def test_who_looks_later_is_told_only_when_the_body_is_there(url: str) -> 
 # Interrupted
 
 
-async def test_a_failed_request_goes_on_with_the_same_body_only(upload: Upload, url: str) -> None:
+async def test_a_failed_request_continues_with_the_same_body_only(upload: Upload, url: str) -> None:
     upload.fails = DurableError("once", status_code=503)
     async with upload.durable:
         failed = await upload.post()
@@ -566,7 +566,7 @@ async def test_the_file_of_a_body_is_closed_whatever_becomes_of_it(
 
 
 @pytest.mark.parametrize("reads", [True, False])
-async def test_an_answer_that_expires_while_a_body_is_compared_is_not_made_without_the_body(
+async def test_a_response_that_expires_while_a_body_is_compared_is_not_made_without_the_body(
     url: str, *, reads: bool
 ) -> None:
     upload, sender = Upload(url, retention=1000.0), Sender()

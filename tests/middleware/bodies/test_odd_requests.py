@@ -44,7 +44,7 @@ def sparse(scope: Scope) -> Scope:
     return {name: scope[name] for name in needed}
 
 
-def test_a_request_of_starlettes_test_client_can_go_on_without_its_client(url: str) -> None:
+def test_a_request_of_starlettes_test_client_can_continue_without_its_client(url: str) -> None:
     async def handle(_request: Request) -> Response:
         return JSONResponse("ok")
 
@@ -123,7 +123,7 @@ DAMAGES: dict[str, tuple[int, bytes]] = {
 
 @pytest.mark.parametrize("damage", DAMAGES)
 @pytest.mark.parametrize("keep_cookies", [False, True])
-async def test_a_damaged_answer_is_a_problem_and_a_line_in_the_log(
+async def test_a_damaged_response_is_a_problem_and_a_line_in_the_log(
     url: str, caplog: pytest.LogCaptureFixture, damage: str, *, keep_cookies: bool
 ) -> None:
     policy = IdempotencyPolicy(keep_cookies=keep_cookies)

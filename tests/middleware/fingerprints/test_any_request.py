@@ -36,7 +36,7 @@ ANSWERS = st.tuples(STATUSES, ANSWER_HEADERS, CHUNKS)
 MEDIA_TYPES = st.sampled_from([b"application/json", b"text/event-stream", b"text/plain"])
 
 
-def test_any_request_is_answered_and_its_retry_the_same(tmp_path: Path) -> None:
+def test_any_request_gets_a_response_and_its_retry_the_same(tmp_path: Path) -> None:
     policy = IdempotencyPolicy(max_request_body=100, max_response_body=100, session_cookie="sid")
     durable = Durable(f"sqlite:///{tmp_path / 'any.db'}", idempotency=policy)
     answers: list[tuple[int, list[tuple[bytes, bytes]], list[bytes]]] = []

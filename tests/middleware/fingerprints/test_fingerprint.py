@@ -159,7 +159,7 @@ def test_the_spelling_of_json_makes_no_other_request(one: bytes, other: bytes) -
         (b'["%s"]' % (b"x" * 1_048_576), b'[ "%s"]' % (b"x" * 1_048_576)),
     ],
 )
-def test_what_an_app_can_tell_apart_is_another_request(one: bytes, other: bytes) -> None:
+def test_requests_that_an_app_can_distinguish_are_different(one: bytes, other: bytes) -> None:
     scope = http_scope("POST", "/a", JSON)
 
     assert request_fingerprint(scope, one) != request_fingerprint(scope, other)

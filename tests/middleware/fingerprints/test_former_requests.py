@@ -71,7 +71,7 @@ def code_of(result: Exchange) -> str:
 
 
 @pytest.mark.parametrize("single_transaction", [False, True])
-async def test_the_retry_of_a_former_request_is_answered(
+async def test_the_retry_of_a_former_request_gets_the_response(
     url: str, single_transaction: bool
 ) -> None:
     shop = Shop(url, single_transaction=single_transaction)
@@ -95,7 +95,7 @@ async def test_a_former_request_is_compared_as_strictly_as_it_was(url: str) -> N
         assert code_of(await shop.post(scope=spelled)) == "KEY_REUSED"
 
 
-async def test_a_former_request_that_failed_is_gone_on_with(url: str) -> None:
+async def test_a_former_request_that_failed_is_continued(url: str) -> None:
     shop = Shop(url)
     shop.failures = 1
     async with shop.durable:

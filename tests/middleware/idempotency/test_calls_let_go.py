@@ -107,7 +107,7 @@ async def leave(shop: Shop, exchanged: Exchange, call: asyncio.Task[None]) -> No
     ],
     ids=["default", "no pages", "async_after", "transaction", "long body", "server", "record"],
 )
-async def test_what_goes_on_is_recorded_and_the_retry_gets_it(
+async def test_continued_work_is_recorded_and_the_retry_gets_it(
     database_url: str, policy: IdempotencyPolicy
 ) -> None:
     shop, exchanged = Shop(database_url, policy), Watched(chunks=[b"or", b"der"])
@@ -123,7 +123,7 @@ async def test_what_goes_on_is_recorded_and_the_retry_gets_it(
 
 
 @pytest.mark.parametrize("policy", [IdempotencyPolicy(), IdempotencyPolicy(**LONG)])
-async def test_the_app_is_told_at_the_stop_and_the_retry_calls_it_again(
+async def test_the_app_gets_the_disconnect_at_the_stop_and_the_retry_calls_it_again(
     database_url: str, policy: IdempotencyPolicy
 ) -> None:
     durable, told, begun = Durable(database_url, idempotency=policy), [], asyncio.Event()
@@ -180,7 +180,7 @@ async def test_a_client_that_is_there_is_waited_for(url: str) -> None:
     assert exchanged.body == b"order done"
 
 
-async def test_a_duplicate_gets_the_answer(url: str) -> None:
+async def test_a_duplicate_gets_the_response(url: str) -> None:
     shop, exchanged, duplicate = Shop(url, IdempotencyPolicy(max_wait=60.0)), Watched(), Watched()
     async with shop.durable:
         call = exchanged.begin(shop.app)
@@ -316,7 +316,7 @@ async def test_nothing_is_lost_of_a_recorded_stream(database_url: str) -> None:
     assert exchanged.late == []
 
 
-async def test_an_answer_in_pieces_that_is_kept_is_whole(database_url: str) -> None:
+async def test_a_stored_response_in_chunks_is_whole(database_url: str) -> None:
     policy = IdempotencyPolicy(stream_after=3600.0)
     stream, exchanged = Stream(database_url, "text/csv", policy), Watched()
     async with stream.durable:

@@ -59,7 +59,7 @@ async def test_the_app_gets_the_request_again_as_it_was(url: str) -> None:
     assert (again.body, again.headers("idempotent-replayed")) == (b"book", ["true"])
 
 
-async def test_who_has_gone_is_not_begun_again(url: str) -> None:
+async def test_a_disconnected_request_is_not_begun_again(url: str) -> None:
     here, there, gate, calls = executor(url), executor(url), Gate(), []
 
     async def serve(scope, receive, send) -> None:
@@ -80,7 +80,7 @@ async def test_who_has_gone_is_not_begun_again(url: str) -> None:
     assert (exchanged.sent, retry.body, len(calls)) == ([], b"served", 2)
 
 
-async def test_a_void_answer_is_not_shown_beside_the_one_that_stands(url: str) -> None:
+async def test_a_void_response_is_not_shown_beside_the_valid_one(url: str) -> None:
     here, there, gate, calls = executor(url), executor(url), Gate(), []
 
     async def serve(scope, receive, send) -> None:
@@ -133,7 +133,7 @@ async def test_a_request_that_is_lost_again_and_again_is_to_come_back(url: str) 
 
 
 @pytest.mark.parametrize("seconds", [0.0, 0.3])
-async def test_a_process_that_cannot_claim_says_so_in_time(url: str, seconds: float) -> None:
+async def test_a_process_that_cannot_claim_reports_it_in_time(url: str, seconds: float) -> None:
     here, there, calls = executor(url, max_wait=seconds), executor(url), []
 
     async def serve(scope, receive, send) -> None:

@@ -65,7 +65,7 @@ class Shop:
 # Where the client's leaving cancels the work
 
 
-async def test_the_handler_is_cancelled_and_the_retry_goes_on_after_what_is_recorded(
+async def test_the_handler_is_cancelled_and_the_retry_continues_after_what_is_recorded(
     database_url: str,
 ) -> None:
     shop, exchanged = Shop(database_url), Exchange(b"")
@@ -133,7 +133,7 @@ async def test_what_the_app_does_about_its_cancellation_is_not_recorded(url: str
 
 
 @pytest.mark.parametrize("how", ["answers", "raises"])
-async def test_an_app_that_does_not_mind_its_cancellation_is_tried_again(
+async def test_an_app_that_ignores_its_cancellation_gets_another_attempt(
     url: str, how: str
 ) -> None:
     shop, exchanged = Shop(url), Exchange(b"")
@@ -160,7 +160,7 @@ async def test_an_app_that_does_not_mind_its_cancellation_is_tried_again(
     assert exchanged.sent == []
 
 
-async def test_an_answer_that_is_being_committed_is_kept_and_what_follows_it_runs(
+async def test_a_response_that_is_being_committed_is_stored_and_what_follows_it_runs(
     url: str,
 ) -> None:
     shop, exchanged, after = Shop(url), Exchange(b""), []
@@ -195,7 +195,7 @@ async def test_a_server_that_cancels_the_request_cancels_the_handler(url: str) -
     assert shop.ran == ["reserve", "ship", "cancelled", "ship"]
 
 
-async def test_who_took_over_from_a_duplicate_and_has_gone_is_cancelled_too(url: str) -> None:
+async def test_a_duplicate_that_took_over_is_cancelled_too_once_it_disconnects(url: str) -> None:
     shop, first, second = Shop(url), Exchange(b""), Exchange(b"")
     async with shop.durable:
         call = shop.begin(first)
@@ -218,7 +218,7 @@ def waiting_duplicates(durable: Durable) -> int:
     return running.requests._duplicates.total()
 
 
-async def test_a_client_that_was_told_where_to_look_may_leave(url: str) -> None:
+async def test_a_client_that_got_a_location_may_disconnect(url: str) -> None:
     policy = IdempotencyPolicy(on_disconnect="cancel", async_after=0.0)
     shop, exchanged = Shop(url, policy), Exchange(b"")
     async with shop.durable:
@@ -260,7 +260,7 @@ async def test_a_background_task_is_not_cancelled(url: str) -> None:
 # The server's log
 
 
-async def test_an_answer_that_nobody_takes_stands_and_nothing_is_wrong(
+async def test_a_response_that_nobody_receives_is_stored_without_an_error(
     url: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     durable, exchanged, after = Durable(url), GoneExchange(b""), []
@@ -280,7 +280,7 @@ async def test_an_answer_that_nobody_takes_stands_and_nothing_is_wrong(
     assert (after, caplog.records) == (["mail"], [])
 
 
-async def test_what_the_server_raises_about_the_last_piece_undoes_nothing(url: str) -> None:
+async def test_an_error_of_the_server_about_the_last_chunk_undoes_nothing(url: str) -> None:
     durable, exchanged, calls = Durable(url), Exchange(b""), []
 
     async def serve(scope, receive, send) -> None:
@@ -303,7 +303,7 @@ async def test_what_the_server_raises_about_the_last_piece_undoes_nothing(url: s
     assert claim_and_answer == 2
 
 
-async def test_a_disconnect_that_the_server_tells_once_is_not_lost(durable: Durable) -> None:
+async def test_a_disconnect_that_the_server_reports_once_is_not_lost(durable: Durable) -> None:
     queue: asyncio.Queue[Message] = asyncio.Queue()
     for message in ({"type": "http.request", "body": b""}, {"type": "http.disconnect"}):
         queue.put_nowait(message)
@@ -324,7 +324,7 @@ async def test_a_disconnect_that_the_server_tells_once_is_not_lost(durable: Dura
     assert told == [{"type": "http.disconnect"}] * 2
 
 
-async def test_all_who_listen_are_told_that_the_client_has_gone(url: str) -> None:
+async def test_all_listeners_get_the_disconnect(url: str) -> None:
     durable, exchanged, told = Durable(url, idempotency=CANCEL), Exchange(b""), []
 
     async def serve(scope, receive, send) -> None:
@@ -379,7 +379,7 @@ async def test_a_duplicate_that_is_cancelled_leaves_the_first_one_alone(url: str
 
 
 @pytest.mark.parametrize("when", ["before", "during"])
-async def test_a_stop_tells_an_app_that_its_client_has_gone(url: str, when: str) -> None:
+async def test_a_stop_reports_an_app_the_disconnect_of_its_client(url: str, when: str) -> None:
     gate, bodies = Gate(), []
     durable = Durable(url, drain_timeout=60.0)
 

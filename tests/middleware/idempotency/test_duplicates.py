@@ -46,7 +46,7 @@ class Desk:
         await answer(send, f"call {self.calls}".encode())
 
 
-async def test_duplicates_are_answered_as_soon_as_the_first_one_is(database_url: str) -> None:
+async def test_duplicates_get_the_response_as_soon_as_the_first_one_does(database_url: str) -> None:
     desk = Desk(database_url)
     async with desk.durable:
         first = asyncio.create_task(desk.post())
@@ -60,7 +60,7 @@ async def test_duplicates_are_answered_as_soon_as_the_first_one_is(database_url:
     assert sum(a.headers("idempotent-replayed") == ["true"] for a in answers) == 200
 
 
-async def test_duplicates_on_another_process_are_answered_as_well(database_url: str) -> None:
+async def test_duplicates_on_another_process_get_the_response_as_well(database_url: str) -> None:
     here, there = Desk(database_url), Desk(database_url)
     async with here.durable, there.durable:
         first = asyncio.create_task(here.post())

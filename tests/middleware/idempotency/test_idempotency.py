@@ -48,7 +48,7 @@ def problem(result: Exchange) -> dict[str, object]:
     return json.loads(result.body)
 
 
-async def test_a_retry_is_answered_the_same_byte_for_byte(durable: Durable) -> None:
+async def test_a_retry_gets_the_same_response_byte_for_byte(durable: Durable) -> None:
     body = bytes(range(256))
     headers = [
         (b"Content-Type", b"application/octet-stream"),
@@ -102,7 +102,7 @@ async def test_cookies_are_replayed_where_that_is_wanted(
     assert app.calls == 1
 
 
-async def test_the_answer_is_there_after_a_restart(url: str) -> None:
+async def test_the_response_is_there_after_a_restart(url: str) -> None:
     app = App()
     durable = Durable(url)
     wrapped = durable.wrap(app)
@@ -268,7 +268,7 @@ async def test_many_duplicates_at_once_are_one_execution(durable: Durable) -> No
     assert {(r.status, r.body) for r in results} == {(200, b"call 1")}
 
 
-async def test_many_replays_at_once_are_all_answered(durable: Durable) -> None:
+async def test_many_replays_at_once_all_get_a_response(durable: Durable) -> None:
     wrapped = durable.wrap(App())
     await exchange(wrapped, keyed(), b"{}")
 
@@ -309,7 +309,7 @@ def failing(durable: Durable, runs: list[str], *, times: int, how: str) -> Handl
 
 
 @pytest.mark.parametrize("how", ["raise", "503", "child"])
-async def test_a_failure_is_not_final_and_a_retry_goes_on_where_it_failed(
+async def test_a_failure_is_not_final_and_a_retry_continues_where_it_failed(
     durable: Durable, how: str
 ) -> None:
     runs: list[str] = []
@@ -333,7 +333,7 @@ async def test_a_failure_is_not_final_and_a_retry_goes_on_where_it_failed(
     assert runs.count("tried") == 3
 
 
-async def test_a_request_cut_off_by_a_restart_goes_on_with_its_retry(url: str) -> None:
+async def test_a_request_cut_off_by_a_restart_continues_with_its_retry(url: str) -> None:
     runs: list[str] = []
     held = asyncio.Event()
     durable = Durable(url, drain_timeout=0.0)
@@ -369,7 +369,7 @@ async def test_a_request_cut_off_by_a_restart_goes_on_with_its_retry(url: str) -
 
 
 @pytest.mark.parametrize("status", [400, 404, 422])
-async def test_a_refusal_before_anything_was_recorded_is_not_kept(
+async def test_a_refusal_before_anything_was_recorded_is_not_stored(
     durable: Durable, status: int
 ) -> None:
     async def handle(scope, receive, send) -> None:
@@ -402,7 +402,7 @@ async def test_a_refusal_after_something_was_recorded_is_final(durable: Durable)
 
 
 @pytest.mark.parametrize("status", [401, 403, 429])
-async def test_an_answer_about_the_moment_is_never_final(durable: Durable, status: int) -> None:
+async def test_a_response_about_the_moment_is_never_final(durable: Durable, status: int) -> None:
     runs = []
 
     @durable.step
@@ -489,7 +489,7 @@ async def test_a_background_task_that_raises_undoes_nothing(durable: Durable) ->
     assert app.calls == 1
 
 
-async def test_what_follows_the_answer_is_not_part_of_the_request(durable: Durable) -> None:
+async def test_calls_after_the_response_are_not_part_of_the_request(durable: Durable) -> None:
     after = asyncio.Event()
     ids = []
 
@@ -514,7 +514,7 @@ async def test_what_follows_the_answer_is_not_part_of_the_request(durable: Durab
     assert not ids[2].startswith(ids[0] or "")
 
 
-async def test_the_answer_is_durable_before_its_first_message(
+async def test_the_response_is_durable_before_its_first_message(
     durable: Durable, tmp_path: Path
 ) -> None:
     seen = []
@@ -530,7 +530,7 @@ async def test_the_answer_is_durable_before_its_first_message(
     assert seen == [("SUCCESS",)] * 2
 
 
-async def test_an_answer_that_cannot_be_committed_is_not_shown(url: str, tmp_path: Path) -> None:
+async def test_a_response_that_cannot_be_committed_is_not_shown(url: str, tmp_path: Path) -> None:
     async with Durable(f"{url}?busy_timeout=0.01", storage_patience=0.0) as durable:
         lock = sqlite3.connect(tmp_path / "test.db", isolation_level=None)
 
@@ -556,7 +556,7 @@ async def test_an_answer_that_cannot_be_committed_is_not_shown(url: str, tmp_pat
 
 
 @pytest.mark.parametrize("is_durable", [True, False])
-async def test_an_answer_that_its_durable_log_makes_again_is_shown(
+async def test_a_response_that_its_durable_log_repeats_is_sent(
     url: str, tmp_path: Path, is_durable: bool
 ) -> None:
     async with Durable(f"{url}?busy_timeout=0.01", storage_patience=0.0) as durable:
@@ -590,7 +590,7 @@ async def test_an_answer_that_its_durable_log_makes_again_is_shown(
     assert (second.status, second.body, runs.count("a")) == (200, b"a", 1 if is_durable else 2)
 
 
-async def test_an_event_stream_passes_through_and_its_replay_is_gone(durable: Durable) -> None:
+async def test_an_event_stream_passes_through_and_has_no_replay(durable: Durable) -> None:
     arrived: list[bytes] = []
     may_go_on = asyncio.Event()
 
@@ -620,7 +620,7 @@ async def test_an_event_stream_passes_through_and_its_replay_is_gone(durable: Du
 
 
 @pytest.mark.parametrize("chunks", [[b"x" * 11], [b"x" * 6, b"x" * 5], [b"x"] * 11])
-async def test_an_answer_over_the_limit_passes_through_and_is_not_kept(
+async def test_a_response_over_the_limit_passes_through_and_is_not_stored(
     url: str, chunks: list[bytes]
 ) -> None:
     async def handle(scope, receive, send) -> None:
@@ -641,7 +641,7 @@ async def test_an_answer_over_the_limit_passes_through_and_is_not_kept(
     assert (problem(again)["original_status"], problem(again)["location"]) == (201, "/things/1")
 
 
-async def test_chunks_within_the_limit_are_kept_as_one_answer(durable: Durable) -> None:
+async def test_chunks_within_the_limit_are_stored_as_one_response(durable: Durable) -> None:
     async def handle(scope, receive, send) -> None:
         await send({"type": "http.response.start", "status": 200, "headers": []})
         for chunk in (b"a", b"", b"b"):
@@ -722,7 +722,7 @@ async def test_a_redirect_of_the_request_itself_does_not_use_its_key_up(
     assert (await exchange(wrapped, keyed(path="/orders"), b"{}")).body == b"ordered"
 
 
-async def test_an_answer_without_a_body_is_replayed_without_a_length(durable: Durable) -> None:
+async def test_a_response_without_a_body_is_replayed_without_a_length(durable: Durable) -> None:
     async def handle(scope, receive, send) -> None:
         await answer(send, b"", status=204, headers=[])
 
@@ -833,7 +833,7 @@ async def test_extensions_that_pass_the_recorder_by_are_hidden(durable: Durable)
     assert seen == [["tls"], sorted(extensions)]
 
 
-async def test_an_app_that_never_answers_is_a_500_and_its_retry_runs(durable: Durable) -> None:
+async def test_an_app_that_never_responds_is_a_500_and_its_retry_runs(durable: Durable) -> None:
     async def handle(scope, receive, send) -> None:
         if app.calls == 2:
             await answer(send, b"late")
@@ -847,7 +847,7 @@ async def test_an_app_that_never_answers_is_a_500_and_its_retry_runs(durable: Du
     assert (await exchange(wrapped, keyed(), b"{}")).body == b"late"
 
 
-async def test_an_error_of_the_library_in_a_handler_is_its_answer(durable: Durable) -> None:
+async def test_an_error_of_the_library_in_a_handler_is_its_response(durable: Durable) -> None:
     @durable.step
     async def step() -> None: ...
 
@@ -885,7 +885,7 @@ async def test_code_that_left_its_log_is_a_500_and_can_be_repaired(durable: Dura
     assert repaired.status == 200
 
 
-async def test_the_request_id_of_the_first_try_reaches_a_resumed_child(url: str) -> None:
+async def test_the_request_id_of_the_first_attempt_reaches_a_resumed_child(url: str) -> None:
     held = asyncio.Event()
     seen: list[str | None] = []
     durable = Durable(url, drain_timeout=0.0)

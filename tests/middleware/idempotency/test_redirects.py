@@ -142,7 +142,7 @@ async def test_a_redirect_that_was_interrupted_leaves_the_key_free_when_it_is_ma
 
 
 @pytest.mark.parametrize("status", [301, 302, 303])
-async def test_a_redirect_to_a_page_is_an_answer(url: str, status: int) -> None:
+async def test_a_redirect_to_a_page_is_stored(url: str, status: int) -> None:
     shop = Shop(url)
     shop.status = status
     async with shop.durable:
@@ -152,7 +152,7 @@ async def test_a_redirect_to_a_page_is_an_answer(url: str, status: int) -> None:
     assert shop.calls == ["/orders"]
 
 
-async def test_a_redirect_after_something_was_recorded_is_an_answer(url: str) -> None:
+async def test_a_redirect_after_something_was_recorded_is_stored(url: str) -> None:
     shop = Shop(url)
     shop.records = True
     async with shop.durable:

@@ -178,7 +178,7 @@ def explore(rules: Rules) -> tuple[int, set[str]]:
     return len(seen), found
 
 
-def test_every_interleaving_keeps_one_answer_and_one_transaction_and_ends() -> None:
+def test_every_interleaving_ends_with_one_response_and_one_transaction() -> None:
     worlds, found = explore(Rules())
 
     assert found == set()
@@ -200,7 +200,7 @@ def test_no_rule_can_be_left_out(rules: Rules, problem: str) -> None:
     assert problem in found
 
 
-def test_a_durable_log_makes_an_answer_safe_before_it_is_committed() -> None:
+def test_a_durable_log_makes_a_response_safe_before_it_is_committed() -> None:
     # A response that is sent although its commit failed: the retry comes to the same one.
     _, found = explore(Rules(committed_first=False))
 

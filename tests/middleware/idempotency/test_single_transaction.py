@@ -139,7 +139,7 @@ class Till:
         await send({"type": "http.response.body", "body": body})
 
 
-async def test_a_retry_gets_the_answer_and_nothing_is_done_twice(url: str, kind: str) -> None:
+async def test_a_retry_gets_the_response_and_nothing_is_done_twice(url: str, kind: str) -> None:
     async with Till(url, kind).opened() as till:
         first, retry = [await till.post() for _ in range(2)]
 
@@ -149,7 +149,7 @@ async def test_a_retry_gets_the_answer_and_nothing_is_done_twice(url: str, kind:
     assert till.calls == 1
 
 
-async def test_nothing_is_there_before_the_answer_is(url: str, kind: str) -> None:
+async def test_nothing_is_there_before_the_response_is(url: str, kind: str) -> None:
     seen = []
     async with Till(url, kind).opened() as till:
 
@@ -165,7 +165,7 @@ async def test_nothing_is_there_before_the_answer_is(url: str, kind: str) -> Non
 
 @pytest.mark.needs_sessions("where nothing is prepared each statement has a BEGIN and a COMMIT")
 @pytest.mark.parametrize("kind_there", ["async", "def"])
-async def test_on_postgres_claim_rows_and_answer_are_one_commit(
+async def test_on_postgres_claim_rows_and_response_are_one_commit(
     own_postgres: PostgresServer, own_postgres_url: str, kind_there: str
 ) -> None:
     if kind_there == "def":
@@ -202,7 +202,7 @@ async def test_a_failure_leaves_nothing_and_the_retry_begins_anew(url: str, kind
 
 
 @pytest.mark.parametrize(("status", "sales"), [(201, 1), (409, 1), (503, 0), (429, 0)])
-async def test_rows_are_there_if_the_answer_stands(url: str, status: int, sales: int) -> None:
+async def test_rows_are_there_if_the_response_is_stored(url: str, status: int, sales: int) -> None:
     async with Till(url).opened() as till:
         till.status = status
         first, retry = [await till.post() for _ in range(2)]
@@ -213,7 +213,7 @@ async def test_rows_are_there_if_the_answer_stands(url: str, status: int, sales:
 
 
 @pytest.mark.parametrize(("store_4xx", "times"), [(True, 1), (False, 2)])
-async def test_an_error_of_the_transaction_is_the_handlers_to_answer(
+async def test_an_error_of_the_transaction_may_be_handled(
     url: str, store_4xx: bool, times: int
 ) -> None:
     policy = IdempotencyPolicy(single_transaction=True, store_4xx=store_4xx)
@@ -244,7 +244,7 @@ async def test_an_error_of_the_transaction_is_the_handlers_to_answer(
             await transaction.session.execute(sa.text("CREATE TABLE made (x INT)"))
 
 
-async def test_an_answer_without_a_transaction_is_kept_as_any_other(url: str) -> None:
+async def test_a_response_without_a_transaction_is_stored_as_any_other(url: str) -> None:
     durable = Durable(url, idempotency=IdempotencyPolicy(single_transaction=True))
     calls = []
 
@@ -289,7 +289,7 @@ async def test_a_second_durable_call_is_a_mistake_that_does_nothing(
         assert await till.rows() == (0, 0, 0)
 
 
-async def test_what_runs_in_the_background_starts_with_the_answer(url: str, kind: str) -> None:
+async def test_background_workflows_start_with_the_response(url: str, kind: str) -> None:
     async with Till(url, kind).opened() as till:
         ran = asyncio.Event()
 
@@ -348,7 +348,7 @@ async def test_a_duplicate_elsewhere_waits_no_longer_than_it_may(url: str, kind:
         assert await till.rows() == (1, 1, 0)
 
 
-async def test_a_stop_takes_back_what_is_not_answered(url: str, kind: str) -> None:
+async def test_a_stop_takes_back_a_request_without_a_response(url: str, kind: str) -> None:
     gate = Gate()
     till = Till(url, kind)
     async with till.opened():
@@ -455,12 +455,12 @@ async def test_a_thread_that_comes_late_holds_nothing(url: str) -> None:
 
 
 @pytest.mark.parametrize("content_type", [b"text/plain", b"text/event-stream"])
-async def test_an_answer_is_not_shown_before_it_is_whole(url: str, content_type: bytes) -> None:
+async def test_a_response_is_not_shown_before_it_is_whole(url: str, content_type: bytes) -> None:
     is_stream = content_type == b"text/event-stream"
     async with Till(url, max_response_body=8, stream_after=0.0).opened() as till:
         till.pieces, till.content_type = ([b"a", b"b"] if is_stream else [b"x" * 9]), content_type
         refused = Exchange(b"{}")
-        with pytest.raises(DurableUsageError, match="in pieces"):
+        with pytest.raises(DurableUsageError, match="in chunks"):
             await till.app(keyed(), refused.receive, refused.send)
 
         assert b"x" not in refused.body
@@ -468,7 +468,7 @@ async def test_an_answer_is_not_shown_before_it_is_whole(url: str, content_type:
         assert await till.rows() == (0, 0, 0)
 
 
-async def test_pieces_are_held_for_as_long_as_it_takes(url: str) -> None:
+async def test_chunks_are_held_for_as_long_as_it_takes(url: str) -> None:
     async with Till(url, stream_after=0.0).opened() as till:
         till.pieces = [b"a", b"b"]
         first, retry = [await till.post() for _ in range(2)]
@@ -477,7 +477,7 @@ async def test_pieces_are_held_for_as_long_as_it_takes(url: str) -> None:
         assert await till.rows() == (1, 1, 0)
 
 
-async def test_a_failure_may_say_when_to_come_back(url: str) -> None:
+async def test_a_failure_may_set_its_retry_time(url: str) -> None:
     async with Till(url, retry_delay=60.0).opened() as till:
         till.status = 500
         await till.post()
@@ -488,7 +488,7 @@ async def test_a_failure_may_say_when_to_come_back(url: str) -> None:
         assert till.calls == 1
 
 
-async def test_a_request_that_has_a_row_goes_on_as_any_other(url: str) -> None:
+async def test_a_request_that_has_a_row_continues_as_any_other(url: str) -> None:
     async with Till(url, retry_delay=0.000001).opened() as till:
         till.status = 500
         await till.post()
@@ -500,7 +500,7 @@ async def test_a_request_that_has_a_row_goes_on_as_any_other(url: str) -> None:
         assert await till.rows() == (1, 1, 1)
 
 
-async def test_a_client_is_not_told_that_it_is_accepted(url: str) -> None:
+async def test_a_client_gets_no_202(url: str) -> None:
     gate = Gate()
     async with Till(url).opened() as till:
         till.after = gate.wait
@@ -527,7 +527,7 @@ def lose_connection(till: Till, patch: pytest.MonkeyPatch, *, is_committed: bool
     patch.setattr(storage, "request_transaction", losing)
 
 
-async def test_a_commit_whose_answer_got_lost_is_noticed(
+async def test_a_commit_whose_response_got_lost_is_noticed(
     url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async with Till(url).opened() as till:
@@ -537,7 +537,7 @@ async def test_a_commit_whose_answer_got_lost_is_noticed(
         assert await till.rows() == (1, 1, 0)
 
 
-async def test_a_commit_that_fails_is_told(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_commit_that_fails_is_reported(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     async with Till(url).opened() as till:
         lose_connection(till, monkeypatch, is_committed=False)
         lost = await till.post()
@@ -563,7 +563,7 @@ async def test_a_commit_behind_the_sessions_back_leaves_a_request_that_can_be_re
         assert (await other.post()).status == 201
 
 
-async def test_a_process_that_was_declared_dead_goes_on_as_another(url: str) -> None:
+async def test_a_process_that_was_declared_dead_continues_as_another(url: str) -> None:
     async with Till(url).opened() as till, Till(url).opened() as other:
         executor = till.durable.engine.running().services.executor
         old_id = executor.id

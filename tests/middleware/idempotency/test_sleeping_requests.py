@@ -73,7 +73,7 @@ async def test_what_is_done_beside_a_sleep_keeps_its_client_waiting(url: str) ->
     assert (told.status, json.loads(told.body)["state"]) == (202, "SUSPENDED")
 
 
-async def test_an_answer_that_has_begun_is_not_left(url: str) -> None:
+async def test_a_response_that_has_begun_is_not_left(url: str) -> None:
     policy = IdempotencyPolicy(max_wait=0.0)
     durable = Durable(url, drain_timeout=0.0, idempotency=policy)
 

@@ -67,7 +67,7 @@ class Press:
             await answer(send, b"the app's own")
 
 
-async def test_a_client_is_told_where_to_look_and_finds_the_answer_there(url: str) -> None:
+async def test_a_client_gets_a_location_and_finds_the_response_there(url: str) -> None:
     press = Press(url)
     async with press.durable:
         accepted = await press.post(ALICE + ASYNC)
@@ -98,7 +98,7 @@ async def test_a_client_is_told_where_to_look_and_finds_the_answer_there(url: st
     assert press.paths == ["/"]
 
 
-async def test_who_comes_second_is_told_as_well(database_url: str) -> None:
+async def test_the_second_one_gets_a_location_as_well(database_url: str) -> None:
     here, there = Press(database_url), Press(database_url)
     async with here.durable, there.durable:
         first = asyncio.create_task(here.post(ALICE))

@@ -95,7 +95,7 @@ async def test_a_key_that_was_claimed_under_a_former_id_is_found(
         (BY_COOKIE, []),
     ],
 )
-async def test_who_was_one_with_others_gets_none_of_their_answers(
+async def test_a_sender_that_shared_its_scope_gets_no_responses_of_others(
     url: str, former: str, headers
 ) -> None:
     await create_version_1(url, finished(former))
@@ -111,7 +111,7 @@ async def test_who_was_one_with_others_gets_none_of_their_answers(
     assert status.status == 404
 
 
-async def test_work_that_was_interrupted_goes_on_under_its_former_id(url: str) -> None:
+async def test_work_that_was_interrupted_continues_under_its_former_id(url: str) -> None:
     workflow, response = finished(ANONYMOUS)
     waiting = replace(workflow, state=WorkflowState.PENDING)
     await create_version_1(url, (waiting, replace(response, workflow_id="other")))

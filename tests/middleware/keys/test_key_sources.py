@@ -167,7 +167,7 @@ LONG = json.dumps({"id": "evt_1", "a": "x" * 2000}).encode()
 
 
 @pytest.mark.parametrize("chunks", [[LONG], [LONG[:1500], LONG[1500:]]])
-async def test_a_long_body_whose_key_is_not_looked_for_passes_and_its_answer_says_so(
+async def test_a_long_body_whose_key_is_not_looked_for_passes_and_its_response_says_so(
     url: str, chunks: list[bytes]
 ) -> None:
     hooks, strict = [
@@ -354,7 +354,7 @@ def raising(error: Exception) -> Callable[[Scope, bytes], bool]:
         (lambda *_: has_signature, 500, "POLICY_FAILED"),
     ],
 )
-async def test_what_verify_says_is_the_answer(
+async def test_the_error_of_verify_is_the_response(
     url: str, verify: Callable[[Scope, bytes], Any], status: int, code: str
 ) -> None:
     hooks = Hooks(url, key="/id", verify=verify)

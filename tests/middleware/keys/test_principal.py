@@ -83,7 +83,7 @@ def test_a_configured_principal_decides_alone() -> None:
     assert principal(policy=named) != ANONYMOUS
 
 
-def test_a_principal_that_cannot_be_told_is_nobody_elses_and_shows_nothing() -> None:
+def test_an_unknown_principal_is_nobody_elses_and_shows_nothing() -> None:
     def broken(scope) -> str:
         raise LookupError("token service is down")
 
@@ -171,7 +171,7 @@ API_KEYS = ApiKeys.at(
         ([], {"query_string": b"to%6Ben="}),
     ],
 )
-def test_who_is_told_apart_by_what_is_not_looked_at_is_refused(headers, more) -> None:
+def test_a_sender_that_only_ignored_headers_identify_is_refused(headers, more) -> None:
     with pytest.raises(PrincipalUnavailableError) as caught:
         principal(*headers, api_keys=API_KEYS, **more)
 
@@ -317,7 +317,7 @@ def test_no_part_of_a_sender_is_taken_for_one_of_a_key() -> None:
     assert len({one[16:] for one in made}) == 4
 
 
-def test_an_id_says_whose_it_is_to_who_knows_the_secret() -> None:
+def test_an_id_shows_its_owner_to_processes_with_the_secret() -> None:
     ids = RequestIds(b"1" * 32)
     made = ids.workflow_id([b"ada", b"host"], b"k")
 

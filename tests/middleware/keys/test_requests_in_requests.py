@@ -195,7 +195,7 @@ async def test_an_inner_request_in_a_transaction_does_not_see_its_session(shop: 
     assert [seen["session"] for seen in shop.seen] == [None]
 
 
-async def test_a_problem_of_an_inner_request_says_nothing_of_the_outer_one(shop: Shop) -> None:
+async def test_a_problem_of_an_inner_request_does_not_mention_the_outer_one(shop: Shop) -> None:
     async def refused() -> None:
         await shop.send("/refuse")
 
@@ -210,7 +210,7 @@ async def test_a_problem_of_an_inner_request_says_nothing_of_the_outer_one(shop:
     assert (failed.status_code, again.status_code) == (500, 200)
 
 
-async def test_an_inner_request_with_the_outer_ones_key_is_told_that_it_runs(url: str) -> None:
+async def test_an_inner_request_with_the_outer_ones_key_gets_a_409(url: str) -> None:
     policy = IdempotencyPolicy(max_wait=0.05)
     durable = Durable(url, idempotency=policy, drain_timeout=0.0)
     inner: list[int] = []
@@ -308,7 +308,7 @@ async def test_a_scope_may_be_used_for_several_requests(durable: Durable) -> Non
     assert answers[1].headers("idempotent-replayed") == ["true"]
 
 
-async def test_the_middleware_alone_tells_an_inner_request_as_well(durable: Durable) -> None:
+async def test_the_middleware_alone_recognises_an_inner_request_as_well(durable: Durable) -> None:
     calls: list[str | None] = []
 
     async def handle(scope, receive, send) -> None:

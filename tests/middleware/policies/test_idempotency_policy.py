@@ -47,7 +47,7 @@ async def test_a_key_may_have_to_be_of_some_form(url: str) -> None:
 
 
 @pytest.mark.parametrize(("dialect", "status"), [("default", 422), ("ietf", 422), ("stripe", 400)])
-async def test_a_key_of_another_request_is_answered_in_the_dialect(
+async def test_a_key_of_another_request_is_refused_in_the_dialect(
     url: str, dialect: str, status: int
 ) -> None:
     durable = Durable(url, idempotency=IdempotencyPolicy(dialect=dialect))
@@ -117,7 +117,7 @@ async def test_an_endpoints_request_has_a_status_of_its_own(url: str) -> None:
     assert page.body == b"call 1"
 
 
-async def test_the_application_may_say_what_makes_two_requests_the_same(url: str) -> None:
+async def test_the_application_may_decide_which_requests_are_the_same(url: str) -> None:
     def order(scope, body: bytes) -> str:
         return f"{scope['path']} {json.loads(body)['order']}"
 
@@ -153,7 +153,7 @@ async def test_where_a_function_of_the_policy_fails_nothing_runs(
     assert (counting.calls, rows) == (0, [])
 
 
-async def test_what_a_function_of_the_policy_answers_is_the_answer(url: str) -> None:
+async def test_an_error_of_a_policys_function_is_the_response(url: str) -> None:
     def refuse(*_: object) -> str:
         raise DurableError("not on Sundays", code="SUNDAY", status_code=403)
 

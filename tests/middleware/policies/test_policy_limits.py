@@ -36,7 +36,7 @@ def problem(result: Exchange) -> dict[str, object]:
 # How often
 
 
-async def test_a_request_that_fails_too_often_has_a_final_answer(database_url: str) -> None:
+async def test_a_request_that_fails_too_often_has_a_final_response(database_url: str) -> None:
     durable, ran = durable_with(database_url, max_attempts=ALLOWED), []
 
     @durable.step
@@ -62,7 +62,7 @@ async def test_a_request_that_fails_too_often_has_a_final_answer(database_url: s
     assert again.headers("idempotent-replayed") == ["true"]
 
 
-async def test_an_interruption_is_a_try_as_well(url: str) -> None:
+async def test_an_interruption_is_an_attempt_as_well(url: str) -> None:
     durable, gate, ran = durable_with(url, max_attempts=1), Gate(), []
 
     async def serve(scope, receive, send) -> None:
@@ -80,7 +80,7 @@ async def test_an_interruption_is_a_try_as_well(url: str) -> None:
     assert (problem(last)["code"], ran) == ("ATTEMPTS_EXHAUSTED", ["try"])
 
 
-async def test_the_last_try_may_succeed(url: str) -> None:
+async def test_the_last_attempt_may_succeed(url: str) -> None:
     durable, statuses = durable_with(url, max_attempts=ALLOWED), [500, 201]
 
     async def serve(scope, receive, send) -> None:
@@ -93,7 +93,7 @@ async def test_the_last_try_may_succeed(url: str) -> None:
     assert [result.status for result in results] == [500, 201, 201]
 
 
-async def test_a_refusal_that_leaves_nothing_is_no_try(url: str) -> None:
+async def test_a_refusal_that_leaves_nothing_is_no_attempt(url: str) -> None:
     durable = durable_with(url, max_attempts=1)
 
     async def serve(scope, receive, send) -> None:
@@ -129,7 +129,7 @@ async def get_until(status: int, desk: Desk, path: str) -> Exchange:
         return page
 
 
-async def test_a_client_is_told_where_to_look_without_asking_for_it(database_url: str) -> None:
+async def test_a_client_gets_a_location_without_asking_for_it(database_url: str) -> None:
     desk = Desk(database_url, async_after=0.05)
     async with desk.durable:
         accepted, duplicate = [await exchange(desk.app, keyed()) for _ in range(2)]
@@ -145,7 +145,7 @@ async def test_a_client_is_told_where_to_look_without_asking_for_it(database_url
     assert (result.status, result.body) == (201, b"served")
 
 
-async def test_an_answer_in_time_is_given_at_once(url: str) -> None:
+async def test_a_response_in_time_is_sent_at_once(url: str) -> None:
     desk = Desk(url, async_after=60.0)
     desk.gate.open()
     async with desk.durable:
@@ -276,7 +276,7 @@ async def test_a_request_that_cannot_be_claimed_is_served_without_protection(til
     assert (ignored(claimed), ignored(again)) == (False, False)
 
 
-async def test_an_answer_that_cannot_be_committed_is_shown_and_says_so(till: Till) -> None:
+async def test_a_response_that_cannot_be_committed_is_shown_and_says_so(till: Till) -> None:
     till.locks_at = 1
     async with till.durable:
         shown = await exchange(till.app, keyed(), b"{}")
@@ -289,7 +289,7 @@ async def test_an_answer_that_cannot_be_committed_is_shown_and_says_so(till: Til
     assert again.headers("idempotent-replayed") == ["true"]
 
 
-async def test_an_answer_that_its_durable_log_makes_again_is_protected(till: Till) -> None:
+async def test_a_response_that_its_durable_log_repeats_is_protected(till: Till) -> None:
     till.locks_at, till.saves_first = 1, True
     async with till.durable:
         shown = await exchange(till.app, keyed(), b"{}")

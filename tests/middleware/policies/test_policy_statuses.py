@@ -166,7 +166,7 @@ async def desk(url: str, options: dict[str, Any]) -> AsyncIterator[Desk]:
 
 
 @pytest.mark.parametrize(("code", "options", "provoke"), CASES)
-async def test_each_answer_has_the_status_of_the_policy(
+async def test_each_response_has_the_status_of_the_policy(
     desk: Desk,
     code: str,
     provoke: Callable[..., Awaitable[Exchange]],
@@ -178,7 +178,7 @@ async def test_each_answer_has_the_status_of_the_policy(
     assert (problem["code"], problem["status"], refused.status) == (code, OTHER_STATUS, 418)
 
 
-def test_a_dialect_is_the_default_where_a_policy_says_nothing() -> None:
+def test_a_dialect_is_the_default_of_a_policy_without_one() -> None:
     policy = IdempotencyPolicy(dialect="stripe", statuses={"IN_PROGRESS": 423})
 
     assert policy.status_by_code["KEY_REUSED"] == 400

@@ -40,11 +40,11 @@ def from_now(seconds: float) -> datetime.datetime:
     ],
     ids=lambda value: str(value)[:9],
 )
-def test_seconds_of_the_answer_count_within_the_lifetime(value: str, seconds: float) -> None:
+def test_seconds_of_the_response_count_within_the_lifetime(value: str, seconds: float) -> None:
     assert delay(value) == seconds
 
 
-def test_a_date_of_the_answer_counts() -> None:
+def test_a_date_of_the_response_counts() -> None:
     in_english = format_datetime(from_now(100), usegmt=True)
     elsewhere = from_now(100).astimezone(datetime.timezone(datetime.timedelta(hours=5)))
 
@@ -96,7 +96,7 @@ class Flaky:
         await answer(send, b"down", status=self.status, headers=self.headers)
 
 
-async def test_a_failed_answer_says_when_if_it_does_not_itself(url: str) -> None:
+async def test_a_failed_response_without_a_retry_time_gets_one(url: str) -> None:
     flaky = Flaky(url, retry_delay=6.5)
     async with flaky.durable:
         failed, again = await flaky.post(), await flaky.post()
@@ -107,7 +107,7 @@ async def test_a_failed_answer_says_when_if_it_does_not_itself(url: str) -> None
     assert flaky.calls == 1
 
 
-async def test_what_the_answer_says_is_passed_on_as_it_is(url: str) -> None:
+async def test_a_retry_time_of_the_response_is_passed_on_unchanged(url: str) -> None:
     flaky = Flaky(url, retry_delay=60.0)
     async with flaky.durable:
         flaky.headers = [(b"Retry-After", b"0")]
@@ -120,7 +120,7 @@ async def test_what_the_answer_says_is_passed_on_as_it_is(url: str) -> None:
     assert flaky.calls == 2
 
 
-async def test_what_a_client_is_told_is_what_counts(url: str) -> None:
+async def test_the_retry_time_in_the_response_counts(url: str) -> None:
     jittery = RetryPolicy(initial_interval=100.0, jitter=1.0)
     durable = Durable(url, idempotency=IdempotencyPolicy(retry_delay=jittery))
 
@@ -147,7 +147,7 @@ async def test_an_absurd_time_ends_with_the_requests_lifetime(url: str) -> None:
     assert refused.headers("retry-after") == ["60"]
 
 
-async def test_an_answer_that_is_final_makes_nobody_wait(url: str) -> None:
+async def test_a_response_that_is_final_makes_nobody_wait(url: str) -> None:
     flaky = Flaky(url, retry_delay=60.0, store_4xx=True)
     flaky.status = 409
     async with flaky.durable:

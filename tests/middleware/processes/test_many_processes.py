@@ -99,7 +99,7 @@ def is_problem(result: Exchange, status: int, code: str) -> bool:
 # Responses
 
 
-async def test_an_answer_given_elsewhere_is_sent_again_byte_for_byte(url: str) -> None:
+async def test_a_response_of_another_process_is_sent_again_byte_for_byte(url: str) -> None:
     first, second = Shop(url), Shop(url)
     async with first.durable, second.durable:
         one, other = await first.post(), await second.post()
@@ -154,7 +154,7 @@ async def killed_at_the_gate(shop: Shop) -> None:
     await asyncio.wait([request])
 
 
-async def test_a_request_whose_process_died_goes_on_with_its_retry_elsewhere(url: str) -> None:
+async def test_a_request_whose_process_died_continues_with_its_retry_elsewhere(url: str) -> None:
     first, second = Shop(url, waits=True), Shop(url)
     async with second.durable:
         await killed_at_the_gate(first)
@@ -165,7 +165,7 @@ async def test_a_request_whose_process_died_goes_on_with_its_retry_elsewhere(url
     assert second.ran == ["ship"]
 
 
-async def test_a_request_whose_process_stopped_goes_on_with_its_retry_elsewhere(url: str) -> None:
+async def test_a_request_whose_process_stopped_continues_with_its_retry_elsewhere(url: str) -> None:
     first, second = Shop(url, waits=True), Shop(url)
     async with second.durable:
         async with first.durable:
@@ -197,7 +197,7 @@ async def test_nobody_runs_a_request_without_its_client(url: str) -> None:
         ("ship", ["ship"]),
     ],
 )
-async def test_a_failed_request_goes_on_where_it_failed_on_any_process(
+async def test_a_failed_request_continues_where_it_failed_on_any_process(
     url: str, fails_at: str, again: list[str]
 ) -> None:
     first, second = Shop(url), Shop(url)
@@ -230,7 +230,7 @@ async def test_a_child_that_a_retry_opened_again_and_left_holds_no_later_retry_u
     assert (first.ran + second.ran).count("charge 5") == 2
 
 
-async def test_a_process_that_was_declared_dead_answers_what_the_new_owner_answered(
+async def test_a_process_that_was_declared_dead_sends_the_new_owners_response(
     url: str,
 ) -> None:
     first, second = Shop(url, waits=True), Shop(url)
@@ -253,7 +253,7 @@ async def test_a_process_that_was_declared_dead_answers_what_the_new_owner_answe
     assert second.ran == ["ship"]
 
 
-async def test_a_process_that_was_declared_dead_goes_on_with_what_nobody_else_has(url: str) -> None:
+async def test_a_process_that_was_declared_dead_continues_what_nobody_else_has(url: str) -> None:
     first, other = Shop(url, waits=True), Shop(url)
     async with first.durable, other.durable:
         old_id = executor_of(first.durable).id
@@ -345,7 +345,7 @@ async def test_a_child_that_needs_its_request_waits_for_the_retry_on_any_process
     assert ran == ["first 0", "first 1", "second 1"]
 
 
-async def test_a_child_goes_on_without_the_client_and_the_retry_finds_it_done(url: str) -> None:
+async def test_a_child_continues_without_the_client_and_the_retry_finds_it_done(url: str) -> None:
     ran: list[str] = []
 
     def build(name: str, gate: Gate) -> tuple[Durable, Callable[[], Awaitable[Exchange]]]:

@@ -65,11 +65,11 @@ def test_without_a_key_everything_passes(toolkit: ASGIApp, scope: Scope) -> None
     assert send_request(toolkit, scope).body == scope["type"].encode()
 
 
-def test_errors_are_answered(toolkit: ASGIApp) -> None:
+def test_errors_get_a_response(toolkit: ASGIApp) -> None:
     assert send_request(toolkit, http_scope(path="/refused")).status == 403
 
 
-def test_a_key_is_answered_with_an_error_that_the_log_explains(
+def test_a_key_gets_an_error_that_the_log_explains(
     toolkit: ASGIApp, caplog: pytest.LogCaptureFixture
 ) -> None:
     exchange = send_request(toolkit, keyed())
@@ -95,7 +95,7 @@ def test_a_start_fails_with_a_sentence(durable: Durable) -> None:
 
 
 @pytest.mark.parametrize("scope", [http_scope(), keyed()])
-def test_without_a_lifespan_each_request_is_told(durable: Durable, scope: Scope) -> None:
+def test_without_a_lifespan_each_request_gets_an_error(durable: Durable, scope: Scope) -> None:
     exchange = send_request(durable.wrap(app), scope)
 
     assert (exchange.status, json.loads(exchange.body)["error"]) == (500, "DurableUsageError")
@@ -110,7 +110,7 @@ def running(durable: Durable) -> Iterator[Durable]:
 
 
 @pytest.mark.parametrize("scope", [http_scope(), keyed()])
-def test_an_app_that_ran_on_asyncio_says_why_it_cannot_be_called_elsewhere(
+def test_an_app_that_ran_on_asyncio_reports_why_it_cannot_be_called_elsewhere(
     running: Durable, scope: Scope, caplog: pytest.LogCaptureFixture
 ) -> None:
     exchange = send_request(running.wrap(app), scope)

@@ -125,7 +125,7 @@ def retry(headers: object = HEADERS, **more: object) -> object:
     return keyed("k", "/orders/book", headers, query_string=b"a=%20", **more)
 
 
-async def test_another_process_answers_without_the_client(url: str) -> None:
+async def test_another_process_responds_without_the_client(url: str) -> None:
     here, there = Process(url, waits=True), Process(url)
 
     gone = await interrupted(here)
@@ -193,7 +193,7 @@ async def test_credentials_are_not_in_the_database(url: str) -> None:
         assert name not in bytes(kept).lower()
 
 
-async def test_it_is_told_whose_request_it_is(url: str) -> None:
+async def test_the_app_gets_the_requests_principal(url: str) -> None:
     policy = replace(ON_SERVER, principal=lambda scope: "ann")
     here, there = Process(url, policy, waits=True), Process(url, policy)
 
@@ -217,7 +217,7 @@ async def test_by_default_it_waits_for_its_client(url: str) -> None:
     assert (own.status, own.headers("idempotent-replayed")) == (201, [])
 
 
-async def test_a_route_of_its_own_may_go_on(url: str) -> None:
+async def test_a_route_of_its_own_may_continue(url: str) -> None:
     here, there = Process(url, IdempotencyPolicy(), waits=True), Process(url, IdempotencyPolicy())
     for process in (here, there):
         process.durable.idempotency_routes = {"POST /orders/{name}": ON_SERVER}
@@ -230,7 +230,7 @@ async def test_a_route_of_its_own_may_go_on(url: str) -> None:
     assert len(there.seen) == 1
 
 
-async def test_one_that_fails_waits_for_its_client_and_is_not_tried_again(url: str) -> None:
+async def test_one_that_fails_waits_for_its_client_without_another_attempt(url: str) -> None:
     here, there = Process(url, waits=True), Process(url)
     there.status = 503
 
@@ -258,7 +258,7 @@ async def test_one_that_is_the_clients_by_now_is_left_to_it(url: str) -> None:
     assert there.seen == []
 
 
-async def test_an_app_without_a_lifespan_goes_on_with_it_too(url: str) -> None:
+async def test_an_app_without_a_lifespan_continues_with_it_too(url: str) -> None:
     here, there = Process(url, waits=True), Process(url)
 
     async def serve(scope, receive, send) -> None:

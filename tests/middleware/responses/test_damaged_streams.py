@@ -80,7 +80,7 @@ def result_of(first: Exchange, where: str) -> dict[str, object]:
     return http_scope("GET", path, query_string=where.encode())
 
 
-async def test_every_reader_is_told_that_the_answer_is_damaged(
+async def test_every_reader_gets_an_error_if_the_response_is_damaged(
     url: str, damage: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     durable = recording(url)
@@ -104,7 +104,7 @@ async def test_every_reader_is_told_that_the_answer_is_damaged(
     assert app.calls == 1
 
 
-async def test_what_is_found_damaged_later_ends_the_answer_unfinished(
+async def test_damage_that_is_found_later_ends_the_response_unfinished(
     url: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     durable, first = recording(url), Exchange(b"")

@@ -246,7 +246,7 @@ async def test_events_that_were_replaced_are_taken_back(url: str, second: str) -
 
 
 @pytest.mark.parametrize("is_other_kind", [True, False])
-async def test_bytes_that_were_replaced_are_gone(url: str, is_other_kind: bool) -> None:
+async def test_a_read_behind_replaced_bytes_gets_a_410(url: str, is_other_kind: bool) -> None:
     durable, gate, first = recording(url), Gate(), Exchange(b"")
     app = Script(
         [b"one ", gate, b"two", BROKEN],
@@ -342,7 +342,7 @@ async def test_a_stream_that_is_too_long_has_no_parts(url: str, first: int) -> N
     assert (found.status, b"RESPONSE_NOT_KEPT" in found.body) == (410, True)
 
 
-async def test_an_offset_of_another_stream_is_gone(url: str) -> None:
+async def test_an_offset_of_another_stream_is_refused_with_410(url: str) -> None:
     durable = recording(url, max_response_body=1)
     wrapped = durable.wrap(Script([b"a", b"b"], media_type=TEXT))
     async with durable:
@@ -422,7 +422,7 @@ async def test_what_is_no_recorded_stream_has_no_parts(url: str) -> None:
     assert [one.headers("stream-next-offset") for one in found] == [[]] * 3
 
 
-async def test_an_encoded_answer_is_sent_whole(url: str) -> None:
+async def test_an_encoded_response_is_sent_whole(url: str) -> None:
     durable = recording(url)
 
     async def serve(scope, receive, send) -> None:

@@ -15,7 +15,7 @@ pytestmark = pytest.mark.anyio
 
 
 @pytest.mark.parametrize("status", [500, 503, 404, 403])
-async def test_a_final_error_is_the_answer_for_ever(url: str, status: int) -> None:
+async def test_a_final_error_is_the_response_for_ever(url: str, status: int) -> None:
     durable = Durable(url)
     calls = []
 
@@ -74,7 +74,7 @@ async def test_a_final_error_of_one_request_is_no_other_requests(url: str) -> No
 
 
 @pytest.mark.parametrize(("status", "calls"), [(404, 1), (422, 1), (401, 2), (429, 2), (500, 2)])
-async def test_a_refusal_may_be_kept_though_nothing_was_recorded(
+async def test_a_refusal_may_be_stored_though_nothing_was_recorded(
     url: str, status: int, calls: int
 ) -> None:
     durable = Durable(url, idempotency=IdempotencyPolicy(store_4xx=True))
@@ -93,7 +93,7 @@ async def test_a_refusal_may_be_kept_though_nothing_was_recorded(
 
 
 @pytest.mark.parametrize("base", [DurableError, FinalError])
-async def test_an_error_that_cannot_be_rebuilt_is_answered_as_it_would_be(
+async def test_an_error_that_cannot_be_rebuilt_has_the_response_of_the_original(
     url: str, base: type[DurableError]
 ) -> None:
     class NoMoneyError(base):  # type: ignore[valid-type,misc]

@@ -71,7 +71,7 @@ async def test_a_retry_gets_the_whole_stream_byte_for_byte(url: str) -> None:
     assert app.calls == 1
 
 
-async def test_each_piece_is_durable_before_it_is_sent(url: str) -> None:
+async def test_each_chunk_is_durable_before_it_is_sent(url: str) -> None:
     durable, gate, seen = recording(url), Gate(), []
     app = Script([event("a"), gate, event("b")])
     exchanged = Exchange(b"")
@@ -159,7 +159,9 @@ async def test_a_duplicate_follows_from_the_beginning_to_the_end(url: str, is_he
     )
 
 
-async def test_a_duplicate_here_is_told_at_once(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_duplicate_in_the_same_process_gets_new_chunks_at_once(
+    url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(streams, "FIRST_POLL_SECONDS", 1000.0)
     monkeypatch.setattr(streams, "LONGEST_POLL_SECONDS", 1000.0)
     durable, gates = recording(url), [Gate(), Gate()]
@@ -200,7 +202,7 @@ async def test_a_duplicate_waits_for_the_beginning(url: str) -> None:
 
 
 @pytest.mark.parametrize("policy", [{"dialect": "ietf"}, {"stream": "bypass"}])
-async def test_a_duplicate_is_told_to_come_back_where_it_does_not_follow(
+async def test_a_duplicate_that_does_not_follow_gets_a_retry_time(
     url: str, policy: dict[str, str]
 ) -> None:
     here, there, gate = recording(url), recording(url, **policy, max_wait=0.0), Gate()
@@ -277,7 +279,7 @@ async def test_comments_are_sent_and_not_recorded(url: str) -> None:
 
 
 @pytest.mark.parametrize("seen", [9, 18, 27])
-async def test_a_client_goes_on_behind_the_event_that_it_has_seen(url: str, seen: int) -> None:
+async def test_a_client_resumes_behind_the_event_that_it_has_seen(url: str, seen: int) -> None:
     durable = recording(url)
     wrapped = durable.wrap(Script(events("abc")))
     async with durable:
@@ -291,9 +293,7 @@ async def test_a_client_goes_on_behind_the_event_that_it_has_seen(url: str, seen
 
 
 @pytest.mark.parametrize("seen", ["mine", "1f-9", "9"])
-async def test_a_client_that_has_seen_something_else_is_told_to_drop_it(
-    url: str, seen: str
-) -> None:
+async def test_a_client_that_has_seen_other_events_gets_a_rollback(url: str, seen: str) -> None:
     durable = recording(url)
     wrapped = durable.wrap(Script(events("ab")))
     async with durable:
@@ -340,7 +340,7 @@ async def test_the_result_page_has_the_stream_as_well(url: str) -> None:
     ("policy", "pieces"),
     [({}, [b"a", b"b"]), ({"max_response_body": 10}, [b"x" * 8, b"y" * 8, b"z" * 200_000])],
 )
-async def test_an_answer_that_takes_long_or_is_long_is_recorded_too(
+async def test_a_response_that_takes_long_or_is_long_is_recorded_too(
     url: str, policy: dict[str, int], pieces: list[bytes]
 ) -> None:
     durable, exchanged, gate = recording(url, **policy), Exchange(b""), Gate()
@@ -358,7 +358,7 @@ async def test_an_answer_that_takes_long_or_is_long_is_recorded_too(
     assert (again.is_complete, app.calls) == (True, 1)
 
 
-async def test_a_short_answer_is_kept_as_ever(url: str) -> None:
+async def test_a_short_response_is_stored_as_any_other(url: str) -> None:
     durable = recording(url, stream_after=1000.0)
     wrapped = durable.wrap(Script([b"a", b"b"], media_type=b"text/plain"))
     async with durable:
@@ -371,7 +371,7 @@ async def test_a_short_answer_is_kept_as_ever(url: str) -> None:
 
 @pytest.mark.parametrize("length", [[], [(b"Content-Length", b"5")]], ids=["unknown", "known"])
 @pytest.mark.parametrize("stream_after", [0.0, 1000.0], ids=["recorded", "kept whole"])
-async def test_a_replay_has_the_headers_of_the_first_answer(
+async def test_a_replay_has_the_headers_of_the_first_response(
     url: str, stream_after: float, length: list[tuple[bytes, bytes]]
 ) -> None:
     durable, gate, first, duplicate = (
@@ -470,7 +470,7 @@ async def test_a_client_that_goes_away_can_stop_the_app(url: str) -> None:
     assert app.calls == 2
 
 
-async def test_what_an_app_says_about_its_cancellation_is_not_recorded(url: str) -> None:
+async def test_a_response_to_a_cancellation_is_not_recorded(url: str) -> None:
     durable, gate, exchanged = recording(url, on_disconnect="cancel"), Gate(), Exchange(b"")
     app = Script([event("a"), gate])
 
@@ -495,7 +495,7 @@ async def test_what_an_app_says_about_its_cancellation_is_not_recorded(url: str)
 
 
 @pytest.mark.parametrize("media_type", [b"text/event-stream", b"text/plain"])
-async def test_a_stream_that_is_too_long_passes_through_and_is_not_kept(
+async def test_a_stream_that_is_too_long_passes_through_and_is_not_stored(
     url: str, media_type: bytes
 ) -> None:
     durable, gate, first, duplicate = (

@@ -61,7 +61,7 @@ def begin(app, exchanged: Exchange, **more: object) -> asyncio.Task[None]:
     return asyncio.create_task(app(keyed(**more), exchanged.receive, exchanged.send))
 
 
-async def test_a_piece_before_a_pause_is_passed_on_and_a_retry_gets_the_whole(url: str) -> None:
+async def test_a_chunk_before_a_pause_is_passed_on_and_a_retry_gets_the_whole(url: str) -> None:
     durable, app, exchanged = durable_at(url), Pieces(), Exchange(b"")
     wrapped = durable.wrap(app)
     async with durable:
@@ -78,7 +78,7 @@ async def test_a_piece_before_a_pause_is_passed_on_and_a_retry_gets_the_whole(ur
     assert again.headers("content-length") == []
 
 
-async def test_the_last_piece_is_shown_only_once_the_whole_is_durable(
+async def test_the_last_chunk_is_shown_only_once_the_whole_is_durable(
     url: str, tmp_path: Path
 ) -> None:
     durable, app, exchanged, seen = durable_at(url), Pieces(), Exchange(b""), []
@@ -117,7 +117,7 @@ async def test_a_body_without_pauses_is_held_until_it_is_whole(url: str) -> None
 
 
 @pytest.mark.parametrize("lets_others_run", [True, False])
-async def test_pieces_without_a_pause_are_passed_on_in_the_end(
+async def test_chunks_without_a_pause_are_passed_on_in_the_end(
     url: str, *, lets_others_run: bool
 ) -> None:
     durable, exchanged, pieces = durable_at(url, 0.05), Exchange(b""), []
@@ -141,7 +141,7 @@ async def test_pieces_without_a_pause_are_passed_on_in_the_end(
     assert (exchanged.is_complete, again.headers("idempotent-replayed")) == (True, ["true"])
 
 
-async def test_an_empty_piece_passes_the_head_on(url: str) -> None:
+async def test_an_empty_chunk_passes_the_head_on(url: str) -> None:
     durable, gate, exchanged = durable_at(url), Gate(), Exchange(b"")
 
     async def serve(scope, receive, send) -> None:
@@ -162,7 +162,7 @@ async def test_an_empty_piece_passes_the_head_on(url: str) -> None:
     assert (exchanged.body, exchanged.is_complete) == (b"x", True)
 
 
-async def test_a_piece_waits_for_the_one_that_is_on_its_way(url: str) -> None:
+async def test_a_chunk_waits_for_the_one_that_is_on_its_way(url: str) -> None:
     durable, app, exchanged, slow = durable_at(url), Pieces(), Exchange(b""), Gate()
 
     async def send(message) -> None:
@@ -184,7 +184,7 @@ async def test_a_piece_waits_for_the_one_that_is_on_its_way(url: str) -> None:
 
 
 @pytest.mark.parametrize("stream_after", [SOON, NEVER])
-async def test_an_app_that_fails_in_the_middle_of_its_body_is_tried_again(
+async def test_an_app_that_fails_in_the_middle_of_its_body_gets_another_attempt(
     url: str, stream_after: float
 ) -> None:
     durable, app, exchanged = durable_at(url, stream_after), Pieces(), Exchange(b"")
@@ -205,7 +205,7 @@ async def test_an_app_that_fails_in_the_middle_of_its_body_is_tried_again(
     assert (again.body, again.headers("idempotent-replayed"), app.calls) == (b"ab", [], 2)
 
 
-async def test_a_longer_body_than_is_kept_is_passed_on_whole(url: str) -> None:
+async def test_a_body_above_the_limit_is_passed_on_whole(url: str) -> None:
     durable, app, exchanged = durable_at(url, max_response_body=1), Pieces(), Exchange(b"")
     wrapped = durable.wrap(app)
     async with durable:
@@ -301,7 +301,7 @@ class ServerError(Exception):
 
 
 @pytest.mark.parametrize("retry_here", [True, False])
-async def test_what_the_server_raises_about_a_piece_reaches_app_and_server(
+async def test_an_error_of_the_server_about_a_chunk_reaches_app_and_server(
     url: str, retry_here: bool
 ) -> None:
     durable, app, refused, noticed = durable_at(url), Pieces(), asyncio.Event(), []
@@ -336,7 +336,7 @@ async def test_what_the_server_raises_about_a_piece_reaches_app_and_server(
     assert (again.body, again.headers("idempotent-replayed")) == (b"ab", [])
 
 
-async def test_a_refusal_of_the_library_is_one_piece(url: str) -> None:
+async def test_a_refusal_of_the_library_is_one_chunk(url: str) -> None:
     durable, gate = durable_at(url), Gate()
 
     async def serve(scope, receive, send) -> None:

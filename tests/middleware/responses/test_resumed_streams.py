@@ -74,7 +74,7 @@ async def test_what_is_the_same_again_is_recorded_once_and_sent_once(url: str) -
     assert (kept, app.calls) == (b"".join(events("abc")), 2)
 
 
-async def test_who_has_nothing_gets_all_of_what_is_gone_on_with(url: str) -> None:
+async def test_a_client_without_events_gets_the_whole_continued_stream(url: str) -> None:
     durable, gate, again = recording(url), Gate(), Exchange(b"")
     wrapped = durable.wrap(Script([*events("ab"), BROKEN], [*events("ab"), gate, event("c")]))
     async with durable:
@@ -107,7 +107,7 @@ async def test_what_differs_is_taken_back(url: str, second: str) -> None:
     assert set(offsets(first.body)).isdisjoint(set(offsets(ROLLBACK.sub(b"", replayed.body))) - {9})
 
 
-async def test_who_has_nothing_is_not_told_of_a_cut(url: str) -> None:
+async def test_a_client_without_events_gets_no_rollback(url: str) -> None:
     durable = recording(url)
     wrapped = durable.wrap(Script([*events("ab"), BROKEN], events("xyz")))
     async with durable:
@@ -137,7 +137,7 @@ async def test_another_body_takes_the_place_of_what_was_recorded(url: str) -> No
 
 
 @pytest.mark.parametrize("is_new", [True, False])
-async def test_the_start_that_was_sent_first_stands_if_the_answer_is_of_its_kind(
+async def test_the_start_that_was_sent_first_stays_if_the_response_is_of_its_kind(
     url: str, is_new: bool
 ) -> None:
     durable = recording(url)
@@ -175,7 +175,7 @@ async def test_a_refusal_after_a_part_of_a_stream(url: str, status: int, is_fina
 
 
 @pytest.mark.parametrize("media_type", [b"text/event-stream", b"text/plain"])
-async def test_who_follows_is_told_of_a_cut_or_left(
+async def test_a_follower_gets_a_rollback_or_an_unfinished_response(
     sqlite_url: str, media_type: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(streams, "FIRST_POLL_SECONDS", 1000.0)
@@ -290,7 +290,7 @@ async def test_who_follows_gets_what_came_just_before_the_end(url: str) -> None:
     assert (duplicate.body, duplicate.is_complete) == (first.body, True)
 
 
-async def test_what_is_encoded_otherwise_is_another_answer(url: str) -> None:
+async def test_another_encoding_is_another_response(url: str) -> None:
     durable, encodings = recording(url), [b"gzip", b"identity"]
 
     async def serve(scope, receive, send) -> None:

@@ -41,7 +41,7 @@ def test_an_end_is_found_wherever_the_bytes_are_cut(line_end: bytes) -> None:
             assert end_of_events(data, place) == len(data)
 
 
-def test_data_without_an_id_gets_one_that_says_where_it_ends() -> None:
+def test_data_without_an_id_gets_one_with_its_end_offset() -> None:
     events = [
         b"data: a\n\n",
         b"id: 7\ndata: b\n\n",
@@ -51,7 +51,7 @@ def test_data_without_an_id_gets_one_that_says_where_it_ends() -> None:
     ]
     data = b"".join(events)
 
-    added = IDS.added_to(data, len(data) + 100)
+    added = IDS.add_ids(data, len(data) + 100)
 
     events[0] = b"id: ab-109\n" + events[0]
     events[2] = b"id: ab-139\n" + events[2]
@@ -59,7 +59,7 @@ def test_data_without_an_id_gets_one_that_says_where_it_ends() -> None:
 
 
 def test_the_rest_of_a_line_end_stays_with_the_event_before() -> None:
-    assert IDS.added_to(b"\ndata: a\r\n\r\n", 12) == b"\nid: ab-12\ndata: a\r\n\r\n"
+    assert IDS.add_ids(b"\ndata: a\r\n\r\n", 12) == b"\nid: ab-12\ndata: a\r\n\r\n"
 
 
 def test_comments_are_left_out_where_they_are_alone() -> None:
@@ -68,19 +68,19 @@ def test_comments_are_left_out_where_they_are_alone() -> None:
     assert without_comments(data) == b"data: a\n\n: about\ndata: b\n\n"
 
 
-def test_an_id_tells_of_which_stream_it_is() -> None:
+def test_an_id_belongs_to_one_stream() -> None:
     assert IDS.offset_of(IDS.id_at(12)) == 12
     assert [IDS.offset_of(other) for other in (b"ac-12", b"ab-", b"12", b"ab-1 ", b"")] == [
         None
     ] * 5
-    assert IDS.is_of_another(b"ac-12")
-    assert not any(map(IDS.is_of_another, (IDS.id_at(1), b"mine", b"12")))
+    assert IDS.is_from_other_stream(b"ac-12")
+    assert not any(map(IDS.is_from_other_stream, (IDS.id_at(1), b"mine", b"12")))
 
 
 def test_the_last_id_is_that_of_the_last_event_that_has_one() -> None:
-    assert IDS.last_of(b"data: a\n\nid: 7\ndata: b\n\nevent: c\n\n", 34) == b"7"
-    assert IDS.last_of(b"data: a\n\n", 9) == b"ab-9"
-    assert IDS.last_of(b"event: c\n\n", 10) is None
+    assert IDS.last_id_in(b"data: a\n\nid: 7\ndata: b\n\nevent: c\n\n", 34) == b"7"
+    assert IDS.last_id_in(b"data: a\n\n", 9) == b"ab-9"
+    assert IDS.last_id_in(b"event: c\n\n", 10) is None
 
 
 @pytest.mark.parametrize(
@@ -91,7 +91,7 @@ def test_the_last_id_is_that_of_the_last_event_that_has_one() -> None:
         ([(b"content-type", b"text/plain")], False),
     ],
 )
-def test_the_media_type_says_whether_it_is_events(
+def test_the_media_type_announces_events(
     headers: list[tuple[bytes, bytes]], expected: bool
 ) -> None:
     assert is_event_stream(headers) == expected

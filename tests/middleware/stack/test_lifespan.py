@@ -224,7 +224,7 @@ async def test_requests_start_the_engine_where_no_lifespan_does() -> None:
     assert engine.log == ["engine ensures"]
 
 
-async def test_a_request_that_cannot_start_the_engine_is_answered_without_internals() -> None:
+async def test_a_request_that_cannot_start_the_engine_gets_an_error_without_internals() -> None:
     engine = Engine(error=StorageError("/data/orders.db: no room"))
 
     result = await exchange(LifespanMiddleware(returns_at_once, engine), http_scope())
@@ -320,7 +320,7 @@ def test_a_new_event_loop_for_each_request_is_served(url: str) -> None:
     assert runs == ["/0", "/1", "/2"]
 
 
-def test_work_left_on_an_event_loop_that_ended_goes_on_at_the_next_request(url: str) -> None:
+def test_work_left_on_an_event_loop_that_ended_continues_at_the_next_request(url: str) -> None:
     durable = Durable(url)
     may_end = False
 
@@ -374,7 +374,7 @@ async def test_dead_executors_are_looked_for_before_the_first_request_is_served(
 
 
 @pytest.mark.parametrize("answers", [True, False])
-async def test_a_database_that_cannot_tell_keeps_no_request_waiting(
+async def test_a_database_that_does_not_reply_keeps_no_request_waiting(
     url: str, monkeypatch: pytest.MonkeyPatch, answers: bool
 ) -> None:
     if not answers:

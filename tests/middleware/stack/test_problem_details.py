@@ -57,7 +57,7 @@ async def test_a_technical_error_shows_nothing_of_the_inside() -> None:
     assert b"a.db" not in result.body
 
 
-async def test_an_error_that_passes_says_when_to_come_back() -> None:
+async def test_a_temporary_error_has_a_retry_time() -> None:
     result = await exchange(app_raising(StorageUnavailableError("locked")), http_scope())
 
     assert (result.status, result.headers("retry-after")) == (503, ["1"])
@@ -90,7 +90,7 @@ async def test_a_frameworks_500_for_an_error_of_the_library_is_replaced() -> Non
     assert result.is_complete
 
 
-async def test_a_frameworks_500_for_any_other_error_is_kept() -> None:
+async def test_a_frameworks_500_for_any_other_error_is_stored() -> None:
     async def app(scope, receive, send) -> None:
         await answer(send, b"Internal Server Error", status=500)
         raise ZeroDivisionError
@@ -141,7 +141,7 @@ async def test_an_apps_own_500_does_not_wait_for_its_background_task(url: str, p
 
 
 @pytest.mark.parametrize("error", [ZeroDivisionError(), DurableError("no", status_code=409)])
-async def test_a_500_that_is_only_begun_is_answered_whole(error: Exception) -> None:
+async def test_a_500_that_is_only_begun_is_replaced_by_a_whole_response(error: Exception) -> None:
     async def app(scope, receive, send) -> None:
         await send({"type": "http.response.start", "status": 500, "headers": []})
         raise error
@@ -184,7 +184,7 @@ async def test_a_500_is_sent_before_its_app_waits_for_the_client() -> None:
     assert (exchanged.status, exchanged.body, exchanged.is_complete) == (500, b"no", True)
 
 
-async def test_an_error_after_the_start_of_an_answer_is_only_raised() -> None:
+async def test_an_error_after_the_start_of_a_response_is_only_raised() -> None:
     async def app(scope, receive, send) -> None:
         await answer(send)
         raise DurableError("too late")

@@ -80,7 +80,7 @@ async def raised(url: str, error: Exception, *, key: bool = True) -> Exchange:
         (RecoveryAttemptsExceededError("w", 3), False),
     ],
 )
-async def test_a_failure_that_a_retry_goes_on_from_says_so(
+async def test_a_failure_that_a_retry_continues_says_so(
     url: str, error: Exception, *, retryable: bool
 ) -> None:
     problem = json.loads((await raised(url, error)).body)
@@ -88,14 +88,14 @@ async def test_a_failure_that_a_retry_goes_on_from_says_so(
     assert (problem["retryable"], "retry_after" in problem) == (retryable, retryable)
 
 
-async def test_without_a_key_no_retry_goes_on(url: str) -> None:
+async def test_without_a_key_no_retry_continues(url: str) -> None:
     result = await raised(url, LookupError(), key=False)
 
     assert json.loads(result.body)["retryable"] is False
     assert result.headers("retry-after") == []
 
 
-async def test_a_frameworks_handler_of_errors_says_so_as_well(url: str) -> None:
+async def test_a_frameworks_error_handler_says_so_as_well(url: str) -> None:
     async def order(request: Request) -> None:
         raise DurableError("the supplier is closed", code="CLOSED", status_code=503)
 
@@ -110,7 +110,7 @@ async def test_a_frameworks_handler_of_errors_says_so_as_well(url: str) -> None:
 # The request of a response
 
 
-async def test_answers_about_a_duplicate_a_misuse_and_a_lost_answer(database_url: str) -> None:
+async def test_responses_to_a_duplicate_a_misuse_and_a_lost_response(database_url: str) -> None:
     durable, gate = durable_with(database_url, max_wait=0.0, max_response_body=1), Gate()
 
     async def serve(scope, receive, send) -> None:
@@ -132,7 +132,7 @@ async def test_answers_about_a_duplicate_a_misuse_and_a_lost_answer(database_url
     assert [one.headers("link") for one in (duplicate, misuse, lost)] == [[LINK]] * 3
 
 
-async def test_the_answer_to_a_request_that_was_tried_too_often(url: str) -> None:
+async def test_the_response_to_a_request_with_too_many_attempts(url: str) -> None:
     durable = durable_with(url, max_attempts=1)
 
     async def serve(scope, receive, send) -> None:
@@ -149,7 +149,7 @@ async def test_the_answer_to_a_request_that_was_tried_too_often(url: str) -> Non
     assert dead.body == again.body
 
 
-async def test_answers_where_the_storage_failed_and_where_the_engine_stopped(url: str) -> None:
+async def test_responses_where_the_storage_failed_and_where_the_engine_stopped(url: str) -> None:
     durable, gate = durable_with(url), Gate()
 
     async def serve(scope, receive, send) -> None:
@@ -180,7 +180,7 @@ async def test_answers_where_the_storage_failed_and_where_the_engine_stopped(url
     assert [one.headers("link") for one in (unknown, refused)] == [[LINK]] * 2
 
 
-async def test_the_page_of_an_answer_that_is_not_there_yet(url: str) -> None:
+async def test_the_page_of_a_response_that_is_not_there_yet(url: str) -> None:
     durable, gate = durable_with(url, async_after=0.0), Gate()
 
     async def serve(scope, receive, send) -> None:

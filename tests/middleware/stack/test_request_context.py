@@ -154,7 +154,7 @@ async def context_of(*headers: tuple[str, str]) -> RequestContext:
     return app.seen[0]
 
 
-async def test_the_trace_of_the_headers_is_told() -> None:
+async def test_the_trace_of_the_headers_is_reported() -> None:
     states = [("tracestate", "a=1"), ("tracestate", "b=2")]
 
     request = await context_of(("traceparent", TRACEPARENT), *states)

@@ -78,7 +78,7 @@ async def test_valid_ids_and_none_are_served_where_others_are_refused() -> None:
     assert (await send(REJECT, ("X-Request-ID", "?"), ("X-Request-ID", "a"))).status == 200
 
 
-async def test_a_validator_says_which_ids_are_accepted() -> None:
+async def test_a_validator_decides_which_ids_are_accepted() -> None:
     policy = RequestIdPolicy(validator=lambda sent: sent.startswith("{"), on_invalid="reject")
 
     assert (await send(policy, ("X-Request-ID", "{a}"))).headers("x-request-id") == ["{a}"]
@@ -109,7 +109,7 @@ async def test_a_validator_that_fails_is_an_error_with_an_id_and_a_line_in_the_l
     assert "validator raised LookupError: the list of ids is gone" in caplog.text
 
 
-async def test_what_a_function_raises_as_an_error_of_ours_is_the_answer() -> None:
+async def test_an_error_of_the_library_that_a_function_raises_is_the_response() -> None:
     def refuse(*_args: object) -> Any:
         raise DurableError("no", code="NO_ID", status_code=403)
 
@@ -215,7 +215,7 @@ async def test_a_websocket_is_closed_before_it_is_accepted(extensions) -> None:
     assert sent == [{"type": "websocket.close", "code": 1008}]
 
 
-async def test_a_server_that_can_answer_a_websocket_sends_the_problem() -> None:
+async def test_a_server_that_can_refuse_a_websocket_sends_the_problem() -> None:
     sent = await refused_socket(websocket(extensions={"websocket.http.response": {}}))
 
     start, body = sent
@@ -226,7 +226,7 @@ async def test_a_server_that_can_answer_a_websocket_sends_the_problem() -> None:
     assert (b"x-request-id", problem["request_id"].encode()) in start["headers"]
 
 
-async def test_a_websocket_that_has_gone_is_told_nothing() -> None:
+async def test_a_disconnected_websocket_gets_no_message() -> None:
     assert await refused_socket(websocket(), "websocket.disconnect") == []
 
 

@@ -73,7 +73,7 @@ async def test_what_succeeded_has_neither_error_nor_unknown_names() -> None:
     assert await taken(ok, http_scope("BREW")) == {("_OTHER", "http", 200): 1}
 
 
-async def test_an_exception_is_an_error_unless_the_answer_was_complete() -> None:
+async def test_an_exception_is_an_error_unless_the_response_was_complete() -> None:
     async def fail(scope, receive, send) -> None:
         raise LookupError("gone")
 
@@ -129,7 +129,7 @@ async def test_a_client_of_this_process_does_not() -> None:
         assert seen == [client]
 
 
-async def test_the_trace_of_another_process_says_nothing_about_this_one() -> None:
+async def test_the_trace_of_another_process_does_not_count_for_this_one() -> None:
     theirs = SpanContext(1, 2, is_remote=True)
 
     with use_span(NonRecordingSpan(theirs)):

@@ -89,7 +89,7 @@ async def test_a_request_is_above_the_workflows_and_steps_that_it_calls(url: str
     )
 
 
-async def test_a_replayed_answer_is_linked_to_the_request_that_it_is_of(url: str) -> None:
+async def test_a_replayed_response_is_linked_to_its_request(url: str) -> None:
     spans = Spans()
     shop = Shop(url, spans)
 
@@ -106,7 +106,7 @@ async def test_a_replayed_answer_is_linked_to_the_request_that_it_is_of(url: str
     assert links_of(replayed) == [span_id(first)]
 
 
-async def test_a_retry_runs_what_is_left_and_is_linked_to_the_first_try(url: str) -> None:
+async def test_a_retry_runs_what_is_left_and_is_linked_to_the_first_attempt(url: str) -> None:
     spans = Spans()
     shop = Shop(url, spans)
     shop.failures = 1
@@ -129,7 +129,7 @@ async def test_a_retry_runs_what_is_left_and_is_linked_to_the_first_try(url: str
     assert first.status.status_code is StatusCode.ERROR
 
 
-async def test_each_retry_is_linked_to_the_first_try_and_to_the_one_before(url: str) -> None:
+async def test_each_retry_is_linked_to_the_first_attempt_and_to_the_one_before(url: str) -> None:
     spans = Spans()
     shop = Shop(url, spans)
     shop.failures = 2
@@ -147,7 +147,7 @@ async def test_each_retry_is_linked_to_the_first_try_and_to_the_one_before(url: 
 
 
 @pytest.mark.parametrize("seconds", [0, math.inf])
-async def test_a_workflow_that_failed_goes_on_below_the_retry(url: str, seconds: float) -> None:
+async def test_a_workflow_that_failed_continues_below_the_retry(url: str, seconds: float) -> None:
     spans = Spans(continue_trace=seconds)
     shop = Shop(url, spans)
     shop.failures = 1
@@ -165,7 +165,7 @@ async def test_a_workflow_that_failed_goes_on_below_the_retry(url: str, seconds:
     assert links_by_kind(run) == {"origin": span_id(first), "previous": span_id(failed)}
 
 
-async def test_duplicates_and_other_requests_under_a_key_say_what_became_of_them(url: str) -> None:
+async def test_spans_of_duplicates_and_other_requests_under_a_key_have_an_outcome(url: str) -> None:
     spans = Spans()
     shop = Shop(url, spans)
     shop.gate = Gate()

@@ -262,7 +262,7 @@ async def test_an_exception_is_an_error() -> None:
     assert [event.name for event in span.events] == ["exception"]
 
 
-async def test_a_span_ends_with_the_last_piece_of_the_answer() -> None:
+async def test_a_span_ends_with_the_last_chunk_of_the_response() -> None:
     spans = Spans()
     before: list[int] = []
 
@@ -281,7 +281,7 @@ async def test_a_span_ends_with_the_last_piece_of_the_answer() -> None:
     assert spans.ended[0].status.status_code is StatusCode.UNSET
 
 
-async def test_the_trace_of_the_headers_goes_on() -> None:
+async def test_the_trace_of_the_headers_continues() -> None:
     headers = [("traceparent", TRACEPARENT), ("tracestate", "vendor=1")]
 
     span = await send(Spans(), http_scope(headers=headers))
@@ -296,7 +296,7 @@ async def test_the_trace_of_the_headers_goes_on() -> None:
 
 
 @pytest.mark.parametrize("header", ["", "00-0-0-01", TRACEPARENT.upper() + "x", "\xe4"])
-async def test_a_header_that_says_nothing_begins_a_trace(header: str) -> None:
+async def test_an_empty_header_begins_a_trace(header: str) -> None:
     span = await send(Spans(), http_scope(headers=[("traceparent", header)]))
 
     assert span.parent is None
