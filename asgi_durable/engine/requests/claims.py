@@ -105,17 +105,17 @@ class Requests:
         self,
         services: Services,
         active: ActiveRuns,
-        outcomes: ResultWaiters,
+        result_waiters: ResultWaiters,
         cancellation: Cancellation,
         ids: RequestIds,
     ) -> None:
         self.ids = ids
         self._services = services
         self._active = active
-        self._outcomes = outcomes
+        self._result_waiters = result_waiters
         self._cancellation = cancellation
         self._duplicates = Duplicates()
-        self.streams = Streams(services.storage, services.registry.sealer, outcomes)
+        self.streams = Streams(services.storage, services.registry.sealer, result_waiters)
         self.spool = services.spool
         self.fingerprints = services.registry.sealer.fingerprints
 
@@ -268,7 +268,9 @@ class Requests:
         """Wait until a claim may have another result; return False if too many wait already."""
         with self._duplicates.waiting(workflow_id) as may_wait:
             if may_wait:
-                await self._outcomes.wait_while_it_runs(workflow_id, left_seconds, poll_seconds)
+                await self._result_waiters.wait_while_it_runs(
+                    workflow_id, left_seconds, poll_seconds
+                )
         return may_wait
 
     async def _claim_in_any_version(
@@ -365,7 +367,7 @@ class Requests:
                 for stored in await self._services.storage.load_runs([run.workflow_id]):
                     run.load(stored)
                 run.record_span(own_span)
-        stream = StreamLog(run, self._outcomes.wake)
+        stream = StreamLog(run, self._result_waiters.wake)
         request = ResponseCommit(run, self._active, retention, stream)
         run.claimed.set(True)
         log_state(run, "claimed" if run.single_transaction is None else "begun")

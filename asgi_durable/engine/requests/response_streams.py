@@ -120,13 +120,13 @@ class Streams:
     Args:
         storage: The step log.
         sealer: Opens the chunks.
-        outcomes: Wakes readers when a stream has grown.
+        result_waiters: Wakes readers when a stream has grown.
     """
 
-    def __init__(self, storage: StepLog, sealer: Sealer, outcomes: ResultWaiters) -> None:
+    def __init__(self, storage: StepLog, sealer: Sealer, result_waiters: ResultWaiters) -> None:
         self._storage = storage
         self._sealer = sealer
-        self._outcomes = outcomes
+        self._result_waiters = result_waiters
         self._followers: Counter[str] = Counter()
 
     async def start_of(self, workflow_id: str) -> ChunkRecord | None:
@@ -257,7 +257,7 @@ class Streams:
     def _following(self, workflow_id: str) -> Iterator[Waiter]:
         self._followers[workflow_id] += 1
         try:
-            with self._outcomes.watching(workflow_id) as waiter:
+            with self._result_waiters.watching(workflow_id) as waiter:
                 yield waiter
         finally:
             self._followers[workflow_id] -= 1
@@ -273,7 +273,7 @@ class Streams:
             response = await self._storage.get_response(workflow_id)
             return (response.stream_end if response is not None else None), True
         if progress.is_owned:
-            self._outcomes.ask(progress.workflow)
+            self._result_waiters.ask(progress.workflow)
         return None, not progress.is_owned
 
 
