@@ -232,7 +232,7 @@ class ResponseRecorder:
             # is not known to be durable is not shown, and who asks again is answered the same.
             await self._commit(start, delay)
         except StorageError as error:
-            if not self._request.can_answer_again:
+            if not self._request.can_respond_again:
                 workflow_id = self._request.workflow_id
                 logger.warning("Request %s: its answer was not committed: %s", workflow_id, error)
                 if self._policy.on_store_error == "reject":
