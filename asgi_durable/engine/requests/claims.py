@@ -144,10 +144,12 @@ class Requests:
                 break
             has_waited = True
         if not isinstance(claim, FingerprintWanted):
-            outcome = "waited" if has_waited and isinstance(claim, Finished) else claim.outcome
+            outcome, workflow = claim.outcome, claim.workflow
             waited_seconds = time.monotonic() - began_at if has_waited else None
+            if has_waited and isinstance(claim, Finished):
+                outcome = "waited"
             observer = self._services.telemetry.observer
-            observer.request_claimed(outcome, claim.workflow, waited_seconds=waited_seconds)
+            observer.request_claimed(outcome, workflow, waited_seconds=waited_seconds)
         return claim
 
     async def redirect_of(self, request: Request) -> ResponseRecord | None:
