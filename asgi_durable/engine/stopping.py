@@ -113,3 +113,7 @@ class StopSignal:
     def call_on_stop(self, callback: Callable[[], None]) -> None:
         """Call a function when the run is stopped, on the thread that stops it."""
         self._on_stop = callback
+
+    def forget_callback(self) -> None:
+        """Call no function when the run is stopped any more."""
+        self._on_stop = None

@@ -44,7 +44,7 @@ install(app, durable)
 
 
 class Order(BaseModel):
-    """What a customer orders."""
+    """A customer's order."""
 
     user_id: str
     item_id: str

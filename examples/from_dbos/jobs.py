@@ -1,4 +1,4 @@
-"""Starting workflows from endpoints: the answer comes at once, the work goes on."""
+"""Starting workflows from endpoints: the response comes at once, and the work continues."""
 
 from __future__ import annotations
 

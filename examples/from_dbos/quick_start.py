@@ -15,7 +15,7 @@ install(app, durable)
 @app.get("/user/{user_id}")
 @durable.workflow
 async def get_user(user_id: str) -> dict[str, str]:
-    """Answer with what a step has fetched."""
+    """Respond with what a step has fetched."""
     return {"user": await fetch_user(user_id)}
 
 

@@ -1,4 +1,4 @@
-"""Request ids: the client's own, or a new one; in the answer, and with all work of the request."""
+"""Request ids: the client's own, or a new one; in the response, and in all work of the request."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ install(app, durable)
 @app.get("/endpoint")
 @durable.workflow
 async def endpoint() -> dict[str, str | None]:
-    """Answer with the id, and with what the request was."""
+    """Respond with the id, and with what the request was."""
     request = durable.request
     return {
         "request_id": durable.request_id,

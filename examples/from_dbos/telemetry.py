@@ -34,5 +34,5 @@ async def pack(item: str) -> str:
 @app.post("/parcels/{item}")
 @durable.workflow
 async def send_parcel(item: str) -> dict[str, str]:
-    """Answer with what was packed."""
+    """Respond with what was packed."""
     return {"parcel": await pack(item)}

@@ -22,7 +22,7 @@ async def make(name: str, number: int) -> str:
 @app.get("/workflow/{name}/data")
 @durable.workflow
 async def workflow_data(name: str) -> dict[str, str]:
-    """Answer with what a step has made."""
+    """Respond with what a step has made."""
     return {"result": await make(name, 1)}
 
 

@@ -34,7 +34,7 @@ durable = Durable(os.environ.get("ASGI_DURABLE_URL", "sqlite:///orders.db"))
 
 
 class Order(BaseModel):
-    """What a customer orders."""
+    """A customer's order."""
 
     user_id: str
     item_id: str
@@ -127,13 +127,13 @@ async def do_part(number: int) -> int:
 
 @durable.workflow
 async def process_job(job: Job) -> dict[str, list[int]]:
-    """A job of several steps; it goes on after the last finished one."""
+    """Process a job of several steps; it continues after the last finished one."""
     return {"processed": [await do_part(number) for number in range(job.parts)]}
 
 
 @app.post("/jobs")
 async def create_job(job: Job) -> dict[str, str]:
-    """Start a job and answer at once."""
+    """Start a job and respond at once."""
     handle = await durable.start_workflow(process_job, job)
     return {"workflow_id": handle.workflow_id, "status": "started"}
 

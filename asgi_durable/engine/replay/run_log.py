@@ -104,8 +104,8 @@ class RunLog:
             self._keep_order(ResultOrder(self.workflow_id, self._loop, order))
         self._last_time_us = latest_time_us(stored.steps, stored.children)
 
-    def listen(self, listener: CallListener) -> None:
-        """Let a listener follow the calls from here on."""
+    def listen(self, listener: CallListener | None) -> None:
+        """Let a listener follow the calls from here on; ``None`` for no listener."""
         self._listener = listener
 
     @property
@@ -183,6 +183,8 @@ class RunLog:
         """Let every call that waits for its turn continue: the code is over, or stopped."""
         if self._order is not None:
             self._order.end()
+            # The signal refers to this log: only the collector would free both.
+            self._stopping.forget_callback()
 
     def _keep_order(self, order: ResultOrder) -> ResultOrder:
         self._order = order

@@ -286,6 +286,9 @@ class Run:
         """Publish how the run ended, now that this is durable."""
         self.end(ending)
         self.done.set(ending)
+        # The sleeps refer to their run: only the collector would free both.
+        self.sleeping = None
+        self.log.listen(None)
 
     # Runs that wait for each other, and sleep
 

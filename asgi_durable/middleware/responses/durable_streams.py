@@ -42,11 +42,11 @@ _ENCODING = b"content-encoding"
 
 @dataclass(slots=True)
 class _Part:
-    """What is read at once.
+    """One read of a stream.
 
     Attributes:
-        start: The answer's start.
-        body: Its bytes behind the offset, with what is added to events.
+        start: The response's start.
+        body: The bytes after the offset, with the ids that are added to events.
         position: Where the next read begins.
         is_tail: True if there is no more of the stream now.
     """
@@ -75,13 +75,13 @@ async def send_catch_up(
 ) -> bool:
     """Send the part of a stream that its query asks for; return False if there is no stream.
 
-    An answer that is encoded has no parts that can be read, and is none here.
+    A response with a content encoding cannot be read in parts, and does not count as a stream.
 
     Raises:
         DurableError: The offset is malformed, or void.
-        ResponseDamagedError: What is recorded is damaged.
+        ResponseDamagedError: The recorded response is damaged.
         WorkflowNotFoundError: The stream has just expired.
-        EncryptionKeyMissingError: It is encrypted with a key that is not here.
+        EncryptionKeyMissingError: It is encrypted with a key that this process does not have.
         StorageError: The storage failed.
     """
     query = _query(scope)
@@ -144,11 +144,11 @@ def _gone() -> DurableError:
 async def _read(
     streams: Streams, answer: StoredResponse, start: ChunkRecord, offset: bytes
 ) -> _Part:
-    """Read what there is behind an offset, about a page of it.
+    """Read about a page of a stream after an offset.
 
     Raises:
-        DurableError: What the client has is void, and it cannot be told in the stream.
-        StreamCutError: The same, as of just now.
+        DurableError: The client's part of the stream is void, and the stream cannot say so.
+        StreamCutError: The same, since a moment ago.
         StreamLostError: The stream has expired.
     """
     body = bytearray()
@@ -196,13 +196,13 @@ def _headers(part: _Part, answer: StoredResponse, offset: bytes) -> Headers:
     if is_closed:
         headers.append(_CLOSED)
     if offset != TAIL:
-        # Pieces between two offsets never change; only whether more will come does.
+        # The bytes between two offsets never change; only whether more will come does.
         headers.append((b"etag", b'"%s:%s%s"' % (offset, position, b":end" if is_closed else b"")))
     return [*headers, (REPLAYED_HEADER, b"true")]
 
 
 async def _send(scope: Scope, send: Send, part: _Part, headers: Headers) -> None:
-    # That a request has created something is no news to who reads what it says.
+    # A reader of the stream need not know that the request has created something.
     status = 200 if 200 <= part.start["status"] < 300 else part.start["status"]
     body = bytes(part.body) if scope["method"] != "HEAD" else b""
     wanted = b",".join(header_values(scope["headers"], b"if-none-match")).split(b",")

@@ -1,4 +1,4 @@
-"""Headers of answers: which are kept, and which are the library's own."""
+"""Headers of responses: those that are stored, and the library's own."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ __all__ = [
 CONTENT_LENGTH = b"content-length"
 
 REPLAYED_HEADER = b"idempotent-replayed"
-# What only concerns the connection, the moment or one client's session; and what the library adds.
+# Headers about the connection, the moment or one client's session, and those that the library adds.
 _NOT_KEPT = HOP_BY_HOP | {
     REPLAYED_HEADER,
     b"date",
@@ -34,18 +34,18 @@ _NOT_KEPT = HOP_BY_HOP | {
 # How much the sender may send still.
 _OF_RATE_LIMITS = (b"ratelimit", b"x-ratelimit-", b"x-rate-limit-")
 _COOKIE = b"set-cookie"
-# On the answer to a request that was served without any protection.
+# Marks the response to a request that was served without any protection.
 IGNORED = (b"idempotency-status", b"ignored")
 
 
 def add_headers(headers: Iterable[tuple[bytes, bytes]], marks: Headers) -> Headers:
-    """Return an answer's headers with those of the library's, which an app may pass on."""
+    """Return a response's headers with the library's in place of those of the same names."""
     ours = {REPLAYED_HEADER, *(name for name, _ in marks)}
     return [*((name, value) for name, value in headers if name.lower() not in ours), *marks]
 
 
 def marking(send: Send, marks: Headers) -> Send:
-    """Return a ``send`` that puts the library's headers on the answer."""
+    """Return a ``send`` that adds the library's headers to the response."""
 
     async def send_marked(message: Message) -> None:
         if message["type"] == "http.response.start":
@@ -56,14 +56,14 @@ def marking(send: Send, marks: Headers) -> Send:
 
 
 def without_length(headers: Iterable[tuple[bytes, bytes]]) -> Headers:
-    """Return an answer's headers without the length of its body."""
+    """Return a response's headers without the length of its body."""
     return [(name, value) for name, value in headers if name.lower() != CONTENT_LENGTH]
 
 
 def encode_headers(headers: Iterable[tuple[bytes, bytes]], *, keeps_cookies: bool = False) -> bytes:
-    """Return the headers that are kept with an answer, in order, as JSON."""
+    """Return the headers that are stored with a response, in order, as JSON."""
     lower = [(name.lower(), value) for name, value in headers]
-    # What else only concerns the connection (RFC 9110, section 7.6.1).
+    # The other headers that only concern the connection (RFC 9110, section 7.6.1).
     named = {
         option.strip().lower()
         for name, value in lower
@@ -81,10 +81,10 @@ def encode_headers(headers: Iterable[tuple[bytes, bytes]], *, keeps_cookies: boo
 
 
 def decode_headers(data: bytes) -> Headers:
-    """Return what :func:`encode_headers` was given, without what is not kept.
+    """Return the headers that :func:`encode_headers` encoded.
 
     Raises:
-        ValueError: It is no such thing.
+        ValueError: The text is not of its form.
     """
     try:
         return [

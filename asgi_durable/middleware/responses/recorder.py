@@ -1,4 +1,4 @@
-"""Recording an app's answer: it is committed before it is sent."""
+"""Records an app's response: it is committed before it is sent."""
 
 from __future__ import annotations
 
@@ -26,41 +26,41 @@ __all__ = ["ResponseRecorder"]
 
 logger = logging.getLogger(__name__)
 
-# Answers about the moment or the sender, not about the request.
+# Responses about the moment or the sender, not about the request.
 _NEVER_FINAL = frozenset({401, 403, 407, 408, 421, 425, 429})
 # They repeat the request at another path, with the same key. Were this response stored under the
 # key, the request there would be refused with 422; so the key is left free, unless something was
-# recorded. Routers answer so where a slash is missing.
+# recorded. Routers respond so if a slash is missing.
 _ASKS_AGAIN = frozenset({307, 308})
-# For how long pieces are held that follow each other without a pause, as a multiple of the pause.
+# How long chunks are held that follow each other without a pause, as a multiple of the pause.
 HELD_PAUSES = 4
 
 
 class ResponseRecorder:
-    """Takes the messages that an app sends in answer to one request.
+    """Receives the messages of an app's response to one request, commits them, and sends them.
 
-    Nothing of an answer reaches the client before it is committed, except where its body comes
-    in pieces, with pauses in between or for long: they are passed on as they come, and the last
-    one when the whole is committed. An event stream, and a body longer than the limit, are not
-    kept; where the policy is to record streams, all three are recorded piece by piece instead.
+    No part of a response reaches the client before it is committed, except if its body comes in
+    chunks with pauses in between, or for long: these are passed on as they come, and the last one
+    when the whole is committed. An event stream, and a body longer than the limit, are not stored.
+    If the policy records streams, all three are recorded chunk by chunk instead.
 
     Args:
-        request: What the answer is committed to.
-        send: Where the messages go.
-        policy: Which answers are kept.
-        added_headers: Put on the answer, in place of the app's own of the same names.
-        request_body: Read to its end before an answer is kept. Its
-            ``may_report_disconnect`` is set once a client that goes away may stop the app: its
-            answer is not kept, or is committed.
+        request: Commits the response.
+        send: Sends the messages.
+        policy: Decides which responses are stored.
+        added_headers: Added to the response, in place of the app's own of the same names.
+        request_body: Read to its end before a response is stored. Its ``may_report_disconnect``
+            is set once a disconnect may stop the app, as its response is not stored, or is
+            committed.
 
     Attributes:
-        complete: True once nothing more is to be sent than what is on its way.
-        is_ending: True once the app's answer is whole.
-        is_taken_over: True if another executor has the request, and this answer is void.
-        seen: Id of the last event of a stream that the client has seen.
-        session: What is kept of the request's session, if it has one.
-        retry_delay: Seconds that the policy gives before the next try. Drawn once for each try:
-            what its client is told is what counts.
+        complete: True once the last message is being sent.
+        is_ending: True once the app's response is complete.
+        is_taken_over: True if another executor owns the request, and this response is void.
+        seen: The id of the last event of a stream that the client has seen.
+        session: The changes of the request's session to store, if it has one.
+        retry_delay: The seconds of the policy before the next attempt. Drawn once for each attempt,
+            so that the delay in the response is the one that is enforced.
     """
 
     def __init__(
@@ -99,7 +99,7 @@ class ResponseRecorder:
 
     @property
     def has_sent(self) -> bool:
-        """True once the client has seen a part of an answer."""
+        """True once the client has seen a part of the response."""
         return self._start_sent or (self._stream is not None and self._stream.has_sent)
 
     async def send(self, message: Message) -> None:
@@ -123,7 +123,7 @@ class ResponseRecorder:
             await self._take(self._start, message)
 
     async def answer(self, error: DurableError) -> None:
-        """Answer with an error of the library's, unless the client has an answer already."""
+        """Respond with an error of the library, unless the client has a response already."""
         await self._end_pause()
         self.complete = True
         self._may_report_disconnect.set()
@@ -140,7 +140,7 @@ class ResponseRecorder:
                 await self._stream.close()
 
     async def _take(self, start: Message, message: Message) -> None:
-        """Take a piece of the body."""
+        """Handle a chunk of the body."""
         is_last = not message.get("more_body", False)
         await self._add(start, message.get("body", b""))
         if is_last:
@@ -156,7 +156,7 @@ class ResponseRecorder:
             await self._hold(start)
 
     async def _hold(self, start: Message) -> None:
-        """Wait for the next piece, but not for ever: they may come one by one for hours."""
+        """Wait for the next chunk, but not for ever: chunks may come one by one for hours."""
         if self._request.holds_transaction:
             return
         loop, pause = asyncio.get_running_loop(), self._policy.stream_after
@@ -187,10 +187,10 @@ class ResponseRecorder:
         self._passing_on = asyncio.get_running_loop().create_task(passing)
 
     async def _is_streamed(self, start: Message) -> bool:
-        """Tell whether an answer is recorded as a stream from its start on."""
+        """Tell whether the response is recorded as a stream from its start."""
         if self._request.attempts > 1:
             self._recorded = await self._request.stream.read(-1)
-        # What was recorded so far was shown: whatever is the answer now goes on from there.
+        # The recorded part was shown, so the response of this attempt continues it.
         is_wanted = bool(self._recorded) or is_event_stream(start.get("headers", ()))
         return is_wanted and self._may_be_recorded(start)
 
@@ -199,7 +199,7 @@ class ResponseRecorder:
         return is_wanted and self._is_final(start["status"])
 
     async def _begin_stream(self, start: Message) -> None:
-        """Record and send what there is of the answer, and from now on each piece of it."""
+        """Record and send the response so far, and from now on each chunk of it."""
         stream = self._stream = RecordedStream(
             self._request.stream, self._send, self._policy, seen=self.seen
         )
@@ -228,8 +228,8 @@ class ResponseRecorder:
     async def _complete(self, start: Message) -> None:
         headers, delay = self._added_headers, self._delay(start)
         try:
-            # Invariant: committed first, then sent: the answer, or all that it is made of. What
-            # is not known to be durable is not shown, and who asks again is answered the same.
+            # Invariant: committed first, then sent: the response, or everything that it is made of.
+            # Nothing is shown that is not known to be durable, so a retry has the same response.
             await self._commit(start, delay)
         except StorageError as error:
             if not self._request.can_respond_again:
@@ -267,7 +267,7 @@ class ResponseRecorder:
         if status < 500 or self._is_final(status):
             return 0.0
         about = current_problem_context.get()
-        # What the library itself tells a client, the app has not said.
+        # The library's own response is not the app's.
         if about is not None and about.has_retry_time:
             return self.retry_delay
         said = response_delay(self._policy, start.get("headers", ()))
@@ -276,8 +276,8 @@ class ResponseRecorder:
     async def _commit(self, start: Message, delay: float) -> None:
         status, stream, pieces = start["status"], self._stream, self._request_pieces
         if self._request_body.is_interrupted:
-            # Invariant: what an app makes of its client's leaving is not the answer for ever. It
-            # was told because of the stop; its retry goes on after what is recorded.
+            # Invariant: an app's response to a disconnect is not final. The disconnect was reported
+            # because of the stop; the retry continues after the log.
             await self._request.leave_for_retry(delay)
         elif self._is_final(status):
             if pieces is not None:
@@ -297,7 +297,7 @@ class ResponseRecorder:
             await self._request.forget()
 
     def _kept(self, start: Message) -> tuple[bytes, bytes | None]:
-        """Return the headers and the body that are kept of the answer."""
+        """Return the headers and the body of the response to store."""
         headers = start.get("headers", ())
         if self.session is not None:
             kept = self.session.encode_with(headers)
@@ -313,7 +313,7 @@ class ResponseRecorder:
         """
         await pieces.read_to_end()
         if pieces.is_cut:
-            # Invariant: without a fingerprint there is no answer for ever; none is shown then.
+            # Invariant: without a fingerprint no response is final, and none is shown.
             await self._request.leave_for_retry()
             msg = "send the request again"
             raise OutcomeUnknownError(msg)
@@ -341,7 +341,7 @@ class ResponseRecorder:
         try:
             await self._pass_body(start, more=more)
         except OSError:
-            # As servers say that the client has gone. It does not stop the work.
+            # Servers raise so once the client has disconnected. It does not stop the work.
             if not self._is_kept or self._policy.on_disconnect == "cancel":
                 raise
 

@@ -49,16 +49,16 @@ async def send_stored_response(
     *,
     policy: IdempotencyPolicy | None = None,
 ) -> None:
-    """Send a finished request's answer again, byte for byte.
+    """Send the response of a finished request again, byte for byte.
 
     Args:
-        send: Where it goes.
-        response: The answer.
-        marks: Put on it.
-        policy: The request's, where it has a key.
+        send: Sends the messages.
+        response: The recorded response.
+        marks: Headers to add.
+        policy: The policy of the request, if it has a key.
 
     Raises:
-        ResponseDamagedError: It cannot be read; nothing is sent.
+        ResponseDamagedError: The response cannot be read; nothing is sent.
     """
     marks = [*marks, (REPLAYED_HEADER, b"true")]
     status, kept = _read(response)
@@ -76,7 +76,7 @@ async def send_stored_response(
         status, headers, body = problem_response(error, members=members)
         headers += policy.links if policy is not None else []
     elif status not in _WITHOUT_BODY and len(headers) < len(kept):
-        # The first answer had one.
+        # The first response had one.
         headers.append((CONTENT_LENGTH, b"%d" % len(body)))
     await send(
         {"type": "http.response.start", "status": status, "headers": add_headers(headers, marks)}
@@ -85,7 +85,7 @@ async def send_stored_response(
 
 
 def _read(response: ResponseRecord) -> tuple[int, Headers]:
-    """Return status and headers of an answer, as they are recorded."""
+    """Return the status and the headers of a recorded response."""
     status = response.status_code
     try:
         headers = decode_headers(response.headers)
@@ -99,11 +99,11 @@ def _read(response: ResponseRecord) -> tuple[int, Headers]:
 
 @dataclass(frozen=True, slots=True)
 class StoredResponse:
-    """An answer that is recorded as a stream.
+    """A response that is recorded as a stream.
 
     Attributes:
         created_at_us: When its request was claimed.
-        response: ``None`` while it is recorded still.
+        response: ``None`` while it is still being recorded.
     """
 
     workflow_id: str
@@ -124,16 +124,16 @@ class StoredResponse:
 async def send_stream(
     connection: Connection, streams: Streams, answer: StoredResponse, marks: Headers
 ) -> bool:
-    """Send a stream, behind what the client has seen of it; return False if there is none.
+    """Send a stream after the part that the client has seen; return False if there is none.
 
-    What is not recorded yet is sent as soon as it is, until the client disconnects: the stream
-    may have no end. Where the recording ends before the whole is there, so does the answer,
-    unfinished: servers close the connection.
+    New chunks are sent as soon as they are recorded, until the client disconnects: the stream may
+    have no end. If the recording ends before the stream is complete, the response ends unfinished,
+    and the server closes the connection.
 
     Raises:
         StorageError: The storage failed before anything was sent.
-        EncryptionKeyMissingError: It is encrypted with a key that is not here.
-        ResponseDamagedError: What is recorded is damaged, as far as it was read by then.
+        EncryptionKeyMissingError: It is encrypted with a key that this process does not have.
+        ResponseDamagedError: A recorded chunk that was read by then is damaged.
     """
     workflow_id = answer.workflow_id
     try:
@@ -197,15 +197,15 @@ async def _noticing_leaving(connection: Connection) -> AsyncIterator[Callable[[]
 async def _open(
     streams: Streams, answer: StoredResponse, marks: Headers
 ) -> tuple[Message, int, list[ChunkRecord]] | None:
-    """Return a stream's start, its offset, and the first pieces of a whole one.
+    """Return a stream's start, its offset, and the first chunks of a complete stream.
 
-    They are read before anything is sent: then it can be said still that it is damaged.
+    They are read before anything is sent, as an error can be sent only until then.
 
     Returns:
         ``None`` if there is no stream.
 
     Raises:
-        StreamDamagedError: It is.
+        StreamDamagedError: The stream is damaged.
     """
     workflow_id, end, page = answer.workflow_id, answer.end, list[ChunkRecord]()
     start = await streams.start_of(workflow_id)

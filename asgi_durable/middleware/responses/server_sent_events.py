@@ -1,4 +1,4 @@
-"""Server-sent events: where one ends, which has an id, and from where a client goes on."""
+"""Server-sent events: their ends, their ids, and the place where a client continues."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _OUR_ID = re.compile(rb"([0-9a-f]{1,16})-([0-9]{1,18})")
 
 
 def is_event_stream(headers: Iterable[tuple[bytes, bytes]]) -> bool:
-    """Tell whether an answer's headers announce events."""
+    """Tell whether a response's headers announce events."""
     media_type = header_values(headers, b"content-type")
     return bool(media_type) and media_type[0].lower().startswith(b"text/event-stream")
 
@@ -59,10 +59,10 @@ def without_comments(data: bytes) -> bytes:
 class StreamIds:
     """The ids of one recorded stream's events: each is unique, whatever is cut.
 
-    An id is made of the time that the request was claimed and of where the event ends.
+    An id is made of the time at which the request was claimed, and of the end of the event.
 
     Args:
-        created_at_us: That time.
+        created_at_us: The time at which the request was claimed.
     """
 
     def __init__(self, created_at_us: int) -> None:

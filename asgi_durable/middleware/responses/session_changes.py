@@ -1,7 +1,7 @@
-"""What a request has changed in its session, kept with its answer and done again for a replay.
+"""The changes of a request's session, stored with its response and made again for a replay.
 
-A session middleware around the idempotency middleware sets its cookie as the answer passes, after
-it was recorded, and only where the session was changed. No replay would ever set it.
+A session middleware around the idempotency middleware sets its cookie when the response passes,
+after the response was recorded, and only if the session was changed. No replay would ever set it.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ logger = logging.getLogger(__name__)
 
 # A cookie has 4 KiB at most; what a server keeps may be longer.
 MAX_SESSION_BYTES = 64 * 1024
-# Among an answer's recorded headers: no version sends on what is recorded under this name, and an
-# application's own header of the name is not recorded.
+# The name among a response's recorded headers: no version sends a header that is recorded under
+# it, and an application's own header of the name is not recorded.
 _NAME, _PREFIX = REPLAYED_HEADER, "session:"
 
 _OF_SESSIONS = (
@@ -50,7 +50,7 @@ class SessionChanges:
         self._before = _texts_of(scope)
 
     def encode_with(self, headers: Iterable[tuple[bytes, bytes]]) -> bytes:
-        """Return an answer's headers that are kept, ``Set-Cookie`` too, with the changes."""
+        """Return the headers of a response to store, ``Set-Cookie`` too, with the changes."""
         changes = self._changes()
         encoded = encode_headers(headers, keeps_cookies=True)
         if changes is None:
@@ -61,7 +61,7 @@ class SessionChanges:
 
     def _changes(self) -> str | None:
         after, before = _texts_of(self._scope), self._before
-        # What cannot be written is left out, and told.
+        # A change that cannot be written is left out, and logged.
         changed = {
             key: text for key, text in after.items() if text is not None and before.get(key) != text
         }
@@ -89,11 +89,11 @@ class SessionChanges:
 
 
 def restore_session(scope: Scope, recorded: bytes) -> None:
-    """Do to a session what the request has done whose answer is sent again.
+    """Make the session changes of a request again whose response is sent again.
 
     Args:
-        scope: The replay's.
-        recorded: The answer's headers, encoded.
+        scope: The scope of the replay.
+        recorded: The response's headers, encoded.
     """
     session = scope.get("session")
     if _NAME not in recorded or not isinstance(session, MutableMapping):
@@ -106,7 +106,7 @@ def restore_session(scope: Scope, recorded: bytes) -> None:
             return
         changes: dict[str, Any] = json.loads(texts[-1].removeprefix(_PREFIX))
     except ValueError:
-        # Who sends the answer finds it damaged.
+        # The code that sends the response finds it damaged.
         return
     # Only what is different: a client that has its session already gets no other one.
     for key, value in changes["set"].items():
@@ -128,7 +128,7 @@ def warn_of_lost_sessions(
     """
     try:
         covering = [policy for policy in policies() if policy.methods]
-        # Who keeps cookies anywhere knows of them.
+        # A policy that stores cookies accepts this.
         is_known = any(policy.keep_cookies for policy in covering)
         kinds = list(classes()) if covering and not is_known else []
     except Exception:

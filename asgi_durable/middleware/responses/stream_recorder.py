@@ -1,4 +1,4 @@
-"""Recording an answer as a stream: each piece is durable before it is sent."""
+"""Records a response as a stream: each chunk is durable before it is sent."""
 
 from __future__ import annotations
 
@@ -35,20 +35,20 @@ MAX_WAITING_BYTES = 64 * 1024
 
 
 class RecordedStream:
-    """One execution's answer, compared with what earlier ones have recorded, and recorded.
+    """The response of one execution, compared with earlier recorded chunks, and recorded.
 
-    What waits when a commit is through goes into the next one together. Of an event stream only
-    whole events are recorded and sent: nobody ever has a part of one that is then cut.
+    The bytes that wait when a commit is done go into the next one together. Of an event stream only
+    whole events are recorded and sent: no client ever has a part of an event that is then cut.
 
     Args:
-        log: Of the request.
-        send: Where the messages go.
-        policy: The request's. A stream longer than its ``max_stream``, with all that was cut,
-            passes through from there on, and nothing of it is kept.
-        seen: Id of the last event that the client has seen.
+        log: The chunks of the request.
+        send: Sends the messages.
+        policy: The policy of the request. A stream that becomes longer than its ``max_stream``,
+            together with the cut chunks, passes through from there on, and is not stored.
+        seen: The id of the last event that the client has seen.
 
     Attributes:
-        has_sent: True once the client has seen a part of the answer.
+        has_sent: True once the client has seen a part of the response.
         is_kept: True unless the stream is too long.
     """
 
@@ -82,12 +82,12 @@ class RecordedStream:
 
     @property
     def has_sent(self) -> bool:
-        """True once the client has seen a part of the answer."""
+        """True once the client has seen a part of the response."""
         return self._sender.has_begun
 
     @property
     def headers(self) -> bytes:
-        """The encoded headers that are kept."""
+        """The encoded headers to store."""
         return self._start.partition(b" ")[2]
 
     @property
@@ -96,12 +96,12 @@ class RecordedStream:
         return self._position
 
     async def begin(self, start: Message, marks: Headers, recorded: list[ChunkRecord]) -> None:
-        """Record the answer's start, and send it.
+        """Record the response's start, and send it.
 
         Args:
-            start: As the app sends it.
+            start: The app's message.
             marks: The library's headers.
-            recorded: The first page of what earlier executions have recorded.
+            recorded: The first page of chunks that earlier executions have recorded.
 
         Raises:
             RunStopped: It could not be recorded.
@@ -135,10 +135,10 @@ class RecordedStream:
         await self._passed(self._sender.begin(message, self._position))
 
     async def write(self, data: bytes) -> None:
-        """Take the next bytes of the body; they are sent once they are durable.
+        """Add the next bytes of the body; they are sent once they are durable.
 
         Raises:
-            RunStopped: What was written before could not be recorded.
+            RunStopped: The bytes before them could not be recorded.
         """
         await self._raise_failure()
         if not self.is_kept:
@@ -178,11 +178,11 @@ class RecordedStream:
             await self._pump()
 
     async def end(self) -> None:
-        """Send that this was all, once the answer is committed."""
+        """Send the end of the body, once the response is committed."""
         await self._passed(self._sender.end())
 
     async def close(self) -> None:
-        """Record what is written already, unless the run must not go on; the app has ended."""
+        """Record the rest after the app has ended, unless the run must not continue."""
         task = self._task
         if task is None or not self._log.is_stopped:
             await self._join()
@@ -214,7 +214,7 @@ class RecordedStream:
                 return
 
     async def _advance(self) -> bool:
-        """Record or confirm the next piece, and send it; return False if it is not all there."""
+        """Record or confirm the next chunk, and send it; return False if it is not complete."""
         recorded = await self._next()
         if recorded is None:
             await self._append()
@@ -242,7 +242,7 @@ class RecordedStream:
         return True
 
     async def _next(self) -> ChunkRecord | None:
-        """Return the next piece that is recorded already, ``None`` if there are no more."""
+        """Return the next chunk that is recorded already, ``None`` if there are no more."""
         if not self._recorded and not self._is_past_log:
             self._recorded.extend(await self._log.read(self._position))
             self._is_past_log = not self._recorded
@@ -251,7 +251,7 @@ class RecordedStream:
     async def _append(self) -> None:
         data = bytes(self._waiting)
         self._waiting.clear()
-        # Events stay together: a piece is whole ones.
+        # Events stay together: a chunk has whole events.
         size = len(data) if self._is_event_stream else MAX_WAITING_BYTES
         chunks = [data[place : place + size] for place in range(0, len(data), size)]
         pieces = []
@@ -263,10 +263,10 @@ class RecordedStream:
             await self._passed(self._sender.take(piece))
 
     async def _roll_back(self) -> None:
-        """Cut what this execution does not come to: from the first piece on that differs.
+        """Cut the chunks that this execution does not repeat, from the first one that differs.
 
-        Invariant: at the end of a piece, and told in the same commit. Behind it nobody finds
-        what was cut, or a part of it, with the rest of another execution.
+        Invariant: at the end of a chunk, and recorded in one commit. After it no reader finds a cut
+        chunk, or a part of one, together with the chunks of another execution.
         """
         cut = self._piece(await self._top() + 1, self._last_id, cut_to=self._position)
         await self._log.record(cut)
@@ -290,7 +290,7 @@ class RecordedStream:
         try:
             await sending
         except OSError:
-            # As servers say that the client has gone. It does not stop the recording.
+            # Servers raise so once the client has disconnected. It does not stop the recording.
             if not self.is_kept or self._policy.on_disconnect == "cancel":
                 raise
 

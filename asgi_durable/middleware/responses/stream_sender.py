@@ -12,22 +12,22 @@ __all__ = ["StreamCutError", "StreamSender", "decode_start", "encode_start"]
 
 
 class StreamCutError(Exception):
-    """What was sent is void, and the client cannot be told."""
+    """A part that was sent is void, and the stream cannot say so."""
 
 
 class StreamSender:
-    """Sends the pieces of a stream, in order, behind what its client has already.
+    """Sends the chunks of a stream, in order, after the part that its client has already.
 
-    Invariant: an offset means the same bytes for ever, or void ones. So all that a client has is
-    told by the offset of the last that it was sent: what is cut in front of that is taken back.
+    Invariant: an offset means the same bytes for ever, or void ones. So the offset of the last sent
+    chunk says what the client has: bytes that are cut before it are revoked.
 
     Args:
-        send: Where the messages go.
-        ids: Of the stream's events.
-        seen: Id of the last event that the client has seen, ``None`` if it has none.
+        send: Sends the messages.
+        ids: The ids of the stream's events.
+        seen: The id of the last event that the client has seen, ``None`` if it has none.
 
     Attributes:
-        has_begun: True once the client has seen a part of the answer.
+        has_begun: True once the client has seen a part of the response.
         position: The offset up to which it has the stream.
     """
 
@@ -40,7 +40,7 @@ class StreamSender:
         self.position = 0
 
     async def begin(self, start: Message, offset: int) -> None:
-        """Send the answer's start, which is recorded at an offset."""
+        """Send the response's start, which is recorded at an offset."""
         self.has_begun = True
         self.position = offset
         self._is_event_stream = is_event_stream(start["headers"])
@@ -54,10 +54,10 @@ class StreamSender:
                 self.position = seen
 
     async def take(self, piece: ChunkRecord) -> None:
-        """Send a piece, or what the client has not of it; tell it of a cut that concerns it.
+        """Send a chunk, or the part that the client does not have, and a cut that concerns it.
 
         Raises:
-            StreamCutError: It cannot be told of a cut.
+            StreamCutError: The stream has no form for a cut.
         """
         position, self.position = self.position, max(self.position, piece.end_offset)
         if piece.cut_to is None:
@@ -84,13 +84,13 @@ class StreamSender:
 
 
 def encode_start(start: Message, *, keeps_cookies: bool) -> bytes:
-    """Return what is recorded of an answer's start."""
+    """Return the recorded form of a response's start."""
     headers = encode_headers(start.get("headers", ()), keeps_cookies=keeps_cookies)
     return b"%d " % start["status"] + headers
 
 
 def decode_start(data: bytes, marks: Headers) -> Message:
-    """Return an answer's start as it is sent again.
+    """Return a response's start as it is sent again.
 
     Raises:
         StreamDamagedError: It is not what :func:`encode_start` returns.

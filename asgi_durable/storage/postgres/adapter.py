@@ -55,7 +55,7 @@ ResultT = TypeVar("ResultT")
 
 @dataclass(frozen=True, slots=True)
 class _Parts:
-    """What works on the thread of an open storage, on connections of its own."""
+    """The parts that work on the thread of an open storage, on connections of their own."""
 
     writer: PostgresWriter
     retention: PostgresRetention
@@ -90,11 +90,11 @@ class _Opened:
 
 
 class PostgresStorage:
-    """Keeps the step log in a schema of a PostgreSQL database, version 12 or later.
+    """Stores the step log in a schema of a PostgreSQL database, version 12 or later.
 
-    What one statement can write of the log is written on the event loop that opened this. All
-    else is done on a thread with an event loop of its own: a loop that is blocked stops no
-    heartbeat and holds no locks, and one whose tasks are cancelled stops no reader. The
+    Batches that one statement can write are written on the event loop that opened the storage.
+    Everything else runs on a thread with an event loop of its own: a blocked loop of the
+    application stops no heartbeat and holds no locks, and cancelled tasks stop no reader. The
     application's transactions use SQLAlchemy's connections, on the application's loop.
     ``asyncio`` only.
 

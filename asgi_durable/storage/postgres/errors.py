@@ -1,4 +1,4 @@
-"""What an error of PostgreSQL or of its driver means: come back later, never, or a bad row."""
+"""The meaning of errors of PostgreSQL and its driver: retry later, never, or a bad row."""
 
 from __future__ import annotations
 
@@ -31,12 +31,12 @@ _PASSING = frozenset(
         "55P03",
     }
 )
-# What a row causes that the database cannot hold.
+# Errors about a row that the database cannot hold.
 _BAD_ROW_CLASSES = frozenset({"22", "23", "54"})
 _TOO_LARGE = "invalid memory alloc request size"
 # A pooler handed our prepared statements to another server connection.
 _PREPARED_ELSEWHERE = frozenset({"26000", "42P05"})
-# What a pooler says with the code of a lost connection, and will say for ever.
+# Messages of a pooler with the code of a lost connection, although no retry helps.
 _POOLER_REFUSALS = ("no such user", "no such database", "unsupported startup parameter")
 # Parts of OpenSSL that read certificates and keys, and not what comes from the network.
 _FILE_LIBRARIES = frozenset({"PEM", "X509", "ASN1"})
@@ -84,14 +84,14 @@ def is_refused_right(error: BaseException) -> bool:
 
 
 def storage_error(error: BaseException, database: str) -> StorageError | None:
-    """Return the library's error for a failure of one of our own statements.
+    """Return the library's error for a failure of one of its own statements.
 
     Args:
-        error: What the driver raised.
-        database: Its name, for the message.
+        error: The driver's error.
+        database: The name of the database, for the message.
 
     Returns:
-        ``None`` for a bad row, and for what is no error of the database at all.
+        ``None`` for a bad row, and for an error that is not the database's.
     """
     if isinstance(error, StorageError) or is_bad_row(error):
         return None

@@ -18,11 +18,11 @@ _HELD_KEYS = (
 )
 # Of a function, not of a request: that waits for its client.
 _PENDING = "w.state = 'PENDING' AND w.fingerprint IS NULL"
-# Of a request that goes on without its client.
+# A request that continues without its client.
 _RECOVERABLE = "w.state = 'PENDING' AND w.fingerprint IS NOT NULL AND w.input IS NOT NULL"
 # Among the excluded ids, if a process can serve requests: no id has a line's end in it.
 REQUESTS = "requests\n"
-# What a process can run: $2 names, $3 bound names, $4 excluded ids.
+# The workflows that a process can run: $2 names, $3 bound names, $4 excluded ids.
 _RUNNABLE = (
     f"{_PENDING} AND w.name = ANY($2::text[]) "
     "AND (w.parent_id IS NULL OR w.name <> ALL($3::text[])) AND w.workflow_id <> ALL($4::text[])"
@@ -71,10 +71,10 @@ class ExecutorStatements:
         )
 
     def _register(self) -> str:
-        """$2 lease in microseconds, $3 lock or NULL; no row if somebody has that lock.
+        """$2 lease in microseconds, $3 lock or NULL; no row if another connection has that lock.
 
-        What is found ALIVE was entered by an attempt before, whose answer got lost: ids are
-        never used twice.
+        A row that is ALIVE already was entered by an attempt before, whose response got lost:
+        ids are never used twice.
         """
         executors, fences = self._names.executors, self._names.fences
         return (
@@ -123,8 +123,8 @@ class ExecutorStatements:
     def _declare_dead(self) -> str:
         """$1 executors, $2 for each the lock that was missed, or NULL if it was the lease.
 
-        Invariant: that it is gone is checked once more, as of its row's last version: it may
-        have renewed its lease since.
+        Invariant: checked once more on the last version of its row: the executor may have renewed
+        its lease since.
         """
         return (
             f"UPDATE {self._names.executors} AS e SET state = 'DEAD', "
@@ -150,7 +150,7 @@ class ExecutorStatements:
         )
 
     def _free_owners(self) -> str:
-        """Who is not alive, and has nothing under way that may be committed still."""
+        """Executors that are not alive, and have no open transaction that may still commit."""
         return (
             f"SELECT e.executor_id FROM {self._names.executors} AS e WHERE e.state <> 'ALIVE' "
             f"AND NOT EXISTS (SELECT 1 FROM {self._names.fences} AS f "

@@ -1,9 +1,9 @@
-"""Who is alive on a PostgreSQL database, and taking over from those who are not.
+"""The live executors on a PostgreSQL database, and taking over from dead ones.
 
-An executor has a lease, by the database's clock, and where its connection is a session on the
-server it holds an advisory lock as well: the server gives that up at once when the process
-dies. Whoever misses either declares the executor dead; its workflows are free once its fence
-is gone: see ``PostgresNames.fence``.
+An executor has a lease, by the database's clock. If its connection is a session on the server, it
+holds an advisory lock as well, which the server releases at once when the process dies. An executor
+that finds either missing declares the other one dead; the workflows of that one are free once its
+fence is deleted: see ``PostgresNames.fence``.
 """
 
 from __future__ import annotations
@@ -40,8 +40,8 @@ class PostgresExecutors:
 
     Args:
         session: The connection that holds their locks.
-        names: The tables' names.
-        damaged: Told of damaged rows.
+        names: The names of the tables.
+        damaged: Reports damaged rows.
     """
 
     def __init__(

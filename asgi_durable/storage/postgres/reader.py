@@ -38,8 +38,8 @@ class PostgresReader:
 
     Args:
         link: The connection.
-        names: The tables' names.
-        damaged: Told of damaged rows.
+        names: The names of the tables.
+        damaged: Reports damaged rows.
     """
 
     def __init__(

@@ -113,7 +113,7 @@ class _RetentionStatements:
             "CROSS JOIN sweep WHERE sweep.is_mine "
             "ORDER BY target.workflow_id FOR UPDATE OF target SKIP LOCKED"
         )
-        # Nobody's once the owner's fence is gone: until then it may be committing still.
+        # Free once the owner's fence is deleted: until then the owner may still be committing.
         self.lock_abandoned = (
             f"{if_alone}SELECT w.workflow_id FROM {names.workflows} AS w "
             "CROSS JOIN sweep WHERE sweep.is_mine "
@@ -136,9 +136,9 @@ class _RetentionStatements:
         self.forget = self._forget()
 
     def _forget(self) -> str:
-        """$1 locked requests, $2 now, $3 and $4 until when answers and claims are put off.
+        """$1 locked requests, $2 now, $3 and $4 until when responses and claims are put off.
 
-        It is one statement: what is below a request need not be told, however much it is.
+        It is one statement: the rows below a request are not sent to the client, however many.
         """
         changes = {
             "steps_gone": self._delete(self._names.steps, "emptied"),

@@ -68,7 +68,7 @@ class PostgresNames:
 
     @property
     def channel(self) -> str:
-        """What the executors of this schema listen to."""
+        """The channel that the executors of this schema listen to."""
         return f"asgi_durable_{blake2s(self.schema.encode(), digest_size=8).hexdigest()}"
 
     @property
@@ -160,9 +160,9 @@ def type_of(column: sa.Column[Any]) -> str:
 def each_of(table: str, condition: str, alias: str = "w") -> str:
     """Return a FROM item: the rows of a table for each row that is named before it.
 
-    OFFSET makes it a look-up in an index for each. As a plain join it may become a plan that
-    reads the whole table: made while that was small, and kept. The row's place finds it again
-    to change it; where somebody else changed it meanwhile it finds nothing.
+    OFFSET makes it an index look-up for each. A plain join may get a plan that reads the whole
+    table, which was made while the table was small, and is cached. The row's place (ctid) finds it
+    again for a change; it finds nothing if another transaction changed the row meanwhile.
     """
     return (
         f"CROSS JOIN LATERAL (SELECT {alias}.*, {alias}.ctid AS place FROM {table} AS {alias} "

@@ -39,7 +39,7 @@ def _create_fences(dialect: sa.Dialect) -> list[str]:
     return [str(CreateTable(_fences).compile(dialect=dialect))]
 
 
-# What a version of the shared schema needs here besides.
+# Statements that a version of the shared schema needs on PostgreSQL alone.
 ADDITIONS: dict[int, Migration] = {1: _create_fences, SECRETS_VERSION: grant_secrets}
 
 

@@ -27,9 +27,9 @@ _WRITERS = (
 
 
 def grant_secrets(_dialect: sa.Dialect) -> list[str]:
-    """Give the new table to the roles that may write workflows.
+    """Grant the new table to the roles that may write workflows.
 
-    Who may only use the tables was given rights to those that there were.
+    A role that may only use the tables has rights on the tables of its time alone.
     """
     grantee = "CASE writer.grantee WHEN 0 THEN 'PUBLIC' ELSE writer.grantee::regrole::text END"
     grant = f"format('GRANT SELECT, INSERT, UPDATE ON {tables.secrets.name} TO %s', {grantee})"

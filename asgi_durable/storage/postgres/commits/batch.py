@@ -54,7 +54,7 @@ _workflow_id = attrgetter("workflow_id")
 
 @dataclass(slots=True)
 class Rows:
-    """What a statement writes.
+    """The rows that one statement writes.
 
     Attributes:
         folded: Ends of workflows that are among the starts, by their ids.
@@ -99,7 +99,7 @@ class Rows:
 
     @property
     def count(self) -> int:
-        """How many rows of workflows, steps and pieces there are."""
+        """How many rows of workflows, steps and chunks there are."""
         steps = len(self.steps) + len(self.completions)
         return len(self.starts) + steps + len(self.pieces) + len(self.ends)
 
@@ -113,11 +113,11 @@ class Rows:
 
 @dataclass(frozen=True, slots=True)
 class Applied:
-    """What a statement has written.
+    """The rows that one statement has written.
 
     Attributes:
-        is_alive: False if the executor is dead; then it is nothing.
-        is_whole: True if it is all; then the rest is not told.
+        is_alive: False if the executor is dead; then nothing is written.
+        is_whole: True if every row is written; then the other attributes are empty.
     """
 
     is_alive: bool
@@ -219,7 +219,7 @@ class _Builder:
 
     def __init__(self, names: PostgresNames) -> None:
         self._names = names
-        # $1 is the executor, $2 how many rows of workflows, steps and pieces there are.
+        # $1 is the executor, $2 how many rows of workflows, steps and chunks there are.
         self._parameters = Parameters(2)
         # Materialized: evaluated, and locked, once.
         self._parts = [f"executor AS MATERIALIZED ({names.fence('$1::text')})"]
@@ -361,7 +361,7 @@ def _is_among(query: str, column: str = "workflow_id") -> str:
 def _returned(parts: Sequence[str], column: str, array_type: str = "text[]") -> str:
     if not parts:
         return f"'{{}}'::{array_type}"
-    # What everybody knows is not sent.
+    # The defaults of columns are not sent.
     arrays = " || ".join(f"ARRAY(SELECT {column} FROM {part})" for part in parts)
     return f"CASE WHEN NOT is_whole THEN {arrays} END"
 

@@ -81,8 +81,8 @@ async def cancel_workflows(
     if not wanted:
         return {}
     ids = [write.workflow_id for write in wanted]
-    # Invariant: locked first and read after. What is read of a locked row stays true, and what
-    # has another outcome keeps it.
+    # Invariant: locked first and read after. The state of a locked row stays true, and a row with
+    # another outcome keeps it.
     await wire.fetch(statements.lock, ids)
     rows = await wire.fetch(statements.find, ids)
     found = {row["workflow_id"]: workflow_from(row) for row in rows}

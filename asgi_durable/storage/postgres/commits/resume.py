@@ -1,4 +1,4 @@
-"""What a retry of a failed request does to its log: the trailing failures are run again."""
+"""A retry of a failed request drops the trailing failures in its log, so that they run again."""
 
 from __future__ import annotations
 

@@ -56,13 +56,13 @@ async def settle(
 
     Args:
         wire: The connection.
-        statements: Those of the schema.
-        batches: For the rows that can be written as they are once workflows are taken.
-        executor_id: Whose writes they are.
+        statements: The statements of the schema.
+        batches: Writes the rows that can be written as they are once workflows are taken.
+        executor_id: The executor of the writes.
         writes: A group of ``write_order``, or a part of one.
 
     Raises:
-        ChangedMeanwhileError: Others were faster; the writes are to be tried from the start.
+        ChangedMeanwhileError: Another process was faster; the writes must begin from the start.
     """
     async with wire.transaction():
         if not await wire.fetch(statements.fence, executor_id):
@@ -133,8 +133,8 @@ class _Settlement:
         if not ownership_writes:
             return
         ids = [workflow_id_of(write) for write in ownership_writes]
-        # Invariant: locked first and read after. What is read of a locked row stays true, and
-        # what is not locked was finished or somebody else's.
+        # Invariant: locked first and read after. The state of a locked row stays true, and a row
+        # that is not locked was finished or belongs to another executor.
         locked_rows = await self._wire.fetch(self._statements.lock, self._executor_id, ids)
         locked = {row["workflow_id"] for row in locked_rows}
         found = await _find(self._wire, self._statements, ids)
@@ -176,7 +176,7 @@ class _Settlement:
                 self.outcomes[id(write)] = FENCED
 
     async def apply_rows(self, writes: Sequence[Write]) -> None:
-        """Write rows of what is the executor's now, cut pieces, and settle what is refused."""
+        """Write the rows of the executor's workflows, cut chunks, and decide on refused writes."""
         kinds = (RecordStep, CompleteStep, RecordChunk, FinishWorkflow)
         rows = Rows.of([write for write in writes if isinstance(write, kinds)])
         if not rows.count:
@@ -199,7 +199,7 @@ class _Settlement:
             )
 
     async def give_up_workflows(self, writes: Sequence[Write]) -> None:
-        """Acquit, release and forget, after all that is written for the same workflows."""
+        """Clear crash counts, release and delete, after the other writes for the same workflows."""
         executor_id, statements = self._executor_id, self._statements
         if ids := [write.workflow_id for write in writes if isinstance(write, ClearCrashCount)]:
             await self._wire.fetch(statements.acquit, executor_id, ids)
@@ -217,7 +217,7 @@ class _Settlement:
         return _of_taking(write, found, self._executor_id)
 
     def _is_repeated(self, write: Write, found: _Found | None) -> bool:
-        """Tell whether this very write has resumed the workflow before, and its answer got lost."""
+        """Tell whether this very write has resumed the workflow before, and its result got lost."""
         return (
             isinstance(write, ResumeWorkflow)
             and found is not None

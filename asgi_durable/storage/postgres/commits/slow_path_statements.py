@@ -44,7 +44,7 @@ class SettleStatements:
         self.find_answers = _find_answers(names, found, owner_lives)
         self.take = _take(names, found)
         self.set_fingerprints = _set_fingerprints(names, found)
-        # Of one that is over as well: an outcome may be dropped, and the workflow go on.
+        # Also for a workflow that is over: its outcome may be dropped, and the workflow continue.
         self.set_last_spans = (
             f"UPDATE {workflows} AS target SET last_span = wanted.last_span "
             f"FROM unnest($2::text[], $3::text[]) AS wanted(id, last_span) {found} "
@@ -72,7 +72,7 @@ class SettleStatements:
 
 
 def _find_answers(names: PostgresNames, found: str, owner_lives: str) -> str:
-    """Return the statement that finds requests, $1, and short answers, if they are the same, $2."""
+    """Return the statement that finds requests, $1, and short responses to the same ones, $2."""
     answer = (
         f"LEFT JOIN LATERAL (SELECT {list_of(tables.responses, 'r')} FROM {names.responses} AS r "
         "WHERE r.workflow_id = w.workflow_id AND w.state <> 'PENDING' "
@@ -87,7 +87,7 @@ def _find_answers(names: PostgresNames, found: str, owner_lives: str) -> str:
 
 
 def _find_pieces(names: PostgresNames) -> str:
-    """Return the statement that finds pieces by their workflows, $1, and where they end, $2."""
+    """Return the statement that finds chunks by their workflows, $1, and their ends, $2."""
     place = "p.workflow_id = wanted.id AND p.end_offset = wanted.end_offset"
     return (
         f"SELECT {list_of(tables.pieces, 'p')} "
@@ -97,7 +97,7 @@ def _find_pieces(names: PostgresNames) -> str:
 
 
 def _cut_pieces(names: PostgresNames) -> str:
-    """Return the statement that deletes pieces of workflows, $1, from $2 up to $3, both apart."""
+    """Return the statement that deletes chunks of workflows, $1, between $2 and $3, exclusive."""
     place = "p.workflow_id = cut.id AND p.end_offset > cut.till AND p.end_offset < cut.at"
     return (
         f"DELETE FROM {names.pieces} AS target "

@@ -55,8 +55,8 @@ class PostgresWriter:
     async def commit(self, batch: Sequence[Write]) -> list[Outcome]:
         """Apply a batch; see ``StepLog.commit``.
 
-        What repeats itself in a batch, and what belongs to different executors, is applied in
-        one transaction after the other: each write may be repeated, and so may any of them.
+        Repeated writes of a batch, and writes of different executors, are applied in one
+        transaction after the other: each write may be repeated, and so may any of them.
         """
         executor_ids = {executor_of(write) for write in batch}
         (executor_id,) = executor_ids if len(executor_ids) == 1 else (None,)
@@ -113,9 +113,9 @@ class PostgresWriter:
         outcomes: dict[int, Outcome],
     ) -> None:
         """Apply writes, and add what became of them to *outcomes*; without one it is DONE."""
-        # What follows a resumption in this group needs the workflow to be taken first. What a
-        # piece cuts is deleted in the transaction that inserts it. And of one that is finished
-        # no fingerprint is set.
+        # Writes after a resumption in this group need the workflow to be taken first. The chunks
+        # that a chunk cuts are deleted in the transaction that inserts it. And a finished
+        # workflow gets no fingerprint.
         later = {
             workflow_id_of(write)
             for write in writes

@@ -1,4 +1,4 @@
-"""What libpq, psycopg's library, is told of a host that asyncpg knows by its DSN."""
+"""Connection parameters of libpq, psycopg's library, for a host that asyncpg knows by its DSN."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from urllib.parse import SplitResult, parse_qsl, quote, unquote, unquote_plus, u
 
 __all__ = ["connection_parameters", "dsns_of"]
 
-# Whoever is silent for so long is gone; as `silence` sets it for asyncpg.
+# A peer that is silent for so long counts as lost; the same limits as `silence` sets for asyncpg.
 KEEPALIVES = {
     "keepalives": "1",
     "keepalives_idle": "5",

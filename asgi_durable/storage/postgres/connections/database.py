@@ -152,7 +152,7 @@ class PostgresDatabase:
 
     @property
     def pool_options(self) -> dict[str, int]:
-        """What SQLAlchemy is told of a pool for the application's transactions."""
+        """SQLAlchemy's options of the pool for the application's transactions."""
         return {} if self.pool_size is None else {"pool_size": self.pool_size, "max_overflow": 0}
 
     async def connect(self, *, command_timeout_seconds: float | None = None) -> asyncpg.Connection:
@@ -176,7 +176,7 @@ class PostgresDatabase:
         try:
             connection = await asyncpg.connect(
                 dsn,
-                # Of each host: one that is silent, switched off say, must not use it all up.
+                # For each host: a silent one, such as a machine that is off, must not use up all.
                 timeout=self.connect_timeout_seconds / len(self.dsns),
                 command_timeout=command_timeout_seconds,
                 statement_cache_size=100 if self.prepared_statements else 0,

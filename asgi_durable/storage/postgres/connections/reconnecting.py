@@ -17,13 +17,13 @@ __all__ = ["ReconnectingConnection", "Wire"]
 
 ResultT = TypeVar("ResultT")
 
-# For how long a connection is closed in good order: who has gone cannot answer.
+# How long a connection may take to close in good order: a lost server does not respond.
 GOODBYE_SECONDS = 1.0
 
-# Invariant: a process that stops in the middle must not hold what it has locked for ever; the
-# fence of an executor that is dead, say, whose workflows others wait for.
+# Invariant: a process that stops in the middle must not hold its locks for ever, for example the
+# fence of a dead executor, whose workflows others wait for.
 _BEGIN = "BEGIN; SET LOCAL idle_in_transaction_session_timeout = '15s'"
-# What the driver has to ask the server about once, sooner than in the midst of a batch.
+# The types that the driver asks the server about once, before the first batch.
 _ARRAY_TYPES = "SELECT $1::text[], $2::bytea[], $3::int4[], $4::int8[], $5::bool[]"
 
 
@@ -74,10 +74,10 @@ class Wire:
 
 
 class ReconnectingConnection:
-    """Does one piece of work at a time on a connection, all on one event loop.
+    """Does one task at a time on a connection, all on one event loop.
 
     Args:
-        database: Where to.
+        database: The database.
         greet: Called with every new connection, before anything else.
     """
 
@@ -94,10 +94,10 @@ class ReconnectingConnection:
         self.timeout_seconds = database.command_timeout_seconds
 
     async def run(self, work: Callable[[Wire], Awaitable[ResultT]]) -> ResultT:
-        """Do some work, which must bear being done twice.
+        """Do some work, which may be done twice.
 
-        A connection that turns out to be lost, cut by a firewall or a server that was started
-        again say, is replaced, and the work done once more.
+        A lost connection, for example cut by a firewall or by a restart of the server, is
+        replaced, and the work done once more.
 
         Raises:
             StorageError: The database failed. A row that it cannot hold passes as it is.
@@ -154,7 +154,7 @@ class ReconnectingConnection:
             return await work(wire)
         except BaseException as error:
             if not is_harmless(error) or wire.connection.is_in_transaction():
-                # What the server makes of the statement is unknown: nobody waits for it.
+                # The result of the statement is unknown: nobody waits for it.
                 wire.connection.terminate()
                 self._wire = None
             failure = storage_error(error, self._database.name)

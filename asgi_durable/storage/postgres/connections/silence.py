@@ -1,4 +1,4 @@
-"""Connections whose other end has gone without a word."""
+"""Connections whose other end was lost without a message."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ import asyncpg
 
 __all__ = ["bytes_moved", "notice_silence"]
 
-# A peer that is silent for so long is gone. Not TCP_USER_TIMEOUT: a server that waits for a lock
-# does not read what it is sent, and is alive.
+# A peer that is silent for so long counts as lost. Not TCP_USER_TIMEOUT: a server that waits for a
+# lock does not read its input, and is alive.
 KEEPALIVE = {
     "TCP_KEEPIDLE": 5,
     "TCP_KEEPINTVL": 5,

@@ -1,4 +1,4 @@
-"""Statements whose answer does not come: they go on while the server does, and fail else."""
+"""Statements without a response: they continue while the server works, and fail otherwise."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ __all__ = ["WatchedDatabase", "farewell_on"]
 
 logger = logging.getLogger(__name__)
 
-# Of the driver's protocol: each waits for an answer of the server.
+# Methods of the driver's protocol that wait for a response of the server.
 COPIES = frozenset({"copy_in", "copy_out"})
 CALLS = COPIES | {
     "bind",
@@ -30,19 +30,19 @@ CALLS = COPIES | {
     "prepare",
     "query",
 }
-# For how long a connection is closed in good order: who has gone cannot answer.
+# How long a connection may take to close in good order: a lost server does not respond.
 GOODBYE_SECONDS = 1.0
 
 
 class WatchedDatabase:
     """Connects to a database, and watches every call of the driver's on those connections.
 
-    A statement may take any time, and so may its lock. What waits for longer than our own
-    statements may is asked about on another connection, again and again: a connection that the
-    server is not at work for any more is ended.
+    A statement may take any time, and so may its lock. For a call that waits for longer than the
+    library's own statements may, another connection asks the server again and again: a connection
+    that the server does not work for any more is ended.
 
     Args:
-        database: Where to.
+        database: The database.
     """
 
     def __init__(self, database: PostgresDatabase) -> None:
@@ -65,11 +65,11 @@ class WatchedDatabase:
 
     @property
     def longest_wait_seconds(self) -> float:
-        """How long a call waits before it is asked about, and between two questions."""
+        """How long a call waits before the first inquiry, and between two inquiries."""
         return self._database.command_timeout_seconds
 
     async def wait_for_silence(self, connection: asyncpg.Connection, *, is_copy: bool) -> None:
-        """Return once it is certain that nothing comes on a connection any more."""
+        """Return once it is certain that nothing will come on a connection any more."""
         inquiry = Inquiry(
             database=self._database,
             connection=connection,
@@ -89,18 +89,18 @@ class WatchedDatabase:
 
 
 def farewell_on(connection: Any) -> asyncpg.PostgresError | None:
-    """Return the error with which the server has ended a watched connection, if it did."""
+    """Return the error with which the server ended a watched connection, if it did."""
     protocol: Any = getattr(connection, "_protocol", None)
     return protocol.farewell.error if isinstance(protocol, _WatchedProtocol) else None
 
 
 class _Call:
-    """One call of the driver's.
+    """One call of the driver.
 
     Attributes:
-        name: Of the protocol's method.
+        name: The name of the protocol's method.
         since: When it began, by the event loop's clock.
-        watching: The task that looks whether the server is at work for it, if it takes long.
+        watching: The task that asks whether the server works on it, if it takes long.
     """
 
     __slots__ = ("name", "since", "watching")
@@ -120,7 +120,7 @@ class _WatchedProtocol:
 
     def __init__(self, connection: Any, watched: WatchedDatabase) -> None:
         self._protocol: Any = connection._protocol  # noqa: SLF001
-        # As the driver's own: who forgets a connection shall be told by its end.
+        # Weak, as in the driver: a connection that code drops without closing it warns at its end.
         self._connection = weakref.ref(connection)
         self._watched = watched
         self._loop = asyncio.get_running_loop()
@@ -135,8 +135,8 @@ class _WatchedProtocol:
 
     async def close(self, timeout: float | None) -> None:
         seconds = GOODBYE_SECONDS if timeout is None else timeout
-        # The driver's own limit is not for all of it: the request to cancel a statement, on a
-        # connection that is silent as well, it waits for without any.
+        # The driver's own limit does not cover all of it: it waits without a limit for the request
+        # to cancel a statement, on a connection that may be silent as well.
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(seconds):
                 await self._protocol.close(seconds)
@@ -160,7 +160,7 @@ class _WatchedProtocol:
 
     def _look(self) -> None:
         self._timer = None
-        # The first has waited the longest.
+        # The first call has waited the longest.
         call = next(iter(self._calls), None)
         if call is None or call.watching is not None:
             return

@@ -1,4 +1,4 @@
-"""What an error that ends a transaction of the application means, by its SQLSTATE."""
+"""The meaning of errors that end a transaction of the application, by their SQLSTATE."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ __all__ = [
 # The server, or the way to it: no resources, a lost connection, a stop, a start, a standby.
 _OUTAGE_CLASSES = frozenset({"08", "53", "58"})
 _OUTAGES = frozenset({"25006", "40003", "57P01", "57P02", "57P03", "57P04", "57P05"})
-# Rolled back for the sake of another transaction.
+# Rolled back in favour of another transaction.
 _CONFLICT_CLASS = "40"
 _IDLE_IN_TRANSACTION = "25P03"
-# Limits that the application has set, or a cancellation that somebody has asked for.
+# Limits that the application has set, or a cancellation on request.
 _LIMITS = frozenset({"55P03", "57014", _IDLE_IN_TRANSACTION, "25P04"})
-# Messages are translated, and psycopg has no class for it: the name of the server's function.
+# The name of the server's function: messages are translated, and psycopg has no class for it.
 _REPLANNING = "RevalidateCachedQuery"
 _INTERNAL, _LOOKUP_FAILED = "XX000", "cache lookup failed for"
 _OUTDATED = (
@@ -47,19 +47,19 @@ def application_error(
     is_lost: bool,
     farewell: asyncpg.PostgresError | None = None,
 ) -> Exception | None:
-    """Return what to raise for what ended a transaction of the application.
+    """Return the error to raise after an error that ended a transaction of the application.
 
     Args:
-        error: What was raised there, by the driver, by SQLAlchemy or by the application.
-        database: Its name, for the message.
+        error: The error of the driver, of SQLAlchemy or of the application.
+        database: The name of the database, for the message.
         is_lost: True if the connection is closed.
-        farewell: With what error the server has closed it, where the driver does not raise that.
+        farewell: The error with which the server closed it, if the driver does not raise that.
 
     Returns:
-        ``StorageUnavailableError`` for an outage, ``GivenUpError`` if the transaction is to be run
+        ``StorageUnavailableError`` for an outage, ``GivenUpError`` if the transaction must run
         again. ``None`` if the error is the transaction's own and passes: a mistake in a
-        statement, a constraint that it broke, a limit of the application, and all that is no
-        error of the database.
+        statement, a broken constraint, a limit of the application, and every error that is not
+        the database's.
     """
     if isinstance(error, StorageError):
         return None
@@ -80,7 +80,7 @@ def application_error(
 
 
 def _named(error: Exception, found: list[BaseException]) -> DBAPIError | None:
-    """Return an error that says which limit was hit, ``None`` if this one does."""
+    """Return an error that names the limit that was hit, ``None`` if this one does."""
     limit = next(one for one in found if sqlstate_of(one) in _LIMITS)
     names_it = sqlstate_of(getattr(error, "orig", error)) in _LIMITS
     return None if names_it else DBAPIError(getattr(error, "statement", None), None, limit)
@@ -93,13 +93,13 @@ def unavailable_error(error: Exception, database: str) -> StorageUnavailableErro
 
 @contextmanager
 def library_statements(database: str) -> Iterator[None]:
-    """Take a limit for an outage where it has ended a statement of ours.
+    """Treat a limit as an outage if it has ended a statement of the library.
 
-    The application's limits hold for those in its transaction as well. That one took too long
-    says nothing about the application's work, which is done again.
+    The application's limits hold for the library's statements in its transaction as well. A slow
+    statement of the library says nothing about the application's work, which is done again.
 
     Raises:
-        StorageUnavailableError: A limit has ended one.
+        StorageUnavailableError: A limit has ended a statement.
     """
     try:
         yield
@@ -111,10 +111,10 @@ def library_statements(database: str) -> Iterator[None]:
 
 @contextmanager
 def our_own_commit(database: str) -> Iterator[None]:
-    """Take a connection that is lost at a COMMIT for an outage, whatever it is lost for.
+    """Treat a connection that is lost at a COMMIT as an outage, whatever the reason.
 
-    The pause between the record and this has a limit of our own. What else ends a COMMIT may be
-    the application's: its constraints are checked then.
+    The library has set a limit for the pause between the record and the COMMIT. Other errors at a
+    COMMIT may be the application's, as its constraints are checked then.
 
     Raises:
         StorageUnavailableError: The connection is lost.
@@ -129,12 +129,12 @@ def our_own_commit(database: str) -> Iterator[None]:
 
 
 def is_outdated(error: BaseException) -> bool:
-    """Tell whether what a connection has cached is of tables as they were before a migration."""
+    """Tell whether the cache of a connection is older than a migration of its tables."""
     for one in _database_errors(error):
         diagnosis: Any = getattr(one, "diag", None)
         if isinstance(one, _OUTDATED) or getattr(diagnosis, "source_function", "") == _REPLANNING:
             return True
-        # It refers to a type or a function that was dropped and made again.
+        # The cache refers to a type or a function that was dropped and created again.
         if sqlstate_of(one) == _INTERNAL and _LOOKUP_FAILED in str(one):
             return True
     return False
@@ -144,16 +144,16 @@ def drop_outdated_connections(context: Any) -> None:
     """Replace all connections of a pool before their next use, once one of them is outdated.
 
     Args:
-        context: Of SQLAlchemy's event ``handle_error``.
+        context: The argument of SQLAlchemy's event ``handle_error``.
     """
     if is_outdated(context.original_exception):
         context.is_disconnect = True
 
 
 def _database_errors(error: BaseException) -> list[BaseException]:
-    """Return an error and its causes, as far as they are a driver's or SQLAlchemy's for it.
+    """Return an error and its causes, as far as they belong to a driver or to SQLAlchemy.
 
-    What the application has made of one, an exception of its own, is the application's.
+    An exception of its own that the application raised from one is the application's.
     """
     one: BaseException | None = error if _is_of_database(error) else error.__cause__
     if isinstance(one, DBAPIError) and one is not error:

@@ -30,7 +30,7 @@ class PostgresBlockingSessions:
     """Opens connections for transactions of code that is not async.
 
     Args:
-        database: Where to.
+        database: The database.
     """
 
     def __init__(self, database: PostgresDatabase) -> None:
@@ -90,11 +90,11 @@ class PostgresBlockingSessions:
             connection.commit()
 
     def is_in_transaction(self, connection: sa.Connection) -> bool:
-        """Tell whether the transaction has not been ended behind the connection's back."""
+        """Tell whether the transaction is still open, and was not ended by SQL."""
         return connection.in_transaction() and not is_idle(connection)
 
     def _given_engine(self) -> sa.Engine:
-        # Made when it is needed: who has no such code needs no psycopg.
+        # Made when it is needed: an application without such code needs no psycopg.
         with self._lock:
             if self._engine is None:
                 self._engine = self._create_engine()
@@ -145,7 +145,7 @@ def is_idle(connection: sa.Connection) -> bool:
 
 
 def _close(connection: sa.Connection) -> None:
-    """Close a connection; one that is lost is rolled back by that, and fails nobody."""
+    """Close a connection; a lost one is rolled back by that, without an error."""
     try:
         connection.close()
     except DBAPIError as error:

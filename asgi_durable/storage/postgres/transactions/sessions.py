@@ -30,7 +30,7 @@ class PostgresSessions:
     """Opens connections for transactions.
 
     Args:
-        database: Where to.
+        database: The database.
     """
 
     def __init__(self, database: PostgresDatabase) -> None:
@@ -53,11 +53,11 @@ class PostgresSessions:
 
     @asynccontextmanager
     async def connect(self, isolation_level: str | None) -> AsyncIterator[AsyncConnection]:
-        """Give a connection whose transaction has not begun.
+        """Yield a connection whose transaction has not begun.
 
         Raises:
             DurableUsageError: There is no such isolation level.
-            StorageError: The database failed, here or in what was done with the connection.
+            StorageError: The database failed, here or in the code that used the connection.
         """
         level = checked_isolation_level(isolation_level)
         engines = self._engines
@@ -90,8 +90,8 @@ class PostgresSessions:
     async def begin(self, isolation_level: str | None) -> AsyncIterator[AsyncConnection]:
         """See :class:`asgi_durable.storage.application.Sessions`."""
         async with self.connect(isolation_level) as connection:
-            # The driver's BEGIN comes with the first statement: at once, so that it can be
-            # told whether the transaction goes on.
+            # The driver's BEGIN comes with the first statement. It is sent at once, so that the
+            # driver knows from here on whether the transaction is open.
             with self.library_statements():
                 await connection.exec_driver_sql("SELECT")
             yield connection
@@ -106,7 +106,7 @@ class PostgresSessions:
             await connection.commit()
 
     async def is_in_transaction(self, connection: AsyncConnection) -> bool:
-        """Tell whether the transaction has not been ended behind the connection's back."""
+        """Tell whether the transaction is still open, and was not ended by SQL."""
         raw = await connection.get_raw_connection()
         driver: Any = raw.driver_connection
         return connection.in_transaction() and bool(driver.is_in_transaction())
@@ -136,7 +136,7 @@ class PostgresSessions:
 
         @sa.event.listens_for(engine.sync_engine, "checkout")
         def check(connection: Any, _record: object, _proxy: object) -> None:
-            # It costs nothing, and finds what a server has closed that was started again.
+            # It costs nothing, and finds connections that a restarted server has closed.
             if connection.driver_connection.is_closed():
                 raise sa.exc.DisconnectionError
 
@@ -144,7 +144,7 @@ class PostgresSessions:
 
 
 async def _close(connection: AsyncConnection) -> None:
-    """Close a connection; one that is lost is rolled back by that, and fails nobody."""
+    """Close a connection; a lost one is rolled back by that, without an error."""
     try:
         await connection.close()
     except DBAPIError as error:

@@ -44,8 +44,8 @@ class SlotStatements:
     """SQL with parameters by number.
 
     Attributes:
-        check: Whether a place is free: the executor, the workflow, the step's number.
-        record: Fills it, if it is free still: the executor, and the row.
+        check: Tells whether a slot is free: the executor, the workflow, the step's number.
+        record: Fills the slot, if it is still free: the executor, and the row.
     """
 
     def __init__(self, names: PostgresNames) -> None:
@@ -72,21 +72,21 @@ class SlotStatements:
 
 
 class RequestStatements:
-    """SQL for a transaction that claims a request and answers it.
+    """SQL for a transaction that claims a request and stores its response.
 
     Attributes:
-        claim: Inserts the request's row: for how long to wait for another transaction, in
-            milliseconds, and the row. Its result is how many were inserted.
-        answer: Ends the request and inserts its answer, if the executor is alive: the executor,
+        claim: Inserts the request's row: how long to wait for another transaction, in
+            milliseconds, and the row. Its result is how many rows were inserted.
+        answer: Ends the request and inserts its response, if the executor is alive: the executor,
             the end, and the row.
-        start: Inserts a workflow that follows.
+        start: Inserts a workflow that the request starts.
     """
 
     def __init__(self, names: PostgresNames) -> None:
         workflows, responses = columns(tables.workflows), columns(tables.responses)
         changes = ", ".join(f"{name} = excluded.{name}" for name in responses[1:])
-        # Invariant: the application's own statements have its own lock_timeout again. What is
-        # counted is inserted before that is set back.
+        # Invariant: the application's own statements have its own lock_timeout again. The rows are
+        # inserted and counted before it is restored.
         self.claim = (
             "WITH setting AS MATERIALIZED (SELECT current_setting('lock_timeout') AS value), "
             "patience AS MATERIALIZED ("
@@ -123,10 +123,10 @@ def _typed(table: sa.Table, *, first: int) -> str:
 
 @contextmanager
 def claiming(slot: RequestSlot) -> Iterator[None]:
-    """Let a claim that has waited for too long be its own error.
+    """Raise an error of its own for a claim that has waited for too long.
 
     Raises:
-        SlotBusyError: It has.
+        SlotBusyError: The claim has waited for too long.
     """
     try:
         yield
@@ -148,15 +148,15 @@ def answer_values(end: FinishWorkflow) -> tuple[Any, ...]:
 
 
 def whole_milliseconds(slot: RequestSlot) -> str:
-    """Return for how long a claim waits, as ``lock_timeout`` has it; 0 would be for ever."""
+    """Return how long a claim waits, as a ``lock_timeout``; 0 would mean for ever."""
     return str(max(1, round(slot.wait_seconds * 1000)))
 
 
 def request_taken(slot: RequestSlot) -> SlotTakenError:
-    """Return the error of a request that is there, or whose executor is not alive."""
+    """Return the error of a request that is claimed already, or whose executor is not alive."""
     return SlotTakenError(f"the request {slot.workflow.workflow_id!r} cannot be claimed")
 
 
 def slot_taken(slot: StepSlot) -> SlotTakenError:
-    """Return the error of a place that is not free."""
+    """Return the error of a slot that is not free."""
     return SlotTakenError(f"step {slot.step_number} of workflow {slot.workflow_id!r} is not free")
