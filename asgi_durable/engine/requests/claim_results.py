@@ -1,7 +1,7 @@
 """The results of a claim: the request is claimed, or its key is taken.
 
-Each result has two members for spans and metrics: ``outcome``, its name there, and ``workflow``, the
-row of the request; ``None`` if the client must not learn of that request.
+Each result has two members for spans and metrics: ``outcome``, its name there, and ``workflow``,
+the row of the request; ``None`` if the client must not learn of that request.
 """
 
 from __future__ import annotations
