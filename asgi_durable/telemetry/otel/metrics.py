@@ -41,7 +41,7 @@ class Metrics:
         )
         self.resume_lag = self._seconds(
             "durable.resume.lag",
-            "How long workflows taken over had been nobody's before they went on.",
+            "How long workflows that were taken over had no owner before they continued.",
         )
         self.store_duration = self._seconds(
             "durable.store.duration",
@@ -64,7 +64,7 @@ class Metrics:
         self.recoveries = meter.create_counter(
             "durable.run.recoveries",
             unit="{run}",
-            description="Executions that went on with what an earlier one had left.",
+            description="Executions that continued an earlier one.",
         )
         self.lease_losses = meter.create_counter(
             "durable.lease.losses",
