@@ -16,9 +16,8 @@ from asgi_durable.engine.recovery.takeover import Takeover
 from asgi_durable.engine.recovery.unknown_functions import UnknownFunctions
 from asgi_durable.engine.requests.claims import Requests
 from asgi_durable.engine.requests.request_ids import RequestIds
-from asgi_durable.engine.requests.request_servers import RequestServers
 from asgi_durable.engine.requests.retention_sweeper import Sweeper
-from asgi_durable.engine.requests.server_recovery import RecoveredRequests
+from asgi_durable.engine.requests.server_recovery import RecoveredRequests, RequestServers
 from asgi_durable.engine.runs.active_runs import ActiveRuns
 from asgi_durable.engine.runs.run import Run
 from asgi_durable.engine.runs.runner import WorkflowRunner

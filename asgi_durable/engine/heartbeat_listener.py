@@ -48,7 +48,7 @@ class HeartbeatListener:
         running = self._running()
         if running is not None:
             running.takeover.on_beat(beat)
-            running.cancellation.look_if_due()
+            running.cancellation.query_if_due()
             running.unknown.look_if_due()
             running.sweeper.sweep_if_due()
 

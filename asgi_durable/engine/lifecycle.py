@@ -21,7 +21,7 @@ from asgi_durable.engine.process.log_text import database_text, library_version
 from asgi_durable.engine.process.registry import Registry
 from asgi_durable.engine.process.settings import Limits
 from asgi_durable.engine.process.started_process import StartedProcess, not_started
-from asgi_durable.engine.requests.request_servers import RequestServers
+from asgi_durable.engine.requests.server_recovery import RequestServers
 from asgi_durable.engine.runs.frame import call_in_thread
 from asgi_durable.storage.protocol import Storage
 from asgi_durable.storage.transaction_port import ApplicationDatabase

@@ -1,4 +1,8 @@
-"""The results of a claim: the request is claimed, or its key is taken."""
+"""The results of a claim: the request is claimed, or its key is taken.
+
+Each result has two members for spans and metrics: ``outcome``, its name there, and ``workflow``,
+the row of the request; ``None`` if the client must not learn of that request.
+"""
 
 from __future__ import annotations
 
@@ -17,22 +21,39 @@ from asgi_durable.storage.records import (
 )
 
 __all__ = [
-    "Answered",
     "Cancelled",
+    "Claim",
     "Claimed",
     "Expired",
     "FingerprintWanted",
-    "Followed",
+    "Finished",
     "InProgress",
     "KeyReused",
     "Refusal",
-    "Refused",
     "RetryLater",
+    "Streaming",
     "TakenKey",
     "result_for_running",
     "result_for_taken_key",
     "whole_seconds_until",
 ]
+
+
+@fast_dataclass()
+class Claimed:
+    """The request is claimed: its handler runs in a task of the engine."""
+
+    run: Run
+
+    @property
+    def outcome(self) -> str:
+        """``"executed"`` for the first attempt, ``"resumed"`` for a later one."""
+        return "executed" if self.run.workflow.attempts == 1 else "resumed"
+
+    @property
+    def workflow(self) -> WorkflowRecord:
+        """The row of the request."""
+        return self.run.workflow
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +71,7 @@ class InProgress:
 
 
 @dataclass(frozen=True, slots=True)
-class Followed:
+class Streaming:
     """The same request runs already, and its response is being recorded as a stream."""
 
     outcome: ClassVar[str] = "waited"
@@ -71,8 +92,8 @@ class KeyReused:
 
 
 @dataclass(frozen=True, slots=True)
-class Answered:
-    """The request is finished."""
+class Finished:
+    """The request is finished, and its response is stored."""
 
     outcome: ClassVar[str] = "replayed"
     workflow: WorkflowRecord
@@ -117,8 +138,11 @@ class RetryLater:
     seconds: int
 
 
-Refused = InProgress | KeyReused | Expired | Cancelled | RetryLater
-Refusal = Refused | Followed | Answered | FingerprintWanted
+# The client gets an error.
+Refusal = InProgress | KeyReused | Expired | Cancelled | RetryLater
+# The client gets the response of this attempt, a stored one, or an error. Only the caller can
+# provide the fingerprint that a comparison needs, and then claims again.
+Claim = Claimed | Finished | Streaming | Refusal | FingerprintWanted
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,7 +158,7 @@ class TakenKey:
     response: ResponseRecord | None
 
 
-def result_for_running(running: WorkflowRecord, fingerprint: str) -> Refusal:
+def result_for_running(running: WorkflowRecord, fingerprint: str) -> Refusal | FingerprintWanted:
     """Return the result of a claim whose key belongs to an unfinished request."""
     if not running.may_have_fingerprint(fingerprint):
         return _other(running, fingerprint)
@@ -151,7 +175,7 @@ def _other(existing: WorkflowRecord, fingerprint: str) -> KeyReused | Fingerprin
 
 async def result_for_taken_key(
     taken: TakenKey, fingerprint: str, storage: StepLog
-) -> Refusal | None:
+) -> Finished | Refusal | FingerprintWanted | None:
     """Return the result of a claim whose key is taken, ``None`` if it must be made again.
 
     An expired request reveals nothing any more, not even that it was another one.
@@ -176,24 +200,9 @@ async def result_for_taken_key(
     if response is None or response.is_tombstone:
         return InProgress(existing)
     is_cancelled = existing.state is WorkflowState.CANCELLED
-    return Cancelled(existing) if is_cancelled else Answered(existing, response)
+    return Cancelled(existing) if is_cancelled else Finished(existing, response)
 
 
 def whole_seconds_until(time_us: int) -> int:
     """Return how many seconds are left until a time, rounded up; at least 1."""
     return max(1, -((time.time_ns() // 1000 - time_us) // 1_000_000))
-
-
-@fast_dataclass()
-class Claimed:
-    """The request is claimed: its handler runs in a task of the engine."""
-
-    run: Run
-
-    @property
-    def outcome(self) -> str:
-        return "executed" if self.workflow.attempts == 1 else "resumed"
-
-    @property
-    def workflow(self) -> WorkflowRecord:
-        return self.run.workflow

@@ -23,7 +23,7 @@ from asgi_durable.storage.writes import FinishWorkflow, StartWorkflow, Write
 __all__ = ["find_redirect", "redirect_writes"]
 
 # The request that a redirect leads to is finished later, and its retention begins then.
-_KEPT_LONGER_SECONDS = 24 * 3600.0
+_STORED_LONGER_SECONDS = 24 * 3600.0
 
 
 def redirect_writes(
@@ -46,7 +46,7 @@ def redirect_writes(
     redirect_id = _redirect_id(run.workflow_id, fingerprint)
     now_us = time.time_ns() // 1000
     expires_at_us, _ = replace(retention, tombstone_seconds=0.0).ends_of(
-        now_us + round(_KEPT_LONGER_SECONDS * 1_000_000)
+        now_us + round(_STORED_LONGER_SECONDS * 1_000_000)
     )
     response = ResponseRecord(
         workflow_id=redirect_id,
@@ -104,5 +104,5 @@ async def find_redirect(
 def _redirect_id(workflow_id: str, fingerprint: str) -> str:
     """Return an id of the same sender that no key has."""
     digest = hashlib.sha256(f"asgi-durable redirect {workflow_id} {fingerprint}".encode()).digest()
-    own = base64.b32encode(digest).decode("ascii").lower()[:KEY_CHARACTERS]
-    return workflow_id[:PRINCIPAL_CHARACTERS] + own
+    key_part = base64.b32encode(digest).decode("ascii").lower()[:KEY_CHARACTERS]
+    return workflow_id[:PRINCIPAL_CHARACTERS] + key_part

@@ -37,26 +37,26 @@ class RequestIds:
             sender: The sender of the key.
             key: The key, and the other parts of its scope.
         """
-        own = self._key.copy()
-        # With their number, so that no part of a sender is taken for one of a key.
-        own.update(len(sender).to_bytes(8, "big") + _joined(sender) + _joined(key))
-        return self._sender_part(sender) + _base32(own.digest(), KEY_CHARACTERS)
+        hashed = self._key.copy()
+        # With the number of its parts, so that no part of a sender is taken for one of a key.
+        hashed.update(len(sender).to_bytes(8, "big") + _joined(sender) + _joined(key))
+        return self._sender_part(sender) + _base32(hashed.digest(), KEY_CHARACTERS)
 
     def is_request_of(self, sender: Sequence[bytes], workflow_id: str) -> bool:
         """Tell whether a request's workflow is a sender's."""
         return _begins_with(workflow_id, self._sender_part(sender))
 
     def _sender_part(self, sender: Sequence[bytes]) -> str:
-        whose = self._sender.copy()
-        whose.update(_joined(sender))
-        return _base32(whose.digest(), PRINCIPAL_CHARACTERS)
+        hashed = self._sender.copy()
+        hashed.update(_joined(sender))
+        return _base32(hashed.digest(), PRINCIPAL_CHARACTERS)
 
 
 def former_workflow_id(principal: bytes, key: bytes, endpoint: bytes | None = None) -> str:
     """Return the id that a key had before ids were made with a secret."""
     parts = (principal, key) if endpoint is None else (principal, key, endpoint)
-    own = _base32(digest_of(b"asgi-durable request", *parts), KEY_CHARACTERS)
-    return _former_principal_part(principal) + own
+    key_part = _base32(digest_of(b"asgi-durable request", *parts), KEY_CHARACTERS)
+    return _former_principal_part(principal) + key_part
 
 
 def is_former_request_of(principal: bytes, workflow_id: str) -> bool:
@@ -73,21 +73,17 @@ def _begins_with(workflow_id: str, part: str) -> bool:
 
 
 def _keyed(secret: bytes, use: bytes, characters: int) -> hashlib.blake2b:
-    return hashlib.blake2b(key=secret, person=use, digest_size=_bytes_of(characters))
+    # Five bytes make eight characters.
+    return hashlib.blake2b(key=secret, person=use, digest_size=-(-characters // 8) * 5)
 
 
 def _base32(digest: bytes, characters: int) -> str:
-    """Return the first characters; five bytes make eight of them."""
-    needed = digest[: _bytes_of(characters)]
-    return base64.b32encode(needed).decode("ascii").lower()[:characters]
-
-
-def _bytes_of(characters: int) -> int:
-    return -(-characters // 8) * 5
+    """Return the first characters of a hash."""
+    return base64.b32encode(digest)[:characters].decode("ascii").lower()
 
 
 def digest_of(*parts: bytes) -> bytes:
-    """Return the hash of some parts, which no other parts have."""
+    """Return the hash of some parts; other parts have another one."""
     return hash_of(*parts).digest()
 
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 
 from asgi_durable.engine.process.settings import Retention
 from asgi_durable.engine.requests.redirects import redirect_writes
-from asgi_durable.engine.requests.request import log_state
 from asgi_durable.engine.requests.response_streams import StreamLog
 from asgi_durable.engine.requests.sealed_responses import sealed_response
 from asgi_durable.engine.runs.active_runs import ActiveRuns
@@ -30,7 +30,9 @@ from asgi_durable.storage.writes import (
     Write,
 )
 
-__all__ = ["ResponseCommit"]
+__all__ = ["ResponseCommit", "end_without_response"]
+
+logger = logging.getLogger(__name__)
 
 
 class ResponseCommit:
@@ -40,28 +42,40 @@ class ResponseCommit:
         run: The request's run.
         active: The runs of this process.
         retention: How long the response is stored.
-        stream: Records the response as a stream.
+        on_recorded: Called with the request's id after each chunk of its response that is
+            recorded as a stream.
 
     Attributes:
-        stream: Records the response as a stream.
-        ending: How the run ended, once it did.
+        run_end: How the run ended, once the response is committed or the request left.
     """
 
     def __init__(
-        self, run: Run, active: ActiveRuns, retention: Retention, stream: StreamLog
+        self,
+        run: Run,
+        active: ActiveRuns,
+        retention: Retention,
+        on_recorded: Callable[[str], None],
     ) -> None:
         self._run = run
         self._active = active
         self._retention = retention
         self._has_durable_log = False
         self._is_given_up = False
-        self.stream = stream
-        self.ending: RunEnd | None = None
+        self._on_recorded = on_recorded
+        self._stream: StreamLog | None = None
+        self.run_end: RunEnd | None = None
 
     @property
     def workflow_id(self) -> str:
         """The request's id."""
         return self._run.workflow_id
+
+    @property
+    def stream(self) -> StreamLog:
+        """Records the response as a stream."""
+        if self._stream is None:
+            self._stream = StreamLog(self._run, self._on_recorded)
+        return self._stream
 
     @property
     def has_recorded(self) -> bool:
@@ -78,7 +92,7 @@ class ResponseCommit:
         return single is not None and single.is_held
 
     @property
-    def can_answer_again(self) -> bool:
+    def can_respond_again(self) -> bool:
         """True if a retry has the same response although this one could not be committed.
 
         The log was durable before: the retry finds everything that the response is made of.
@@ -154,10 +168,11 @@ class ResponseCommit:
             NonDeterministicWorkflowError: The handler left the request's log.
         """
         run = self._run
+        workflow_id = run.workflow_id
         finished_at_us = time.time_ns() // 1000
         expires_at_us, forgotten_at_us = self._retention.ends_of(finished_at_us)
         response = ResponseRecord(
-            workflow_id=run.workflow_id,
+            workflow_id=workflow_id,
             status_code=status_code,
             headers=headers,
             body=body,
@@ -171,7 +186,7 @@ class ResponseCommit:
         sealer = run.services.registry.sealer
         await self._commit_end(
             FinishWorkflow(
-                workflow_id=run.workflow_id,
+                workflow_id=workflow_id,
                 executor_id=run.executor_id,
                 state=WorkflowState.SUCCESS,
                 output=None,
@@ -214,7 +229,7 @@ class ResponseCommit:
         interrupted = WorkflowInterruptedError(self._run.workflow_id, reason)
         self._run.stop(interrupted, retry_here=True)
 
-    async def let_go(self) -> None:
+    async def leave_after_stop(self) -> None:
         """Leave the request for its retry after a stop, without a response.
 
         Nothing waits until the log is durable: the retry finds the durable part.
@@ -227,7 +242,7 @@ class ResponseCommit:
             outcome = await run.writes.commit(ReleaseWorkflow(run.workflow_id, run.executor_id))
         # Otherwise the next sweep finds it.
         if outcome.kind is OutcomeKind.DONE:
-            interrupted = WorkflowInterruptedError(run.workflow_id, "its client has gone")
+            interrupted = WorkflowInterruptedError(run.workflow_id, "its client has disconnected")
             self._close(Interrupted(interrupted, is_released=True), "left for its retry")
 
     async def forget(self) -> None:
@@ -258,6 +273,17 @@ class ResponseCommit:
         interrupted = WorkflowInterruptedError(run.workflow_id, reason)
         self._close(Interrupted(interrupted, is_released=True), "forgotten")
 
+    def log_state(self, state: str) -> None:
+        """Log the new state of the request."""
+        workflow = self._run.workflow
+        logger.debug(
+            "Request %s, attempt %d, request id %s: %s",
+            workflow.workflow_id,
+            workflow.attempts,
+            workflow.request_id,
+            state,
+        )
+
     async def _commit_end(self, end: FinishWorkflow) -> None:
         """Make the response durable, together with the request's transaction if it has one."""
         single = self._run.single_transaction
@@ -280,11 +306,18 @@ class ResponseCommit:
             stopped = self._run.stopped
             raise (stopped.error if stopped is not None else StorageError()) from None
 
-    def _close(self, ending: RunEnd, state: str) -> None:
-        log_state(self._run, state)
+    def _close(self, end: RunEnd, state: str) -> None:
+        """End the run, although its handler may still run."""
+        self.log_state(state)
         # Later calls of the handler, for example in a background task, are not the request's.
-        self.ending = ending
-        self._run.end(ending)
+        self.run_end = end
+        self._run.end(end)
         self._active.release(self._run)
         # Duplicates wait for the response, and not for the rest of the handler.
         self._active.on_ended(self._run)
+
+
+def end_without_response(run: Run) -> RunEnd:
+    """Return how a request's run ends if its handler neither responded nor left the request."""
+    error = WorkflowInterruptedError(run.workflow_id, "its handler sent no response")
+    return run.stopped or Interrupted(error)

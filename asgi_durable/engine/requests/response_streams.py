@@ -23,13 +23,15 @@ __all__ = [
     "StreamLog",
     "StreamLostError",
     "Streams",
-    "check_pieces",
+    "check_chunks",
     "checked_start",
     "fits",
     "read_chunks",
 ]
 
-# How many follow streams that are not complete, in this process.
+logger = logging.getLogger(__name__)
+
+# How many clients may follow incomplete streams at once in this process.
 MAX_FOLLOWERS = 1000
 MAX_FOLLOWERS_OF_ONE = 256
 FIRST_POLL_SECONDS = 0.025
@@ -38,6 +40,10 @@ LONGEST_POLL_SECONDS = 0.25
 
 class StreamLostError(Exception):
     """The recorded part of a stream is incomplete, and nothing more will be recorded."""
+
+
+class StreamDamagedError(Exception):
+    """The recorded chunks of a stream are damaged."""
 
 
 class StreamLog:
@@ -89,7 +95,7 @@ class StreamLog:
         except StorageError as error:
             raise self._run.stop(error, retry_here=True) from error
 
-    async def record(self, *pieces: ChunkRecord) -> None:
+    async def record(self, *chunks: ChunkRecord) -> None:
         """Make chunks durable, and everything that was recorded before them.
 
         Raises:
@@ -99,15 +105,15 @@ class StreamLog:
         if run.closed:
             raise RunStopped
         run.stopping.raise_if_stopped()
-        for piece in pieces:
-            run.writes.submit(RecordChunk(self._sealed(piece), run.executor_id))
+        for chunk in chunks:
+            run.writes.submit(RecordChunk(self._sealed(chunk), run.executor_id))
         await run.writes.wait_durable()
         self._on_grown(self.workflow_id)
 
-    def _sealed(self, piece: ChunkRecord) -> ChunkRecord:
+    def _sealed(self, chunk: ChunkRecord) -> ChunkRecord:
         sealer = self._run.services.registry.sealer
-        data = sealer.seal_bytes(piece.data, PIECE, may_compress=self.may_compress)
-        return piece if data is piece.data else replace(piece, data=data)
+        data = sealer.seal_bytes(chunk.data, PIECE, may_compress=self.may_compress)
+        return chunk if data is chunk.data else replace(chunk, data=data)
 
 
 class Streams:
@@ -120,13 +126,13 @@ class Streams:
     Args:
         storage: The step log.
         sealer: Opens the chunks.
-        outcomes: Wakes readers when a stream has grown.
+        result_waiters: Wakes readers when a stream has grown.
     """
 
-    def __init__(self, storage: StepLog, sealer: Sealer, outcomes: ResultWaiters) -> None:
+    def __init__(self, storage: StepLog, sealer: Sealer, result_waiters: ResultWaiters) -> None:
         self._storage = storage
         self._sealer = sealer
-        self._outcomes = outcomes
+        self._result_waiters = result_waiters
         self._followers: Counter[str] = Counter()
 
     async def start_of(self, workflow_id: str) -> ChunkRecord | None:
@@ -135,7 +141,7 @@ class Streams:
         return checked_start(await self._page(workflow_id, -PAGE_BYTES))
 
     def may_follow(self, workflow_id: str) -> bool:
-        """Return False if too many follow streams already."""
+        """Tell whether one more client may follow a stream; not if too many do already."""
         followers = self._followers
         return followers[workflow_id] < MAX_FOLLOWERS_OF_ONE and followers.total() < MAX_FOLLOWERS
 
@@ -184,7 +190,7 @@ class Streams:
         self, workflow_id: str, after: int, end: int | None = None
     ) -> list[ChunkRecord]:
         page = await self._page(workflow_id, after)
-        check_pieces(page, after, end)
+        check_chunks(page, after, end)
         return page
 
     def _page(self, workflow_id: str, after: int) -> Awaitable[list[ChunkRecord]]:
@@ -210,19 +216,19 @@ class Streams:
             StreamLostError: The chunks have expired.
         """
         while page:
-            for piece in page:
-                yield piece
+            for chunk in page:
+                yield chunk
             page = await self.page_of(workflow_id, page[-1].end_offset, end)
 
     async def follow(
-        self, workflow_id: str, after: int, has_gone: Callable[[], bool] = lambda: False
+        self, workflow_id: str, after: int, has_left: Callable[[], bool] = lambda: False
     ) -> AsyncGenerator[ChunkRecord, None]:
         """Yield the chunks after an offset, and new ones as they come.
 
         Args:
             workflow_id: The stream's workflow.
             after: The offset.
-            has_gone: Tells whether the follower has disconnected, which ends the generator. Called
+            has_left: Tells whether the follower has disconnected, which ends the generator. Called
                 before each read, at least four times a second.
 
         Raises:
@@ -231,13 +237,13 @@ class Streams:
         backoff = Backoff(FIRST_POLL_SECONDS, LONGEST_POLL_SECONDS)
         end, is_over = None, False
         with self._following(workflow_id) as waiter:
-            while not has_gone():
+            while not has_left():
                 page = await self._read(workflow_id, after, end)
-                if any(piece.cut_to == CUT_FOR_GOOD for piece in page):
+                if any(chunk.cut_to == CUT_FOR_GOOD for chunk in page):
                     raise StreamLostError
-                for piece in page:
-                    yield piece
-                    after = piece.end_offset
+                for chunk in page:
+                    yield chunk
+                    after = chunk.end_offset
                 if end is not None and after >= end:
                     return
                 if page:
@@ -257,7 +263,7 @@ class Streams:
     def _following(self, workflow_id: str) -> Iterator[Waiter]:
         self._followers[workflow_id] += 1
         try:
-            with self._outcomes.watching(workflow_id) as waiter:
+            with self._result_waiters.watching(workflow_id) as waiter:
                 yield waiter
         finally:
             self._followers[workflow_id] -= 1
@@ -273,15 +279,8 @@ class Streams:
             response = await self._storage.get_response(workflow_id)
             return (response.stream_end if response is not None else None), True
         if progress.is_owned:
-            self._outcomes.ask(progress.workflow)
+            self._result_waiters.ask(progress.workflow)
         return None, not progress.is_owned
-
-
-logger = logging.getLogger(__name__)
-
-
-class StreamDamagedError(Exception):
-    """The recorded chunks of a stream are damaged."""
 
 
 async def read_chunks(
@@ -295,29 +294,29 @@ async def read_chunks(
         StorageError: The storage failed.
     """
     try:
-        return [_opened(piece, sealer) for piece in await storage.read_chunks(workflow_id, after)]
+        return [_opened(chunk, sealer) for chunk in await storage.read_chunks(workflow_id, after)]
     except DamagedRowError as error:
         raise StreamDamagedError(str(error)) from error
 
 
-def _opened(piece: ChunkRecord, sealer: Sealer) -> ChunkRecord:
+def _opened(chunk: ChunkRecord, sealer: Sealer) -> ChunkRecord:
     try:
-        data = sealer.open_bytes(piece.data, PIECE)
+        data = sealer.open_bytes(chunk.data, PIECE)
     except EncryptionKeyMissingError:
         raise
     except DecodeError as error:
-        where = f"which ends at {piece.end_offset} in the stream of request {piece.workflow_id}"
+        where = f"which ends at {chunk.end_offset} in the stream of request {chunk.workflow_id}"
         logger.error("A chunk cannot be read, %s: %s", where, error)
         # Its place is taken, and without its data it fits nowhere: readers find it damaged.
-        return replace(piece, cut_to=None, data=b"")
-    return piece if data is piece.data else replace(piece, data=data)
+        return replace(chunk, cut_to=None, data=b"")
+    return chunk if data is chunk.data else replace(chunk, data=data)
 
 
-def check_pieces(pieces: Iterable[ChunkRecord], after: int, end: int | None) -> None:
+def check_chunks(chunks: Iterable[ChunkRecord], after: int, end: int | None) -> None:
     """Check the chunks of one read.
 
     Args:
-        pieces: The chunks, in order.
+        chunks: The chunks, in order.
         after: The offset that they were read after; it may be within the first chunk.
         end: The end of the stream, if it is complete.
 
@@ -325,51 +324,51 @@ def check_pieces(pieces: Iterable[ChunkRecord], after: int, end: int | None) -> 
         StreamDamagedError: A chunk is missing in between, or cannot belong to this stream.
     """
     position, is_first = after, True
-    for piece in pieces:
-        if not fits(piece, position, is_first=is_first):
-            msg = f"the chunk that ends at {piece.end_offset!r} does not follow offset {position}"
+    for chunk in chunks:
+        if not fits(chunk, position, is_first=is_first):
+            msg = f"the chunk that ends at {chunk.end_offset!r} does not follow offset {position}"
             raise StreamDamagedError(msg)
-        position, is_first = piece.end_offset, False
+        position, is_first = chunk.end_offset, False
     if end is not None and position > max(after, end):
         msg = f"it ends at {end}, and there is a chunk that ends at {position}"
         raise StreamDamagedError(msg)
 
 
-def checked_start(pieces: list[ChunkRecord]) -> ChunkRecord | None:
+def checked_start(chunks: list[ChunkRecord]) -> ChunkRecord | None:
     """Return the start of a stream from its first chunks; ``None`` if nothing is recorded.
 
     Raises:
         StreamDamagedError: They do not begin with a start.
     """
-    if not pieces or pieces[0].cut_to == CUT_FOR_GOOD:
+    if not chunks or chunks[0].cut_to == CUT_FOR_GOOD:
         return None
-    if pieces[0].cut_to != CUT_ALL or not _is_readable(pieces[0]):
+    if chunks[0].cut_to != CUT_ALL or not _is_readable(chunks[0]):
         msg = "its start is missing"
         raise StreamDamagedError(msg)
-    return pieces[0]
+    return chunks[0]
 
 
-def fits(piece: ChunkRecord, position: int, *, is_first: bool = False) -> bool:
+def fits(chunk: ChunkRecord, position: int, *, is_first: bool = False) -> bool:
     """Tell whether a chunk can be the next one after an offset.
 
     A cut leaves a gap after the offset that it cuts back to, and is recorded at the gap's end.
 
     Args:
-        piece: The next recorded chunk.
+        chunk: The next recorded chunk.
         position: The offset.
         is_first: True if the reader asked for the offset: it may be in the middle of a chunk, or
             within a gap.
     """
-    if not _is_readable(piece):
+    if not _is_readable(chunk):
         return False
-    begin = piece.cut_to if piece.cut_to is not None else piece.end_offset - len(piece.data)
+    begin = chunk.cut_to if chunk.cut_to is not None else chunk.end_offset - len(chunk.data)
     return begin <= position if is_first else begin == position
 
 
-def _is_readable(piece: ChunkRecord) -> bool:
+def _is_readable(chunk: ChunkRecord) -> bool:
     # SQLite accepts a value of any type in any column.
     return (
-        isinstance(piece.end_offset, int)
-        and isinstance(piece.data, bytes)
-        and (piece.cut_to is None or isinstance(piece.cut_to, int))
+        isinstance(chunk.end_offset, int)
+        and isinstance(chunk.data, bytes)
+        and (chunk.cut_to is None or isinstance(chunk.cut_to, int))
     )

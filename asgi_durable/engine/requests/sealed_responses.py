@@ -25,7 +25,10 @@ def sealed_response(
     headers, body = sealer.seal_bytes(response.headers, HEADERS), response.body
     if body is not None:
         body = sealer.seal_bytes(body, BODY, may_compress=may_compress)
-    return _with(response, headers, body)
+    # Usually nothing is encrypted or compressed, and a copy would be for nothing.
+    if headers is response.headers and body is response.body:
+        return response
+    return replace(response, headers=headers, body=body)
 
 
 def opened_response(sealer: Sealer, response: ResponseRecord) -> ResponseRecord:
@@ -44,10 +47,6 @@ def opened_response(sealer: Sealer, response: ResponseRecord) -> ResponseRecord:
         raise EncryptionKeyMissingError(msg) from None
     except DecodeError as error:
         raise ResponseDamagedError.of(error, response.workflow_id) from error
-    return _with(response, headers, body)
-
-
-def _with(response: ResponseRecord, headers: bytes, body: bytes | None) -> ResponseRecord:
     if headers is response.headers and body is response.body:
         return response
     return replace(response, headers=headers, body=body)

@@ -3,33 +3,82 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
+from typing import Protocol
 
 from asgi_durable.codec.sealing.sealer import REQUEST
 from asgi_durable.engine.process.settings import Retention
-from asgi_durable.engine.requests.request_servers import RequestServers
-from asgi_durable.engine.requests.response_commit import ResponseCommit
-from asgi_durable.engine.requests.response_streams import StreamLog
+from asgi_durable.engine.requests.response_commit import ResponseCommit, end_without_response
 from asgi_durable.engine.runs.active_runs import ActiveRuns
 from asgi_durable.engine.runs.run import Run
 from asgi_durable.engine.runs.run_end import Completed, RunEnd
 from asgi_durable.engine.runs.services import Services
-from asgi_durable.engine.stopping import Interrupted
-from asgi_durable.errors import DecodeError, WorkflowInterruptedError
+from asgi_durable.errors import DecodeError
 
-__all__ = ["RecoveredRequests"]
+__all__ = ["BeginRequest", "RecoveredRequests", "RequestServer", "RequestServers"]
 
 logger = logging.getLogger(__name__)
 
 # How many processes in a row a request may kill; from then on it waits for its client.
 MAX_CRASHES = 20
 
+BeginRequest = Callable[[Retention], ResponseCommit]
+
+
+class RequestServer(Protocol):
+    """A started app, as the engine sees it."""
+
+    def resume(self, data: bytes, begin: BeginRequest) -> Awaitable[None]:
+        """Resume a request after its step log, and commit its response.
+
+        Args:
+            data: The request, as it was stored at its claim.
+            begin: Returns the object that commits the response, given how long the response is
+                stored.
+
+        Raises:
+            Exception: The request cannot be served here.
+        """
+
+
+class RequestServers:
+    """The started apps of this process.
+
+    A stored request does not say which app it was sent to. So if there are several apps, none of
+    them gets it: the response of another app would be worse than none.
+    """
+
+    def __init__(self) -> None:
+        self._open: list[RequestServer] = []
+
+    @property
+    def only(self) -> RequestServer | None:
+        """The app, if there is exactly one; ``None`` otherwise."""
+        return self._open[0] if len(self._open) == 1 else None
+
+    def has_one(self) -> bool:
+        """Tell whether stored requests can be served in this process."""
+        return self.only is not None
+
+    def add(self, server: RequestServer) -> None:
+        """Add an app that has started."""
+        self._open.append(server)
+
+    def remove(self, server: RequestServer) -> None:
+        """Remove an app that has stopped."""
+        self._open = [other for other in self._open if other is not server]
+
+    def clear(self) -> None:
+        """Remove all apps."""
+        self._open = []
+
 
 class RecoveredRequests:
     """Runs requests of other executors, once each: a request that fails waits for its client.
 
     Attributes:
-        on_recorded: Called with a request's id after each chunk of its response that is recorded.
+        on_recorded: Called with a request's id after each chunk of its response that is recorded
+            as a stream.
     """
 
     def __init__(self, services: Services, active: ActiveRuns, servers: RequestServers) -> None:
@@ -44,8 +93,7 @@ class RecoveredRequests:
         requests: list[ResponseCommit] = []
 
         def begin(retention: Retention) -> ResponseCommit:
-            stream = StreamLog(run, self.on_recorded)
-            requests.append(ResponseCommit(run, self._active, retention, stream))
+            requests.append(ResponseCommit(run, self._active, retention, self.on_recorded))
             return requests[-1]
 
         data = self._stored_request(run) if server is not None else "its app is not served here"
@@ -57,11 +105,11 @@ class RecoveredRequests:
             with run.observe() as observed:
                 run.record_span(observed.begin())
                 await server.resume(data, begin)
-                ending = requests[-1].ending if requests else None
-                if isinstance(ending, Completed):
-                    observed.ended(ending.state.value)
-        ending = requests[-1].ending if requests else None
-        return ending or run.stopped or Interrupted(_without_response(run))
+                end = requests[-1].run_end if requests else None
+                if isinstance(end, Completed):
+                    observed.ended(end.state.value)
+        end = requests[-1].run_end if requests else None
+        return end or end_without_response(run)
 
     def _stored_request(self, run: Run) -> bytes | str:
         """Return the stored request, or why this process cannot continue it."""
@@ -74,7 +122,3 @@ class RecoveredRequests:
             return self._services.registry.sealer.open_bytes(data, REQUEST)
         except DecodeError as error:
             return str(error)
-
-
-def _without_response(run: Run) -> WorkflowInterruptedError:
-    return WorkflowInterruptedError(run.workflow_id, "its handler sent no response")

@@ -57,6 +57,7 @@ class Run:
             with it.
 
     Attributes:
+        workflow_id: The workflow's id.
         log: The recorded calls of the workflow, and how far the code has come in them.
         writes: The writes of this run that are not durable yet.
         stopping: Set when the run must not continue.
@@ -96,6 +97,7 @@ class Run:
         "stopping",
         "task",
         "workflow",
+        "workflow_id",
         "writes",
     )
 
@@ -108,7 +110,7 @@ class Run:
         executor_id: str | None = None,
         replays_for: Run | None = None,
     ) -> None:
-        workflow_id = workflow.workflow_id
+        self.workflow_id = workflow_id = workflow.workflow_id
         self.services = services
         self.workflow = workflow
         # A row that names its owner counts: the process may be about to change its name.
@@ -133,11 +135,6 @@ class Run:
         self.caller: Run | None = None
         self.outbox: Outbox | None = None
         self.single_transaction: OnlyTransaction | None = None
-
-    @property
-    def workflow_id(self) -> str:
-        """The workflow's id."""
-        return self.workflow.workflow_id
 
     def load(self, stored: StoredRun) -> None:
         """Take over the row and the log of earlier executions."""

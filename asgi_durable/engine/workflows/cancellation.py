@@ -22,9 +22,9 @@ logger = logging.getLogger(__name__)
 
 # The message to an executor whose workflow another one has cancelled.
 IS_CANCELLED = "is-cancelled"
-# How often it queries by itself, and only for runs that take as long as that.
-LOOK_INTERVAL_SECONDS = 1.0
-LOOK_SIZE = 1000
+# How often the heartbeat queries. Runs that are shorter than this are not queried.
+QUERY_INTERVAL_SECONDS = 1.0
+QUERY_SIZE = 1000
 # The status in the stored response of a cancelled request; it is never sent.
 GONE_STATUS = 410
 
@@ -39,21 +39,27 @@ class Cancellation:
     Args:
         services: The parts that all runs share.
         active: The runs of this process.
-        outcomes: Wakes the callers that wait for a workflow.
+        result_waiters: Wakes the callers that wait for a workflow.
         retention: How long cancelled requests are stored.
     """
 
     def __init__(
-        self, services: Services, active: ActiveRuns, outcomes: ResultWaiters, retention: Retention
+        self,
+        services: Services,
+        active: ActiveRuns,
+        result_waiters: ResultWaiters,
+        retention: Retention,
     ) -> None:
         self._services = services
         self._active = active
-        self._outcomes = outcomes
+        self._result_waiters = result_waiters
         self._retention = retention
-        self._hints: deque[str] = deque()
-        self._seen: frozenset[str] = frozenset()
+        # The workflows that messages of other executors named.
+        self._named: deque[str] = deque()
+        # The workflows that ran at the last query.
+        self._ran_before: frozenset[str] = frozenset()
         self._due_at = 0.0
-        self._look: asyncio.Task[None] | None = None
+        self._query: asyncio.Task[None] | None = None
 
     async def cancel(self, workflow_id: str) -> bool:
         """Cancel a workflow and those it has called; return False if it has another outcome.
@@ -74,7 +80,7 @@ class Cancellation:
         for cancelled_id, owner in outcome.cancelled:
             if owner is not None and owner != executor.id:
                 executor.send(owner, f"{IS_CANCELLED} {cancelled_id}")
-            self._outcomes.wake(cancelled_id)
+            self._result_waiters.wake(cancelled_id)
         return True
 
     async def _commit(self, workflow_id: str) -> Outcome:
@@ -114,34 +120,36 @@ class Cancellation:
 
     def on_message(self, message: str) -> None:
         """Query a workflow that another executor has cancelled; called on any thread."""
-        what, _, workflow_id = message.partition(" ")
-        if what == IS_CANCELLED and self._active.find(workflow_id) is not None:
-            self._hints.append(workflow_id)
+        kind, _, workflow_id = message.partition(" ")
+        if kind == IS_CANCELLED and self._active.find(workflow_id) is not None:
+            self._named.append(workflow_id)
             self._services.executor.beat_soon()
 
-    def look_if_due(self) -> None:
+    def query_if_due(self) -> None:
         """Query the workflows that may be cancelled elsewhere; called on the heartbeat's loop."""
-        if self._look is not None and not self._look.done():
+        if self._query is not None and not self._query.done():
             return
         ids = set[str]()
-        while self._hints:
-            ids.add(self._hints.popleft())
+        while self._named:
+            ids.add(self._named.popleft())
         if time.monotonic() >= self._due_at:
-            self._due_at = time.monotonic() + LOOK_INTERVAL_SECONDS
+            self._due_at = time.monotonic() + QUERY_INTERVAL_SECONDS
             running = self._active.ids_with_callers()
             # Short runs notice a cancellation at their next write, and are not queried.
-            ids |= running & self._seen
-            self._seen = running
+            ids |= running & self._ran_before
+            self._ran_before = running
         if ids:
-            self._look = asyncio.get_running_loop().create_task(self._look_at(sorted(ids)))
+            loop = asyncio.get_running_loop()
+            self._query = loop.create_task(self._interrupt_cancelled(sorted(ids)))
 
-    async def _look_at(self, workflow_ids: Sequence[str]) -> None:
+    async def _interrupt_cancelled(self, workflow_ids: Sequence[str]) -> None:
+        """Interrupt the runs of those workflows that other executors have cancelled."""
         try:
-            for start in range(0, len(workflow_ids), LOOK_SIZE):
-                some = workflow_ids[start : start + LOOK_SIZE]
+            for start in range(0, len(workflow_ids), QUERY_SIZE):
+                some = workflow_ids[start : start + QUERY_SIZE]
                 if cancelled := await self._services.storage.list_cancelled(some):
                     self._active.cancel(cancelled)
         except StorageError as error:
-            logger.debug("What was cancelled elsewhere is looked for later: %s", error)
-        except Exception:  # a defect must not end the looks
-            logger.exception("What was cancelled elsewhere is looked for later")
+            logger.debug("Cannot query the cancelled workflows, trying again: %s", error)
+        except Exception:  # a defect must not end the queries
+            logger.exception("Cannot query the cancelled workflows, trying again")

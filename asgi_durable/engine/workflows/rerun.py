@@ -113,12 +113,12 @@ class Reruns:
 
     Args:
         services: The parts that all runs share.
-        outcomes: Waits for workflows that other executors run.
+        result_waiters: Waits for workflows that other executors run.
     """
 
-    def __init__(self, services: Services, outcomes: ResultWaiters) -> None:
+    def __init__(self, services: Services, result_waiters: ResultWaiters) -> None:
         self._services = services
-        self._outcomes = outcomes
+        self._result_waiters = result_waiters
 
     async def repeat(self, call: Call, parent: Run, number: int, workflow_id: str) -> None:
         """Run the code of a workflow that has succeeded again, with the objects of this call.
@@ -173,25 +173,28 @@ class Reruns:
 
     async def result(self, call: Call, parent: EndedRun, number: int) -> Any:
         """Return the recorded result of a workflow, or raise its error."""
-        record = await self._called(call, parent, number)
+        record = await self._recorded_call(call, parent, number)
         if record is None:
             raise parent.stop(WorkflowInterruptedError(parent.workflow_id, "a row was deleted"))
-        ending = completed(record)
+        end = completed(record)
         if not record.is_final:
-            ending = await self._outcomes.wait(record.workflow_id, in_run=True)
+            end = await self._result_waiters.wait(record.workflow_id, in_run=True)
         await parent.log.finish_in_turn(number, end_of_child(record))
-        raise_if_cancelled(ending, record.workflow_id)
-        if is_repeated(call, ending):
+        raise_if_cancelled(end, record.workflow_id)
+        if is_repeated(call, end):
             await self.repeat(call, parent, number, record.workflow_id)
-        return parent.log.outcome(call.definition, ending.output, ending.error)
+        return parent.log.outcome(call.definition, end.output, end.error)
 
     async def start(self, call: Call, parent: EndedRun, number: int) -> str:
         """Return the id of a workflow that was started."""
-        record = await self._called(call, parent, number)
+        record = await self._recorded_call(call, parent, number)
         parent.log.finish_call()
         return record.workflow_id if record is not None else call.options.workflow_id or ""
 
-    async def _called(self, call: Call, parent: EndedRun, number: int) -> WorkflowRecord | None:
+    async def _recorded_call(
+        self, call: Call, parent: EndedRun, number: int
+    ) -> WorkflowRecord | None:
+        """Return the row of a workflow that was called, ``None`` if it was deleted."""
         definition, workflow_id = call.definition, call.options.workflow_id
         definition.prepare()
         data = definition.encode_input(call.args, call.kwargs)
@@ -208,9 +211,9 @@ class Reruns:
         return record
 
 
-def is_repeated(call: Call, ending: Completed) -> bool:
+def is_repeated(call: Call, end: Completed) -> bool:
     """Tell whether a workflow's code is run again for a call that finds it ended."""
-    return bool(call.definition.injected) and ending.state is WorkflowState.SUCCESS
+    return bool(call.definition.injected) and end.state is WorkflowState.SUCCESS
 
 
 async def _call(

@@ -8,9 +8,9 @@ import logging
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Protocol
 
 from asgi_durable.concurrency.backoff import Backoff
-from asgi_durable.engine.recovery.own_workflows import Recovery
 from asgi_durable.engine.runs.active_runs import ActiveRuns, wait_for
 from asgi_durable.engine.runs.run import Run
 from asgi_durable.engine.runs.run_end import Completed, completed
@@ -22,7 +22,7 @@ from asgi_durable.errors import (
 )
 from asgi_durable.storage.records import WorkflowRecord
 
-__all__ = ["ResultWaiters", "Waiter"]
+__all__ = ["ParkedWorkflows", "ResultWaiters", "Waiter"]
 
 logger = logging.getLogger(__name__)
 
@@ -33,19 +33,32 @@ LONGEST_POLL_SECONDS = 1.0
 ASKS_FOR, HAS_ENDED = "asks-for", "has-ended"
 
 
+class ParkedWorkflows(Protocol):
+    """The workflows that this process owns, but cannot finish."""
+
+    def reason_for_parking(self, workflow_id: str) -> Exception | None:
+        """Return why this process leaves a workflow to others, ``None`` if it does not."""
+
+
 class ResultWaiters:
     """Waits for workflows of this and of other processes.
 
     It asks the workflow's owner for a message when the workflow has ended. The message may get
     lost, so the row is read again from time to time as well.
+
+    Args:
+        services: The parts that all runs share.
+        active: The runs of this process.
+        parked: The workflows that this process cannot finish.
     """
 
-    def __init__(self, services: Services, active: ActiveRuns, recovery: Recovery) -> None:
+    def __init__(self, services: Services, active: ActiveRuns, parked: ParkedWorkflows) -> None:
         self._services = services
         self._active = active
-        self._recovery = recovery
+        self._parked = parked
         self._watches: dict[str, _Watch] = {}
-        self._asked: dict[str, set[str]] = {}
+        # The executors that asked for a message about a workflow, by its id.
+        self._askers: dict[str, set[str]] = {}
 
     async def wait(self, workflow_id: str, *, in_run: bool) -> Completed:
         """Return a workflow's outcome once it has one.
@@ -65,14 +78,14 @@ class ResultWaiters:
             while True:
                 run = self._active.find(workflow_id)
                 if run is not None:
-                    ending = await wait_for(run, run.done, asyncio.get_running_loop())
-                    if isinstance(ending, Completed):
-                        return ending
+                    end = await wait_for(run, run.done, asyncio.get_running_loop())
+                    if isinstance(end, Completed):
+                        return end
                 record = await self._read(workflow_id)
                 if record.is_final:
                     self._services.registry.prepare()
                     return completed(record)
-                self._refuse_parked(record, in_run=in_run)
+                self._raise_if_parked(record, in_run=in_run)
                 self.ask(record)
                 await waiter.wait(backoff.next())
 
@@ -130,26 +143,28 @@ class ResultWaiters:
 
     def on_ended(self, run: Run) -> None:
         """Wake the callers that wait for a run, here and in other processes."""
-        self.wake(run.workflow_id)
-        for executor_id in self._asked.pop(run.workflow_id, ()):
-            self._services.executor.send(executor_id, f"{HAS_ENDED} {run.workflow_id}")
+        workflow_id = run.workflow_id
+        if workflow_id in self._watches:
+            self.wake(workflow_id)
+        for executor_id in self._askers.pop(workflow_id, ()):
+            self._services.executor.send(executor_id, f"{HAS_ENDED} {workflow_id}")
 
     def is_waited_for(self, run: Run) -> bool:
         """Tell whether a caller waits for a run's outcome, as far as this process knows."""
         is_waited_for_here = run.ended.has_waiters() or run.done.has_waiters()
-        return is_waited_for_here or run.workflow_id in self._asked
+        return is_waited_for_here or run.workflow_id in self._askers
 
     def on_message(self, message: str) -> None:
         """Handle a message of another executor; called on any thread."""
-        what, _, rest = message.partition(" ")
-        if what == HAS_ENDED:
+        kind, _, rest = message.partition(" ")
+        if kind == HAS_ENDED:
             self.wake(rest)
-        elif what == ASKS_FOR:
+        elif kind == ASKS_FOR:
             asker, _, workflow_id = rest.partition(" ")
-            self._asked.setdefault(workflow_id, set()).add(asker)
+            self._askers.setdefault(workflow_id, set()).add(asker)
             if self._active.find(workflow_id) is None:
                 # Ended meanwhile, or never here: the other executor will read the row.
-                self._asked.pop(workflow_id, None)
+                self._askers.pop(workflow_id, None)
                 self._services.executor.send(asker, f"{HAS_ENDED} {workflow_id}")
 
     def wake(self, workflow_id: str) -> None:
@@ -158,14 +173,14 @@ class ResultWaiters:
         for waiter in tuple(watch.waiters) if watch is not None else ():
             waiter.wake()
 
-    def _refuse_parked(self, record: WorkflowRecord, *, in_run: bool) -> None:
-        parked = self._recovery.reason_for_parking(record.workflow_id)
-        if parked is None or record.executor_id not in (None, self._services.executor.id):
+    def _raise_if_parked(self, record: WorkflowRecord, *, in_run: bool) -> None:
+        reason = self._parked.reason_for_parking(record.workflow_id)
+        if reason is None or record.executor_id not in (None, self._services.executor.id):
             return
         if in_run:
-            reason = f"this process cannot continue it ({parked})"
-            raise WorkflowInterruptedError(record.workflow_id, reason) from parked
-        raise parked
+            text = f"this process cannot continue it ({reason})"
+            raise WorkflowInterruptedError(record.workflow_id, text) from reason
+        raise reason
 
     def ask(self, record: WorkflowRecord) -> None:
         """Ask a watched workflow's owner for a message, once in a while for all that wait here."""

@@ -42,7 +42,7 @@ class Workflows:
         services: The parts that all runs share.
         active: The runs of this process.
         runner: Executes runs.
-        outcomes: Waits for workflows that other executors run.
+        result_waiters: Waits for workflows that other executors run.
     """
 
     def __init__(
@@ -50,13 +50,13 @@ class Workflows:
         services: Services,
         active: ActiveRuns,
         runner: WorkflowRunner,
-        outcomes: ResultWaiters,
+        result_waiters: ResultWaiters,
     ) -> None:
         self._services = services
         self._active = active
         self._runner = runner
-        self._outcomes = outcomes
-        self._reruns = Reruns(services, outcomes)
+        self._result_waiters = result_waiters
+        self._reruns = Reruns(services, result_waiters)
 
     async def begin(self, call: Call) -> Run | WorkflowRecord:
         """Return the run that a call starts or joins, or the finished workflow it finds.
@@ -98,40 +98,40 @@ class Workflows:
 
     async def _result_alone(self, call: Call) -> Any:
         begun = await self.begin(call)
-        ending = await self._ending(call, begun)
+        end = await self._wait_for_end(call, begun)
         while (
             isinstance(begun, Run)
-            and _is_owned_elsewhere(ending)
+            and _is_owned_elsewhere(end)
             and not await self._exists(call, begun.workflow_id)
         ):
             await self._wait_for_new_name(begun)
             begun = await self.begin(call)
-            ending = await self._ending(call, begun)
-        if _is_owned_elsewhere(ending):
-            ending = await self._ending_elsewhere(call, begun.workflow_id)
-        return self.value_of(ending, begun.workflow_id)
+            end = await self._wait_for_end(call, begun)
+        if _is_owned_elsewhere(end):
+            end = await self._wait_elsewhere(call, begun.workflow_id)
+        return self.value_of(end, begun.workflow_id)
 
     async def _result_in_run(self, call: Call, parent: Run, number: int) -> Any:
         begun = await self.begin(call)
-        ending = await self._ending(call, begun)
-        if _is_owned_elsewhere(ending):
+        end = await self._wait_for_end(call, begun)
+        if _is_owned_elsewhere(end):
             try:
-                ending = await self._ending_elsewhere(call, begun.workflow_id)
+                end = await self._wait_elsewhere(call, begun.workflow_id)
             except Exception as error:
                 # Not the child's outcome: the parent's code must not continue with it.
                 raise parent.stop(error, retry_here=True) from error
         await parent.log.finish_in_turn(number, _time_of_end(parent, number, begun))
-        if isinstance(ending, Completed):
-            raise_if_cancelled(ending, begun.workflow_id)
-            return parent.log.outcome(call.definition, ending.output, ending.error)
-        if isinstance(ending.error, WorkflowConflictError):
-            raise ending.error
-        raise parent.stop(ending.error, retry_here=ending.retry_here)
+        if isinstance(end, Completed):
+            raise_if_cancelled(end, begun.workflow_id)
+            return parent.log.outcome(call.definition, end.output, end.error)
+        if isinstance(end.error, WorkflowConflictError):
+            raise end.error
+        raise parent.stop(end.error, retry_here=end.retry_here)
 
     async def _exists(self, call: Call, workflow_id: str) -> bool:
-        """Tell whether a workflow has a row; not if its executor was dead before it began."""
+        """Tell whether a workflow has a row. It has none if its executor was dead at its start."""
         try:
-            return await self._outcomes.exists(workflow_id)
+            return await self._result_waiters.exists(workflow_id)
         except StorageError as error:
             if call.parent is None:
                 raise
@@ -148,34 +148,35 @@ class Workflows:
         if not await executor.wait_until_renamed(run.executor_id, timeout):
             raise OwnedElsewhereError(run.workflow_id)
 
-    async def _ending_elsewhere(self, call: Call, workflow_id: str) -> RunEnd:
+    async def _wait_elsewhere(self, call: Call, workflow_id: str) -> RunEnd:
         """Wait for the outcome of a workflow that another executor runs."""
         if not call.definition.unrecorded:
-            return await self._outcomes.wait(workflow_id, in_run=call.parent is not None)
+            return await self._result_waiters.wait(workflow_id, in_run=call.parent is not None)
         # Only this call has the objects of the request that the workflow needs.
         backoff = Backoff(FIRST_RETRY_SECONDS, LONGEST_RETRY_SECONDS)
         while True:
             await backoff.wait()
-            ending = await self._ending(call, await self._join_again(call, workflow_id))
-            if not _is_owned_elsewhere(ending):
-                return ending
+            end = await self._wait_for_end(call, await self._join_again(call, workflow_id))
+            if not _is_owned_elsewhere(end):
+                return end
 
-    async def _ending(self, call: Call, begun: Run | WorkflowRecord) -> RunEnd:
+    async def _wait_for_end(self, call: Call, begun: Run | WorkflowRecord) -> RunEnd:
         """Wait until a call's run is over, or until its parent may continue.
 
         Its code has changed the objects of the call by then, in whatever process it has run.
         """
-        ending = await self._outcome(call, begun)
-        if call.parent is None or not isinstance(ending, Completed):
-            return ending
-        if is_repeated(call, ending) and not _has_run(call, begun):
+        end = await self._wait_for_run(call, begun)
+        if call.parent is None or not isinstance(end, Completed):
+            return end
+        if is_repeated(call, end) and not _has_run(call, begun):
             if isinstance(begun, Run):
                 # Its whole log will be read.
                 await wait_for(begun, begun.done, call.loop)
             await self._reruns.repeat(call, *call.parent, begun.workflow_id)
-        return ending
+        return end
 
-    async def _outcome(self, call: Call, begun: Run | WorkflowRecord) -> RunEnd:
+    async def _wait_for_run(self, call: Call, begun: Run | WorkflowRecord) -> RunEnd:
+        """Wait until a call's run is over; its parent then depends on the run's writes."""
         if isinstance(begun, WorkflowRecord):
             return completed(begun)
         if call.parent is None or begun.loop is not call.parent[0].loop:
@@ -184,15 +185,15 @@ class Workflows:
         parent.add_awaited(begun)
         try:
             # The parent may see the outcome before it is durable, but must not act on it sooner.
-            ending = await wait_for(begun, begun.ended, call.loop)
+            end = await wait_for(begun, begun.ended, call.loop)
         except BaseException:
             parent.log.forget_result(number)
             raise
         finally:
             parent.remove_awaited(begun)
-        if isinstance(ending, Completed):
+        if isinstance(end, Completed):
             parent.depend_on(begun)
-        return ending
+        return end
 
     def start(self, call: Call) -> Coroutine[Any, Any, str]:
         """Begin a call and return the workflow's id once its start is durable."""
@@ -210,16 +211,16 @@ class Workflows:
                 return begun.workflow_id
             if await wait_for(begun, begun.claimed, call.loop):
                 return begun.workflow_id
-            ending = await wait_for(begun, begun.done, call.loop)
+            end = await wait_for(begun, begun.done, call.loop)
             # Invariant: the caller gets the workflow's id only once there is a row.
-            if isinstance(ending, Completed):
+            if isinstance(end, Completed):
                 return begun.workflow_id
-            if _is_owned_elsewhere(ending) and await self._exists(call, begun.workflow_id):
+            if _is_owned_elsewhere(end) and await self._exists(call, begun.workflow_id):
                 return begun.workflow_id
-            if parent is not None and not isinstance(ending.error, WorkflowConflictError):
-                raise parent.stop(ending.error, retry_here=ending.retry_here)
-            if not _is_owned_elsewhere(ending):
-                raise ending.error
+            if parent is not None and not isinstance(end.error, WorkflowConflictError):
+                raise parent.stop(end.error, retry_here=end.retry_here)
+            if not _is_owned_elsewhere(end):
+                raise end.error
             await self._wait_for_new_name(begun)
 
     def start_with_end(self, call: Call, workflow_id: str, outbox: Outbox) -> None:
@@ -250,16 +251,16 @@ class Workflows:
             call.parent[0].log.finish_call()
         return begun
 
-    def value_of(self, ending: RunEnd, workflow_id: str) -> Any:
+    def value_of(self, end: RunEnd, workflow_id: str) -> Any:
         """Return an outcome's result, or raise its error.
 
         Raises:
             DecodeError: It cannot be read in this process.
         """
-        if isinstance(ending, Interrupted):
-            raise ending.error
-        raise_if_cancelled(ending, workflow_id)
-        return self._services.registry.outcome(ending.name, ending.output, ending.error)
+        if isinstance(end, Interrupted):
+            raise end.error
+        raise_if_cancelled(end, workflow_id)
+        return self._services.registry.outcome(end.name, end.output, end.error)
 
     async def _join_recorded(self, call: Call, child: WorkflowRecord) -> Run | WorkflowRecord:
         """Return the run of a child that an earlier execution of the parent called."""
@@ -269,7 +270,7 @@ class Workflows:
                 return active
             if child.is_final:
                 return child
-            run = self._launched_by(call, Run(self._services, child, call.loop))
+            run = self._remember_run(call, Run(self._services, child, call.loop))
             # Invariant: the run is active before its log is read, so the log cannot grow
             # under another run of the same workflow.
             if self._active.launch(run, self._runner.loaded(run, call)):
@@ -282,12 +283,12 @@ class Workflows:
         return await self._join_recorded(call, record)
 
     def _start_fresh(self, call: Call, data: bytes, workflow_id: str) -> Run:
-        """Start a workflow whose id cannot exist yet; its row need not be durable so far."""
+        """Start a workflow whose id cannot exist yet, without waiting until its row is durable."""
         run = self._new_run(call, data, workflow_id)
         if call.parent is not None:
             run.depend_on(call.parent[0])
-        # Launched before its start is submitted, so that it runs before the committer does:
-        # a workflow without steps then starts and ends in one commit.
+        # The run is launched before its start is submitted, so that its task comes before the
+        # committer's: a workflow without steps then starts and ends in one commit.
         self._active.launch(run, self._runner.fresh(run, call))
         run.writes.submit(StartWorkflow(run.workflow))
         return run
@@ -310,7 +311,8 @@ class Workflows:
                     raise conflict
                 return active
 
-    def _launched_by(self, call: Call, run: Run) -> Run:
+    def _remember_run(self, call: Call, run: Run) -> Run:
+        """Let the call know a run that may get its injected parameters."""
         if call.definition.injected:
             call.runs.append(run)
         return run
@@ -319,7 +321,7 @@ class Workflows:
         record = self._new_record(call, data, workflow_id)
         run = Run(self._services, record, call.loop, executor_id=record.executor_id)
         run.begin_span()
-        return self._launched_by(call, run)
+        return self._remember_run(call, run)
 
     def _new_record(self, call: Call, data: bytes, workflow_id: str) -> WorkflowRecord:
         request_id, request = None, current_request.get()
@@ -358,8 +360,8 @@ def _time_of_end(parent: Run, number: int, begun: Run | WorkflowRecord) -> int:
     return parent.log.expected_time_us(number) or parent.log.next_time_us()
 
 
-def _is_owned_elsewhere(ending: RunEnd) -> bool:
-    return isinstance(ending, Interrupted) and ending.is_owned_elsewhere
+def _is_owned_elsewhere(end: RunEnd) -> bool:
+    return isinstance(end, Interrupted) and end.is_owned_elsewhere
 
 
 def _has_run(call: Call, begun: Run | WorkflowRecord) -> bool:

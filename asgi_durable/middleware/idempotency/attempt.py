@@ -150,8 +150,8 @@ class RequestAttempt:
         except (asyncio.CancelledError, RunStopped):
             if not self._is_cancelled_by_client:
                 raise
-        if self._is_cancelled_by_client and request.ending is None:
-            await request.let_go()
+        if self._is_cancelled_by_client and request.run_end is None:
+            await request.leave_after_stop()
         elif not recorder.complete:
             # Invariant: a failure is never the request's outcome. Its step log stays for a retry.
             await request.leave_for_retry(recorder.retry_delay)

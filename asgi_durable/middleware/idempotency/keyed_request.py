@@ -8,19 +8,19 @@ import time
 from dataclasses import replace
 
 from asgi_durable.context import current_request
-from asgi_durable.engine.requests.claim_results import Refused, whole_seconds_until
+from asgi_durable.engine.requests.claim_results import Refusal, whole_seconds_until
 from asgi_durable.engine.requests.claims import (
-    Answered,
     Cancelled,
     Claimed,
     Expired,
     FingerprintWanted,
-    Followed,
+    Finished,
     InProgress,
     KeyReused,
     Request,
     Requests,
     RetryLater,
+    Streaming,
 )
 from asgi_durable.engine.requests.request_ids import former_workflow_id
 from asgi_durable.engine.runs.suspension import asleep_until_us
@@ -264,7 +264,7 @@ class KeyedRequest:
             await self._accept(run.workflow_id, asleep_until_us(run))
         return outcome is not AttemptOutcome.OWNED_ELSEWHERE
 
-    async def _respond(self, claim: Refused | Followed | Answered, request: Request) -> None:
+    async def _respond(self, claim: Refusal | Streaming | Finished, request: Request) -> None:
         """Respond to a request that the app is not called for."""
         if isinstance(claim, KeyReused) and await self._replay_redirect(request):
             return
@@ -272,12 +272,12 @@ class KeyedRequest:
         await lift_limit(self._scope, self._connection.receive, self._send)
         logger.debug("Request %s: asked for again, %s", request.workflow_id, type(claim).__name__)
         match claim:
-            case Answered() if claim.response.stream_end is None:
+            case Finished() if claim.response.stream_end is None:
                 self._problem_context.members["run"] = claim.workflow.attempts
                 await self._replay(claim.response)
-            case Answered():
+            case Finished():
                 await self._send_stream(claim.workflow, claim.response)
-            case Followed():
+            case Streaming():
                 await self._send_stream(claim.workflow, None)
             case InProgress() if self._may_accept(claim):
                 await self._accept(request.workflow_id, claim.sleeps_until_us)
@@ -365,7 +365,7 @@ class KeyedRequest:
                 replayed.chunks.close()
 
 
-def _refusal_error(refused: Refused) -> DurableError:
+def _refusal_error(refused: Refusal) -> DurableError:
     """Return the error that a client gets if its request is not claimed."""
     match refused:
         case InProgress():

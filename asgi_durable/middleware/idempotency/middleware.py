@@ -13,7 +13,7 @@ from dataclasses import replace
 from typing import Protocol
 
 from asgi_durable.engine.requests.claims import Requests
-from asgi_durable.engine.requests.request_servers import RequestServers
+from asgi_durable.engine.requests.server_recovery import RequestServers
 from asgi_durable.errors import DurableError
 from asgi_durable.middleware.asgi import ASGIApp, Receive, Scope, Send, make_rereadable
 from asgi_durable.middleware.connection import Connection

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from asgi_durable.engine.process.settings import Retention
-from asgi_durable.engine.requests.request_servers import BeginRequest, RequestServers
+from asgi_durable.engine.requests.server_recovery import BeginRequest, RequestServers
 from asgi_durable.middleware.asgi import (
     HOP_BY_HOP,
     ASGIApp,

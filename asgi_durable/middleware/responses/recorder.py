@@ -258,7 +258,7 @@ class ResponseRecorder:
     async def _may_send_uncommitted(self, error: StorageError) -> bool:
         """Return whether the response is sent although its commit failed."""
         request = self._request
-        if request.can_answer_again:
+        if request.can_respond_again:
             text = "Request %s: its response was not committed, but its step log was: %s"
             logger.warning(text, request.workflow_id, error)
             return True

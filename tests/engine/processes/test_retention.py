@@ -16,10 +16,10 @@ from asgi_durable import Durable, StorageUnavailableError
 from asgi_durable.engine.process.settings import DAY_SECONDS, Retention
 from asgi_durable.engine.requests import retention_sweeper as retention
 from asgi_durable.engine.requests.claims import (
-    Answered,
     Claim,
     Claimed,
     Expired,
+    Finished,
     KeyReused,
     Request,
     ResponseCommit,
@@ -78,7 +78,7 @@ class Desk(Durable):
             await wait_for(claim.run, claim.run.done, asyncio.get_running_loop())
             answer = await storage_of(self).get_response("r")
             return answer.body if answer is not None and answer.body is not None else claim
-        return claim.response.body or b"" if isinstance(claim, Answered) else claim
+        return claim.response.body or b"" if isinstance(claim, Finished) else claim
 
     async def has_row(self) -> bool:
         """Return True if any row of the request is left."""

@@ -70,7 +70,7 @@ async def test_the_code_is_cancelled_where_it_waits_and_nothing_more_runs(
     url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # At once, and not with the next heartbeat.
-    monkeypatch.setattr(cancellation, "LOOK_INTERVAL_SECONDS", 600.0)
+    monkeypatch.setattr(cancellation, "QUERY_INTERVAL_SECONDS", 600.0)
     durable, gate = Durable(url, drain_timeout=0.0), Gate()
     seen: list[str] = []
 
@@ -216,7 +216,7 @@ async def test_nobody_waits_for_a_code_that_does_not_end(
 async def test_its_cleaning_up_is_not_cancelled_as_well(
     url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(cancellation, "LOOK_INTERVAL_SECONDS", 0.0)
+    monkeypatch.setattr(cancellation, "QUERY_INTERVAL_SECONDS", 0.0)
     durable, gate, cleaning = Durable(url, drain_timeout=0.0), Gate(), Gate()
     cleaned: list[str] = []
 
@@ -531,7 +531,7 @@ async def test_what_runs_elsewhere_is_stopped_there(url: str) -> None:
 async def test_another_process_is_told_at_once(
     postgres_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(cancellation, "LOOK_INTERVAL_SECONDS", 600.0)
+    monkeypatch.setattr(cancellation, "QUERY_INTERVAL_SECONDS", 600.0)
     async with Worker(postgres_url, waits=True) as first, Worker(postgres_url) as second:
         await first.begin("w")
         await second.cancel_workflow("w")
@@ -551,7 +551,7 @@ async def test_a_process_that_is_not_told_looks_by_itself(url: str) -> None:
 async def test_a_process_that_was_not_told_can_record_nothing_more(
     url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(cancellation, "LOOK_INTERVAL_SECONDS", 600.0)
+    monkeypatch.setattr(cancellation, "QUERY_INTERVAL_SECONDS", 600.0)
     async with Worker(url, waits=True) as first, Worker(url) as second:
         executor_of(second).send = lambda *_: None  # type: ignore[method-assign]
         await first.begin("w")

@@ -10,7 +10,7 @@ from support.asgi import Exchange, answer, exchange, http_scope, keyed
 from support.interruption import Gate
 
 from asgi_durable import Durable
-from asgi_durable.engine.requests import duplicates as counted
+from asgi_durable.engine.requests import claims
 from asgi_durable.middleware.idempotency.waiting import preferences
 from asgi_durable.middleware.policies.policy import IdempotencyPolicy
 
@@ -104,7 +104,7 @@ async def test_nobody_waits_for_longer_than_is_allowed(database_url: str) -> Non
 async def test_where_too_many_wait_the_others_are_to_come_back(
     database_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(counted, "MAX_DUPLICATES_OF_ONE", 3)
+    monkeypatch.setattr(claims, "MAX_DUPLICATES_OF_ONE", 3)
     desk = Desk(database_url)
     async with desk.durable:
         first = asyncio.create_task(desk.post())

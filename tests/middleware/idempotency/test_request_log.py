@@ -32,7 +32,7 @@ async def test_each_change_of_a_requests_state_is_a_line(
         "left for its retry",
         "claimed",
         "responded 201",
-        "asked for again, Answered",
+        "asked for again, Finished",
         "asked for again, KeyReused",
     ]
     assert reused.status == 422
