@@ -23,7 +23,7 @@ from asgi_durable.storage.postgres.transactions.application_errors import (
     unavailable_error,
 )
 
-__all__ = ["PostgresBlockingSessions", "is_idle"]
+__all__ = ["PostgresBlockingSessions", "is_idle", "outside_transactions"]
 
 
 class PostgresBlockingSessions:
@@ -141,8 +141,32 @@ class PostgresBlockingSessions:
 
 def is_idle(connection: sa.Connection) -> bool:
     """Tell whether the server runs no transaction for a connection."""
+    driver = connection.connection.driver_connection
+    return driver is None or _is_idle(driver)
+
+
+def _is_idle(driver: Any) -> bool:
+    return bool(driver.info.transaction_status.name == "IDLE")
+
+
+@contextmanager
+def outside_transactions(connection: sa.Connection) -> Iterator[None]:
+    """Run statements of a connection without a transaction around them.
+
+    Invariant: the connection begins transactions again after this, or it does not return to its
+    pool. Otherwise its next transaction would commit each statement by itself.
+    """
     driver: Any = connection.connection.driver_connection
-    return driver is None or driver.info.transaction_status.name == "IDLE"
+    driver.autocommit = True
+    try:
+        yield
+    finally:
+        # The driver changes its mode only while the connection is idle. It is not idle after a
+        # loss, or where a statement was interrupted.
+        if _is_idle(driver):
+            driver.autocommit = False
+        else:
+            connection.invalidate()
 
 
 def _close(connection: sa.Connection) -> None:

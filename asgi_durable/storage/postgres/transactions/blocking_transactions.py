@@ -24,6 +24,7 @@ from asgi_durable.storage.postgres.rows import (
 from asgi_durable.storage.postgres.transactions.blocking_sessions import (
     PostgresBlockingSessions,
     is_idle,
+    outside_transactions,
 )
 from asgi_durable.storage.postgres.transactions.slots import (
     RequestStatements,
@@ -197,11 +198,9 @@ class PostgresBlockingTransactions:
         Not in it: what a SERIALIZABLE transaction reads of our tables would bring it into
         conflict with those of other workflows.
         """
-        driver: Any = connection.connection.driver_connection
-        driver.autocommit = True
         values = (slot.executor_id, slot.workflow_id, slot.step_number)
-        (is_free,) = _execute(connection, self._statements.check, values).fetchone()
-        driver.autocommit = False
+        with outside_transactions(connection):
+            (is_free,) = _execute(connection, self._statements.check, values).fetchone()
         if not is_free:
             raise slot_taken(slot)
 
