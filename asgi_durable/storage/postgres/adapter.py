@@ -21,14 +21,16 @@ from asgi_durable.storage.postgres.reader import PostgresReader
 from asgi_durable.storage.postgres.retention import PostgresRetention
 from asgi_durable.storage.postgres.rows import PostgresNames
 from asgi_durable.storage.postgres.schema import prepare_schema
-from asgi_durable.storage.postgres.transactions.blocking_sessions import PostgresBlockingSessions
-from asgi_durable.storage.postgres.transactions.blocking_transactions import (
-    PostgresBlockingRequestTransaction,
-    PostgresBlockingTransaction,
-    PostgresBlockingTransactions,
+from asgi_durable.storage.postgres.transactions.open_transactions import (
+    OpenRequestTransaction,
+    OpenStepTransaction,
 )
-from asgi_durable.storage.postgres.transactions.sessions import PostgresSessions
+from asgi_durable.storage.postgres.transactions.sessions import (
+    PostgresBlockingSessions,
+    PostgresSessions,
+)
 from asgi_durable.storage.postgres.transactions.transactions import (
+    PostgresBlockingTransactions,
     PostgresRequestTransaction,
     PostgresTransaction,
     PostgresTransactions,
@@ -229,7 +231,7 @@ class PostgresStorage:
 
     def blocking_transaction(
         self, slot: StepSlot | None, *, isolation_level: str | None = None
-    ) -> AbstractContextManager[PostgresBlockingTransaction]:
+    ) -> AbstractContextManager[OpenStepTransaction]:
         return self._given().blocking_transactions.transaction(slot, isolation_level)
 
     def request_transaction(
@@ -239,7 +241,7 @@ class PostgresStorage:
 
     def blocking_request_transaction(
         self, slot: RequestSlot, *, isolation_level: str | None = None
-    ) -> AbstractContextManager[PostgresBlockingRequestTransaction]:
+    ) -> AbstractContextManager[OpenRequestTransaction]:
         return self._given().blocking_transactions.request_transaction(slot, isolation_level)
 
     async def _open(self) -> _Parts:

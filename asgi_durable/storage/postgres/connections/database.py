@@ -15,7 +15,7 @@ import asyncpg
 
 from asgi_durable.errors import DurableUsageError, StorageError, StorageUnavailableError
 from asgi_durable.storage.postgres.connections.conninfo import dsns_of
-from asgi_durable.storage.postgres.connections.silence import notice_silence
+from asgi_durable.storage.postgres.connections.sockets import enable_keepalive
 from asgi_durable.storage.postgres.errors import DRIVER_ERRORS, storage_error
 from asgi_durable.storage.urls import without_driver
 
@@ -192,7 +192,7 @@ class PostgresDatabase:
             raise storage_error(error, self.name) or StorageError(
                 f"{self.name}: {error}"
             ) from error
-        notice_silence(connection)
+        enable_keepalive(connection)
         return connection
 
     def _refuse_unreadable_files(self, error: Exception) -> None:
