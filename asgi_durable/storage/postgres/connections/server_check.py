@@ -12,7 +12,7 @@ import asyncpg
 
 from asgi_durable.errors import StorageError
 from asgi_durable.storage.postgres.connections.database import PostgresDatabase
-from asgi_durable.storage.postgres.connections.reconnecting import Wire
+from asgi_durable.storage.postgres.connections.reconnecting import Connection
 from asgi_durable.storage.postgres.connections.sockets import bytes_moved
 from asgi_durable.storage.postgres.errors import DRIVER_ERRORS, sqlstate_of
 
@@ -73,8 +73,8 @@ class ServerCheck:
             if self.is_pooled:
                 # The pooler is there. A statement may wait for one of its connections.
                 return None
-            wire = Wire(own, prepares=host.prepared_statements)
-            row = await wire.fetch_one(_ACTIVITY, self.connection.get_server_pid())
+            connection = Connection(own, prepares=host.prepared_statements)
+            row = await connection.fetch_one(_ACTIVITY, self.connection.get_server_pid())
             if row["own_pid"] != own.get_server_pid():
                 return None
             return self._doubt_of(row, moved)
@@ -99,7 +99,8 @@ class ServerCheck:
 
 async def is_pooled(connection: asyncpg.Connection, database: PostgresDatabase) -> bool:
     """Tell whether a connection leads to a pooler, which reports a process id of its own."""
-    (pid,) = await Wire(connection, prepares=database.prepared_statements).fetch_one(_PID)
+    own = Connection(connection, prepares=database.prepared_statements)
+    (pid,) = await own.fetch_one(_PID)
     return bool(pid != connection.get_server_pid())
 
 

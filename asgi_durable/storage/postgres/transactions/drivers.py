@@ -78,7 +78,7 @@ class Psycopg:
     """See :class:`Driver`."""
 
     def execute(self, connection: sa.Connection, statement: str, values: Sequence[object]) -> Any:
-        # SQLAlchemy's own cursor takes parameters by name only.
+        # Cursors of SQLAlchemy take `%s` and not `$1` as a parameter.
         dbapi: Any = connection.dialect.dbapi
         cursor = dbapi.RawCursor(connection.connection.driver_connection)
         return cursor.execute(statement, values)
@@ -104,7 +104,7 @@ class Psycopg:
 
 @contextmanager
 def _autocommit(connection: sa.Connection) -> Iterator[None]:
-    """Run statements of psycopg's without a transaction around them.
+    """Run statements of psycopg without a transaction around them.
 
     Invariant: the connection begins transactions again after this, or it does not return to its
     pool. Otherwise its next transaction would commit each statement by itself.

@@ -249,8 +249,8 @@ def synchronous(connection: AsyncConnection) -> sa.Connection:
 
 @contextmanager
 def _application_errors(connection: sa.Connection, driver: Driver, database: str) -> Iterator[None]:
-    """Raise what :func:`application_error` makes of an error in a transaction."""
-    # Looked up now: an invalidated connection does not have it any more.
+    """Replace errors in a transaction by those of :func:`application_error`."""
+    # It is looked up now, as an invalidated connection does not have it any more.
     driver_connection = connection.connection.driver_connection
     try:
         yield
@@ -268,7 +268,7 @@ def _application_errors(connection: sa.Connection, driver: Driver, database: str
 
 @contextmanager
 def _ignoring_a_loss() -> Iterator[None]:
-    """Suppress the error of closing a connection that is lost: the loss has rolled it back."""
+    """Suppress errors of closing a lost connection: the server has rolled it back by then."""
     try:
         yield
     except DBAPIError as error:
@@ -282,6 +282,6 @@ def _replace_unusable_connections(engine: sa.Engine, driver: Driver) -> None:
 
     @sa.event.listens_for(engine, "checkout")
     def check(connection: Any, _record: object, _proxy: object) -> None:
-        # Costs no round trip, and finds connections that a restarted server has closed.
+        # This costs no round trip, and finds connections that a restarted server has closed.
         if driver.is_closed(getattr(connection, "driver_connection", connection)):
             raise sa.exc.DisconnectionError
