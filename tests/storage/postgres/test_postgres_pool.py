@@ -10,6 +10,7 @@ from typing import Any, Protocol
 
 import pytest
 import sqlalchemy as sa
+from support.cancelling import cancel_at_each_await
 from support.databases.storages import POSTGRES, Adapter, enter, until
 from support.records import EXECUTOR, request, step, workflow
 
@@ -243,6 +244,29 @@ async def ended_where_it_waits(other: Storage, pid: str) -> bool:
     )
     async with other.transaction(None) as transaction:
         return (await transaction.session.execute(sa.text(statement))).scalar() is True
+
+
+@pytest.mark.parametrize("and_after", [False, True], ids=["once", "again and again"])
+@pytest.mark.parametrize("prepared_statements", ["true", "false"])
+async def test_a_connection_has_no_transaction_after_a_cancellation(
+    storage: Storage, postgres_url: str, prepared_statements: str, *, and_after: bool
+) -> None:
+    url = f"{postgres_url}&pool_size=1&prepared_statements={prepared_statements}"
+    unused = Adapter(url=url, **POSTGRES)()
+
+    async def work() -> None:
+        async with unused.transaction(SLOT) as transaction:
+            await transaction.session.execute(sa.text(INSERT))
+
+    async def check() -> None:
+        async with unused.transaction(None) as transaction:
+            await transaction.session.execute(sa.text(INSERT))
+
+    await unused.open()
+    try:
+        assert await cancel_at_each_await(work, check, and_after=and_after) > 3
+    finally:
+        await unused.close()
 
 
 @pytest.mark.parametrize("slot", [None, SLOT, REQUEST])

@@ -61,7 +61,15 @@ class Asyncpg:
                 return await driver.fetchval(statement, *values)
 
         adapted: Any = connection.connection.dbapi_connection
-        return adapted.run_async(fetch)
+        try:
+            return adapted.run_async(fetch)
+        except BaseException as error:
+            # Invariant: a connection with an open transaction does not return to its pool. A
+            # cancellation may interrupt the ROLLBACK too, and SQLAlchemy does not know of this
+            # transaction. It invalidates connections in the same way for its own statements.
+            if not isinstance(error, Exception) or adapted.driver_connection.is_in_transaction():
+                connection.invalidate()
+            raise
 
     def is_in_transaction(self, connection: sa.Connection) -> bool:
         driver: Any = connection.connection.driver_connection
