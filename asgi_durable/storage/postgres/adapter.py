@@ -13,24 +13,26 @@ from asgi_durable.storage.application import SQLApplicationDatabase
 from asgi_durable.storage.damaged_rows import DamagedRows
 from asgi_durable.storage.postgres.commits.writer import PostgresWriter
 from asgi_durable.storage.postgres.connections.database import PostgresDatabase
-from asgi_durable.storage.postgres.connections.home_link import HomeLink
-from asgi_durable.storage.postgres.connections.reconnecting import ReconnectingConnection
+from asgi_durable.storage.postgres.connections.reconnecting import (
+    LoopConnection,
+    ReconnectingConnection,
+)
 from asgi_durable.storage.postgres.connections.session import PostgresSession, Registration
 from asgi_durable.storage.postgres.executors import PostgresExecutors
 from asgi_durable.storage.postgres.reader import PostgresReader
 from asgi_durable.storage.postgres.retention import PostgresRetention
 from asgi_durable.storage.postgres.rows import PostgresNames
 from asgi_durable.storage.postgres.schema import prepare_schema
-from asgi_durable.storage.postgres.transactions.blocking_sessions import PostgresBlockingSessions
-from asgi_durable.storage.postgres.transactions.blocking_transactions import (
-    PostgresBlockingTransactions,
-)
 from asgi_durable.storage.postgres.transactions.open_transactions import (
     OpenRequestTransaction,
     OpenStepTransaction,
 )
-from asgi_durable.storage.postgres.transactions.sessions import PostgresSessions
+from asgi_durable.storage.postgres.transactions.sessions import (
+    PostgresBlockingSessions,
+    PostgresSessions,
+)
 from asgi_durable.storage.postgres.transactions.transactions import (
+    PostgresBlockingTransactions,
     PostgresRequestTransaction,
     PostgresTransaction,
     PostgresTransactions,
@@ -55,36 +57,43 @@ ResultT = TypeVar("ResultT")
 
 @dataclass(frozen=True, slots=True)
 class _Parts:
-    """The parts that work on the thread of an open storage, on connections of their own."""
+    """The parts of an open storage that work on its thread, on connections of their own."""
 
     writer: PostgresWriter
     retention: PostgresRetention
     reader: PostgresReader
     executors: PostgresExecutors
     session: PostgresSession
-    links: tuple[ReconnectingConnection, ReconnectingConnection]
+    connections: tuple[ReconnectingConnection, ...]
 
     async def close(self) -> None:
         await self.session.close()
-        for link in self.links:
-            await link.close()
+        for connection in self.connections:
+            await connection.close()
 
 
 @dataclass(frozen=True, slots=True)
 class _Opened:
+    """An open storage.
+
+    Attributes:
+        loop_connection: The connection on the event loop that opened the storage.
+        loop_writer: The writer on that connection.
+    """
+
     thread: LoopThread
     parts: _Parts
     transactions: PostgresTransactions
     blocking_transactions: PostgresBlockingTransactions
-    home: HomeLink
-    home_writer: PostgresWriter
+    loop_connection: LoopConnection
+    loop_writer: PostgresWriter
 
     async def close(self) -> None:
-        # A stack: all of it is closed, whatever fails or is cancelled on the way.
+        # The stack closes all parts, even if one of them fails or this is cancelled.
         async with AsyncExitStack() as closing:
             closing.push_async_callback(self.thread.stop)
             closing.push_async_callback(self.thread.run, self.parts.close)
-            closing.push_async_callback(self.home.close)
+            closing.push_async_callback(self.loop_connection.close)
             closing.push_async_callback(self.transactions.close)
             closing.callback(self.blocking_transactions.close)
 
@@ -92,18 +101,18 @@ class _Opened:
 class PostgresStorage:
     """Stores the step log in a schema of a PostgreSQL database, version 12 or later.
 
-    Batches that one statement can write are written on the event loop that opened the storage.
-    Everything else runs on a thread with an event loop of its own: a blocked loop of the
-    application stops no heartbeat and holds no locks, and cancelled tasks stop no reader. The
-    application's transactions use SQLAlchemy's connections, on the application's loop.
-    ``asyncio`` only.
+    Writes that need one statement only are run on the event loop that opened the storage. All
+    other statements run on a thread with an event loop of its own. So a blocked event loop of
+    the application stops no heartbeat and holds no locks, and the cancellation of its tasks
+    interrupts no reads. The application's transactions use connections of SQLAlchemy, on the
+    application's event loop. Works with ``asyncio`` only.
 
     Args:
         url: See :meth:`PostgresDatabase.from_url`.
     """
 
-    # A beat is one statement that changes nothing, and a dead process is found in two. Once a
-    # minute there is one more, which looks for expired requests: one a second with that.
+    # A heartbeat is one statement that changes nothing, and two of them find a dead process. With
+    # the search for expired requests once a minute, an idle process runs one statement a second.
     beat_interval_seconds = 1.02
 
     def __init__(self, url: str) -> None:
@@ -136,17 +145,19 @@ class PostgresStorage:
                 transactions = PostgresTransactions(self._database, self._names)
                 await transactions.open()
                 opened.push_async_callback(transactions.close)
-                home = await HomeLink.open(self._database)
-                writer = PostgresWriter(
-                    home.link,
+                loop_connection = await LoopConnection.open(self._database)
+                loop_writer = PostgresWriter(
+                    loop_connection.connection,
                     self._names,
-                    settle=lambda *call: thread.run(lambda: parts.writer.settle(*call)),
+                    slow_path=lambda *call: thread.run(lambda: parts.writer.apply_slowly(*call)),
                 )
                 blocking = PostgresBlockingTransactions(self._database, self._names)
-                self._opened = _Opened(thread, parts, transactions, blocking, home, writer)
+                self._opened = _Opened(
+                    thread, parts, transactions, blocking, loop_connection, loop_writer
+                )
                 opened.pop_all()
         except BaseException:
-            # It may be connecting still where this was cancelled.
+            # After a cancellation the thread may still be connecting, so it is not waited for.
             thread.stop_soon()
             raise
 
@@ -184,9 +195,9 @@ class PostgresStorage:
         await self._run(lambda parts: parts.session.send(executor_id, message))
 
     async def commit(self, batch: Sequence[Write]) -> list[Outcome]:
-        opened = self._given()
-        if opened.home.is_here():
-            return await opened.home_writer.commit(batch)
+        opened = self._get_opened()
+        if opened.loop_connection.is_here():
+            return await opened.loop_writer.commit(batch)
         return await self._run(lambda parts: parts.writer.commit(batch))
 
     async def get_workflow(self, workflow_id: str) -> WorkflowRecord | None:
@@ -227,28 +238,28 @@ class PostgresStorage:
     def transaction(
         self, slot: StepSlot | None, *, isolation_level: str | None = None
     ) -> AbstractAsyncContextManager[PostgresTransaction]:
-        return self._given().transactions.transaction(slot, isolation_level)
+        return self._get_opened().transactions.transaction(slot, isolation_level)
 
     def blocking_transaction(
         self, slot: StepSlot | None, *, isolation_level: str | None = None
     ) -> AbstractContextManager[OpenStepTransaction]:
-        return self._given().blocking_transactions.transaction(slot, isolation_level)
+        return self._get_opened().blocking_transactions.transaction(slot, isolation_level)
 
     def request_transaction(
         self, slot: RequestSlot, *, isolation_level: str | None = None
     ) -> AbstractAsyncContextManager[PostgresRequestTransaction]:
-        return self._given().transactions.request_transaction(slot, isolation_level)
+        return self._get_opened().transactions.request_transaction(slot, isolation_level)
 
     def blocking_request_transaction(
         self, slot: RequestSlot, *, isolation_level: str | None = None
     ) -> AbstractContextManager[OpenRequestTransaction]:
-        return self._given().blocking_transactions.request_transaction(slot, isolation_level)
+        return self._get_opened().blocking_transactions.request_transaction(slot, isolation_level)
 
     async def _open(self) -> _Parts:
         database, names = self._database, self._names
         writing, reading = ReconnectingConnection(database), ReconnectingConnection(database)
         try:
-            await reading.run(lambda wire: prepare_schema(wire, names, database.name))
+            await reading.run(lambda connection: prepare_schema(connection, names, database.name))
         except BaseException:
             await reading.close()
             raise
@@ -259,14 +270,14 @@ class PostgresStorage:
             reader=PostgresReader(reading, names, damaged),
             executors=PostgresExecutors(session, names, damaged),
             session=session,
-            links=(writing, reading),
+            connections=(writing, reading),
         )
 
     async def _run(self, work: Callable[[_Parts], Coroutine[Any, Any, ResultT]]) -> ResultT:
-        opened = self._given()
+        opened = self._get_opened()
         return await opened.thread.run(lambda: work(opened.parts))
 
-    def _given(self) -> _Opened:
+    def _get_opened(self) -> _Opened:
         if self._opened is None:
             msg = "the storage is not open"
             raise StorageError(msg)

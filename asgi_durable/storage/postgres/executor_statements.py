@@ -1,4 +1,4 @@
-"""The statements about executors, for one schema."""
+"""SQL about executors and the workflows that they own."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ from asgi_durable.storage.postgres.rows import NOW_US, PostgresNames, list_of
 
 __all__ = ["REQUESTS", "ExecutorStatements"]
 
-# The advisory locks that executors hold in this database.
+# Keys of the advisory locks that executors hold in this database.
 _HELD_KEYS = (
     "SELECT l.objid::int8 FROM pg_locks AS l WHERE l.locktype = 'advisory' AND l.granted "
     f"AND l.classid = {LOCK_CLASS}::oid AND l.objsubid = 2 "
     "AND l.database = (SELECT d.oid FROM pg_database AS d WHERE d.datname = current_database())"
 )
-# Of a function, not of a request: that waits for its client.
+# The workflow of a function. One of a request waits for its client.
 _PENDING = "w.state = 'PENDING' AND w.fingerprint IS NULL"
-# A request that continues without its client.
+# A request that is recovered without its client.
 _RECOVERABLE = "w.state = 'PENDING' AND w.fingerprint IS NOT NULL AND w.input IS NOT NULL"
-# Among the excluded ids, if a process can serve requests: no id has a line's end in it.
+# Stands among the excluded ids if a process can serve requests. No id contains a newline.
 REQUESTS = "requests\n"
-# The workflows that a process can run: $2 names, $3 bound names, $4 excluded ids.
+# Workflows that a process can run: $2 names, $3 bound names, $4 excluded ids.
 _RUNNABLE = (
     f"{_PENDING} AND w.name = ANY($2::text[]) "
     "AND (w.parent_id IS NULL OR w.name <> ALL($3::text[])) AND w.workflow_id <> ALL($4::text[])"
@@ -33,7 +33,7 @@ _RUNNABLE_REQUEST = (
 
 
 class ExecutorStatements:
-    """SQL text; $1 is the executor, where there is one."""
+    """SQL text for one schema; $1 is the executor, in statements that have one."""
 
     def __init__(self, names: PostgresNames) -> None:
         self._names = names
@@ -47,14 +47,14 @@ class ExecutorStatements:
             f"AND (e.session_lock IS NULL OR e.session_lock IN ({_HELD_KEYS}))) AS is_missing"
         )
         self.declare_dead = self._declare_dead()
-        # Each a statement of its own, in this order: see `PostgresNames.fence`.
+        # The next two are statements of their own, in this order: see `PostgresNames.fence`.
         self.leave = (
             f"UPDATE {names.executors} SET state = 'RELEASED', "
             f"lease_expires_at_us = least(lease_expires_at_us, {NOW_US}) "
             "WHERE executor_id = $1::text AND state = 'ALIVE'"
         )
-        self.open_own_fence = f"DELETE FROM {names.fences} WHERE executor_id = $1::text"
-        self.open_fences = self._open_fences()
+        self.delete_own_fence = f"DELETE FROM {names.fences} WHERE executor_id = $1::text"
+        self.delete_fences = self._delete_fences()
         self.take_over = self._take_over()
         self.adopt = self._adopt()
         self.forget = (
@@ -71,27 +71,27 @@ class ExecutorStatements:
         )
 
     def _register(self) -> str:
-        """$2 lease in microseconds, $3 lock or NULL; no row if another connection has that lock.
+        """Return a statement: $2 lease in microseconds, $3 lock or NULL.
 
-        A row that is ALIVE already was entered by an attempt before, whose response got lost:
-        ids are never used twice.
+        It returns no row if the lock is held by another executor. A row that is ALIVE already was
+        inserted by an earlier attempt, whose response got lost, as ids are never used twice.
         """
         executors, fences = self._names.executors, self._names.fences
         return (
             "WITH locked AS MATERIALIZED (SELECT 1 WHERE $3::int4 IS NULL "
             f"OR pg_try_advisory_lock({LOCK_CLASS}, $3::int4)), "
-            f"entered AS (INSERT INTO {executors} AS e "
+            f"inserted AS (INSERT INTO {executors} AS e "
             "(executor_id, state, started_at_us, lease_expires_at_us, session_lock) "
             f"SELECT $1::text, 'ALIVE', {NOW_US}, {NOW_US} + $2::int8, $3::int4 FROM locked "
             "ON CONFLICT (executor_id) DO UPDATE SET session_lock = excluded.session_lock, "
             "lease_expires_at_us = excluded.lease_expires_at_us WHERE e.state = 'ALIVE' "
             f"RETURNING e.executor_id), fenced AS (INSERT INTO {fences} (executor_id) "
-            "SELECT executor_id FROM entered ON CONFLICT DO NOTHING) "
-            "SELECT EXISTS (SELECT 1 FROM entered) AS is_entered FROM locked"
+            "SELECT executor_id FROM inserted ON CONFLICT DO NOTHING) "
+            "SELECT EXISTS (SELECT 1 FROM inserted) AS is_registered FROM locked"
         )
 
     def _look(self, *, renews: bool) -> str:
-        """$2 to $4 what is runnable; $5 the new lease in microseconds if it is renewed."""
+        """Return a statement: $2 to $4 runnable workflows, $5 lease in microseconds if renewed."""
         executors, workflows = self._names.executors, self._names.workflows
         renewed = (
             f"renewed AS (UPDATE {executors} SET lease_expires_at_us = {NOW_US} + $5::int8 "
@@ -99,7 +99,7 @@ class ExecutorStatements:
         )
         own = "renewed" if renews else f"{executors} WHERE executor_id = $1 AND state = 'ALIVE'"
         orphans = f"EXISTS (SELECT 1 FROM {workflows} AS w WHERE {_RUNNABLE} AND w.executor_id"
-        # One that nobody owns has failed, and waits for its client.
+        # A request without an owner has failed, and waits for its client.
         requests = f"EXISTS (SELECT 1 FROM {workflows} AS w WHERE {_RUNNABLE_REQUEST} "
         return (
             f"WITH {renewed if renews else ''}"
@@ -121,22 +121,25 @@ class ExecutorStatements:
         )
 
     def _declare_dead(self) -> str:
-        """$1 executors, $2 for each the lock that was missed, or NULL if it was the lease.
+        """Return a statement: $1 executors, $2 the missing lock of each, or NULL for a lease.
 
-        Invariant: checked once more on the last version of its row: the executor may have renewed
-        its lease since.
+        Invariant: lease and lock are checked again on the latest version of the executor's row,
+        as it may have been renewed since.
         """
         return (
             f"UPDATE {self._names.executors} AS e SET state = 'DEAD', "
             f"lease_expires_at_us = least(e.lease_expires_at_us, {NOW_US}) "
-            "FROM unnest($1::text[], $2::int4[]) AS gone(executor_id, session_lock) "
-            "WHERE e.executor_id = gone.executor_id AND e.state = 'ALIVE' "
-            f"AND (e.lease_expires_at_us < {NOW_US} OR e.session_lock = gone.session_lock "
+            "FROM unnest($1::text[], $2::int4[]) AS missing(executor_id, session_lock) "
+            "WHERE e.executor_id = missing.executor_id AND e.state = 'ALIVE' "
+            f"AND (e.lease_expires_at_us < {NOW_US} OR e.session_lock = missing.session_lock "
             f"AND e.session_lock NOT IN ({_HELD_KEYS}))"
         )
 
-    def _open_fences(self) -> str:
-        """SKIP LOCKED: who holds one is about to commit, and it is tried again at the next beat."""
+    def _delete_fences(self) -> str:
+        """Return a statement that deletes obsolete fences, except those that are locked.
+
+        A transaction that holds a fence is about to commit. The next heartbeat deletes the fence.
+        """
         return (
             f"DELETE FROM {self._names.fences} WHERE executor_id IN ("
             f"SELECT f.executor_id FROM {self._names.fences} AS f WHERE {self._is_obsolete()} "
@@ -150,7 +153,7 @@ class ExecutorStatements:
         )
 
     def _free_owners(self) -> str:
-        """Executors that are not alive, and have no open transaction that may still commit."""
+        """Return a query of dead executors none of whose transactions may still commit."""
         return (
             f"SELECT e.executor_id FROM {self._names.executors} AS e WHERE e.state <> 'ALIVE' "
             f"AND NOT EXISTS (SELECT 1 FROM {self._names.fences} AS f "
@@ -158,7 +161,7 @@ class ExecutorStatements:
         )
 
     def _take_over(self) -> str:
-        """$2 to $4 what is runnable, $5 at most so many, $6 whether suspects."""
+        """Return a statement: $2 to $4 runnable workflows, $5 limit, $6 true for suspects."""
         workflows, executors = self._names.workflows, self._names.executors
         crashed = (
             f"EXISTS (SELECT 1 FROM {executors} AS e "
@@ -170,12 +173,12 @@ class ExecutorStatements:
             f" + (SELECT count(*) FROM {workflows} AS c WHERE c.parent_id = w.workflow_id))"
         )
         one_more = _one_more("w.crashes")
-        # In this order: the entries of one that never crashed need not be counted to know.
+        # In this order, as the entries of a workflow that never crashed need not be counted.
         crashes = (
             f"CASE WHEN NOT {crashed} THEN w.crashes WHEN w.crashes = 0 THEN 1 "
             f"WHEN {entries} > w.crashed_at_entry THEN 1 ELSE {one_more} END"
         )
-        # As the index has them, of one owner: no more are read than are taken.
+        # In the order of the index for one owner, so that no more rows are read than taken.
         first = (
             f"SELECT w.workflow_id FROM {workflows} AS w WHERE w.executor_id {{owner}} "
             f"AND {{runnable}} AND EXISTS (SELECT 1 FROM me) AND ({crashes} >= 2) = $6::bool "
@@ -206,9 +209,10 @@ class ExecutorStatements:
         )
 
     def _adopt(self) -> str:
-        """Make rows, DEAD, for owners without one: somebody deleted them by hand.
+        """Return a statement that inserts a DEAD row for each owner that has none.
 
-        It jumps from owner to owner along the index, however many workflows each has.
+        Such a row was deleted by hand. The query jumps from owner to owner along the index, so
+        its time does not depend on the number of workflows.
         """
         workflows, executors = self._names.workflows, self._names.executors
         following = (
@@ -232,5 +236,5 @@ class ExecutorStatements:
 
 
 def _one_more(column: str) -> str:
-    """Return one more than a number that may be as large as it can be: it must stop nobody."""
+    """Return an expression for a column plus one, which does not overflow."""
     return f"least({column}, {2**31 - 2}) + 1"

@@ -1,9 +1,9 @@
-"""The live executors on a PostgreSQL database, and taking over from dead ones.
+"""Executors of a PostgreSQL database: their leases and locks, and taking over from dead ones.
 
 An executor has a lease, by the database's clock. If its connection is a session on the server, it
-holds an advisory lock as well, which the server releases at once when the process dies. An executor
-that finds either missing declares the other one dead; the workflows of that one are free once its
-fence is deleted: see ``PostgresNames.fence``.
+also holds an advisory lock, which the server releases at once when the process dies. A process
+that finds the lease expired or the lock missing declares the executor dead. Its workflows are free
+once its fence is deleted: see ``PostgresNames.fence``.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import time
 from typing import Any
 
 from asgi_durable.storage.damaged_rows import DamagedRows
-from asgi_durable.storage.postgres.connections.reconnecting import Wire
+from asgi_durable.storage.postgres.connections.reconnecting import Connection
 from asgi_durable.storage.postgres.connections.session import (
     PostgresSession,
     Registration,
@@ -27,11 +27,11 @@ from asgi_durable.storage.records import DamagedRowError, TakenWorkflow
 __all__ = ["PostgresExecutors"]
 
 MICROSECONDS = 1_000_000
-# Renewed this often within a lease: two attempts may fail.
+# A lease is renewed three times before it would expire, so two renewals may fail.
 RENEWALS_PER_LEASE = 3
-# For how long at least a lock must be missed: its owner may be connecting again.
+# A lock has to be missing for so long, as its owner may be connecting again.
 CONFIRM_SECONDS = 0.5
-# How often it is looked for workflows of executors of which there is no row.
+# The interval of the search for workflows whose executor has no row.
 ADOPTION_SECONDS = 60.0
 
 
@@ -40,8 +40,8 @@ class PostgresExecutors:
 
     Args:
         session: The connection that holds their locks.
-        names: The names of the tables.
-        damaged: Reports damaged rows.
+        names: The tables' names.
+        damaged: Logs damaged rows.
     """
 
     def __init__(
@@ -50,41 +50,41 @@ class PostgresExecutors:
         self._session = session
         self._damaged = damaged
         self._sql = ExecutorStatements(names)
-        # Locks that were missed, and when first, on the connection of that generation.
+        # Locks that are missing, and when that was first seen by the connection of a generation.
         self._missed: dict[tuple[str, int], float] = {}
         self._missed_generation = 0
         self._adopted_at = float("-inf")
 
     async def register(self, registration: Registration, lease_seconds: float) -> None:
         """See ``Executors.register``."""
-        self._session.hurry(lease_seconds)
+        self._session.limit_statements(lease_seconds)
         lease_us = round(lease_seconds * MICROSECONDS)
 
-        async def enter(wire: Wire) -> None:
+        async def insert(connection: Connection) -> None:
             key = new_lock_key() if self._session.is_session else None
-            # Invariant: locked in the statement that makes the row, before others see it.
+            # Invariant: the statement that inserts the row takes the lock, before others see it.
             values = (registration.executor_id, lease_us, key)
-            while not (rows := await wire.fetch(self._sql.register, *values)):
+            while not (rows := await connection.fetch(self._sql.register, *values)):
                 values = (*values[:2], new_lock_key())
-            if not rows[0]["is_entered"]:
+            if not rows[0]["is_registered"]:
                 msg = f"executor {registration.executor_id!r} exists"
                 raise RuntimeError(msg)
             registration.lock_key = values[2]
             registration.renewed_at = time.monotonic()
             self._session.registrations[registration.executor_id] = registration
 
-        await self._session.run(enter)
+        await self._session.run(insert)
 
     async def beat(self, executor_id: str, lease_seconds: float, runnable: Runnable) -> Beat:
         """See ``Executors.beat``."""
         return await self._session.run(
-            lambda wire: self._beat(wire, executor_id, lease_seconds, runnable)
+            lambda connection: self._beat(connection, executor_id, lease_seconds, runnable)
         )
 
     async def is_missing(self, executor_id: str) -> bool:
         """See ``Executors.is_missing``."""
         row = await self._session.run(
-            lambda wire: wire.fetch_one(self._sql.is_missing, executor_id)
+            lambda connection: connection.fetch_one(self._sql.is_missing, executor_id)
         )
         return bool(row["is_missing"])
 
@@ -94,7 +94,7 @@ class PostgresExecutors:
         """See ``Executors.take_over``."""
         values = (*_lists_of(runnable), limit, suspects)
         rows = await self._session.run(
-            lambda wire: wire.fetch(self._sql.take_over, executor_id, *values)
+            lambda connection: connection.fetch(self._sql.take_over, executor_id, *values)
         )
         taken: list[TakenWorkflow] = []
         for row in rows:
@@ -106,37 +106,39 @@ class PostgresExecutors:
     async def retire(self, executor_id: str) -> None:
         """See ``Executors.retire``."""
 
-        async def leave(wire: Wire) -> None:
-            await wire.fetch(self._sql.leave, executor_id)
-            # Invariant: after it left, when nothing new begins. This waits for what has begun.
-            await wire.fetch(self._sql.open_own_fence, executor_id)
-            await wire.fetch(self._sql.forget)
-            await self._forget_own(wire, executor_id)
+        async def leave(connection: Connection) -> None:
+            await connection.fetch(self._sql.leave, executor_id)
+            # Invariant: the fence is deleted after the executor has left, when no transaction can
+            # begin any more. The statement waits for those that have begun.
+            await connection.fetch(self._sql.delete_own_fence, executor_id)
+            await connection.fetch(self._sql.forget)
+            await self._forget_own(connection, executor_id)
 
         await self._session.run(leave)
 
     async def _beat(
-        self, wire: Wire, executor_id: str, lease_seconds: float, runnable: Runnable
+        self, connection: Connection, executor_id: str, lease_seconds: float, runnable: Runnable
     ) -> Beat:
-        row = await self._look(wire, executor_id, lease_seconds, runnable)
-        gone = self._gone(row)
-        if gone or row["has_obsolete_fences"] or self._is_adoption_due():
-            if gone:
-                await wire.fetch(self._sql.declare_dead, *zip(*gone, strict=True))
-            # Invariant: in a statement after the one that declares dead, and before the look.
-            await wire.fetch(self._sql.open_fences)
-            await wire.fetch(self._sql.adopt)
-            row = await self._look(wire, executor_id, lease_seconds, runnable)
+        row = await self._look(connection, executor_id, lease_seconds, runnable)
+        dead = self._find_dead(row)
+        if dead or row["has_obsolete_fences"] or self._is_adoption_due():
+            if dead:
+                await connection.fetch(self._sql.declare_dead, *zip(*dead, strict=True))
+            # Invariant: fences are deleted in a statement of their own, after executors are
+            # declared dead, and before free workflows are searched again.
+            await connection.fetch(self._sql.delete_fences)
+            await connection.fetch(self._sql.adopt)
+            row = await self._look(connection, executor_id, lease_seconds, runnable)
         if row["has_forgettable"]:
-            await wire.fetch(self._sql.forget)
+            await connection.fetch(self._sql.forget)
         if not row["is_alive"]:
-            await self._forget_own(wire, executor_id)
+            await self._forget_own(connection, executor_id)
         return Beat(is_alive=row["is_alive"], has_orphans=row["has_orphans"])
 
     async def _look(
-        self, wire: Wire, executor_id: str, lease_seconds: float, runnable: Runnable
+        self, connection: Connection, executor_id: str, lease_seconds: float, runnable: Runnable
     ) -> Any:
-        """Renew the lease if that is due, and look around, in one statement."""
+        """Renew the lease if that is due, and read the state of all executors, in one statement."""
         lists = _lists_of(runnable)
         registration = self._session.registrations.get(executor_id)
         now = time.monotonic()
@@ -144,14 +146,14 @@ class PostgresExecutors:
             registration is None
             or now < registration.renewed_at + lease_seconds / RENEWALS_PER_LEASE
         ):
-            return await wire.fetch_one(self._sql.look, executor_id, *lists)
+            return await connection.fetch_one(self._sql.look, executor_id, *lists)
         lease_us = round(lease_seconds * MICROSECONDS)
-        row = await wire.fetch_one(self._sql.renew_and_look, executor_id, *lists, lease_us)
+        row = await connection.fetch_one(self._sql.renew_and_look, executor_id, *lists, lease_us)
         registration.renewed_at = now
         return row
 
-    def _gone(self, row: Any) -> list[tuple[str, int | None]]:
-        """Return who is to be declared dead: by the lease, or by a lock that was missed twice."""
+    def _find_dead(self, row: Any) -> list[tuple[str, int | None]]:
+        """Return executors to declare dead, each with its missing lock, or ``None`` for a lease."""
         if self._missed_generation != self._session.generation:
             self._missed_generation = self._session.generation
             self._missed = {}
@@ -168,10 +170,10 @@ class PostgresExecutors:
         self._adopted_at = now
         return True
 
-    async def _forget_own(self, wire: Wire, executor_id: str) -> None:
+    async def _forget_own(self, connection: Connection, executor_id: str) -> None:
         registration = self._session.registrations.pop(executor_id, None)
         if registration is not None:
-            await self._session.unlock(wire, registration)
+            await self._session.unlock(connection, registration)
 
 
 def _lists_of(runnable: Runnable) -> tuple[list[str], list[str], list[str]]:

@@ -1,4 +1,4 @@
-"""Reading the step log: a fixed number of statements, however many workflows."""
+"""Reads the step log, with a number of statements that does not depend on the workflows'."""
 
 from __future__ import annotations
 
@@ -7,7 +7,10 @@ from typing import Any
 
 from asgi_durable.storage import tables
 from asgi_durable.storage.damaged_rows import DamagedRows, StoredLogs
-from asgi_durable.storage.postgres.connections.reconnecting import ReconnectingConnection, Wire
+from asgi_durable.storage.postgres.connections.reconnecting import (
+    Connection,
+    ReconnectingConnection,
+)
 from asgi_durable.storage.postgres.errors import is_bad_row
 from asgi_durable.storage.postgres.rows import (
     PostgresNames,
@@ -37,20 +40,20 @@ class PostgresReader:
     """Reads on a connection of its own.
 
     Args:
-        link: The connection.
-        names: The names of the tables.
-        damaged: Reports damaged rows.
+        connection: The connection.
+        names: The tables' names.
+        damaged: Logs damaged rows.
     """
 
     def __init__(
-        self, link: ReconnectingConnection, names: PostgresNames, damaged: DamagedRows
+        self, connection: ReconnectingConnection, names: PostgresNames, damaged: DamagedRows
     ) -> None:
-        self._link, self._damaged = link, damaged
+        self._connection, self._damaged = connection, damaged
         workflows = f"SELECT {list_of(tables.workflows, 'w')} FROM {names.workflows} AS w"
         responses = f"SELECT {list_of(tables.responses, 'r')} FROM {names.responses} AS r"
         self._workflow = f"{workflows} WHERE w.workflow_id = $1"
         self._response = f"{responses} WHERE r.workflow_id = $1"
-        self._pieces = (
+        self._chunks = (
             f"SELECT {list_of(tables.pieces, 'p')} FROM {names.pieces} AS p "
             "WHERE p.workflow_id = $1 AND p.end_offset > $2::int8 "
             f"AND p.end_offset <= greatest($2::int8 + {PAGE_BYTES}, (SELECT next.end_offset "
@@ -77,7 +80,7 @@ class PostgresReader:
         by_id = each_of(names.workflows, "w.workflow_id = wanted.id")
         self._cancelled = f"SELECT w.workflow_id {wanted} {by_id} WHERE w.state = 'CANCELLED'"
         self._unknown = f"{workflows} WHERE {_unknown(names)} ORDER BY w.workflow_id LIMIT $2"
-        # OFFSET keeps the planner from walking along the primary key past all that is finished.
+        # OFFSET keeps the planner from walking along the primary key past all finished workflows.
         self._pending = (
             f"SELECT workflow_id FROM (SELECT w.workflow_id FROM {names.workflows} AS w "
             "WHERE w.state = 'PENDING' AND w.executor_id = $1 OFFSET 0) AS pending "
@@ -107,7 +110,7 @@ class PostgresReader:
 
     async def read_chunks(self, workflow_id: str, after: int) -> list[ChunkRecord]:
         """See ``StepLog.read_chunks``."""
-        return [chunk_from(row) for row in await self._fetch(self._pieces, workflow_id, after)]
+        return [chunk_from(row) for row in await self._fetch(self._chunks, workflow_id, after)]
 
     async def load_runs(self, workflow_ids: Sequence[str]) -> list[StoredRun]:
         """See ``StepLog.load_runs``."""
@@ -115,13 +118,13 @@ class PostgresReader:
             return []
         try:
             ids = list(dict.fromkeys(workflow_ids))
-            return await self._link.run(lambda wire: self._load_runs(wire, ids))
+            return await self._connection.run(lambda connection: self._load_runs(connection, ids))
         except Exception as error:
             if not is_bad_row(error):
                 raise
         if len(workflow_ids) == 1:
             return []
-        # An id that no database can hold: the others are found without it.
+        # The database cannot hold one of the ids. The halves find the workflows of the others.
         middle = len(workflow_ids) // 2
         halves = (workflow_ids[:middle], workflow_ids[middle:])
         return [run for half in halves for run in await self.load_runs(half)]
@@ -138,33 +141,35 @@ class PostgresReader:
 
     async def read_secret(self, names: PostgresNames) -> StoredSecret:
         """See ``Secrets.read_secret``."""
-        return await self._link.run(lambda wire: read_secret(wire, names))
+        return await self._connection.run(lambda connection: read_secret(connection, names))
 
     async def list_unknown(self, names: Collection[str], limit: int) -> list[WorkflowRecord]:
         """See ``StepLog.list_unknown``."""
         return self._damaged.sound(workflow_from, await self._fetch(self._unknown, [*names], limit))
 
-    async def _load_runs(self, wire: Wire, workflow_ids: list[str]) -> list[StoredRun]:
-        workflows = await wire.fetch(self._workflows, workflow_ids)
+    async def _load_runs(self, connection: Connection, workflow_ids: list[str]) -> list[StoredRun]:
+        workflows = await connection.fetch(self._workflows, workflow_ids)
         logs = StoredLogs(self._damaged)
-        for row in await wire.fetch(self._steps, workflow_ids):
+        for row in await connection.fetch(self._steps, workflow_ids):
             logs.add_step(row["workflow_id"], step_from, row)
-        for row in await wire.fetch(self._children, workflow_ids):
+        for row in await connection.fetch(self._children, workflow_ids):
             logs.add_child(row["parent_id"], workflow_from, row)
         return logs.runs(workflow_from, workflows)
 
     async def _fetch(self, statement: str, *values: Any) -> list[Any]:
         try:
-            return await self._link.run(lambda wire: wire.fetch(statement, *values))
+            return await self._connection.run(
+                lambda connection: connection.fetch(statement, *values)
+            )
         except Exception as error:
             if is_bad_row(error):
-                # An id that no database can hold is in none.
+                # The database cannot hold the id, so there is no such row.
                 return []
             raise
 
 
 def _progress_statement(names: PostgresNames) -> str:
-    """Return what reads how far a workflow is, by its id."""
+    """Return the statement that reads a workflow's progress, by its id."""
     progress = (
         f"SELECT {list_of(tables.workflows, 'w')}, EXISTS (SELECT 1 FROM {names.executors} "
         "AS e WHERE e.executor_id = w.executor_id AND e.state = 'ALIVE') AS is_owned, "
@@ -180,7 +185,7 @@ def _progress_statement(names: PostgresNames) -> str:
 
 
 def _unknown(names: PostgresNames) -> str:
-    """$1 the names of the functions that are known."""
+    """Return the condition for workflows that no process can run; $1 is the known names."""
     return (
         "w.state = 'PENDING' AND w.fingerprint IS NULL AND w.name <> ALL($1::text[]) "
         f"AND NOT EXISTS (SELECT 1 FROM {names.executors} AS e "

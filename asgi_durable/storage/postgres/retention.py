@@ -1,4 +1,4 @@
-"""Forgetting requests whose time is over, in a PostgreSQL schema."""
+"""Deletes requests whose retention is over."""
 
 from __future__ import annotations
 
@@ -6,81 +6,89 @@ from collections.abc import Sequence
 from hashlib import blake2s
 from typing import Any
 
-from asgi_durable.storage.postgres.connections.reconnecting import ReconnectingConnection, Wire
+from asgi_durable.storage.postgres.connections.reconnecting import (
+    Connection,
+    ReconnectingConnection,
+)
 from asgi_durable.storage.postgres.rows import PostgresNames, each_of
 from asgi_durable.storage.protocol import PUT_OFF_US
 from asgi_durable.storage.records import TOMBSTONE_STATUS, WorkflowState
 
 __all__ = ["PostgresRetention"]
 
-# The first half of the advisory lock under which one process at a time sweeps a schema.
+# First half of the key of the advisory lock with which one process at a time sweeps a schema.
 SWEEP_LOCK_CLASS = 0x73776570
-# For this transaction: how much lies below a request is overestimated by far, and compiling
-# the statement would take twenty times as long as running it.
+# Holds for one transaction. The planner overestimates the number of workflows below a request, and
+# compiling the statement would take twenty times as long as running it.
 WITHOUT_JIT = "set_config('jit', 'off', true)"
 
 
 class PostgresRetention:
-    """Forgets requests on a connection that writes, on an event loop that nobody blocks.
+    """Deletes requests, on an event loop that the application cannot block.
 
     Args:
-        link: The connection.
+        connection: The connection that writes.
         names: The tables' names.
     """
 
-    def __init__(self, link: ReconnectingConnection, names: PostgresNames) -> None:
-        self._link = link
+    def __init__(self, connection: ReconnectingConnection, names: PostgresNames) -> None:
+        self._connection = connection
         self._sql = _RetentionStatements(names)
 
     async def forget_expired(self, now_us: int, abandoned_before_us: int, limit: int) -> int:
         """See ``StepLog.forget_expired``."""
 
-        async def sweep(wire: Wire) -> int:
-            # One statement where there is nothing to do, as nearly always.
-            look = await wire.fetch_one(self._sql.is_due, now_us, abandoned_before_us)
-            if not look["is_due"]:
+        async def sweep(connection: Connection) -> int:
+            # Nearly always there is nothing to delete, and this is the only statement.
+            row = await connection.fetch_one(self._sql.is_due, now_us, abandoned_before_us)
+            if not row["is_due"]:
                 return 0
-            async with wire.transaction():
-                # Invariant: requests are locked first, and what is below them is looked at in
-                # a statement after that. Nothing below one begins any more: it is finished, or
-                # nobody's, and can be claimed by nobody.
-                ids = await _ids(wire, self._sql.lock_expired, now_us, limit)
+            async with connection.transaction():
+                # Invariant: requests are locked before the workflows below them are read, by a
+                # later statement. No workflow can begin below a locked request: it is finished,
+                # or has no owner, and nobody can claim it.
+                ids = await _ids(connection, self._sql.lock_expired, now_us, limit)
                 left = limit - len(ids)
-                ids += await _ids(wire, self._sql.lock_abandoned, abandoned_before_us, left)
+                ids += await _ids(connection, self._sql.lock_abandoned, abandoned_before_us, left)
                 if not ids:
                     return 0
-                fates = await self._forget(wire, ids, now_us, abandoned_before_us)
+                fates = await self._forget(connection, ids, now_us, abandoned_before_us)
                 return len(fates)
 
-        return await self._link.run(sweep)
+        return await self._connection.run(sweep)
 
     async def forget_request(self, workflow_id: str, now_us: int) -> bool:
         """See ``StepLog.forget_request``."""
 
-        async def forget(wire: Wire) -> bool:
-            async with wire.transaction():
-                # Invariant: locked first and read after. It may be finished in between.
-                if not await wire.fetch(self._sql.lock_request, workflow_id):
+        async def forget(connection: Connection) -> bool:
+            async with connection.transaction():
+                # Invariant: the row is locked before it is read, as it may be finished before the
+                # lock is granted.
+                if not await connection.fetch(self._sql.lock_request, workflow_id):
                     return True
-                found = await wire.fetch_one(self._sql.find_request, workflow_id, now_us)
+                found = await connection.fetch_one(self._sql.find_request, workflow_id, now_us)
                 if found["is_expired"]:
-                    (fate,) = await self._forget(wire, [workflow_id], now_us, 0)
+                    (fate,) = await self._forget(connection, [workflow_id], now_us, 0)
                     return not fate["is_busy"] and not fate["leaves_tombstone"]
-                # Somebody has claimed the key since it was found to be expired.
-                is_anew = found["state"] == WorkflowState.PENDING.value or found["is_answered"]
-                return bool(found["is_request"] and is_anew)
+                # The key may have been claimed again since it was found to be expired.
+                is_reused = found["state"] == WorkflowState.PENDING.value or found["is_answered"]
+                return bool(found["is_request"] and is_reused)
 
-        return await self._link.run(forget)
+        return await self._connection.run(forget)
 
     async def _forget(
-        self, wire: Wire, workflow_ids: Sequence[str], now_us: int, abandoned_before_us: int
+        self,
+        connection: Connection,
+        workflow_ids: Sequence[str],
+        now_us: int,
+        abandoned_before_us: int,
     ) -> list[Any]:
         put_off = (now_us + PUT_OFF_US, abandoned_before_us + PUT_OFF_US)
-        return await wire.fetch(self._sql.forget, workflow_ids, now_us, *put_off)
+        return await connection.fetch(self._sql.forget, workflow_ids, now_us, *put_off)
 
 
-async def _ids(wire: Wire, statement: str, *values: int) -> list[str]:
-    return [row["workflow_id"] for row in await wire.fetch(statement, *values)]
+async def _ids(connection: Connection, statement: str, *values: int) -> list[str]:
+    return [row["workflow_id"] for row in await connection.fetch(statement, *values)]
 
 
 class _RetentionStatements:
@@ -101,7 +109,7 @@ class _RetentionStatements:
             "WITH sweep AS MATERIALIZED (SELECT pg_try_advisory_xact_lock("
             f"{SWEEP_LOCK_CLASS}, {self.sweep_lock_key}) AS is_mine, {WITHOUT_JIT}) "
         )
-        # SKIP LOCKED: nobody is waited for here, so nobody can wait in a circle.
+        # SKIP LOCKED, so that a sweep waits for no lock and cannot be part of a deadlock.
         expired = (
             f"SELECT r.workflow_id AS id FROM {names.responses} AS r "
             "WHERE r.expires_at_us <= $1::int8 ORDER BY r.expires_at_us LIMIT $2::int8"
@@ -113,7 +121,8 @@ class _RetentionStatements:
             "CROSS JOIN sweep WHERE sweep.is_mine "
             "ORDER BY target.workflow_id FOR UPDATE OF target SKIP LOCKED"
         )
-        # Free once the owner's fence is deleted: until then the owner may still be committing.
+        # A workflow has no owner once its owner's fence is deleted. Until then a transaction of
+        # the owner may still commit.
         self.lock_abandoned = (
             f"{if_alone}SELECT w.workflow_id FROM {names.workflows} AS w "
             "CROSS JOIN sweep WHERE sweep.is_mine "
@@ -136,17 +145,18 @@ class _RetentionStatements:
         self.forget = self._forget()
 
     def _forget(self) -> str:
-        """$1 locked requests, $2 now, $3 and $4 until when responses and claims are put off.
+        """Return a statement: $1 locked requests, $2 now, $3 and $4 new times of busy requests.
 
-        It is one statement: the rows below a request are not sent to the client, however many.
+        $3 postpones responses, $4 claims. One statement does it all, so that the ids of the
+        workflows below a request are not sent, however many there are.
         """
         changes = {
-            "steps_gone": self._delete(self._names.steps, "emptied"),
-            "pieces_gone": self._delete(self._names.pieces, "fate", "NOT fate.is_busy"),
-            "answers_gone": self._delete(
+            "steps_deleted": self._delete(self._names.steps, "emptied"),
+            "chunks_deleted": self._delete(self._names.pieces, "fate", "NOT fate.is_busy"),
+            "responses_deleted": self._delete(
                 self._names.responses, "fate", "NOT fate.is_busy AND NOT fate.leaves_tombstone"
             ),
-            "workflows_gone": self._delete(
+            "workflows_deleted": self._delete(
                 self._names.workflows, "emptied", "NOT emptied.leaves_tombstone"
             ),
             "tombstones": self._update(
@@ -155,12 +165,12 @@ class _RetentionStatements:
                 "stream_end = NULL, expires_at_us = target.forgotten_at_us",
                 "NOT fate.is_busy AND fate.leaves_tombstone",
             ),
-            "answers_put_off": self._update(
+            "responses_postponed": self._update(
                 self._names.responses,
                 "expires_at_us = $3, forgotten_at_us = greatest(target.forgotten_at_us, $3)",
                 "fate.is_busy",
             ),
-            "claims_put_off": self._update(
+            "claims_postponed": self._update(
                 self._names.workflows, "updated_at_us = $4", "fate.is_busy AND fate.is_pending"
             ),
         }
@@ -171,9 +181,9 @@ class _RetentionStatements:
         )
 
     def _fates(self) -> dict[str, str]:
-        """Return what becomes of each request, and whose steps are deleted."""
+        """Return the CTEs that decide about each request, and list workflows to delete."""
         workflows = self._names.workflows
-        answer = (
+        response = (
             "LEFT JOIN LATERAL (SELECT r.expires_at_us, r.forgotten_at_us "
             f"FROM {self._names.responses} AS r WHERE r.workflow_id = w.workflow_id OFFSET 0) "
             "AS r ON true"
@@ -186,7 +196,7 @@ class _RetentionStatements:
                 "SELECT w.workflow_id, w.state = 'PENDING' AS is_pending, "
                 "coalesce(r.forgotten_at_us > $2::int8, false) AS leaves_tombstone "
                 "FROM unnest($1::text[]) AS wanted(id) "
-                f"{each_of(workflows, 'w.workflow_id = wanted.id')} {answer} "
+                f"{each_of(workflows, 'w.workflow_id = wanted.id')} {response} "
                 "WHERE w.fingerprint IS NOT NULL AND (w.state = 'PENDING' OR r.expires_at_us <= $2)"
             ),
             "below(root_id, workflow_id, is_pending) AS": (

@@ -41,9 +41,9 @@ __all__ = [
 ]
 
 FENCES = "asgi_durable_fences"
-# Of the executor $1, and running.
+# The workflow is running, and executor $1 owns it.
 OWNED = "w.executor_id = $1 AND w.state = 'PENDING'"
-# By the database's clock, as of now and not of the transaction's beginning.
+# The database's clock, now and not at the beginning of the transaction.
 NOW_US = "(extract(epoch FROM clock_timestamp()) * 1000000)::int8"
 
 _TYPES: dict[type[Any], str] = {
@@ -68,7 +68,7 @@ class PostgresNames:
 
     @property
     def channel(self) -> str:
-        """The channel that the executors of this schema listen to."""
+        """The channel on which the executors of this schema receive messages."""
         return f"asgi_durable_{blake2s(self.schema.encode(), digest_size=8).hexdigest()}"
 
     @property
@@ -108,20 +108,20 @@ class PostgresNames:
 
     @property
     def fences(self) -> str:
-        """A row for every executor whose workflows are not free; see ``postgres_schema``."""
+        """A table with a row for every executor whose workflows are not free; see ``schema``."""
         return self._table(FENCES)
 
     def _table(self, name: str) -> str:
         return f'"{self.schema}"."{name}"'
 
     def fence(self, executor: str) -> str:
-        """Return a query of an executor's id, with no row if it is not alive.
+        """Return a query of an executor's id, which returns no row if the executor is not alive.
 
-        Invariant: it locks the fence until its transaction ends, and nobody takes a workflow of
-        an executor whose fence stands. An executor that dies is marked first, so that nothing
-        new begins, and its fence is deleted once nobody holds it: what had begun is committed
-        by then, and what asks for the fence later finds none. A renewal of the lease touches
-        another row.
+        Invariant: the query locks the executor's fence until the transaction ends, and nobody
+        takes a workflow of an executor while its fence exists. A dead executor is marked first,
+        so that it begins no new transaction. Its fence is deleted once no transaction holds it:
+        those that had begun have committed by then, and a later one finds no fence. Renewals of
+        the lease update another row.
         """
         return (
             f"SELECT fence.executor_id FROM {self.fences} AS fence "
@@ -158,11 +158,11 @@ def type_of(column: sa.Column[Any]) -> str:
 
 
 def each_of(table: str, condition: str, alias: str = "w") -> str:
-    """Return a FROM item: the rows of a table for each row that is named before it.
+    """Return a FROM item: a table's rows that match each row of the FROM items before it.
 
-    OFFSET makes it an index look-up for each. A plain join may get a plan that reads the whole
-    table, which was made while the table was small, and is cached. The row's place (ctid) finds it
-    again for a change; it finds nothing if another transaction changed the row meanwhile.
+    OFFSET makes it an index look-up for each row. A plain join may get a plan that reads the
+    whole table, made while the table was small, and cached. The column ``place`` finds a row
+    again in order to change it, and finds nothing if another transaction has changed it since.
     """
     return (
         f"CROSS JOIN LATERAL (SELECT {alias}.*, {alias}.ctid AS place FROM {table} AS {alias} "

@@ -1,4 +1,4 @@
-"""Making and reading the secret of the requests' ids in a PostgreSQL database."""
+"""Creates and reads the secret from which ids of requests are derived."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import sqlalchemy as sa
 
 from asgi_durable.errors import StorageError
 from asgi_durable.storage import tables
-from asgi_durable.storage.postgres.connections.reconnecting import Wire
+from asgi_durable.storage.postgres.connections.reconnecting import Connection
 from asgi_durable.storage.postgres.errors import is_refused_right
 from asgi_durable.storage.postgres.rows import PostgresNames
 from asgi_durable.storage.records import StoredSecret
@@ -27,9 +27,9 @@ _WRITERS = (
 
 
 def grant_secrets(_dialect: sa.Dialect) -> list[str]:
-    """Grant the new table to the roles that may write workflows.
+    """Grant rights on the new table to the roles that may write workflows.
 
-    A role that may only use the tables has rights on the tables of its time alone.
+    A role that does not own the tables has rights on those only that existed when it got them.
     """
     grantee = "CASE writer.grantee WHEN 0 THEN 'PUBLIC' ELSE writer.grantee::regrole::text END"
     grant = f"format('GRANT SELECT, INSERT, UPDATE ON {tables.secrets.name} TO %s', {grantee})"
@@ -37,30 +37,30 @@ def grant_secrets(_dialect: sa.Dialect) -> list[str]:
     return [f"DO $do$ DECLARE writer record; BEGIN {loop}; END $do$"]
 
 
-async def make_secret(wire: Wire, table: str, *, added_later: bool) -> None:
-    """Make the secret if there is none; others that do so at the same time wait.
+async def make_secret(connection: Connection, table: str, *, added_later: bool) -> None:
+    """Create the secret if there is none; other processes that do so at the same time wait.
 
     Args:
-        wire: The connection.
-        table: Its name, as the connection finds it.
-        added_later: True if the database had our tables before it had a secret.
+        connection: The connection.
+        table: The table's name, in a form that the connection finds.
+        added_later: True if the other tables existed before the secret.
     """
     insert = f"INSERT INTO {table} VALUES ($1, $2, $3, $4) ON CONFLICT DO NOTHING"
-    await wire.fetch(insert, *new_secret(added_later=added_later))
+    await connection.fetch(insert, *new_secret(added_later=added_later))
 
 
-async def find_secret(wire: Wire, names: PostgresNames, database: str) -> None:
-    """Look for the secret; make one where its row was deleted.
+async def find_secret(connection: Connection, names: PostgresNames, database: str) -> None:
+    """Check that there is a secret; create one if its row was deleted.
 
     Raises:
-        StorageError: The role may not read it.
+        StorageError: The role may not use the table.
     """
     try:
-        row = await _find(wire, names)
+        row = await _find(connection, names)
         if row is None:
-            await make_secret(wire, names.secrets, added_later=False)
+            await make_secret(connection, names.secrets, added_later=False)
         elif row["added_later"]:
-            await _look_for_former_requests(wire, names)
+            await _check_former_requests(connection, names)
     except asyncpg.PostgresError as error:
         if not is_refused_right(error):
             raise
@@ -71,8 +71,8 @@ async def find_secret(wire: Wire, names: PostgresNames, database: str) -> None:
         raise StorageError(msg) from error
 
 
-async def _look_for_former_requests(wire: Wire, names: PostgresNames) -> None:
-    """Take note if no request is left whose id was made without the secret."""
+async def _check_former_requests(connection: Connection, names: PostgresNames) -> None:
+    """Record it if no request is left whose id was made without the secret."""
     long_ago_us = time.time_ns() // 1000 - ROLLOUT_US
     statement = (
         f"UPDATE {names.secrets} AS s SET added_later = false "
@@ -80,21 +80,21 @@ async def _look_for_former_requests(wire: Wire, names: PostgresNames) -> None:
         f"(SELECT 1 FROM {names.workflows} AS w WHERE w.fingerprint IS NOT NULL "
         "AND w.created_at_us < s.created_at_us + $3)"
     )
-    # Without the right it stays as it is: one more look-up for each request, and no harm.
+    # Without the right to update, each request continues to cost one more look-up.
     with contextlib.suppress(asyncpg.InsufficientPrivilegeError):
-        await wire.fetch(statement, REQUEST_IDS, long_ago_us, ROLLOUT_US)
+        await connection.fetch(statement, REQUEST_IDS, long_ago_us, ROLLOUT_US)
 
 
-async def read_secret(wire: Wire, names: PostgresNames) -> StoredSecret:
+async def read_secret(connection: Connection, names: PostgresNames) -> StoredSecret:
     """See ``Secrets.read_secret``."""
-    row = await _find(wire, names)
+    row = await _find(connection, names)
     if row is None:
         msg = f"the row of {names.secrets} has been deleted; start again to have a new one"
         raise StorageError(msg)
     return StoredSecret(value=row["value"], added_later=row["added_later"])
 
 
-async def _find(wire: Wire, names: PostgresNames) -> Any:
+async def _find(connection: Connection, names: PostgresNames) -> Any:
     statement = f"SELECT value, added_later FROM {names.secrets} WHERE name = $1"
-    rows = await wire.fetch(statement, REQUEST_IDS)
+    rows = await connection.fetch(statement, REQUEST_IDS)
     return rows[0] if rows else None

@@ -1,4 +1,4 @@
-"""The one statement that a batch of writes usually is."""
+"""The fast path of a commit: one statement for all rows of a batch."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from operator import attrgetter
 from typing import Any, NamedTuple
 
 from asgi_durable.storage import tables
-from asgi_durable.storage.postgres.connections.reconnecting import Wire
+from asgi_durable.storage.postgres.connections.reconnecting import Connection
 from asgi_durable.storage.postgres.rows import (
     OWNED,
     Parameters,
@@ -33,11 +33,7 @@ from asgi_durable.storage.writes import (
     Write,
 )
 
-__all__ = [
-    "Applied",
-    "BatchStatements",
-    "Rows",
-]
+__all__ = ["Applied", "BatchStatements", "Rows"]
 
 _END_COLUMNS = tuple(
     tables.workflows.c[name]
@@ -54,28 +50,28 @@ _workflow_id = attrgetter("workflow_id")
 
 @dataclass(slots=True)
 class Rows:
-    """The rows that one statement writes.
+    """The rows that one statement writes, by their kind.
 
     Attributes:
-        folded: Ends of workflows that are among the starts, by their ids.
+        folded: Ends of workflows that start in the same statement, by their ids.
     """
 
     starts: list[WorkflowRecord] = field(default_factory=list)
     steps: list[RecordStep] = field(default_factory=list)
     completions: list[CompleteStep] = field(default_factory=list)
-    pieces: list[RecordChunk] = field(default_factory=list)
+    chunks: list[RecordChunk] = field(default_factory=list)
     ends: list[FinishWorkflow] = field(default_factory=list)
     folded: dict[str, FinishWorkflow] = field(default_factory=dict)
 
     @classmethod
     def of(cls, writes: Iterable[Write]) -> Rows:
-        """Return the rows of a group's writes; other kinds of writes have none."""
+        """Return the rows of some writes; writes of other kinds than these have no rows."""
         rows = cls()
         ends: dict[str, FinishWorkflow] = {}
         by_kind: dict[type, list[Any]] = {
             RecordStep: rows.steps,
             CompleteStep: rows.completions,
-            RecordChunk: rows.pieces,
+            RecordChunk: rows.chunks,
         }
         for write in writes:
             of_kind = by_kind.get(type(write))
@@ -85,23 +81,23 @@ class Rows:
                 ends[write.workflow_id] = write
             elif isinstance(write, (StartWorkflow, ClaimRequest)):
                 rows.starts.append(write.workflow)
-        # Invariant: all parts of a statement see the same snapshot, so a row that one inserts
-        # cannot be updated by another. A workflow that starts and ends is inserted as it ends.
+        # Invariant: all parts of a statement see the same snapshot, so none can update a row that
+        # another part inserts. A workflow that starts and ends here is inserted as finished.
         for workflow in rows.starts if ends else ():
             end = ends.pop(workflow.workflow_id, None)
             if end is not None:
                 rows.folded[workflow.workflow_id] = end
         rows.ends.extend(ends.values())
-        # In order of id: two processes that lock the same rows then wait, and do not deadlock.
+        # Sorted, so that two processes that lock the same rows wait and do not deadlock.
         rows.starts.sort(key=_workflow_id)
         rows.ends.sort(key=_workflow_id)
         return rows
 
     @property
     def count(self) -> int:
-        """How many rows of workflows, steps and chunks there are."""
+        """The number of rows of workflows, steps and chunks."""
         steps = len(self.steps) + len(self.completions)
-        return len(self.starts) + steps + len(self.pieces) + len(self.ends)
+        return len(self.starts) + steps + len(self.chunks) + len(self.ends)
 
     def start_values(self) -> list[tuple[Any, ...]]:
         """Return the rows that are inserted for workflows."""
@@ -113,11 +109,11 @@ class Rows:
 
 @dataclass(frozen=True, slots=True)
 class Applied:
-    """The rows that one statement has written.
+    """The rows that a statement has written.
 
     Attributes:
-        is_alive: False if the executor is dead; then nothing is written.
-        is_whole: True if every row is written; then the other attributes are empty.
+        is_alive: False if the executor is dead; no row was written then.
+        is_whole: True if all rows were written; the other attributes are empty then.
     """
 
     is_alive: bool
@@ -128,7 +124,7 @@ class Applied:
     ended: frozenset[str] = frozenset()
 
     def has(self, write: Write) -> bool:
-        """Tell whether a write is among it."""
+        """Tell whether the row of a write was written."""
         if isinstance(write, (StartWorkflow, ClaimRequest)):
             return self.is_whole or write.workflow.workflow_id in self.started
         if isinstance(write, (RecordStep, CompleteStep)):
@@ -143,31 +139,31 @@ class Applied:
 
 
 class _Parts(NamedTuple):
-    """Which kinds of rows a statement writes."""
+    """The kinds of rows that a statement writes."""
 
     starts: bool
     steps: bool
     completions: bool
-    pieces: bool
+    chunks: bool
     ends: bool
-    answers: bool
+    responses: bool
     followers: bool
 
 
 class BatchStatements:
-    """Builds, keeps and runs the statement for each combination of what a batch can hold."""
+    """Builds, caches and runs a statement for each combination of kinds of rows."""
 
     def __init__(self, names: PostgresNames) -> None:
         self._names = names
-        self._known: dict[_Parts, str] = {}
+        self._cache: dict[_Parts, str] = {}
 
-    async def apply(self, wire: Wire, executor_id: str, rows: Rows) -> Applied:
-        """Write rows for an executor; what is in the way of one is left as it is."""
+    async def apply(self, connection: Connection, executor_id: str, rows: Rows) -> Applied:
+        """Write rows for an executor, except those that conflict with existing rows."""
         parts, values = _parts_and_values(rows)
-        statement = self._known.get(parts)
+        statement = self._cache.get(parts)
         if statement is None:
-            statement = self._known[parts] = _Builder(self._names).statement(parts)
-        row = await wire.fetch_one(statement, executor_id, rows.count, *values)
+            statement = self._cache[parts] = _Builder(self._names).statement(parts)
+        row = await connection.fetch_one(statement, executor_id, rows.count, *values)
         if row["is_whole"]:
             return Applied(is_alive=True, is_whole=True)
         started = frozenset(row["started"])
@@ -176,23 +172,23 @@ class BatchStatements:
             is_whole=False,
             started=started,
             recorded=_places(row, "recorded_ids", "recorded_numbers"),
-            streamed=_places(row, "streamed_ids", "streamed_ends") if rows.pieces else frozenset(),
+            streamed=_places(row, "streamed_ids", "streamed_ends") if rows.chunks else frozenset(),
             ended=started.intersection(rows.folded) | frozenset(row["ended"]),
         )
 
 
 def _parts_and_values(rows: Rows) -> tuple[_Parts, list[Any]]:
-    """Return what kinds of rows there are, and the parameters that they make, in their order."""
+    """Return the kinds of rows there are, and the statement's parameters in their order."""
     ends = [*rows.ends, *rows.folded.values()]
-    answers = [response_values(end.response) for end in ends if end.response is not None]
+    responses = [response_values(end.response) for end in ends if end.response is not None]
     followers = [workflow_values(start) for end in ends for start in end.starts]
     parts = _Parts(
         starts=bool(rows.starts),
         steps=bool(rows.steps),
         completions=bool(rows.completions),
-        pieces=bool(rows.pieces),
+        chunks=bool(rows.chunks),
         ends=bool(rows.ends),
-        answers=bool(answers),
+        responses=bool(responses),
         followers=bool(followers),
     )
     values: list[Any] = []
@@ -203,51 +199,51 @@ def _parts_and_values(rows: Rows) -> tuple[_Parts, list[Any]]:
         values.append(list({write.step.workflow_id for write in rows.steps}))
     if rows.completions:
         values += arrays_of([_outcome_values(write.step) for write in rows.completions])
-    if rows.pieces:
-        values += arrays_of([chunk_values(write.chunk) for write in rows.pieces])
-        values.append(list({write.chunk.workflow_id for write in rows.pieces}))
+    if rows.chunks:
+        values += arrays_of([chunk_values(write.chunk) for write in rows.chunks])
+        values.append(list({write.chunk.workflow_id for write in rows.chunks}))
     if rows.ends:
         values += arrays_of([_end_values(end) for end in rows.ends])
-    for others in (answers, followers):
+    for others in (responses, followers):
         if others:
             values += arrays_of(others)
     return parts, values
 
 
 class _Builder:
-    """Puts a statement together: a CTE for each kind of row, and what they did."""
+    """Builds a statement: a CTE for each kind of row, and a SELECT of the rows they wrote."""
 
     def __init__(self, names: PostgresNames) -> None:
         self._names = names
-        # $1 is the executor, $2 how many rows of workflows, steps and chunks there are.
+        # $1 is the executor, $2 is `Rows.count`.
         self._parameters = Parameters(2)
-        # Materialized: evaluated, and locked, once.
+        # MATERIALIZED, so that the fence is evaluated and locked once.
         self._parts = [f"executor AS MATERIALIZED ({names.fence('$1::text')})"]
         self._finished: list[str] = []
 
     def statement(self, parts: _Parts) -> str:
-        """Return the statement with the parts that are wanted."""
+        """Return the statement for some kinds of rows."""
         if parts.starts:
             self._add_starts()
         if parts.steps:
             self._add_steps(with_starts=parts.starts)
         if parts.completions:
             self._add_completions()
-        if parts.pieces:
-            self._add_pieces(with_starts=parts.starts)
+        if parts.chunks:
+            self._add_chunks(with_starts=parts.starts)
         if parts.ends:
             self._add_ends()
-        if parts.answers:
-            self._add_answers()
+        if parts.responses:
+            self._add_responses()
         if parts.followers:
             self._add_followers()
         started, ended = ["started"] * parts.starts, ["ended"] * parts.ends
         recorded = ["recorded"] * parts.steps + ["completed"] * parts.completions
-        streamed = ["streamed"] * parts.pieces
+        streamed = ["streamed"] * parts.chunks
         count = " + ".join(
             f"(SELECT count(*) FROM {name})" for name in [*started, *recorded, *streamed, *ended]
         )
-        told_pieces = (
+        streamed_places = (
             f", {_returned(streamed, 'workflow_id')} AS streamed_ids, "
             f"{_returned(streamed, 'end_offset')} AS streamed_ends"
             if streamed
@@ -260,7 +256,7 @@ class _Builder:
             f"{_returned(started, 'workflow_id')} AS started, "
             f"{_returned(recorded, 'workflow_id')} AS recorded_ids, "
             f"{_returned(recorded, 'step_number', 'int4[]')} AS recorded_numbers, "
-            f"{_returned(ended, 'workflow_id')} AS ended{told_pieces} FROM result"
+            f"{_returned(ended, 'workflow_id')} AS ended{streamed_places} FROM result"
         )
 
     def _add_starts(self) -> None:
@@ -291,12 +287,12 @@ class _Builder:
             f"completed AS (UPDATE {self._names.steps} AS target SET output = new.output, "
             "error = new.error, finished_at_us = new.finished_at_us "
             f"FROM {source} {owner} {each_of(self._names.steps, place, 's')} CROSS JOIN executor "
-            # The first outcome stands.
+            # The first recorded outcome of a step is final.
             f"WHERE target.ctid = s.place AND s.output IS NULL AND s.error IS NULL AND {OWNED} "
             "RETURNING target.workflow_id, target.step_number)"
         )
 
-    def _add_pieces(self, *, with_starts: bool) -> None:
+    def _add_chunks(self, *, with_starts: bool) -> None:
         names = ", ".join(columns(tables.pieces))
         source = self._parameters.unnest(tables.pieces.columns, "new")
         owned = self._owned(with_starts=with_starts)
@@ -307,7 +303,7 @@ class _Builder:
         )
 
     def _owned(self, *, with_starts: bool) -> str:
-        """Return a query of the executor's workflows, among the ids of one more parameter."""
+        """Return a query of the executor's workflows among the ids of the next parameter."""
         wanted = f"unnest({self._parameters.next()}::text[]) AS wanted(id)"
         found = each_of(self._names.workflows, "w.workflow_id = wanted.id")
         owned = f"SELECT w.workflow_id FROM {wanted} {found} CROSS JOIN executor WHERE {OWNED}"
@@ -326,7 +322,7 @@ class _Builder:
         )
         self._finished.append("SELECT workflow_id FROM ended")
 
-    def _add_answers(self) -> None:
+    def _add_responses(self) -> None:
         names = columns(tables.responses)
         source = self._parameters.unnest(tables.responses.columns, "new")
         changes = ", ".join(f"{name} = excluded.{name}" for name in names[1:])
@@ -338,7 +334,7 @@ class _Builder:
         )
 
     def _add_followers(self) -> None:
-        """Insert what an end starts; not counted, as it is there whenever the end is."""
+        """Insert the workflows that an end starts; they are written whenever the end is."""
         names = ", ".join(columns(tables.workflows))
         source = self._parameters.unnest(tables.workflows.columns, "new")
         ended = _is_among(" UNION ALL ".join(self._finished), "parent_id")
@@ -350,10 +346,10 @@ class _Builder:
 
 
 def _is_among(query: str, column: str = "workflow_id") -> str:
-    """Return the condition that a new row is about a workflow that a query finds.
+    """Return the condition that a new row belongs to a workflow that a query finds.
 
-    IS TRUE makes it a hash table. As a join it would be planned for a few rows, and take time
-    that grows with the square of a batch.
+    IS TRUE makes the planner use a hash table. It would plan a join for a few rows, whose time
+    grows with the square of the batch.
     """
     return f"(new.{column} IN ({query})) IS TRUE"
 
@@ -361,7 +357,7 @@ def _is_among(query: str, column: str = "workflow_id") -> str:
 def _returned(parts: Sequence[str], column: str, array_type: str = "text[]") -> str:
     if not parts:
         return f"'{{}}'::{array_type}"
-    # The defaults of columns are not sent.
+    # If all rows were written, the caller knows them, and none is sent.
     arrays = " || ".join(f"ARRAY(SELECT {column} FROM {part})" for part in parts)
     return f"CASE WHEN NOT is_whole THEN {arrays} END"
 

@@ -1,11 +1,11 @@
-"""Cancelling workflows in a PostgreSQL schema, and those that they have called."""
+"""Cancels workflows, and the workflows that they have called."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
 from asgi_durable.storage import tables
-from asgi_durable.storage.postgres.connections.reconnecting import Wire
+from asgi_durable.storage.postgres.connections.reconnecting import Connection
 from asgi_durable.storage.postgres.errors import ChangedMeanwhileError
 from asgi_durable.storage.postgres.rows import (
     Parameters,
@@ -24,7 +24,7 @@ __all__ = ["CancelStatements", "cancel_workflows"]
 
 
 class CancelStatements:
-    """SQL text for one schema; $1 are ids of workflows everywhere."""
+    """SQL text for one schema; $1 is an array of workflow ids in each statement."""
 
     def __init__(self, names: PostgresNames) -> None:
         workflows = names.workflows
@@ -35,15 +35,15 @@ class CancelStatements:
             "AND c.state IN ('PENDING', 'CANCELLED')",
             "c",
         )
-        # The workflows, and at any depth those that they called and that have no other outcome.
+        # The workflows, and the workflows below them that are running or cancelled.
         all_called = (
             "WITH RECURSIVE called(root_id, workflow_id) AS ("
             f"SELECT w.workflow_id, w.workflow_id FROM unnest($1::text[]) AS wanted(id) {wanted} "
             f"UNION ALL SELECT called.root_id, c.workflow_id FROM called {called}) "
         )
         of_called = each_of(workflows, "w.workflow_id = called.workflow_id")
-        # In order of id: two who cancel the same wait, and do not deadlock. So does one whose
-        # transaction is about to commit: it is waited for, and what it has recorded stays.
+        # Sorted, so that two processes that cancel the same workflows wait and do not deadlock.
+        # The lock also waits for a transaction that is about to commit a record.
         self.lock = (
             f"{all_called} SELECT target.workflow_id FROM called {of_called} "
             f"JOIN {workflows} AS target ON target.ctid = w.place WHERE w.state = 'PENDING' "
@@ -59,7 +59,7 @@ class CancelStatements:
             "WHERE target.ctid = w.place AND w.state = 'PENDING'"
         )
         source = Parameters().unnest(tables.responses.columns, "new")
-        self.keep_answers = (
+        self.insert_responses = (
             f"INSERT INTO {names.responses} ({', '.join(columns(tables.responses))}) "
             f"SELECT {list_of(tables.responses, 'new')} FROM {source} ON CONFLICT DO NOTHING"
         )
@@ -70,21 +70,21 @@ class CancelStatements:
 
 
 async def cancel_workflows(
-    wire: Wire, statements: CancelStatements, writes: Sequence[Write]
+    connection: Connection, statements: CancelStatements, writes: Sequence[Write]
 ) -> dict[int, Outcome]:
-    """Apply those of some writes that cancel; return what became of them, by their ``id()``.
+    """Apply the cancellations among some writes; return their outcomes by the writes' ``id()``.
 
     Raises:
-        ChangedMeanwhileError: Others were faster.
+        ChangedMeanwhileError: Other processes changed the rows.
     """
     wanted = [write for write in writes if isinstance(write, CancelWorkflow)]
     if not wanted:
         return {}
     ids = [write.workflow_id for write in wanted]
-    # Invariant: locked first and read after. The state of a locked row stays true, and a row with
-    # another outcome keeps it.
-    await wire.fetch(statements.lock, ids)
-    rows = await wire.fetch(statements.find, ids)
+    # Invariant: rows are locked before they are read. A locked row cannot change before the
+    # COMMIT, and a row that was not locked has another outcome, which is final.
+    await connection.fetch(statements.lock, ids)
+    rows = await connection.fetch(statements.find, ids)
     found = {row["workflow_id"]: workflow_from(row) for row in rows}
     granted = [write for write in wanted if _may_be_cancelled(found.get(write.workflow_id))]
     outcomes = {
@@ -92,7 +92,7 @@ async def cancel_workflows(
         for write in wanted
     }
     if granted:
-        cancelled = await _cancel(wire, statements, granted, found)
+        cancelled = await _cancel(connection, statements, granted, found)
         outcomes |= {
             id(write): Outcome(OutcomeKind.DONE, cancelled=tuple(cancelled[write.workflow_id]))
             for write in granted
@@ -101,27 +101,27 @@ async def cancel_workflows(
 
 
 async def _cancel(
-    wire: Wire,
+    connection: Connection,
     statements: CancelStatements,
     writes: Sequence[CancelWorkflow],
     found: Mapping[str, WorkflowRecord],
 ) -> dict[str, list[tuple[str, str | None]]]:
-    """Return what is cancelled with each workflow: ids, and executors."""
+    """Return the id and the executor of each workflow that is cancelled, by the root's id."""
     ids = [write.workflow_id for write in writes]
-    # Again, where one is cancelled: it may have called others meanwhile.
-    await wire.fetch(statements.cancel, ids, max(write.cancelled_at_us for write in writes))
-    answers = [
+    # The workflows below are searched again: more may have been called since the lock.
+    await connection.fetch(statements.cancel, ids, max(write.cancelled_at_us for write in writes))
+    responses = [
         response_values(write.response)
         for write in writes
         if write.response is not None and _is_open_request(found[write.workflow_id])
     ]
-    if answers:
-        await wire.fetch(statements.keep_answers, *arrays_of(answers))
+    if responses:
+        await connection.fetch(statements.insert_responses, *arrays_of(responses))
     cancelled: dict[str, list[tuple[str, str | None]]] = {}
-    for row in await wire.fetch(statements.find_cancelled, ids):
+    for row in await connection.fetch(statements.find_cancelled, ids):
         cancelled.setdefault(row["root_id"], []).append((row["workflow_id"], row["executor_id"]))
     if cancelled.keys() != set(ids):
-        # Not locked, as it was being changed; now it has another outcome.
+        # A row was being changed, so it was not locked, and has another outcome now.
         raise ChangedMeanwhileError
     return cancelled
 

@@ -1,4 +1,7 @@
-"""Writes that one statement could not settle: what is in their way, and taking workflows."""
+"""The slow path of a commit, for writes that one statement could not apply.
+
+It finds out why a row was not written, and takes ownership of workflows.
+"""
 
 from __future__ import annotations
 
@@ -8,8 +11,8 @@ from typing import Any
 
 from asgi_durable.storage.postgres.commits.batch import BatchStatements, Rows
 from asgi_durable.storage.postgres.commits.cancel import cancel_workflows
-from asgi_durable.storage.postgres.commits.slow_path_statements import SettleStatements
-from asgi_durable.storage.postgres.connections.reconnecting import Wire
+from asgi_durable.storage.postgres.commits.slow_path_statements import SlowPathStatements
+from asgi_durable.storage.postgres.connections.reconnecting import Connection
 from asgi_durable.storage.postgres.errors import ChangedMeanwhileError
 from asgi_durable.storage.postgres.rows import (
     arrays_of,
@@ -42,62 +45,67 @@ from asgi_durable.storage.writes import (
     workflow_id_of,
 )
 
-__all__ = ["refused_claims", "settle"]
+__all__ = ["apply_slowly", "find_refused_claims"]
 
 
-async def settle(
-    wire: Wire,
-    statements: SettleStatements,
+async def apply_slowly(
+    connection: Connection,
+    statements: SlowPathStatements,
     batches: BatchStatements,
     executor_id: str,
     writes: Sequence[Write],
 ) -> list[Outcome]:
-    """Apply writes in one transaction of a fixed number of statements, however many they are.
+    """Apply writes in one transaction, whose number of statements does not depend on theirs.
 
     Args:
-        wire: The connection.
-        statements: The statements of the schema.
-        batches: Writes the rows that can be written as they are once workflows are taken.
-        executor_id: The executor of the writes.
+        connection: The connection.
+        statements: The statements for the schema.
+        batches: The fast path, for rows that can be written once their workflows are taken.
+        executor_id: The executor that submitted the writes.
         writes: A group of ``write_order``, or a part of one.
 
     Raises:
-        ChangedMeanwhileError: Another process was faster; the writes must begin from the start.
+        ChangedMeanwhileError: Other processes changed the rows. Nothing is written, and the
+            caller starts again with the fast path.
     """
-    async with wire.transaction():
-        if not await wire.fetch(statements.fence, executor_id):
+    async with connection.transaction():
+        if not await connection.fetch(statements.fence, executor_id):
             return [FENCED] * len(writes)
-        settlement = _Settlement(wire, statements, batches, executor_id)
-        await settlement.begin_workflows(writes)
-        await settlement.set_fingerprints(writes)
-        await settlement.apply_rows(writes)
-        await settlement.set_last_spans(writes)
-        await settlement.give_up_workflows(writes)
-        settlement.outcomes |= await cancel_workflows(wire, statements.cancel, writes)
-        return [settlement.outcomes.get(id(write), DONE) for write in writes]
+        applied = _Application(connection, statements, batches, executor_id)
+        await applied.take_workflows(writes)
+        await applied.set_fingerprints(writes)
+        await applied.apply_rows(writes)
+        await applied.set_last_spans(writes)
+        await applied.release_workflows(writes)
+        applied.outcomes |= await cancel_workflows(connection, statements.cancel, writes)
+        return [applied.outcomes.get(id(write), DONE) for write in writes]
 
 
-async def refused_claims(
-    wire: Wire, statements: SettleStatements, executor_id: str, writes: Sequence[Write]
+async def find_refused_claims(
+    connection: Connection,
+    statements: SlowPathStatements,
+    executor_id: str,
+    writes: Sequence[Write],
 ) -> dict[int, Outcome]:
-    """Return the conflicts of claims that cannot be granted, by the writes' ``id()``.
+    """Return the outcomes of claims that are refused, by the writes' ``id()``.
 
-    One look, without any lock: a request that is finished stays so, and one that somebody
-    runs was being run a moment ago. All other writes are left to :func:`settle`.
+    This needs no locks: a finished request stays finished, and a request that another executor
+    was running a moment ago is reported as running. Other writes are left to
+    :func:`apply_slowly`.
     """
     claims = [write for write in writes if isinstance(write, ClaimRequest)]
     if not claims:
         return {}
     ids = [write.workflow.workflow_id for write in claims]
     fingerprints = [write.workflow.fingerprint for write in claims]
-    rows = await wire.fetch(statements.find_answers, ids, fingerprints)
+    rows = await connection.fetch(statements.find_with_responses, ids, fingerprints)
     by_id = {row["workflow_id"]: row for row in rows}
     refused: dict[int, Outcome] = {}
     for write in claims:
         row = by_id.get(write.workflow.workflow_id)
         if row is None:
             continue
-        outcome = _of_taking(write, _found_from(row), executor_id)
+        outcome = _outcome_of_taking(write, _found_from(row), executor_id)
         if outcome.kind is OutcomeKind.CONFLICT:
             refused[id(write)] = replace(outcome, response=_response_from(row))
     return refused
@@ -109,42 +117,42 @@ class _Found:
     owner_lives: bool
 
 
-class _Settlement:
-    """One transaction of :func:`settle`; a write without an outcome is DONE."""
+class _Application:
+    """The transaction of :func:`apply_slowly`; a write without an outcome is DONE."""
 
     def __init__(
         self,
-        wire: Wire,
-        statements: SettleStatements,
+        connection: Connection,
+        statements: SlowPathStatements,
         batches: BatchStatements,
         executor_id: str,
     ) -> None:
-        self._wire = wire
+        self._connection = connection
         self._statements = statements
         self._batches = batches
         self._executor_id = executor_id
         self.outcomes: dict[int, Outcome] = {}
 
-    async def begin_workflows(self, writes: Sequence[Write]) -> None:
-        """Settle what starts, claims or resumes a workflow, and take those that are free."""
+    async def take_workflows(self, writes: Sequence[Write]) -> None:
+        """Apply starts, claims and resumptions; take ownership of the workflows that are free."""
         ownership_writes = [
             w for w in writes if isinstance(w, (StartWorkflow, ClaimRequest, ResumeWorkflow))
         ]
         if not ownership_writes:
             return
         ids = [workflow_id_of(write) for write in ownership_writes]
-        # Invariant: locked first and read after. The state of a locked row stays true, and a row
-        # that is not locked was finished or belongs to another executor.
-        locked_rows = await self._wire.fetch(self._statements.lock, self._executor_id, ids)
+        # Invariant: rows are locked before they are read. A locked row cannot change before the
+        # COMMIT, and a row that was not locked is final or owned by another executor.
+        locked_rows = await self._connection.fetch(self._statements.lock, self._executor_id, ids)
         locked = {row["workflow_id"] for row in locked_rows}
-        found = await _find(self._wire, self._statements, ids)
+        found = await _find(self._connection, self._statements, ids)
         taken: list[_Taking] = []
         for write in ownership_writes:
             existing = found.get(workflow_id_of(write))
             if isinstance(write, StartWorkflow):
-                self.outcomes[id(write)] = _of_start(write, existing)
+                self.outcomes[id(write)] = _outcome_of_start(write, existing)
                 continue
-            outcome = self._of_taking(write, existing)
+            outcome = self._outcome_of_taking(write, existing)
             self.outcomes[id(write)] = outcome
             if outcome.kind is OutcomeKind.CONFLICT or self._is_repeated(write, existing):
                 continue
@@ -152,72 +160,74 @@ class _Settlement:
                 raise ChangedMeanwhileError
             taken.append(_taking(write))
         if taken:
-            await self._wire.fetch(
+            await self._connection.fetch(
                 self._statements.take, self._executor_id, *zip(*taken, strict=True)
             )
         if claimed := [workflow_id for workflow_id, _, is_claim, *_ in taken if is_claim]:
-            await self._wire.fetch(self._statements.drop, self._executor_id, claimed)
+            await self._connection.fetch(self._statements.drop, self._executor_id, claimed)
 
     async def set_fingerprints(self, writes: Sequence[Write]) -> None:
-        """Set the fingerprints of requests; before their ends, after which none is set."""
+        """Set the fingerprints of requests, before ends are written: afterwards it is refused."""
         wanted = [write for write in writes if isinstance(write, SetFingerprint)]
         if not wanted:
             return
         ids = [write.workflow_id for write in wanted]
         values = [(write.workflow_id, write.pending, write.fingerprint) for write in wanted]
-        rows = await self._wire.fetch(
+        rows = await self._connection.fetch(
             self._statements.set_fingerprints, self._executor_id, *zip(*values, strict=True)
         )
         done = {row["workflow_id"] for row in rows}
-        found = await _find(self._wire, self._statements, ids) if len(done) < len(ids) else {}
+        found = await _find(self._connection, self._statements, ids) if len(done) < len(ids) else {}
         for write in wanted:
             existing = found.get(write.workflow_id)
             if write.workflow_id not in done and not _has_fingerprint(existing, write):
                 self.outcomes[id(write)] = FENCED
 
     async def apply_rows(self, writes: Sequence[Write]) -> None:
-        """Write the rows of the executor's workflows, cut chunks, and decide on refused writes."""
+        """Write rows of workflows that are owned now; explain refused rows, and cut streams."""
         kinds = (RecordStep, CompleteStep, RecordChunk, FinishWorkflow)
         rows = Rows.of([write for write in writes if isinstance(write, kinds)])
         if not rows.count:
             return
-        applied = await self._batches.apply(self._wire, self._executor_id, rows)
+        applied = await self._batches.apply(self._connection, self._executor_id, rows)
         steps: list[RecordStep | CompleteStep] = [*rows.steps, *rows.completions]
-        await self._settle_steps([step for step in steps if not applied.has(step)])
-        await self._settle_pieces([piece for piece in rows.pieces if not applied.has(piece)])
-        await self._settle_ends([end for end in rows.ends if not applied.has(end)])
-        if cuts := [write.chunk for write in rows.pieces if write.cuts and applied.has(write)]:
-            places = [(piece.workflow_id, piece.cut_to, piece.end_offset) for piece in cuts]
-            await self._wire.fetch(self._statements.cut_pieces, *zip(*places, strict=True))
+        await self._explain_steps([step for step in steps if not applied.has(step)])
+        await self._explain_chunks([chunk for chunk in rows.chunks if not applied.has(chunk)])
+        await self._explain_ends([end for end in rows.ends if not applied.has(end)])
+        if cuts := [write.chunk for write in rows.chunks if write.cuts and applied.has(write)]:
+            places = [(chunk.workflow_id, chunk.cut_to, chunk.end_offset) for chunk in cuts]
+            await self._connection.fetch(self._statements.cut_chunks, *zip(*places, strict=True))
 
     async def set_last_spans(self, writes: Sequence[Write]) -> None:
-        """Note the spans of executions; before workflows are given up, which are another's then."""
+        """Store the spans of executions, before workflows are released to other executors."""
         spans = [(w.workflow_id, w.last_span) for w in writes if isinstance(w, SetLastSpan)]
         if spans:
-            await self._wire.fetch(
+            await self._connection.fetch(
                 self._statements.set_last_spans, self._executor_id, *arrays_of(sorted(spans))
             )
 
-    async def give_up_workflows(self, writes: Sequence[Write]) -> None:
-        """Clear crash counts, release and delete, after the other writes for the same workflows."""
+    async def release_workflows(self, writes: Sequence[Write]) -> None:
+        """Clear crash counts, release and forget workflows, after all other writes for them."""
         executor_id, statements = self._executor_id, self._statements
         if ids := [write.workflow_id for write in writes if isinstance(write, ClearCrashCount)]:
-            await self._wire.fetch(statements.acquit, executor_id, ids)
+            await self._connection.fetch(statements.clear_crash_count, executor_id, ids)
         releases = [write for write in writes if isinstance(write, ReleaseWorkflow)]
         if releases:
             rows = [(write.workflow_id, write.retry_at_us) for write in releases]
-            await self._wire.fetch(statements.release, executor_id, *arrays_of(rows))
+            await self._connection.fetch(statements.release, executor_id, *arrays_of(rows))
         if ids := [write.workflow_id for write in writes if isinstance(write, ForgetRequest)]:
-            await self._wire.fetch(statements.forget, executor_id, ids)
+            await self._connection.fetch(statements.forget, executor_id, ids)
 
-    def _of_taking(self, write: ClaimRequest | ResumeWorkflow, found: _Found | None) -> Outcome:
+    def _outcome_of_taking(
+        self, write: ClaimRequest | ResumeWorkflow, found: _Found | None
+    ) -> Outcome:
         if found is None and isinstance(write, ClaimRequest):
-            # It was there when it was to be inserted, and is forgotten by now.
+            # Its row stood in the way of the fast path, and has been deleted since.
             raise ChangedMeanwhileError
-        return _of_taking(write, found, self._executor_id)
+        return _outcome_of_taking(write, found, self._executor_id)
 
     def _is_repeated(self, write: Write, found: _Found | None) -> bool:
-        """Tell whether this very write has resumed the workflow before, and its result got lost."""
+        """Tell whether this same write has been applied before, and its response got lost."""
         return (
             isinstance(write, ResumeWorkflow)
             and found is not None
@@ -226,35 +236,39 @@ class _Settlement:
             and found.workflow.attempts > 1
         )
 
-    async def _settle_steps(self, refused: Sequence[RecordStep | CompleteStep]) -> None:
+    async def _explain_steps(self, refused: Sequence[RecordStep | CompleteStep]) -> None:
         if not refused:
             return
         places = [(write.step.workflow_id, write.step.step_number) for write in refused]
-        rows = await self._wire.fetch(self._statements.find_steps, *zip(*places, strict=True))
+        rows = await self._connection.fetch(self._statements.find_steps, *zip(*places, strict=True))
         found = {(step.workflow_id, step.step_number): step for step in map(step_from, rows)}
         for write, place in zip(refused, places, strict=True):
             self.outcomes[id(write)] = outcome_of_refused_step(write, found.get(place))
 
-    async def _settle_pieces(self, refused: Sequence[RecordChunk]) -> None:
+    async def _explain_chunks(self, refused: Sequence[RecordChunk]) -> None:
         if not refused:
             return
         places = [(write.chunk.workflow_id, write.chunk.end_offset) for write in refused]
-        rows = await self._wire.fetch(self._statements.find_pieces, *zip(*places, strict=True))
-        found = {(piece.workflow_id, piece.end_offset): piece for piece in map(chunk_from, rows)}
+        rows = await self._connection.fetch(
+            self._statements.find_chunks, *zip(*places, strict=True)
+        )
+        found = {(chunk.workflow_id, chunk.end_offset): chunk for chunk in map(chunk_from, rows)}
         for write, place in zip(refused, places, strict=True):
-            self.outcomes[id(write)] = _of_piece(write, found.get(place))
+            self.outcomes[id(write)] = _outcome_of_chunk(write, found.get(place))
 
-    async def _settle_ends(self, refused: Sequence[FinishWorkflow]) -> None:
+    async def _explain_ends(self, refused: Sequence[FinishWorkflow]) -> None:
         if not refused:
             return
         ids = [write.workflow_id for write in refused]
-        found = await _find(self._wire, self._statements, ids)
+        found = await _find(self._connection, self._statements, ids)
         for write in refused:
-            self.outcomes[id(write)] = _of_end(write, found.get(write.workflow_id))
+            self.outcomes[id(write)] = _outcome_of_end(write, found.get(write.workflow_id))
 
 
-async def _find(wire: Wire, statements: SettleStatements, ids: Sequence[str]) -> dict[str, _Found]:
-    rows = await wire.fetch(statements.find, ids)
+async def _find(
+    connection: Connection, statements: SlowPathStatements, ids: Sequence[str]
+) -> dict[str, _Found]:
+    rows = await connection.fetch(statements.find, ids)
     return {row["workflow_id"]: _found_from(row) for row in rows}
 
 
@@ -276,7 +290,7 @@ def _response_from(row: Any) -> ResponseRecord | None:
     )
 
 
-def _of_taking(
+def _outcome_of_taking(
     write: ClaimRequest | ResumeWorkflow, found: _Found | None, executor_id: str
 ) -> Outcome:
     if found is None:
@@ -293,7 +307,7 @@ def _of_taking(
     return Outcome(OutcomeKind.RESUMED, existing=existing)
 
 
-# A workflow's id, since when, whether it is claimed, and the claim's request id and fingerprint.
+# A workflow's id, the time, whether it is claimed, and the claim's request id and fingerprint.
 _Taking = tuple[str, int, bool, str | None, str | None]
 
 
@@ -308,7 +322,7 @@ def _has_fingerprint(found: _Found | None, write: SetFingerprint) -> bool:
     return found is not None and found.workflow.fingerprint == write.fingerprint
 
 
-def _of_start(write: StartWorkflow, found: _Found | None) -> Outcome:
+def _outcome_of_start(write: StartWorkflow, found: _Found | None) -> Outcome:
     if found is None:
         raise ChangedMeanwhileError
     existing = found.workflow
@@ -316,13 +330,13 @@ def _of_start(write: StartWorkflow, found: _Found | None) -> Outcome:
     return DONE if same else Outcome(OutcomeKind.CONFLICT, existing=existing)
 
 
-def _of_piece(write: RecordChunk, existing: ChunkRecord | None) -> Outcome:
+def _outcome_of_chunk(write: RecordChunk, existing: ChunkRecord | None) -> Outcome:
     if existing is None:
         return FENCED
     return DONE if existing == write.chunk else Outcome(OutcomeKind.CONFLICT)
 
 
-def _of_end(write: FinishWorkflow, found: _Found | None) -> Outcome:
+def _outcome_of_end(write: FinishWorkflow, found: _Found | None) -> Outcome:
     if found is None:
         return FENCED
     return DONE if is_same_end(found.workflow, write) else FENCED

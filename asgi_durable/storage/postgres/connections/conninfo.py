@@ -1,4 +1,4 @@
-"""Connection parameters of libpq, psycopg's library, for a host that asyncpg knows by its DSN."""
+"""Translates the DSNs of asyncpg to parameters of libpq, the library of psycopg."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from urllib.parse import SplitResult, parse_qsl, quote, unquote, unquote_plus, u
 
 __all__ = ["connection_parameters", "dsns_of"]
 
-# A peer that is silent for so long counts as lost; the same limits as `silence` sets for asyncpg.
+# A peer that acknowledges no probe for so long is lost; `sockets` sets the same for asyncpg.
 KEEPALIVES = {
     "keepalives": "1",
     "keepalives_idle": "5",
@@ -41,25 +41,26 @@ KNOWN = frozenset(
         "user",
     }
 )
-LEAST_TIMEOUT_SECONDS = 2
+# libpq's own minimum.
+MIN_TIMEOUT_SECONDS = 2
 
 
 def connection_parameters(dsn: str, *, timeout_seconds: float) -> dict[str, str]:
     """Return libpq's parameters for one of :attr:`PostgresDatabase.dsns`.
 
     Args:
-        dsn: As asyncpg takes it.
-        timeout_seconds: For how long each of its hosts is tried; libpq's least is 2.
+        dsn: A DSN of asyncpg.
+        timeout_seconds: The time limit for each of its hosts; it is raised to 2, libpq's minimum.
     """
     parts = urlsplit(dsn)
-    given = dict(parse_qsl(parts.query, keep_blank_values=True))
-    if "database" in given:
-        given["dbname"] = given.pop("database")
-    settings = {name: given.pop(name) for name in sorted(given.keys() - KNOWN)}
-    parameters = KEEPALIVES | _address(parts.netloc, unquote(parts.path.lstrip("/"))) | given
-    options = [given.get("options", ""), *(_option(*setting) for setting in settings.items())]
+    query = dict(parse_qsl(parts.query, keep_blank_values=True))
+    if "database" in query:
+        query["dbname"] = query.pop("database")
+    settings = {name: query.pop(name) for name in sorted(query.keys() - KNOWN)}
+    parameters = KEEPALIVES | _address(parts.netloc, unquote(parts.path.lstrip("/"))) | query
+    options = [query.get("options", ""), *(_option(*setting) for setting in settings.items())]
     parameters["options"] = " ".join(filter(None, options))
-    seconds = max(LEAST_TIMEOUT_SECONDS, math.ceil(timeout_seconds))
+    seconds = max(MIN_TIMEOUT_SECONDS, math.ceil(timeout_seconds))
     parameters["connect_timeout"] = str(seconds)
     return {name: value for name, value in parameters.items() if value}
 
@@ -91,7 +92,7 @@ def _option(name: str, value: str) -> str:
 def dsns_of(parts: SplitResult, parameters: list[tuple[str, str]]) -> tuple[str, ...]:
     """Return a DSN for each host that a URL names.
 
-    asyncpg goes through them by itself, but has one limit of time for all.
+    asyncpg can try several hosts of one DSN itself, but with one time limit for all of them.
     """
     values = {unquote_plus(name): unquote_plus(value) for name, value in parameters}
     users, at, netloc = parts.netloc.rpartition("@")

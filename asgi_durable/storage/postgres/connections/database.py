@@ -1,4 +1,4 @@
-"""Which PostgreSQL database: the URL, and a connection to it."""
+"""The URL of a PostgreSQL database, and connections to it."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import asyncpg
 
 from asgi_durable.errors import DurableUsageError, StorageError, StorageUnavailableError
 from asgi_durable.storage.postgres.connections.conninfo import dsns_of
-from asgi_durable.storage.postgres.connections.silence import notice_silence
+from asgi_durable.storage.postgres.connections.sockets import enable_keepalive
 from asgi_durable.storage.postgres.errors import DRIVER_ERRORS, storage_error
 from asgi_durable.storage.urls import without_driver
 
@@ -27,7 +27,8 @@ SCHEMA = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,62}")
 PORTS = re.compile(r"(\[[^\]]+\]|[^:\[\]]*)(:\d+)?")
 SWITCH = {"true": True, "false": False}
 FEATURES: dict[str, bool | None] = {"auto": None, "on": True, "off": False}
-# Parameters of libpq that asyncpg does not know: the server would refuse the connection.
+# Parameters of libpq that asyncpg does not know. It would pass them to the server, which would
+# refuse the connection.
 LIBPQ_ONLY = frozenset(
     {
         "channel_binding",
@@ -51,14 +52,14 @@ LIBPQ_ONLY = frozenset(
         "tcp_user_timeout",
     }
 )
-# Parameters that SQLAlchemy's drivers have, and what stands for them here.
+# Parameters of SQLAlchemy's drivers, and the parameters to use here instead.
 OF_SQLALCHEMY = {
     "max_overflow": "pool_size=, which is a limit",
     "prepared_statement_cache_size": "prepared_statements=false",
     "ssl": "sslmode=",
     "statement_cache_size": "prepared_statements=false",
 }
-# PostgreSQL cuts a longer one, and replaces what is not ASCII.
+# PostgreSQL truncates longer names, and replaces characters that are not ASCII.
 APPLICATION_NAME = re.compile(r"[ -~]{1,63}")
 DEFAULT_APPLICATION_NAME = "asgi-durable"
 FILES = ("sslrootcert", "sslcert", "sslkey", "sslcrl")
@@ -67,21 +68,21 @@ SECRETS = frozenset({"password", "sslpassword"})
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PostgresDatabase:
-    """A PostgreSQL database, and how it is used.
+    """A PostgreSQL database, and the settings for connections to it.
 
     Attributes:
         name: Its hosts and its name, for messages; never a user or a password.
-        schema: Where the tables are.
-        prepared_statements: False behind a pooler in transaction mode that has none.
-        session_features: Whether a connection is a session of its own, which advisory locks
-            and LISTEN need; ``None`` to find out.
-        connect_timeout_seconds: For how long a connection may take to be made, all hosts
-            together.
-        command_timeout_seconds: For how long one of our own statements may take.
-        pool_size: How many connections the application's transactions have at most, those of
-            async code and those of threads each; ``None`` for SQLAlchemy's own limit, 15.
-        files: The parameters that name a file, and the file.
-        dsns: As asyncpg takes them, one for each host.
+        schema: The schema of the tables.
+        prepared_statements: False behind a pooler in transaction mode that does not support them.
+        session_features: True if a connection is a session on the server, as advisory locks and
+            LISTEN need it; ``None`` to detect it.
+        connect_timeout_seconds: The time limit for a new connection, all hosts together.
+        command_timeout_seconds: The time limit for one of the library's own statements.
+        pool_size: The largest number of connections for the application's transactions, counted
+            separately for ``async`` and ``def`` code; ``None`` for SQLAlchemy's limit, 15.
+        dsns: A DSN of asyncpg for each host.
+        files: Names and values of the parameters that name a file.
+        secrets: Passwords, which are removed from error messages.
     """
 
     name: str
@@ -99,25 +100,26 @@ class PostgresDatabase:
     def from_url(cls, url: str) -> PostgresDatabase:
         """Read a URL such as ``postgresql://user:password@host:5432/database``.
 
-        All that asyncpg's DSN can say works: several hosts, ``target_session_attrs``,
+        All parameters of asyncpg's DSN work: several hosts, ``target_session_attrs``,
         ``sslmode`` and its files, ``passfile``, ``service``, ``host=/folder`` of a Unix socket.
-        Any other parameter is a setting of the server, ``statement_timeout`` say. Our own are:
+        Parameters that asyncpg does not know are settings of the server, for example
+        ``statement_timeout``. asgi-durable has these of its own:
 
-        ``schema``: of the tables, ``asgi_durable`` by default. ``prepared_statements``:
-        ``true`` by default; ``false`` for PgBouncer before 1.21 in transaction mode.
-        ``session_features``: ``auto`` by default, ``on`` or ``off``. ``connect_timeout`` and
-        ``command_timeout``: seconds, 10 by default. ``pool_size``: see the attribute.
-        ``application_name``: what the server shows of our connections, ``asgi-durable`` by
-        default.
+        ``schema``: the schema of its tables, ``asgi_durable`` by default.
+        ``prepared_statements``: ``true`` by default; ``false`` for PgBouncer before 1.21 in
+        transaction mode. ``session_features``: ``auto`` by default, ``on`` or ``off``.
+        ``connect_timeout`` and ``command_timeout``: seconds, 10 by default. ``pool_size``: see
+        the attribute. ``application_name``: the name that the server shows for the connections,
+        ``asgi-durable`` by default.
 
         Raises:
-            DurableUsageError: It cannot be read, or a parameter has an unknown value.
+            DurableUsageError: The URL cannot be read, or a parameter has an invalid value.
         """
         parts = _split(url)
-        given = [item.partition("=") for item in parts.query.split("&") if item]
+        parameters = [item.partition("=") for item in parts.query.split("&") if item]
         values = {
-            unquote_plus(name): _whole(unquote_plus(name), unquote_plus(value))
-            for name, _, value in given
+            unquote_plus(name): _absolute(unquote_plus(name), unquote_plus(value))
+            for name, _, value in parameters
         }
         own = _OwnParameters(values)
         if unknown := sorted(values.keys() & LIBPQ_ONLY):
@@ -126,13 +128,13 @@ class PostgresDatabase:
         if foreign := sorted(values.keys() & OF_SQLALCHEMY.keys()):
             msg = f"{foreign[0]!r} is a parameter of SQLAlchemy's: use {OF_SQLALCHEMY[foreign[0]]}"
             raise DurableUsageError(msg)
-        kept = [
+        passed_on = [
             (name, quote(values[unquote_plus(name)], safe="") if _is_file(name) else value)
-            for name, _, value in given
+            for name, _, value in parameters
             if unquote_plus(name) not in own.read
         ]
         if own.application_name is not None:
-            kept.append(("application_name", quote(own.application_name, safe="")))
+            passed_on.append(("application_name", quote(own.application_name, safe="")))
         password = parts.netloc.rpartition("@")[0].partition(":")[2]
         files = [(name, values[name]) for name in FILES if values.get(name)]
         secrets = {password, unquote(password), *(values.get(name, "") for name in SECRETS)}
@@ -144,25 +146,26 @@ class PostgresDatabase:
             connect_timeout_seconds=own.connect_timeout,
             command_timeout_seconds=own.command_timeout,
             pool_size=own.pool_size,
-            dsns=dsns_of(parts, kept),
+            dsns=dsns_of(parts, passed_on),
             files=tuple(files),
-            # The longest first: one may be a part of another.
+            # The longest is replaced first, as one secret may be a part of another.
             secrets=tuple(sorted(secrets - {""}, key=len, reverse=True)),
         )
 
     @property
     def pool_options(self) -> dict[str, int]:
-        """SQLAlchemy's options of the pool for the application's transactions."""
+        """SQLAlchemy's options of a pool for the application's transactions."""
         return {} if self.pool_size is None else {"pool_size": self.pool_size, "max_overflow": 0}
 
     async def connect(self, *, command_timeout_seconds: float | None = None) -> asyncpg.Connection:
         """Connect on the running event loop.
 
         Args:
-            command_timeout_seconds: For the connection's statements; no limit by default.
+            command_timeout_seconds: The time limit for each statement; no limit by default.
 
         Raises:
-            StorageError: It cannot be done. ``StorageUnavailableError`` if it may be later.
+            StorageUnavailableError: The database cannot be reached now.
+            StorageError: It cannot be used with this URL.
         """
         *others, last = self.dsns
         for dsn in others:
@@ -176,15 +179,16 @@ class PostgresDatabase:
         try:
             connection = await asyncpg.connect(
                 dsn,
-                # For each host: a silent one, such as a machine that is off, must not use up all.
+                # Each host has a share of the time limit. One that does not respond, for example
+                # because it is switched off, must not use up the whole of it.
                 timeout=self.connect_timeout_seconds / len(self.dsns),
                 command_timeout=command_timeout_seconds,
                 statement_cache_size=100 if self.prepared_statements else 0,
-                # A plan is of tables as they were: it is made anew now and then.
+                # Plans are made for the tables as they are, so each is renewed after a minute.
                 max_cached_statement_lifetime=60,
             )
         except ValueError as error:
-            # Its text may hold any part of the URL, and so may the error itself.
+            # The text may contain any part of the URL. So may the error, which is not chained.
             msg = f"{self.name}: {self._without_secrets(str(error))}"
             raise StorageError(msg) from None
         except (OSError, *DRIVER_ERRORS) as error:
@@ -192,7 +196,7 @@ class PostgresDatabase:
             raise storage_error(error, self.name) or StorageError(
                 f"{self.name}: {error}"
             ) from error
-        notice_silence(connection)
+        enable_keepalive(connection)
         return connection
 
     def _refuse_unreadable_files(self, error: Exception) -> None:
@@ -210,7 +214,7 @@ class PostgresDatabase:
 
 
 class _OwnParameters:
-    """The parameters of the URL that are ours and not asyncpg's."""
+    """The parameters of a URL that belong to asgi-durable and not to asyncpg."""
 
     def __init__(self, values: dict[str, str]) -> None:
         self._values = values
@@ -261,25 +265,25 @@ def _is_file(name: str) -> bool:
     return name in FILES or name == "passfile"
 
 
-def _whole(name: str, value: str) -> str:
-    """Return a parameter's value; the whole path of a file, as the directory may be changed."""
+def _absolute(name: str, value: str) -> str:
+    """Return a parameter's value; a file's path absolute, as the working directory may change."""
     return str(Path(value).absolute()) if value and _is_file(name) else value
 
 
 def _pool_size(text: str | None) -> int | None:
     if text is None:
         return None
-    # Not `int`: it reads "1_0" and "٣" as well.
+    # `int` alone accepts "1_0" and "٣" as well.
     if not re.fullmatch(r"[1-9][0-9]{0,3}|10000", text):
         raise ValueError
     return int(text)
 
 
 def _default_application_name(values: dict[str, str]) -> str | None:
-    """Return the name, ``None`` where a service's file may say it."""
+    """Return the default name, ``None`` if the file of a service may have one."""
     if "service" in values or os.environ.get("PGSERVICE"):
         return None
-    # libpq's variable, which asyncpg does not read.
+    # asyncpg does not read this variable of libpq.
     return os.environ.get("PGAPPNAME") or DEFAULT_APPLICATION_NAME
 
 
@@ -290,7 +294,10 @@ def _application_name(text: str | None) -> str | None:
 
 
 def _split(url: str) -> SplitResult:
-    """Split a URL; one whose password is not encoded would be read wrongly, and shown."""
+    """Split a URL; refuse one whose password is not encoded.
+
+    Such a URL would be misread, and parts of its password would appear in messages.
+    """
     parts = urlsplit(without_driver(url))
     hosts = parts.netloc.rpartition("@")[2]
     ports_fit = all(PORTS.fullmatch(host) for host in hosts.split(","))

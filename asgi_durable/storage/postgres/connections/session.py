@@ -1,4 +1,4 @@
-"""The connection that says that this process lives, and that messages arrive on."""
+"""The connection that holds the locks of this process's executors and receives messages."""
 
 from __future__ import annotations
 
@@ -17,7 +17,10 @@ import asyncpg
 from asgi_durable.concurrency.backoff import Backoff
 from asgi_durable.errors import StorageError
 from asgi_durable.storage.postgres.connections.database import PostgresDatabase
-from asgi_durable.storage.postgres.connections.reconnecting import ReconnectingConnection, Wire
+from asgi_durable.storage.postgres.connections.reconnecting import (
+    Connection,
+    ReconnectingConnection,
+)
 from asgi_durable.storage.postgres.rows import PostgresNames
 
 __all__ = ["LOCK_CLASS", "PostgresSession", "Registration", "new_lock_key"]
@@ -26,17 +29,17 @@ logger = logging.getLogger(__name__)
 
 ResultT = TypeVar("ResultT")
 
-# The first half of every executor's advisory lock; the second is its random key.
+# First half of the key of every executor's advisory lock; the second half is random.
 LOCK_CLASS = 0x64757261
 FIRST_RETRY_SECONDS = 0.05
 LONGEST_RETRY_SECONDS = 0.5
 _PID = "SELECT pg_backend_pid()"
-# Of a NOTIFY's payload, in bytes.
-LONGEST_PAYLOAD = 7999
+# PostgreSQL's limit for the payload of a NOTIFY.
+MAX_PAYLOAD_BYTES = 7999
 
 
 def new_lock_key() -> int:
-    """Return a key that hardly any other executor has."""
+    """Return a random key, which is unlikely to be in use."""
     return secrets.randbelow(2**31 - 1) + 1
 
 
@@ -45,8 +48,9 @@ class Registration:
     """An executor of this process.
 
     Attributes:
-        lock_key: Of the advisory lock that the connection holds for it, if it can hold any.
-        renewed_at: When its lease was last renewed, by ``time.monotonic()``.
+        lock_key: The key of the advisory lock that the connection holds for it; ``None`` if the
+            connection cannot hold locks.
+        renewed_at: The time of the last renewal of its lease, by ``time.monotonic()``.
     """
 
     executor_id: str
@@ -56,19 +60,20 @@ class Registration:
 
 
 class PostgresSession:
-    """A connection that is made again at once when it is lost, not when it is needed next.
+    """A connection that is opened again as soon as it is lost, not at its next use.
 
-    Others find an executor dead if they miss its lock in two beats: it has to be back sooner.
+    Other processes declare an executor dead if its lock is missing in two heartbeats. The
+    connection has to hold the lock again before that.
 
     Args:
-        database: Where to.
+        database: The database.
         names: The tables' names.
     """
 
     def __init__(self, database: PostgresDatabase, names: PostgresNames) -> None:
         self._database = database
         self._names = names
-        self._link = ReconnectingConnection(database, greet=self._greet)
+        self._connection = ReconnectingConnection(database, on_connect=self._on_connect)
         self._sender = secrets.token_hex(8)
         self._is_closed = False
         self._reconnecting: asyncio.Task[None] | None = None
@@ -77,103 +82,101 @@ class PostgresSession:
             "WHERE executor_id = $1::text AND state = 'ALIVE'"
         )
         self.registrations: dict[str, Registration] = {}
-        # True if the connection is a session of its own on the server, and not a pooler's.
+        # True if the connection is a session on the server, False if a pooler lends it.
         self.is_session = False
-        # Counts the connections: what was seen on one tells nothing on the next.
+        # Counts the connections, as locks that one of them missed say nothing about the next.
         self.generation = 0
 
-    async def run(self, work: Callable[[Wire], Awaitable[ResultT]]) -> ResultT:
-        """Do some work on the connection; see ``ReconnectingConnection.run``."""
-        return await self._link.run(work)
+    async def run(self, work: Callable[[Connection], Awaitable[ResultT]]) -> ResultT:
+        """Run a function with the connection; see ``ReconnectingConnection.run``."""
+        return await self._connection.run(work)
 
-    def hurry(self, lease_seconds: float) -> None:
-        """Let no statement take so long that a lease ends before the next attempt."""
-        longest = max(1.0, lease_seconds / 3)
-        self._link.timeout_seconds = min(self._link.timeout_seconds, longest)
+    def limit_statements(self, lease_seconds: float) -> None:
+        """Limit the time of statements so that a renewal can be repeated before a lease ends."""
+        limit = max(1.0, lease_seconds / 3)
+        self._connection.timeout_seconds = min(self._connection.timeout_seconds, limit)
 
     async def close(self) -> None:
-        """Disconnect; what is locked becomes free."""
+        """Disconnect; the server releases all locks then."""
         self._is_closed = True
         if self._reconnecting is not None:
             self._reconnecting.cancel()
             await asyncio.wait([self._reconnecting])
-        await self._link.close()
+        await self._connection.close()
 
     async def send(self, executor_id: str | None, message: str) -> None:
         """Send a message to one executor, or to those of all other processes."""
         payload = json.dumps({"to": executor_id, "from": self._sender, "message": message})
-        if len(payload) > LONGEST_PAYLOAD:
+        if len(payload) > MAX_PAYLOAD_BYTES:
             logger.debug("A message of %d bytes is too long to be sent", len(payload))
             return
 
-        async def notify(wire: Wire) -> None:
+        async def notify(connection: Connection) -> None:
             if self.is_session:
-                await wire.fetch("SELECT pg_notify($1, $2)", self._names.channel, payload)
+                await connection.fetch("SELECT pg_notify($1, $2)", self._names.channel, payload)
 
-        await self._link.run(notify)
+        await self._connection.run(notify)
 
-    async def unlock(self, wire: Wire, registration: Registration) -> None:
-        """Give up an executor's lock."""
+    async def unlock(self, connection: Connection, registration: Registration) -> None:
+        """Release an executor's lock."""
         if self.is_session and registration.lock_key is not None:
-            await wire.fetch(
+            await connection.fetch(
                 "SELECT pg_advisory_unlock($1::int4, $2::int4)", LOCK_CLASS, registration.lock_key
             )
 
-    async def _greet(self, wire: Wire) -> None:
-        self.is_session = await self._find_out(wire)
+    async def _on_connect(self, connection: Connection) -> None:
+        self.is_session = await self._detect_session(connection)
         self.generation += 1
         for registration in self.registrations.values():
-            await self._lock_again(wire, registration)
+            await self._lock_again(connection, registration)
         if self.is_session:
-            await wire.connection.add_listener(self._names.channel, self._receive)
-        wire.connection.add_termination_listener(self._on_lost)
+            await connection.driver.add_listener(self._names.channel, self._receive)
+        connection.driver.add_termination_listener(self._on_lost)
 
-    async def _find_out(self, wire: Wire) -> bool:
-        """Tell whether the server's process is ours: a pooler announces a number of its own."""
+    async def _detect_session(self, connection: Connection) -> bool:
+        """Tell whether the connection is a session; a pooler reports a process id of its own."""
         wanted = self._database.session_features
         if wanted is False:
             return False
-        (pid,) = await wire.fetch_one(_PID)
-        is_announced = bool(pid == wire.connection.get_server_pid())
-        if wanted and not is_announced and await self._is_shared(wire, pid):
+        (pid,) = await connection.fetch_one(_PID)
+        is_direct = bool(pid == connection.driver.get_server_pid())
+        if wanted and not is_direct and await self._is_shared(connection, pid):
             msg = (
                 f"{self._database.name}: session_features=on, but the pooler gives a connection "
                 "to others between transactions; leave it out, or use a pool in session mode"
             )
             raise StorageError(msg)
-        return wanted or is_announced
+        return wanted or is_direct
 
-    async def _is_shared(self, wire: Wire, pid: int) -> bool:
-        """Tell whether a pooler lets two connections of ours have one server process in turn."""
-        other = await self._database.connect(command_timeout_seconds=self._link.timeout_seconds)
+    async def _is_shared(self, connection: Connection, pid: int) -> bool:
+        """Tell whether a pooler lends one server process to two connections in turn."""
+        seconds = self._connection.timeout_seconds
+        driver = await self._database.connect(command_timeout_seconds=seconds)
         try:
-            # Twice: one that gives them out in a circle comes round.
-            others = {await self._pid_of(other) for _ in range(2)}
+            other = Connection(driver, prepares=False)
+            # Asked twice, as a pooler may lend out its connections in turn.
+            others = {(await other.fetch_one(_PID))[0] for _ in range(2)}
         finally:
-            other.terminate()
-        (again,) = await wire.fetch_one(_PID)
+            driver.terminate()
+        (again,) = await connection.fetch_one(_PID)
         return again != pid or pid in others or len(others) > 1
 
-    async def _pid_of(self, connection: asyncpg.Connection) -> int:
-        (pid,) = await Wire(connection, prepares=False).fetch_one(_PID)
-        return int(pid)
-
-    async def _lock_again(self, wire: Wire, registration: Registration) -> None:
+    async def _lock_again(self, connection: Connection, registration: Registration) -> None:
         before = registration.lock_key
         if not self.is_session:
             registration.lock_key = None
         else:
             key = before or new_lock_key()
-            while not await self._try_lock(wire, key):
-                # The server has not noticed yet that the connection before is lost.
+            while not await self._try_lock(connection, key):
+                # The server has not noticed yet that the previous connection is lost.
                 key = new_lock_key()
             registration.lock_key = key
-        # Invariant: locked before others can look for the lock.
+        # Invariant: the lock is held before other processes can read its key.
         if registration.lock_key != before:
-            await wire.fetch(self._set_lock, registration.executor_id, registration.lock_key)
+            await connection.fetch(self._set_lock, registration.executor_id, registration.lock_key)
 
-    async def _try_lock(self, wire: Wire, key: int) -> bool:
-        (locked,) = await wire.fetch_one(
+    async def _try_lock(self, connection: Connection, key: int) -> bool:
+        (locked,) = await connection.fetch_one(
             "SELECT pg_try_advisory_lock($1::int4, $2::int4)", LOCK_CLASS, key
         )
         return bool(locked)
@@ -187,7 +190,7 @@ class PostgresSession:
         backoff = Backoff(FIRST_RETRY_SECONDS, LONGEST_RETRY_SECONDS, jitter=0.2)
         while True:
             try:
-                await self._link.connect()
+                await self._connection.connect()
             except StorageError as error:
                 if backoff.is_worth_logging():
                     logger.warning("The session's connection is lost, trying again: %s", error)
@@ -196,7 +199,7 @@ class PostgresSession:
             await backoff.wait()
 
     def _receive(self, _connection: object, _pid: int, _channel: str, payload: object) -> None:
-        """Pass a message on; anybody who may connect to the database can have sent it."""
+        """Pass a message on. Any user of the database may have sent it, so it is checked first."""
         sent: Any = None
         with contextlib.suppress(ValueError):
             sent = json.loads(str(payload))
@@ -204,6 +207,6 @@ class PostgresSession:
             return
         target = sent.get("to")
         for registration in list(self.registrations.values()):
-            is_meant = target == registration.executor_id
-            if is_meant or (target is None and sent.get("from") != self._sender):
+            is_addressed = target == registration.executor_id
+            if is_addressed or (target is None and sent.get("from") != self._sender):
                 registration.on_message(sent["message"])

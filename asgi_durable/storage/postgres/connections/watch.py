@@ -1,4 +1,4 @@
-"""Statements without a response: they continue while the server works, and fail otherwise."""
+"""Watches connections whose statements may take any time: ends those whose server is lost."""
 
 from __future__ import annotations
 
@@ -12,13 +12,15 @@ from typing import Any
 import asyncpg
 
 from asgi_durable.storage.postgres.connections.database import PostgresDatabase
-from asgi_durable.storage.postgres.connections.farewells import listen_for_farewell
-from asgi_durable.storage.postgres.connections.inquiry import Inquiry, is_pooled
+from asgi_durable.storage.postgres.connections.server_check import ServerCheck, is_pooled
 
-__all__ = ["WatchedDatabase", "farewell_on"]
+__all__ = ["WatchedDatabase", "closing_error_of"]
 
 logger = logging.getLogger(__name__)
 
+# Attribute of the driver's connections: their protocol, through which all statements,
+# transactions and cursors go. No public name leads to it.
+PROTOCOL = "_protocol"
 # Methods of the driver's protocol that wait for a response of the server.
 COPIES = frozenset({"copy_in", "copy_out"})
 CALLS = COPIES | {
@@ -30,16 +32,21 @@ CALLS = COPIES | {
     "prepare",
     "query",
 }
-# How long a connection may take to close in good order: a lost server does not respond.
-GOODBYE_SECONDS = 1.0
+# Limits the orderly close of a connection: a lost server does not respond.
+CLOSE_SECONDS = 1.0
+# Of the server's message that reports an error: its type, a field's code, and its value.
+ERROR_RESPONSE = b"E"
+SEVERITY, FATAL = "V", "FATAL"
+# One byte for the type, four for the length.
+HEADER_BYTES = 5
 
 
 class WatchedDatabase:
-    """Connects to a database, and watches every call of the driver's on those connections.
+    """Connects to a database, and watches every call of the driver on those connections.
 
-    A statement may take any time, and so may its lock. For a call that waits for longer than the
-    library's own statements may, another connection asks the server again and again: a connection
-    that the server does not work for any more is ended.
+    A statement of the application may take any time, and so may its wait for a lock. A call that
+    takes longer than ``command_timeout`` is looked into on another connection, repeatedly. If
+    the server does not work on the call any more, the connection is ended.
 
     Args:
         database: The database.
@@ -47,14 +54,13 @@ class WatchedDatabase:
 
     def __init__(self, database: PostgresDatabase) -> None:
         self._database = database
-        # Unknown before the first connection.
+        # None until the first connection is made.
         self._is_pooled: bool | None = None
 
     async def connect(self) -> asyncpg.Connection:
         """Connect on the running event loop; see ``PostgresDatabase.connect``."""
         connection = await self._database.connect()
-        # No public name leads to what all statements, transactions and cursors go through.
-        connection._protocol = _WatchedProtocol(connection, self)  # noqa: SLF001
+        setattr(connection, PROTOCOL, _WatchedProtocol(connection, self))
         if self._is_pooled is None:
             try:
                 self._is_pooled = await is_pooled(connection, self._database)
@@ -64,13 +70,13 @@ class WatchedDatabase:
         return connection
 
     @property
-    def longest_wait_seconds(self) -> float:
-        """How long a call waits before the first inquiry, and between two inquiries."""
+    def check_interval_seconds(self) -> float:
+        """How long a call waits before the first check, and between two checks."""
         return self._database.command_timeout_seconds
 
-    async def wait_for_silence(self, connection: asyncpg.Connection, *, is_copy: bool) -> None:
-        """Return once it is certain that nothing will come on a connection any more."""
-        inquiry = Inquiry(
+    async def wait_for_loss(self, connection: asyncpg.Connection, *, is_copy: bool) -> None:
+        """Return once it is certain that a connection gets no response any more."""
+        check = ServerCheck(
             database=self._database,
             connection=connection,
             is_copy=is_copy,
@@ -79,28 +85,28 @@ class WatchedDatabase:
         loop = asyncio.get_running_loop()
         last = None
         while True:
-            asked_at = loop.time()
-            doubt = await inquiry.find_doubt()
+            checked_at = loop.time()
+            doubt = await check.find_doubt()
             if doubt is not None and doubt == last:
                 break
             last = doubt
-            await asyncio.sleep(asked_at + self.longest_wait_seconds - loop.time())
+            await asyncio.sleep(checked_at + self.check_interval_seconds - loop.time())
         logger.warning("%s is silent, a connection is ended: %s", self._database.name, doubt)
 
 
-def farewell_on(connection: Any) -> asyncpg.PostgresError | None:
-    """Return the error with which the server ended a watched connection, if it did."""
-    protocol: Any = getattr(connection, "_protocol", None)
-    return protocol.farewell.error if isinstance(protocol, _WatchedProtocol) else None
+def closing_error_of(connection: Any) -> asyncpg.PostgresError | None:
+    """Return the error with which the server closed a watched connection, if it did."""
+    protocol: Any = getattr(connection, PROTOCOL, None)
+    return protocol.closing_error if isinstance(protocol, _WatchedProtocol) else None
 
 
 class _Call:
-    """One call of the driver.
+    """One call of the driver's protocol.
 
     Attributes:
-        name: The name of the protocol's method.
-        since: When it began, by the event loop's clock.
-        watching: The task that asks whether the server works on it, if it takes long.
+        name: The method's name.
+        since: The time when it began, by the event loop's clock.
+        watching: The task that checks whether the server works on it, if it takes long.
     """
 
     __slots__ = ("name", "since", "watching")
@@ -112,31 +118,36 @@ class _Call:
 
 
 class _WatchedProtocol:
-    """The protocol of one connection of the driver's, each call of which is watched.
+    """The protocol of one connection of the driver, each call of which is watched.
 
-    One timer at most runs for a connection, whatever the number of calls; it ends with the
-    first period in which none waits.
+    A connection has one timer at most, however many calls there are. The timer ends after an
+    interval in which no call waits.
     """
 
     def __init__(self, connection: Any, watched: WatchedDatabase) -> None:
-        self._protocol: Any = connection._protocol  # noqa: SLF001
-        # Weak, as in the driver: a connection that code drops without closing it warns at its end.
+        self._protocol: Any = getattr(connection, PROTOCOL)
+        # Weak, as the driver's own reference is: it warns where a connection was not closed
+        # before it is collected.
         self._connection = weakref.ref(connection)
         self._watched = watched
         self._loop = asyncio.get_running_loop()
         self._timer: asyncio.TimerHandle | None = None
         self._calls: dict[_Call, None] = {}
-        self.farewell = listen_for_farewell(connection)
+        self._listener = _listen(connection)
 
     def __getattr__(self, name: str) -> Any:
         if name in CALLS:
             return functools.partial(self._call, name)
         return getattr(self._protocol, name)
 
+    @property
+    def closing_error(self) -> asyncpg.PostgresError | None:
+        return self._listener.closing_error
+
     async def close(self, timeout: float | None) -> None:
-        seconds = GOODBYE_SECONDS if timeout is None else timeout
-        # The driver's own limit does not cover all of it: it waits without a limit for the request
-        # to cancel a statement, on a connection that may be silent as well.
+        seconds = CLOSE_SECONDS if timeout is None else timeout
+        # The driver's own limit does not cover its wait for the cancellation of a statement,
+        # which never ends on a lost connection.
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(seconds):
                 await self._protocol.close(seconds)
@@ -146,7 +157,7 @@ class _WatchedProtocol:
         call = _Call(name, self._loop.time())
         self._calls[call] = None
         if self._timer is None:
-            self._look_in(self._watched.longest_wait_seconds)
+            self._start_timer(self._watched.check_interval_seconds)
         try:
             return await getattr(self._protocol, name)(*args, **options)
         finally:
@@ -155,24 +166,80 @@ class _WatchedProtocol:
                 call.watching.cancel()
                 await asyncio.wait([call.watching])
 
-    def _look_in(self, seconds: float) -> None:
-        self._timer = self._loop.call_later(seconds, self._look)
+    def _start_timer(self, seconds: float) -> None:
+        self._timer = self._loop.call_later(seconds, self._on_timer)
 
-    def _look(self) -> None:
+    def _on_timer(self) -> None:
         self._timer = None
-        # The first call has waited the longest.
+        # The calls are in the order in which they began.
         call = next(iter(self._calls), None)
         if call is None or call.watching is not None:
             return
-        rest = call.since + self._watched.longest_wait_seconds - self._loop.time()
+        rest = call.since + self._watched.check_interval_seconds - self._loop.time()
         if rest > 0:
-            self._look_in(rest)
+            self._start_timer(rest)
         else:
             call.watching = self._loop.create_task(self._watch(call))
 
     async def _watch(self, call: _Call) -> None:
         connection = self._connection()
         if connection is not None:
-            is_copy = call.name in COPIES
-            await self._watched.wait_for_silence(connection, is_copy=is_copy)
+            await self._watched.wait_for_loss(connection, is_copy=call.name in COPIES)
             connection.terminate()
+
+
+class _Listener(asyncio.Protocol):
+    """Passes all events of a connection on to the driver, and remembers the server's last error.
+
+    asyncpg drops an error that arrives while no call waits. Its next call raises that the
+    connection is closed, without the reason.
+
+    Args:
+        protocol: The driver's protocol.
+    """
+
+    def __init__(self, protocol: Any) -> None:
+        self._protocol = protocol
+        self._last_error = b""
+
+    def data_received(self, data: bytes) -> None:
+        if data[:1] == ERROR_RESPONSE:
+            self._last_error = data
+        self._protocol.data_received(data)
+
+    def eof_received(self) -> bool | None:
+        is_left_open: bool | None = self._protocol.eof_received()
+        return is_left_open
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._protocol.connection_lost(exc)
+
+    def pause_writing(self) -> None:
+        self._protocol.pause_writing()
+
+    def resume_writing(self) -> None:
+        self._protocol.resume_writing()
+
+    @property
+    def closing_error(self) -> asyncpg.PostgresError | None:
+        """The error with which the server closed the connection, ``None`` if it did not."""
+        fields = dict(_error_fields(self._last_error))
+        if fields.get(SEVERITY) != FATAL:
+            return None
+        error: asyncpg.PostgresError = asyncpg.PostgresError.new(fields)
+        return error
+
+
+def _listen(connection: Any) -> _Listener:
+    """Put a listener between a new connection of the driver and its transport."""
+    transport: Any = getattr(connection, "_transport", None)
+    listener = _Listener(transport.get_protocol())
+    transport.set_protocol(listener)
+    return listener
+
+
+def _error_fields(message: bytes) -> list[tuple[str, str]]:
+    """Return the fields of a server's error message, by their codes of one character."""
+    length = int.from_bytes(message[1:HEADER_BYTES], "big")
+    texts = message[HEADER_BYTES : 1 + length].decode(errors="replace").split("\0")
+    return [(text[0], text[1:]) for text in texts if text]

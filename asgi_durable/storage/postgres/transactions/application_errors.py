@@ -1,4 +1,4 @@
-"""The meaning of errors that end a transaction of the application, by their SQLSTATE."""
+"""Classifies errors that end a transaction of the application, by their SQLSTATE."""
 
 from __future__ import annotations
 
@@ -22,15 +22,16 @@ __all__ = [
     "unavailable_error",
 ]
 
-# The server, or the way to it: no resources, a lost connection, a stop, a start, a standby.
+# The server cannot be used: no resources, a lost connection, a stop, a start, a standby.
 _OUTAGE_CLASSES = frozenset({"08", "53", "58"})
 _OUTAGES = frozenset({"25006", "40003", "57P01", "57P02", "57P03", "57P04", "57P05"})
-# Rolled back in favour of another transaction.
+# Serialization failures and deadlocks: the server rolled this transaction back for another one.
 _CONFLICT_CLASS = "40"
 _IDLE_IN_TRANSACTION = "25P03"
-# Limits that the application has set, or a cancellation on request.
+# Limits that the application has set, and cancellations by an operator.
 _LIMITS = frozenset({"55P03", "57014", _IDLE_IN_TRANSACTION, "25P04"})
-# The name of the server's function: messages are translated, and psycopg has no class for it.
+# "cached plan must not change result type". psycopg has no class for it, and the text is
+# translated, so the server's function that raises it is compared.
 _REPLANNING = "RevalidateCachedQuery"
 _INTERNAL, _LOOKUP_FAILED = "XX000", "cache lookup failed for"
 _OUTDATED = (
@@ -45,32 +46,33 @@ def application_error(
     database: str,
     *,
     is_lost: bool,
-    farewell: asyncpg.PostgresError | None = None,
+    closing_error: asyncpg.PostgresError | None = None,
 ) -> Exception | None:
-    """Return the error to raise after an error that ended a transaction of the application.
+    """Return the error to raise instead of one that ended a transaction of the application.
 
     Args:
-        error: The error of the driver, of SQLAlchemy or of the application.
-        database: The name of the database, for the message.
+        error: The error that the driver, SQLAlchemy or the application raised.
+        database: The database's name, for the message.
         is_lost: True if the connection is closed.
-        farewell: The error with which the server closed it, if the driver does not raise that.
+        closing_error: The error with which the server closed the connection, if the driver does
+            not raise it.
 
     Returns:
-        ``StorageUnavailableError`` for an outage, ``GivenUpError`` if the transaction must run
-        again. ``None`` if the error is the transaction's own and passes: a mistake in a
-        statement, a broken constraint, a limit of the application, and every error that is not
-        the database's.
+        ``StorageUnavailableError`` for an outage, ``GivenUpError`` if the transaction should be
+        run again. ``None`` if *error* belongs to the application and is raised as it is: a
+        mistake in a statement, a broken constraint, a limit of the application, and any error
+        that does not come from the database.
     """
     if isinstance(error, StorageError):
         return None
     found = _database_errors(error)
-    # The session raises its own error where the application has caught the first one.
+    # If the application has caught the driver's error, the session raises one of its own.
     is_ended = is_lost and (bool(found) or isinstance(error, PendingRollbackError))
-    if is_ended and farewell is not None:
-        found = [*found, farewell]
+    if is_ended and closing_error is not None:
+        found = [*found, closing_error]
     codes = {sqlstate_of(one) for one in found}
     if codes & _LIMITS:
-        return _named(error, found)
+        return _limit_error(error, found)
     conflicts = any(code.startswith(_CONFLICT_CLASS) for code in codes - _OUTAGES)
     if conflicts or is_outdated(error):
         return GivenUpError(f"{database}: {_text(error)}")
@@ -79,11 +81,11 @@ def application_error(
     return unavailable_error(error, database) if is_outage or is_loss else None
 
 
-def _named(error: Exception, found: list[BaseException]) -> DBAPIError | None:
-    """Return an error that names the limit that was hit, ``None`` if this one does."""
+def _limit_error(error: Exception, found: list[BaseException]) -> DBAPIError | None:
+    """Return an error that names the limit that was hit, ``None`` if *error* names it."""
     limit = next(one for one in found if sqlstate_of(one) in _LIMITS)
-    names_it = sqlstate_of(getattr(error, "orig", error)) in _LIMITS
-    return None if names_it else DBAPIError(getattr(error, "statement", None), None, limit)
+    is_named = sqlstate_of(getattr(error, "orig", error)) in _LIMITS
+    return None if is_named else DBAPIError(getattr(error, "statement", None), None, limit)
 
 
 def unavailable_error(error: Exception, database: str) -> StorageUnavailableError:
@@ -93,10 +95,10 @@ def unavailable_error(error: Exception, database: str) -> StorageUnavailableErro
 
 @contextmanager
 def library_statements(database: str) -> Iterator[None]:
-    """Treat a limit as an outage if it has ended a statement of the library.
+    """Treat a limit as an outage if it ends one of the library's own statements.
 
-    The application's limits hold for the library's statements in its transaction as well. A slow
-    statement of the library says nothing about the application's work, which is done again.
+    The application's limits hold for all statements in its transaction. If one of ours takes too
+    long, the application's work is not to blame, and the transaction is run again.
 
     Raises:
         StorageUnavailableError: A limit has ended a statement.
@@ -111,10 +113,10 @@ def library_statements(database: str) -> Iterator[None]:
 
 @contextmanager
 def our_own_commit(database: str) -> Iterator[None]:
-    """Treat a connection that is lost at a COMMIT as an outage, whatever the reason.
+    """Treat the loss of a connection at a COMMIT as an outage, whatever its cause.
 
-    The library has set a limit for the pause between the record and the COMMIT. Other errors at a
-    COMMIT may be the application's, as its constraints are checked then.
+    The idle time before a COMMIT has a limit of the library's own. Other errors of a COMMIT may
+    belong to the application, as deferred constraints are checked then.
 
     Raises:
         StorageUnavailableError: The connection is lost.
@@ -129,19 +131,19 @@ def our_own_commit(database: str) -> Iterator[None]:
 
 
 def is_outdated(error: BaseException) -> bool:
-    """Tell whether the cache of a connection is older than a migration of its tables."""
+    """Tell whether a connection has cached plans or types of tables from before a migration."""
     for one in _database_errors(error):
         diagnosis: Any = getattr(one, "diag", None)
         if isinstance(one, _OUTDATED) or getattr(diagnosis, "source_function", "") == _REPLANNING:
             return True
-        # The cache refers to a type or a function that was dropped and created again.
+        # A cached plan refers to a type or a function that was dropped and created again.
         if sqlstate_of(one) == _INTERNAL and _LOOKUP_FAILED in str(one):
             return True
     return False
 
 
 def drop_outdated_connections(context: Any) -> None:
-    """Replace all connections of a pool before their next use, once one of them is outdated.
+    """Let a pool replace all of its connections if an error shows that one is outdated.
 
     Args:
         context: The argument of SQLAlchemy's event ``handle_error``.
@@ -151,9 +153,9 @@ def drop_outdated_connections(context: Any) -> None:
 
 
 def _database_errors(error: BaseException) -> list[BaseException]:
-    """Return an error and its causes, as far as they belong to a driver or to SQLAlchemy.
+    """Return an error and its causes, as far as the driver or SQLAlchemy raised them.
 
-    An exception of its own that the application raised from one is the application's.
+    An exception that the application raised from one of SQLAlchemy's is the application's.
     """
     one: BaseException | None = error if _is_of_database(error) else error.__cause__
     if isinstance(one, DBAPIError) and one is not error:
@@ -169,10 +171,10 @@ def _database_errors(error: BaseException) -> list[BaseException]:
 
 
 def _is_of_database(error: BaseException) -> bool:
-    # Those of psycopg have a `sqlstate` as well, ``None`` for a connection that is lost.
+    # All errors of psycopg have a `sqlstate`; it is ``None`` for a lost connection.
     return isinstance(error, (DBAPIError, *DRIVER_ERRORS)) or hasattr(error, "sqlstate")
 
 
 def _text(error: Exception) -> str:
-    # Without the lines of details and hints, which may show rows.
+    # Details and hints, on the lines below the first, may show rows.
     return str(getattr(error, "orig", None) or error).partition("\n")[0]

@@ -1,13 +1,10 @@
-"""The application's transactions on PostgreSQL: what the library does in them, in which order.
+"""The order of statements in a transaction of the application, for ``async`` and ``def`` alike.
 
-Written once, in terms of SQLAlchemy's blocking connections. Code in threads calls it directly, and
-async code through ``AsyncConnection.run_sync``; :class:`Driver` has what differs between them.
+Everything here is synchronous. ``def`` code calls it in its thread. For ``async`` code it runs
+inside of SQLAlchemy's ``run_sync``, where a statement suspends the task that waits for it.
 """
 
 from __future__ import annotations
-
-from collections.abc import Sequence
-from typing import Any, Protocol
 
 import sqlalchemy as sa
 from sqlalchemy.orm import Session
@@ -16,133 +13,102 @@ from asgi_durable.errors import DurableUsageError
 from asgi_durable.storage.application import transaction_ended_error
 from asgi_durable.storage.postgres.rows import PostgresNames, step_values, workflow_values
 from asgi_durable.storage.postgres.transactions.application_errors import library_statements
-from asgi_durable.storage.postgres.transactions.slots import (
+from asgi_durable.storage.postgres.transactions.drivers import Driver
+from asgi_durable.storage.postgres.transactions.statements import (
     RequestStatements,
-    SlotStatements,
-    answer_values,
-    claiming,
+    StepStatements,
+    lock_timeout_of,
     request_taken,
-    slot_taken,
-    whole_milliseconds,
+    response_parameters,
+    step_taken,
+    waiting_for_claim,
 )
 from asgi_durable.storage.records import StepRecord
 from asgi_durable.storage.transaction_port import RequestSlot, StepSlot
 from asgi_durable.storage.writes import FinishWorkflow
 
-__all__ = ["Driver", "OpenRequestTransaction", "OpenStepTransaction", "Openings"]
+__all__ = ["OpenRequestTransaction", "OpenStepTransaction", "TransactionCore"]
 
 
-class Driver(Protocol):
-    """Sends the library's own statements, whose parameters are numbered as the server has them."""
-
-    def execute(self, connection: sa.Connection, statement: str, values: Sequence[object]) -> int:
-        """Execute a statement in the open transaction; return the number of its rows."""
-
-    def fetch_row(
-        self, connection: sa.Connection, statement: str, values: Sequence[object]
-    ) -> Sequence[Any]:
-        """Return the only row of a statement in the open transaction."""
-
-    def fetch_value(
-        self, connection: sa.Connection, statement: str, values: Sequence[object]
-    ) -> Any:
-        """Return the only value of a statement, executed before the transaction begins.
-
-        The connection is left as it was, however the statement ends.
-        """
-
-    def is_in_transaction(self, connection: sa.Connection) -> bool:
-        """Tell whether the server has an open transaction for a connection."""
-
-
-class Openings:
-    """Begins transactions, each with a check that its slot is free.
+class TransactionCore:
+    """Begins transactions on connections of one driver.
 
     Args:
         driver: The driver of the connections.
-        names: The names of the tables.
-        database: The database, for messages.
+        names: The tables' names.
+        database: The database's name, for messages.
     """
 
-    def __init__(self, driver: Driver, names: PostgresNames, *, database: str) -> None:
-        self._driver = driver
-        self._database = database
-        self._step_statements = SlotStatements(names)
-        self._request_statements = RequestStatements(names)
+    def __init__(self, driver: Driver, names: PostgresNames, database: str) -> None:
+        self.driver = driver
+        self.database = database
+        self.step_statements = StepStatements(names)
+        self.request_statements = RequestStatements(names)
 
-    def begin(self, connection: sa.Connection, slot: StepSlot | None) -> None:
-        """Begin a transaction.
+    def begin_step(self, connection: sa.Connection, slot: StepSlot | None) -> sa.RootTransaction:
+        """Check the place in the step log, if there is one, and begin a transaction.
+
+        The check is not part of the transaction: a SERIALIZABLE one that reads our tables would
+        conflict with transactions of other workflows.
 
         Raises:
-            SlotTakenError: The step is recorded, or the executor does not own the workflow.
+            SlotTakenError: The place is taken, or the workflow is not the executor's.
         """
         if slot is not None:
-            # Not in the transaction: a SERIALIZABLE one that reads the library's tables would
-            # conflict with the transactions of other workflows.
             values = (slot.executor_id, slot.workflow_id, slot.step_number)
-            statement = self._step_statements.check
-            with library_statements(self._database):
-                is_free = self._driver.fetch_value(connection, statement, values)
+            with library_statements(self.database):
+                is_free = self.driver.fetch_alone(connection, self.step_statements.check, values)
             if not is_free:
-                raise slot_taken(slot)
-        connection.begin()
+                raise step_taken(slot)
+        return connection.begin()
 
-    def begin_request(self, connection: sa.Connection, slot: RequestSlot) -> None:
+    def begin_request(self, connection: sa.Connection, slot: RequestSlot) -> sa.RootTransaction:
         """Begin a transaction, and claim the request in it.
 
         Raises:
-            SlotBusyError: Another transaction has claimed the request, and did not end in time.
-            SlotTakenError: The request is claimed, or the executor is not alive.
+            SlotTakenError: There is a workflow with the request's id.
+            SlotBusyError: Another transaction held the id for too long.
         """
-        connection.begin()
-        values = (whole_milliseconds(slot), *workflow_values(slot.workflow))
-        with library_statements(self._database), claiming(slot):
-            row = self._driver.fetch_row(connection, self._request_statements.claim, values)
-        if row[0] != 1:
+        transaction = connection.begin()
+        values = (lock_timeout_of(slot), *workflow_values(slot.workflow))
+        with library_statements(self.database), waiting_for_claim(slot):
+            cursor = self.driver.execute(connection, self.request_statements.claim, values)
+            (inserted, _) = cursor.fetchone()
+        if inserted != 1:
             raise request_taken(slot)
-
-    def step_transaction(
-        self, connection: sa.Connection, session: Session, slot: StepSlot | None
-    ) -> OpenStepTransaction:
-        """Return the open transaction of a step, or of no step."""
-        statement = self._step_statements.record
-        return OpenStepTransaction(
-            self._driver, self._database, connection, session, (statement, slot)
-        )
-
-    def request_transaction(
-        self, connection: sa.Connection, session: Session, slot: RequestSlot
-    ) -> OpenRequestTransaction:
-        """Return the open transaction of a request."""
-        return OpenRequestTransaction(
-            self._driver, self._database, connection, session, (self._request_statements, slot)
-        )
+        return transaction
 
 
 class _OpenTransaction:
-    """An open transaction, and the application's session in it."""
+    """A transaction that has begun, and the application's session in it."""
 
     def __init__(
-        self, driver: Driver, database: str, connection: sa.Connection, session: Session
+        self,
+        core: TransactionCore,
+        connection: sa.Connection,
+        transaction: sa.RootTransaction,
+        session: Session,
+        *,
+        has_begun: bool,
     ) -> None:
         self.session = session
-        self._driver = driver
-        self._database = database
+        self._core = core
         self._connection = connection
-        self._has_begun = False
-        # The driver's BEGIN comes with the first statement, which is the savepoint of the session.
+        self._transaction = transaction
+        self._has_begun = has_begun
+        # The drivers send BEGIN with the first statement, which is the session's savepoint.
         sa.event.listen(session, "after_begin", self._on_begin)
 
     def flush(self) -> None:
-        """Write the rows that the session holds, so that the library's come after them.
+        """Write the rows that the session holds, so that ours can be written after them.
 
         Raises:
             DurableUsageError: The application has ended the transaction itself.
         """
-        transaction = self._connection.get_transaction()
-        is_over = self._has_begun and not self._driver.is_in_transaction(self._connection)
-        if transaction is None or not transaction.is_active or is_over:
-            # There is no savepoint left, and the session would fail at its own.
+        if not self._transaction.is_active or (
+            self._has_begun and not self._core.driver.is_in_transaction(self._connection)
+        ):
+            # The session's savepoint does not exist any more, and to release it would fail.
             self._connection.invalidate()
             raise transaction_ended_error()
         self.session.commit()
@@ -156,28 +122,27 @@ class OpenStepTransaction(_OpenTransaction):
 
     def __init__(
         self,
-        driver: Driver,
-        database: str,
+        core: TransactionCore,
         connection: sa.Connection,
+        transaction: sa.RootTransaction,
         session: Session,
-        recording: tuple[str, StepSlot | None],
+        slot: StepSlot | None,
     ) -> None:
-        super().__init__(driver, database, connection, session)
-        self._statement, self._slot = recording
+        super().__init__(core, connection, transaction, session, has_begun=False)
+        self._slot = slot
 
     def record(self, step: StepRecord) -> None:
-        slot = self._slot
-        if slot is None:
+        if self._slot is None:
             msg = "this transaction has no place in a step log"
             raise DurableUsageError(msg)
-        # Invariant: the application's rows are flushed before the record, and one COMMIT makes
-        # both durable.
+        # Invariant: the application's rows are flushed before the record is written, and one
+        # COMMIT follows for both.
         self.flush()
-        values = (slot.executor_id, *step_values(step))
-        with library_statements(self._database):
-            rows = self._driver.execute(self._connection, self._statement, values)
-        if rows != 1:
-            raise slot_taken(slot)
+        core, values = self._core, (self._slot.executor_id, *step_values(step))
+        with library_statements(core.database):
+            recorded = core.driver.execute(self._connection, core.step_statements.record, values)
+        if recorded.rowcount != 1:
+            raise step_taken(self._slot)
 
 
 class OpenRequestTransaction(_OpenTransaction):
@@ -185,25 +150,25 @@ class OpenRequestTransaction(_OpenTransaction):
 
     def __init__(
         self,
-        driver: Driver,
-        database: str,
+        core: TransactionCore,
         connection: sa.Connection,
+        transaction: sa.RootTransaction,
         session: Session,
-        answering: tuple[RequestStatements, RequestSlot],
+        slot: RequestSlot,
     ) -> None:
-        super().__init__(driver, database, connection, session)
-        self._statements, self._slot = answering
-        # The claim was its first statement.
-        self._has_begun = True
+        # The claim was the first statement.
+        super().__init__(core, connection, transaction, session, has_begun=True)
+        self._slot = slot
 
     def store_response(self, end: FinishWorkflow) -> None:
-        # Once more: code that read an object since the last time may have begun a savepoint.
+        # The caller has flushed before, but attributes that were loaded since may have begun
+        # another savepoint.
         self.flush()
-        with library_statements(self._database):
+        core, values = self._core, response_parameters(end)
+        execute, statements = core.driver.execute, core.request_statements
+        with library_statements(core.database):
             for start in end.starts:
-                row = workflow_values(start)
-                self._driver.execute(self._connection, self._statements.start, row)
-            answer, values = self._statements.answer, answer_values(end)
-            rows = self._driver.execute(self._connection, answer, values)
-        if rows != 1:
+                execute(self._connection, statements.start, workflow_values(start))
+            answered = execute(self._connection, statements.answer, values)
+        if answered.rowcount != 1:
             raise request_taken(self._slot)

@@ -1,76 +1,77 @@
-"""Transactions of the application on PostgreSQL, on the application's own event loop."""
+"""Opens and commits transactions of the application, on event loops and in threads."""
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
-from typing import Any
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
 
-import sqlalchemy as sa
-from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession
+from sqlalchemy.ext.asyncio import AsyncSession
+from sqlalchemy.orm import Session
 
 from asgi_durable.storage.application import SESSION_OPTIONS
 from asgi_durable.storage.postgres.connections.database import PostgresDatabase
 from asgi_durable.storage.postgres.rows import PostgresNames
 from asgi_durable.storage.postgres.transactions.open_transactions import (
-    Openings,
     OpenRequestTransaction,
     OpenStepTransaction,
+    TransactionCore,
 )
-from asgi_durable.storage.postgres.transactions.sessions import PostgresSessions
+from asgi_durable.storage.postgres.transactions.sessions import (
+    PostgresBlockingSessions,
+    PostgresSessions,
+    synchronous,
+)
 from asgi_durable.storage.records import StepRecord
 from asgi_durable.storage.transaction_port import RequestSlot, StepSlot
 from asgi_durable.storage.writes import FinishWorkflow
 
-__all__ = ["PostgresRequestTransaction", "PostgresTransaction", "PostgresTransactions"]
+__all__ = [
+    "PostgresBlockingTransactions",
+    "PostgresRequestTransaction",
+    "PostgresTransaction",
+    "PostgresTransactions",
+]
 
 
 class PostgresTransaction:
     """See :class:`asgi_durable.storage.transaction_port.StoredTransaction`."""
 
-    def __init__(
-        self, connection: AsyncConnection, session: AsyncSession, opened: OpenStepTransaction
-    ) -> None:
+    def __init__(self, session: AsyncSession, opened: OpenStepTransaction) -> None:
         self.session = session
-        self._connection = connection
         self._opened = opened
 
     async def record(self, step: StepRecord) -> None:
-        await self._connection.run_sync(lambda _: self._opened.record(step))
+        await self.session.run_sync(lambda _: self._opened.record(step))
 
 
 class PostgresRequestTransaction:
     """See :class:`asgi_durable.storage.transaction_port.RequestTransaction`."""
 
-    def __init__(
-        self, connection: AsyncConnection, session: AsyncSession, opened: OpenRequestTransaction
-    ) -> None:
+    def __init__(self, session: AsyncSession, opened: OpenRequestTransaction) -> None:
         self.session = session
-        self._connection = connection
         self._opened = opened
 
     async def flush(self) -> None:
-        await self._connection.run_sync(lambda _: self._opened.flush())
+        await self.session.run_sync(lambda _: self._opened.flush())
 
     async def store_response(self, end: FinishWorkflow) -> None:
-        await self._connection.run_sync(lambda _: self._opened.store_response(end))
+        await self.session.run_sync(lambda _: self._opened.store_response(end))
 
 
 class PostgresTransactions:
-    """Opens the application's transactions.
+    """Opens transactions of ``async`` code.
 
     Args:
         database: The database.
-        names: The names of the tables.
+        names: The tables' names.
     """
 
     def __init__(self, database: PostgresDatabase, names: PostgresNames) -> None:
         self._sessions = PostgresSessions(database)
-        driver = AsyncpgDriver(prepares=database.prepared_statements)
-        self._openings = Openings(driver, names, database=database.name)
+        self._core = TransactionCore(self._sessions.driver, names, database.name)
 
     async def open(self) -> None:
-        """Make ready for any number of event loops."""
+        """Prepare for any number of event loops."""
         await self._sessions.open()
 
     async def close(self) -> None:
@@ -82,11 +83,14 @@ class PostgresTransactions:
         self, slot: StepSlot | None, isolation_level: str | None
     ) -> AsyncIterator[PostgresTransaction]:
         """See ``Transactions.transaction``."""
+        core = self._core
         async with self._sessions.connect(isolation_level) as connection:
-            await connection.run_sync(self._openings.begin, slot)
+            transaction = await connection.run_sync(core.begin_step, slot)
             async with AsyncSession(connection, **SESSION_OPTIONS) as session:
-                opened = self._openings.step_transaction(*_blocking(connection, session), slot)
-                yield PostgresTransaction(connection, session, opened)
+                opened = OpenStepTransaction(
+                    core, synchronous(connection), transaction, session.sync_session, slot
+                )
+                yield PostgresTransaction(session, opened)
                 await session.commit()
             await self._sessions.commit(connection)
 
@@ -95,54 +99,56 @@ class PostgresTransactions:
         self, slot: RequestSlot, isolation_level: str | None
     ) -> AsyncIterator[PostgresRequestTransaction]:
         """See ``Transactions.request_transaction``."""
+        core = self._core
         async with self._sessions.connect(isolation_level) as connection:
-            await connection.run_sync(self._openings.begin_request, slot)
+            transaction = await connection.run_sync(core.begin_request, slot)
             async with AsyncSession(connection, **SESSION_OPTIONS) as session:
-                opened = self._openings.request_transaction(*_blocking(connection, session), slot)
-                yield PostgresRequestTransaction(connection, session, opened)
+                opened = OpenRequestTransaction(
+                    core, synchronous(connection), transaction, session.sync_session, slot
+                )
+                yield PostgresRequestTransaction(session, opened)
                 await session.commit()
             await self._sessions.commit(connection)
 
 
-class AsyncpgDriver:
-    """See :class:`asgi_durable.storage.postgres.transactions.open_transactions.Driver`.
+class PostgresBlockingTransactions:
+    """Opens transactions of ``def`` code, in the calling thread.
 
     Args:
-        prepares: False behind a pooler that cannot hold prepared statements.
+        database: The database.
+        names: The tables' names.
     """
 
-    def __init__(self, *, prepares: bool) -> None:
-        self._prepares = prepares
+    def __init__(self, database: PostgresDatabase, names: PostgresNames) -> None:
+        self._sessions = PostgresBlockingSessions(database)
+        self._core = TransactionCore(self._sessions.driver, names, database.name)
 
-    def execute(self, connection: sa.Connection, statement: str, values: Sequence[object]) -> int:
-        return connection.exec_driver_sql(statement, tuple(values)).rowcount
+    def close(self) -> None:
+        """Close all connections that are not in use."""
+        self._sessions.close()
 
-    def fetch_row(
-        self, connection: sa.Connection, statement: str, values: Sequence[object]
-    ) -> Sequence[Any]:
-        return connection.exec_driver_sql(statement, tuple(values)).one()
+    @contextmanager
+    def transaction(
+        self, slot: StepSlot | None, isolation_level: str | None
+    ) -> Iterator[OpenStepTransaction]:
+        """See ``Transactions.blocking_transaction``."""
+        core = self._core
+        with self._sessions.connect(isolation_level) as connection:
+            transaction = core.begin_step(connection, slot)
+            with Session(connection, **SESSION_OPTIONS) as session:
+                yield OpenStepTransaction(core, connection, transaction, session, slot)
+                session.commit()
+            self._sessions.commit(connection)
 
-    def fetch_value(
-        self, connection: sa.Connection, statement: str, values: Sequence[object]
-    ) -> Any:
-        async def fetch(driver: Any) -> Any:
-            if self._prepares:
-                return await driver.fetchval(statement, *values)
-            async with driver.transaction():
-                return await driver.fetchval(statement, *values)
-
-        adapted: Any = connection.connection.dbapi_connection
-        return adapted.run_async(fetch)
-
-    def is_in_transaction(self, connection: sa.Connection) -> bool:
-        driver: Any = connection.connection.driver_connection
-        return bool(driver.is_in_transaction())
-
-
-def _blocking(connection: AsyncConnection, session: AsyncSession) -> tuple[sa.Connection, Any]:
-    """Return what SQLAlchemy wraps for async code, to be used inside of ``run_sync`` alone."""
-    blocking = connection.sync_connection
-    if blocking is None:
-        msg = "the connection is not open"
-        raise RuntimeError(msg)
-    return blocking, session.sync_session
+    @contextmanager
+    def request_transaction(
+        self, slot: RequestSlot, isolation_level: str | None
+    ) -> Iterator[OpenRequestTransaction]:
+        """See ``Transactions.blocking_request_transaction``."""
+        core = self._core
+        with self._sessions.connect(isolation_level) as connection:
+            transaction = core.begin_request(connection, slot)
+            with Session(connection, **SESSION_OPTIONS) as session:
+                yield OpenRequestTransaction(core, connection, transaction, session, slot)
+                session.commit()
+            self._sessions.commit(connection)

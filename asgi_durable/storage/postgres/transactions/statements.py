@@ -1,4 +1,4 @@
-"""The statements with which an application's transaction becomes part of the step log."""
+"""SQL that ties a transaction of the application to the step log."""
 
 from __future__ import annotations
 
@@ -27,25 +27,27 @@ from asgi_durable.storage.writes import FinishWorkflow
 
 __all__ = [
     "RequestStatements",
-    "SlotStatements",
-    "answer_values",
-    "claiming",
+    "StepStatements",
+    "lock_timeout_of",
     "request_taken",
-    "slot_taken",
-    "whole_milliseconds",
+    "response_parameters",
+    "step_taken",
+    "waiting_for_claim",
 ]
 
-# Only from a transaction's record to its COMMIT, which follows at once.
+# Limits the time between a transaction's record and its COMMIT, which follows at once.
 LONGEST_PAUSE = "15s"
 LOCK_NOT_AVAILABLE = "55P03"
 
 
-class SlotStatements:
-    """SQL with parameters by number.
+class StepStatements:
+    """SQL for a transaction that is a step of a workflow.
 
     Attributes:
-        check: Tells whether a slot is free: the executor, the workflow, the step's number.
-        record: Fills the slot, if it is still free: the executor, and the row.
+        check: Selects whether a place in the step log is free. Parameters: the executor, the
+            workflow, the step's number.
+        record: Inserts the step's row, if its place is still free. Parameters: the executor, and
+            the row.
     """
 
     def __init__(self, names: PostgresNames) -> None:
@@ -56,11 +58,10 @@ class SlotStatements:
             f"AND NOT EXISTS (SELECT 1 FROM {names.steps} AS s "
             "WHERE s.workflow_id = $2::text AND s.step_number = $3::int4)"
         )
-        # The executor is $1, as in OWNED, and the row follows.
         # Invariant: the fence is locked by the last statement before the COMMIT, so that a
-        # takeover never waits for the application; and if the process stops between the two,
-        # the server ends the transaction. So is the workflow's row: in an older snapshot it
-        # may be this executor's still.
+        # takeover never waits for the application. If the process stops between the two, the
+        # server ends the transaction after the pause. The workflow's row is locked as well,
+        # because an older snapshot may still show it as owned by this executor.
         self.record = (
             f"WITH executor AS MATERIALIZED ({names.fence('$1::text')}), pause AS MATERIALIZED ("
             f"SELECT set_config('idle_in_transaction_session_timeout', '{LONGEST_PAUSE}', true)) "
@@ -72,32 +73,32 @@ class SlotStatements:
 
 
 class RequestStatements:
-    """SQL for a transaction that claims a request and stores its response.
+    """SQL for a transaction that claims a request and records its response.
 
     Attributes:
-        claim: Inserts the request's row: how long to wait for another transaction, in
-            milliseconds, and the row. Its result is how many rows were inserted.
-        answer: Ends the request and inserts its response, if the executor is alive: the executor,
-            the end, and the row.
-        start: Inserts a workflow that the request starts.
+        claim: Inserts the request's row, and selects how many rows were inserted. Parameters:
+            the time limit for the wait for another transaction, in milliseconds, and the row.
+        answer: Ends the request and inserts its response, if the executor is alive. Parameters:
+            the executor, the end, and the response's row.
+        start: Inserts a workflow that the request starts. Parameters: its row.
     """
 
     def __init__(self, names: PostgresNames) -> None:
         workflows, responses = columns(tables.workflows), columns(tables.responses)
         changes = ", ".join(f"{name} = excluded.{name}" for name in responses[1:])
-        # Invariant: the application's own statements have its own lock_timeout again. The rows are
-        # inserted and counted before it is restored.
+        # Invariant: the claim's lock_timeout does not hold for the application's statements. The
+        # row is inserted before it is counted, and counted before the setting is restored.
         self.claim = (
             "WITH setting AS MATERIALIZED (SELECT current_setting('lock_timeout') AS value), "
-            "patience AS MATERIALIZED ("
+            "waiting AS MATERIALIZED ("
             "SELECT value, set_config('lock_timeout', $1::text, true) FROM setting), "
             f"claimed AS (INSERT INTO {names.workflows} ({', '.join(workflows)}) "
-            f"SELECT {_typed(tables.workflows, first=2)} FROM patience "
+            f"SELECT {_typed(tables.workflows, first=2)} FROM waiting "
             "ON CONFLICT DO NOTHING RETURNING 1), "
             "counted AS MATERIALIZED (SELECT count(*) AS inserted FROM claimed) "
-            "SELECT inserted, set_config('lock_timeout', value, true) FROM counted, patience"
+            "SELECT inserted, set_config('lock_timeout', value, true) FROM counted, waiting"
         )
-        # Invariant: as for a record, the fence is locked by the last statement of all.
+        # Invariant: as for a step's record, the last statement locks the fence.
         self.answer = (
             f"WITH executor AS MATERIALIZED ({names.fence('$1::text')}), pause AS MATERIALIZED ("
             f"SELECT set_config('idle_in_transaction_session_timeout', '{LONGEST_PAUSE}', true)), "
@@ -122,11 +123,11 @@ def _typed(table: sa.Table, *, first: int) -> str:
 
 
 @contextmanager
-def claiming(slot: RequestSlot) -> Iterator[None]:
+def waiting_for_claim(slot: RequestSlot) -> Iterator[None]:
     """Raise an error of its own for a claim that has waited for too long.
 
     Raises:
-        SlotBusyError: The claim has waited for too long.
+        SlotBusyError: Another transaction held the request's id until the time limit.
     """
     try:
         yield
@@ -134,29 +135,29 @@ def claiming(slot: RequestSlot) -> Iterator[None]:
         if sqlstate_of(getattr(error, "orig", error)) != LOCK_NOT_AVAILABLE:
             raise
         workflow_id = slot.workflow.workflow_id
-        msg = f"another transaction is at the request {workflow_id!r}"
+        msg = f"another transaction holds the request {workflow_id!r}"
         raise SlotBusyError(msg) from None
 
 
-def answer_values(end: FinishWorkflow) -> tuple[Any, ...]:
+def response_parameters(end: FinishWorkflow) -> tuple[Any, ...]:
     """Return the parameters of :attr:`RequestStatements.answer`."""
     if end.response is None:
-        msg = "a request ends with an answer"
+        msg = "a request ends with a response"
         raise TypeError(msg)
-    ending = (end.workflow_id, end.state.value, end.output, end.error, end.finished_at_us)
-    return (end.executor_id, *ending, *response_values(end.response))
+    row = (end.workflow_id, end.state.value, end.output, end.error, end.finished_at_us)
+    return (end.executor_id, *row, *response_values(end.response))
 
 
-def whole_milliseconds(slot: RequestSlot) -> str:
-    """Return how long a claim waits, as a ``lock_timeout``; 0 would mean for ever."""
+def lock_timeout_of(slot: RequestSlot) -> str:
+    """Return a claim's time limit as ``lock_timeout``: milliseconds, at least 1 (0 is no limit)."""
     return str(max(1, round(slot.wait_seconds * 1000)))
 
 
 def request_taken(slot: RequestSlot) -> SlotTakenError:
-    """Return the error of a request that is claimed already, or whose executor is not alive."""
+    """Return the error for a request that exists already, or whose executor is not alive."""
     return SlotTakenError(f"the request {slot.workflow.workflow_id!r} cannot be claimed")
 
 
-def slot_taken(slot: StepSlot) -> SlotTakenError:
-    """Return the error of a slot that is not free."""
+def step_taken(slot: StepSlot) -> SlotTakenError:
+    """Return the error for a place in the step log that is not free."""
     return SlotTakenError(f"step {slot.step_number} of workflow {slot.workflow_id!r} is not free")
