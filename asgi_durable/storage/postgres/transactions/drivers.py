@@ -67,7 +67,9 @@ class Asyncpg:
             # Invariant: a connection with an open transaction does not return to its pool. A
             # cancellation may interrupt the ROLLBACK too, and SQLAlchemy does not know of this
             # transaction. It invalidates connections in the same way for its own statements.
-            if not isinstance(error, Exception) or adapted.driver_connection.is_in_transaction():
+            driver = adapted.driver_connection
+            is_sound = isinstance(error, Exception) and not driver.is_closed()
+            if not is_sound or driver.is_in_transaction():
                 connection.invalidate()
             raise
 
