@@ -162,8 +162,14 @@ def package(session: nox.Session) -> None:
 
 @nox.session(python=OLDEST)
 def benchmarks(session: nox.Session) -> None:
-    """Print how fast everything is, beside peers and hand-written limits; short by default."""
+    """Print how fast everything is, beside peers and hand-written limits; short by default.
+
+    With ``--against REVISION`` only this checkout is compared with that revision.
+    """
     session.install("-e", ".[fastapi,postgres]", *GROUPS["benchmarks"])
+    if "--against" in session.posargs:
+        session.run("python", "-m", "benchmarks.check", *session.posargs)
+        return
     arguments = session.posargs or ["--short", "--json", "benchmarks/results"]
     for name in BENCHMARKS:
         session.run("python", "-m", f"benchmarks.{name}", *arguments)
