@@ -10,7 +10,7 @@ from typing import Any
 from asgi_durable.context import current_request
 from asgi_durable.engine.runs.frame import Frame, current_frame
 from asgi_durable.ids import principal_hash
-from asgi_durable.telemetry.otel.trace_context import current_span_ids
+from asgi_durable.telemetry.current_span import current_span_ids
 
 __all__ = ["DurableLogFilter", "DurableLogProcessor"]
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from asgi_durable.log_context import DurableLogFilter
 from asgi_durable.middleware.asgi import (
     ASGIApp,
     Message,
@@ -56,6 +57,7 @@ class TracingMiddleware:
     ) -> None:
         self.app = app
         self.telemetry = telemetry or Telemetry()
+        self.telemetry.filter_exported_logs(DurableLogFilter())
         self._find_route = find_route
         self._find_stack = find_stack
         self._instrumentations: list[Any] | None = None

@@ -7,20 +7,25 @@ import os
 import re
 import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from importlib import import_module
 from importlib.util import find_spec
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from opentelemetry.metrics import MeterProvider
 from opentelemetry.trace import TracerProvider
 
 from asgi_durable.errors import DurableUsageError
 from asgi_durable.telemetry.baggage import baggage_keys as checked_keys
+from asgi_durable.telemetry.global_providers import global_meter_provider, global_tracer_provider
 from asgi_durable.telemetry.observer import NO_OBSERVER, Observer
-from asgi_durable.telemetry.otel.providers import Outlets, open_outlets
-from asgi_durable.telemetry.otel.server_spans import ServerSpans
+
+if TYPE_CHECKING:
+    from asgi_durable.telemetry.otel.outputs import Outputs
+    from asgi_durable.telemetry.otel.server_spans import ServerSpans
 
 __all__ = ["Telemetry"]
 
+_OUTPUTS = "asgi_durable.telemetry.otel.outputs"
 _EXPORTER = "opentelemetry.exporter.otlp.proto.http"
 _EXCLUDED_URLS = "OTEL_PYTHON_EXCLUDED_URLS"
 
@@ -93,7 +98,7 @@ class Telemetry:
             raise DurableUsageError(msg)
         self._lock = threading.Lock()
         self._is_decided = False
-        self._outlets: Outlets | None = None
+        self._outputs: Outputs | None = None
         self._observer: Observer = NO_OBSERVER
         self._server_spans: ServerSpans | None = None
 
@@ -127,19 +132,25 @@ class Telemetry:
     async def close(self) -> None:
         """Export the remaining spans and records, in a limited time; the next use begins anew."""
         with self._lock:
-            outlets, self._outlets = self._outlets, None
+            outputs, self._outputs = self._outputs, None
             self._is_decided = False
             self._observer, self._server_spans = NO_OBSERVER, None
-        if outlets is not None:
-            await outlets.close()
+        if outputs is not None:
+            await outputs.close()
 
     def _decide(self) -> None:
         with self._lock:
             if self._is_decided:
                 return
-            self._outlets = open_outlets(self)
-            self._observer = self._outlets.observer
-            self._server_spans = self._outlets.server_spans
+            tracer_provider = self.tracer_provider or global_tracer_provider()
+            meter_provider = self.meter_provider or global_meter_provider()
+            if self._exports or tracer_provider is not None or meter_provider is not None:
+                # Only now: it loads the propagators, which fails if the environment names one that
+                # is not installed. Without spans nobody needs them.
+                outputs = import_module(_OUTPUTS)
+                self._outputs = outputs.open_outputs(self, tracer_provider, meter_provider)
+                self._observer = self._outputs.observer
+                self._server_spans = self._outputs.server_spans
             # Invariant: set last. A thread that sees it set sees all the rest.
             self._is_decided = True
 

@@ -7,7 +7,7 @@ from typing import Protocol
 
 from asgi_durable.engine.runs.frame import Frame
 from asgi_durable.ids import step_key
-from asgi_durable.telemetry.otel.trace_context import current_span_ids, propagated_headers
+from asgi_durable.telemetry.current_span import current_span_ids, propagated_headers
 
 __all__ = ["DONE", "OutgoingRequest", "add_key", "add_trace"]
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import logging
 import math
+import os
 import socket
 import subprocess
 import sys
@@ -18,7 +19,13 @@ from support.asgi import answer, exchange, http_scope
 from support.telemetry.otlp import Receiver, attributes_of, otlp_receiver
 from support.telemetry.spans import Spans
 
-from asgi_durable import Durable, DurableUsageError, Telemetry
+from asgi_durable import (
+    Durable,
+    DurableUsageError,
+    RequestContextMiddleware,
+    Telemetry,
+    TracingMiddleware,
+)
 from asgi_durable.telemetry.otel import exporters
 
 pytestmark = pytest.mark.anyio
@@ -178,6 +185,21 @@ async def test_an_endpoint_that_does_not_answer_does_not_keep_the_stop(
             thread.join()
 
 
+async def test_log_records_have_their_request_without_an_engine_too(receiver: Receiver) -> None:
+    telemetry = Telemetry(otlp_logs_endpoints=[receiver.logs_endpoint])
+
+    async def handle(scope, receive, send) -> None:
+        logging.getLogger("asgi_durable.shop").warning("served")
+        await answer(send)
+
+    app = RequestContextMiddleware(TracingMiddleware(handle, telemetry=telemetry))
+    await exchange(app, http_scope(headers=[("X-Request-ID", "r1")]))
+    await telemetry.close()
+
+    ((_, record),) = receiver.logs
+    assert attributes_of(record.attributes)["request_id"] == "r1"
+
+
 def test_endpoints_without_the_extra_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     found = importlib.util.find_spec
 
@@ -228,3 +250,30 @@ print(spans.trees())
         [sys.executable, "-c", program], capture_output=True, text=True, check=True
     )
     assert found.stdout.strip() == str([TREE])
+
+
+def test_a_propagator_that_is_not_installed_matters_to_no_process_without_spans(tmp_path) -> None:
+    program = f"""
+import asyncio, sys
+sys.path.insert(0, 'tests')
+import httpx
+from asgi_durable import Durable
+from support.asgi import answer, exchange, http_scope
+durable = Durable('sqlite:///{tmp_path}/test.db')
+trace = '00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01'
+async def handle(scope, receive, send):
+    request = httpx.Request('GET', 'https://shop.example/')
+    await durable.add_trace_headers(request)
+    assert request.headers['traceparent'] == trace
+    await answer(send)
+async def main():
+    async with durable:
+        headers = [('traceparent', trace)]
+        print((await exchange(durable.wrap(handle), http_scope(headers=headers))).status)
+asyncio.run(main())
+"""
+    environment = {**os.environ, "OTEL_PROPAGATORS": "not-installed"}
+    found = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True, env=environment
+    )
+    assert found.stdout.strip() == "200"

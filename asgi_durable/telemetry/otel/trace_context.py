@@ -5,7 +5,7 @@ The text of a trace is its W3C ``traceparent``, and after a space its ``tracesta
 
 from __future__ import annotations
 
-from opentelemetry import baggage, propagate, trace
+from opentelemetry import baggage
 from opentelemetry.context import Context
 from opentelemetry.trace import SpanContext, TraceFlags, TraceState
 
@@ -13,27 +13,10 @@ from asgi_durable.telemetry.baggage import baggage_of, has_properties, parse_bag
 from asgi_durable.telemetry.trace_headers import MAX_TRACE_STATE_CHARACTERS, parse_traceparent
 
 __all__ = [
-    "current_span_ids",
     "format_trace_context",
     "parse_trace_context",
-    "propagated_headers",
     "with_stored_baggage",
 ]
-
-
-def current_span_ids() -> tuple[str, str] | None:
-    """Return the trace id and the span id of the current span; ``None`` if there is no span."""
-    context = trace.get_current_span().get_span_context()
-    if not context.is_valid:
-        return None
-    return trace.format_trace_id(context.trace_id), trace.format_span_id(context.span_id)
-
-
-def propagated_headers() -> dict[str, str]:
-    """Return the headers that the application's propagators add to an outgoing request."""
-    carrier: dict[str, str] = {}
-    propagate.inject(carrier)
-    return carrier
 
 
 def format_trace_context(context: SpanContext) -> str | None:
