@@ -118,6 +118,7 @@ class Decorators:
         retry: RetryPolicy | None = ...,
         timeout: float | None = None,
         at_most_once: bool = False,
+        effects: bool = True,
     ) -> Callable[[FunctionT], FunctionT]: ...
 
     def step(
@@ -129,6 +130,7 @@ class Decorators:
         retry: RetryPolicy | None = DEFAULT_RETRY,
         timeout: float | None = None,
         at_most_once: bool = False,
+        effects: bool = True,
     ) -> Any:
         """Make a function a step: recorded inside a workflow, a plain call outside.
 
@@ -146,12 +148,20 @@ class Decorators:
                 recorded before the body runs, and it has one attempt. If its outcome is lost, for
                 example because its process died, the step raises ``StepInterruptedError`` from
                 then on. An error that the body raised stands, also for a request's retry.
+            effects: False if the body only reads or computes. It then runs before the earlier
+                calls are durable, so a chain of such steps costs one commit. It may run again
+                after a crash, although a later step without effects has seen its result.
 
         Raises:
             DurableUsageError: It is no function, or a generator function; or the options do not
                 fit each other or the function.
         """
-        options = StepOptions(retry=retry, timeout_seconds=timeout, at_most_once=at_most_once)
+        options = StepOptions(
+            retry=retry,
+            timeout_seconds=timeout,
+            at_most_once=at_most_once,
+            has_effects=effects,
+        )
 
         def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
             definition = StepDefinition(

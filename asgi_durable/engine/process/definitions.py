@@ -255,6 +255,7 @@ class StepDefinition(Definition):
         self.retry = options.retry
         self.timeout_seconds = options.timeout_seconds
         self.at_most_once = options.at_most_once
+        self.has_effects = options.has_effects
 
 
 class TransactionDefinition(Definition):

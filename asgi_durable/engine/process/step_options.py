@@ -1,4 +1,4 @@
-"""Options of a step: its retries, its timeout, and whether it runs at most once."""
+"""Options of a step: its retries, its timeout, its effects, and whether it runs at most once."""
 
 from __future__ import annotations
 
@@ -22,11 +22,13 @@ class StepOptions:
         retry: When the step is retried; ``None`` for one attempt.
         timeout_seconds: Time limit of each attempt, ``None`` for no limit.
         at_most_once: True if its body is never begun a second time.
+        has_effects: False if its body only reads or computes.
     """
 
     retry: RetryPolicy | None = None
     timeout_seconds: float | None = None
     at_most_once: bool = False
+    has_effects: bool = True
 
     def of(self, name: str, *, is_async: bool) -> Self:
         """Return these options, checked for a step.
@@ -47,6 +49,12 @@ class StepOptions:
             raise DurableUsageError(msg)
         if not self.at_most_once:
             return self
+        if not self.has_effects:
+            msg = (
+                f"step {name!r}: a step without effects may run again; leave out effects=, or "
+                "at_most_once="
+            )
+            raise DurableUsageError(msg)
         retry = self.retry
         if retry is not None and retry is not DEFAULT_RETRY and retry.max_attempts > 1:
             msg = (

@@ -13,6 +13,10 @@ from asgi_durable.storage.writes import DONE, Outcome, OutcomeKind, Write
 
 __all__ = ["PendingWrites"]
 
+# How many writes may be pending before a step without effects waits for them too. Each submission
+# looks at all of them, and a run that never waits leaves no turn to others.
+MANY_WRITES = 64
+
 
 class PendingWrites:
     """Submits the writes of a run, and waits until they are durable.
@@ -41,6 +45,11 @@ class PendingWrites:
         self._queue = committer.queue(loop)
         self._stopping = stopping
         self._pending: list[Once[Outcome]] = []
+
+    @property
+    def has_many(self) -> bool:
+        """True if so many writes are pending that the run must wait for them."""
+        return len(self._pending) >= MANY_WRITES
 
     def submit(self, write: Write) -> None:
         """Submit a write; :meth:`wait_durable` waits for it.

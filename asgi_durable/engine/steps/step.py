@@ -59,8 +59,12 @@ async def run_step(
     if definition.at_most_once:
         run.submit_step(log.new_record(number, name, digest.value))
     # Invariant: the earlier calls are durable before this body has its side effects, and so is
-    # the beginning of a step that no other execution may begin.
-    await run.writes.wait_durable()
+    # the beginning of a step that no other execution may begin. A body without effects need not
+    # wait: after a crash it runs again, and nobody has seen its first result.
+    if definition.has_effects or run.writes.has_many:
+        await run.writes.wait_durable()
+    else:
+        run.stopping.raise_if_stopped()
     with run.services.telemetry.observer.step(run.workflow, name, number, kind="step"):
         failure: Exception | None = None
         error: bytes | None = None

@@ -33,6 +33,48 @@ async def test_a_workflow_alone_costs_a_commit_for_each_step_and_one_more(
     assert statements.count("COMMIT") == commits
 
 
+@pytest.mark.parametrize(("steps", "commits"), [(1, 1), (10, 1), (60, 1), (200, 4)])
+async def test_a_chain_of_steps_without_effects_costs_one_commit(
+    durable: Durable, steps: int, commits: int
+) -> None:
+    @durable.step(effects=False)
+    async def read(number: int) -> int:
+        return number
+
+    @durable.workflow
+    async def work() -> int:
+        return sum([await read(number) for number in range(steps)])
+
+    with written_statements(durable) as statements:
+        assert await work() == sum(range(steps))
+
+    assert statements.count("COMMIT") == commits
+
+
+async def test_a_step_with_effects_waits_for_those_without(durable: Durable) -> None:
+    commits_before: list[int] = []
+
+    @durable.step(effects=False)
+    async def read(number: int) -> int:
+        return number
+
+    @durable.step
+    async def charge() -> None:
+        commits_before.append(statements.count("COMMIT"))
+
+    @durable.workflow
+    async def work() -> None:
+        for number in range(10):
+            await read(number)
+        await charge()
+
+    with written_statements(durable) as statements:
+        await work()
+
+    assert commits_before == [1]
+    assert statements.count("COMMIT") == 2
+
+
 async def test_a_given_id_costs_one_commit_more(durable: Durable) -> None:
     @durable.step
     async def step() -> None: ...
