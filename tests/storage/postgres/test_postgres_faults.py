@@ -304,50 +304,6 @@ async def test_a_row_that_somebody_else_has_locked_is_unavailable_and_no_others_
         await storage.close()
 
 
-# Connections of threads
-
-
-async def test_a_check_that_a_limit_ended_leaves_its_connection_as_it_was(
-    own_postgres: PostgresServer, new_storage: Adapter
-) -> None:
-    pytest.importorskip("psycopg")
-    url = f"{new_storage.url}&statement_timeout=300ms&pool_size=1"
-    storage = replace(new_storage, url=url)()
-    await storage.open()
-    await enter(storage)
-    await storage.commit([StartWorkflow(workflow())])
-    async with storage.transaction(None) as transaction:
-        path = (await transaction.session.execute(sa.text("SHOW search_path"))).scalar_one()
-        await transaction.session.execute(sa.text("CREATE TABLE effects (name TEXT)"))
-    slot = StepSlot(workflow_id="w", step_number=0, executor_id=EXECUTOR)
-
-    def record_nothing() -> None:
-        with storage.blocking_transaction(slot) as transaction:
-            transaction.record(step())
-
-    def fail_after_insert() -> None:
-        with storage.blocking_transaction(None) as transaction:
-            transaction.session.execute(sa.text("INSERT INTO effects VALUES ('x')"))
-            transaction.session.flush()
-            raise ZeroDivisionError
-
-    locker = await asyncpg.connect(own_postgres.url)
-    try:
-        async with locker.transaction():
-            await locker.execute(f"LOCK TABLE {path}.asgi_durable_workflows")
-            with pytest.raises(StorageUnavailableError):
-                await asyncio.to_thread(record_nothing)
-        with pytest.raises(ZeroDivisionError):
-            await asyncio.to_thread(fail_after_insert)
-        async with storage.transaction(None) as transaction:
-            rows = await transaction.session.execute(sa.text("SELECT count(*) FROM effects"))
-            assert rows.scalar_one() == 0
-        await asyncio.to_thread(record_nothing)
-    finally:
-        await locker.close()
-        await storage.close()
-
-
 # The server
 
 
