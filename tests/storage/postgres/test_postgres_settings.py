@@ -37,6 +37,7 @@ async def test_a_driver_in_the_scheme_changes_nothing(postgres_url: str, scheme:
         assert await name() == await durable.run_step(blocking_name)
 
 
+@pytest.mark.needs_sessions("the pooler has connections and names of its own")
 @pytest.mark.parametrize(("parameter", "at_once"), [("", 6), ("&pool_size=2", 2)])
 async def test_the_pool_bounds_the_transactions_of_async_code(
     postgres_url: str, parameter: str, at_once: int
@@ -56,6 +57,7 @@ async def test_the_pool_bounds_the_transactions_of_async_code(
     assert len(set(pids)) == at_once
 
 
+@pytest.mark.needs_sessions("the pooler has connections and names of its own")
 @pytest.mark.parametrize(("parameter", "at_once"), [("", 6), ("&pool_size=2", 2)])
 def test_the_pool_bounds_the_transactions_of_threads(
     postgres_url: str, parameter: str, at_once: int
@@ -75,6 +77,7 @@ def test_the_pool_bounds_the_transactions_of_threads(
     assert len(set(pids)) == at_once
 
 
+@pytest.mark.needs_sessions("the pooler has connections and names of its own")
 @pytest.mark.parametrize(
     ("parameter", "variable", "name"),
     [
