@@ -10,7 +10,10 @@ from support.databases.postgres import fetch
 
 from asgi_durable import Durable
 
-pytestmark = pytest.mark.anyio
+pytestmark = [
+    pytest.mark.anyio,
+    pytest.mark.needs_sessions("it sets options of its own connections"),
+]
 
 SELECT = sa.text("SELECT * FROM goods")
 SELECT_KIND = sa.text("SELECT number FROM goods WHERE kind = CAST(:kind AS kind)")

@@ -15,7 +15,10 @@ from support.databases.postgres import fetch
 
 from asgi_durable import Durable, StorageUnavailableError
 
-pytestmark = pytest.mark.anyio
+pytestmark = [
+    pytest.mark.anyio,
+    pytest.mark.needs_sessions("it sets options of its own connections"),
+]
 
 PID = sa.text("SELECT pg_backend_pid()")
 # Wait until the server has ended the connection, with the event loop or without.

@@ -20,6 +20,8 @@ from asgi_durable.alembic import PREFIX, include_name, include_object
 from asgi_durable.storage import tables
 from asgi_durable.storage.postgres.rows import FENCES
 
+pytestmark = pytest.mark.needs_sessions("it sets options of its own connections")
+
 ITS_OWN = sa.MetaData()
 sa.Table(
     "orders",
